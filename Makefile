@@ -1,0 +1,47 @@
+# `make train` and `make test` set up the environment first, when it is missing or out of date.
+PYTHON ?= python3
+VENV := .venv
+READY := $(VENV)/.ready
+
+.DEFAULT_GOAL := help
+.PHONY: help setup train evaluate test test-slow lint format policy clean
+
+help:  ## this list
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+
+setup: $(READY)  ## create or update the environment in .venv
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "cepo needs Python 3.11 or newer; name one with: make PYTHON=python3.12"; exit 1; }
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV); the first time this takes a few minutes"
+	@$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $(READY)
+
+train: $(READY)  ## train the shipped policy on the figures task with CEPO (minutes, on two CPU cores)
+	@$(VENV)/bin/cepo train
+
+evaluate: $(READY)  ## accuracy of the model that `make train` left
+	@$(VENV)/bin/cepo evaluate --model_name_or_path cepo-figures
+
+test: $(READY)  ## the tests
+	$(VENV)/bin/python -m pytest -m "not slow"
+
+test-slow: $(READY)  ## the tests that take longer: two processes, a whole run from the command line
+	$(VENV)/bin/python -m pytest -m slow
+
+lint: $(READY)  ## style and types
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: $(READY)  ## put the code into the project's format
+	$(VENV)/bin/ruff format .
+	$(VENV)/bin/ruff check --fix .
+
+policy: $(READY)  ## make the shipped policy anew (an hour)
+	$(VENV)/bin/python scripts/make_figures_policy.py --output_dir src/cepo/tasks/figures/policy
+
+clean:  ## remove the environment and what runs left
+	rm -rf $(VENV) cepo-figures build .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,97 @@
+"""Checks of a dataset before training starts: each error names the column and the row, and how to mend it."""
+
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, Image, IterableDataset, Sequence
+
+# How many rows of a stream are looked at; rows further on are checked when they arrive.
+_STREAM_ROWS = 8
+
+
+class DatasetError(ValueError):
+    """A dataset that cannot be trained on; the message names the column and the row."""
+
+
+def check_dataset(dataset: Dataset | IterableDataset, *, needs_solution: bool, name: str = "the training set") -> None:
+    """Refuse a dataset that would fail later, or that would silently train on the wrong thing.
+
+    Args:
+        dataset: With TRL's columns: `prompt`, `solution`, and `image` or `images` for vision-language models.
+        needs_solution: Whether a teacher will be told the `solution`; it then must be there in every row, and the
+            prompts must be conversations, because the hint is put into their last user turn.
+        name: What to call the dataset in messages.
+
+    Raises:
+        DatasetError: Naming the column, the row and the mend.
+    """
+    columns = dataset.column_names
+    if columns is not None:
+        if "prompt" not in columns:
+            raise DatasetError(
+                f"{name} has no column 'prompt'; it has {_listed(columns)}. Rename the column with the questions."
+            )
+        if needs_solution and "solution" not in columns:
+            raise DatasetError(
+                f"{name} has no column 'solution', from which the teachers learn the right answer; it has "
+                f"{_listed(columns)}. Rename the column with the reference answers to 'solution'."
+            )
+    if isinstance(dataset, IterableDataset):
+        _check_rows(islice(dataset, _STREAM_ROWS), needs_solution, name)
+        return
+    _check_images(dataset, name)
+    if needs_solution:
+        # Only the columns that are read, so that no image is decoded here.
+        _check_rows(dataset.select_columns(["prompt", "solution"]), needs_solution, name)
+
+
+def _check_rows(rows: Iterable[dict[str, Any]], needs_solution: bool, name: str) -> None:
+    if not needs_solution:
+        return
+    for number, row in enumerate(rows):
+        check_solution(row, f"row {number} of {name}")
+        prompt = row["prompt"]
+        if isinstance(prompt, str):
+            raise DatasetError(
+                f"row {number} of {name}: 'prompt' is plain text. A teacher's hint is put into the last user turn of a "
+                'conversation; give the prompt as [{"role": "user", "content": ...}].'
+            )
+        if not any(message["role"] == "user" for message in prompt):
+            raise DatasetError(f"row {number} of {name}: 'prompt' has no user turn for a teacher's hint to stand in.")
+
+
+def check_solution(row: dict[str, Any], place: str) -> str:
+    """The `solution` of a row.
+
+    Raises:
+        DatasetError: If it is missing or empty.
+    """
+    solution = row.get("solution")
+    if isinstance(solution, str) and solution.strip():
+        return solution
+    state = "empty" if solution is None or isinstance(solution, str) else f"not text but {solution!r}"
+    raise DatasetError(f"{place}: 'solution' is {state}. Give the row its reference answer as text, or drop it.")
+
+
+def _check_images(dataset: Dataset, name: str) -> None:
+    """Image files that are named but do not exist; decoding them would fail in the middle of training."""
+    for column in ("image", "images"):
+        feature = dataset.features.get(column)
+        if isinstance(feature, Image):
+            undecoded = dataset.select_columns([column]).cast_column(column, Image(decode=False))
+        elif isinstance(getattr(feature, "feature", None), Image):
+            undecoded = dataset.select_columns([column]).cast_column(column, Sequence(Image(decode=False)))
+        else:
+            continue
+        for number, row in enumerate(undecoded):
+            value = row[column]
+            for image in value if isinstance(value, list) else [value]:
+                path = image and not image["bytes"] and image["path"]
+                if path and "://" not in path and not Path(path).is_file():
+                    raise DatasetError(f"row {number} of {name}: '{column}' names a file that does not exist: {path}")
+
+
+def _listed(columns: list[str]) -> str:
+    return ", ".join(f"'{column}'" for column in columns)

@@ -1,0 +1,150 @@
+"""The command `cepo`."""
+
+import sys
+from importlib import import_module
+
+_HELP = """\
+cepo: reinforcement learning from verifiable rewards in which every token gets its own share of the credit
+
+usage: cepo COMMAND [OPTIONS]
+
+commands:
+  train       train a policy with CEPO, RLSD or GRPO; with no options: the embedded figures task, in minutes
+  evaluate    accuracy of a model on held-out problems, with its interval
+
+  cepo COMMAND --help shows a command's options.
+
+examples:
+  cepo train
+  cepo train --method grpo --seed 1 --output_dir grpo-1
+  cepo train --model_name_or_path Qwen/Qwen3-VL-2B-Instruct --dataset_name my-org/geometry --use_peft --bf16
+  cepo train --config run.yaml --learning_rate 5e-6
+  cepo evaluate --model_name_or_path cepo-figures
+
+options:
+  --help      this page
+  --version   the version
+  --traceback show where in the code an error arose (put it anywhere)
+"""
+
+_TRAIN_HELP_HEAD = """\
+usage: cepo train [--config FILE.yaml] [OPTIONS]
+
+Train a policy. Options are TRL's GRPO options and the ones below, as flags or as `name: value` lines of the YAML file;
+flags win. With neither model nor dataset: CEPO on the embedded figures task, sized for two CPU cores.
+"""
+
+# The options that most runs touch; `--help-all` has every one.
+_COMMON = (
+    "model_name_or_path",
+    "dataset_name",
+    "dataset_config",
+    "reward_funcs",
+    "output_dir",
+    "max_steps",
+    "learning_rate",
+    "num_generations",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "max_completion_length",
+    "use_peft",
+    "lora_r",
+    "bf16",
+    "seed",
+    "report_to",
+    "eval_problems",
+    "resume_from_checkpoint",
+)
+
+
+def _train_help(everything: bool) -> str:
+    from dataclasses import fields
+
+    from trl import GRPOConfig
+
+    from .config import CEPOConfig
+    from .train import make_parser
+
+    parser = make_parser()
+    if everything:
+        return parser.format_help()
+    actions = {action.dest: action for action in parser._actions}
+    inherited = {field.name for field in fields(GRPOConfig)}
+    method = [field.name for field in fields(CEPOConfig) if field.name not in inherited]
+
+    def table(names) -> list[str]:
+        lines = []
+        for name in names:
+            action = actions[name]
+            text = " ".join(str(action.help).split()).replace("%%", "%").split(". ")[0].rstrip(".")
+            lines += [f"  --{name}", f"      {text} (default: {action.default!r})"]
+        return lines
+
+    return "\n".join(
+        [
+            _TRAIN_HELP_HEAD,
+            "the method:",
+            *table(method),
+            "",
+            "common options:",
+            *table(_COMMON),
+            "",
+            "cepo train --help-all lists every option.",
+            "",
+        ]
+    )
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line. Returns the exit status: 0, 1 for a failure, 2 for a user's mistake, 130 after Ctrl-C."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    traceback = "--traceback" in arguments
+    arguments = [argument for argument in arguments if argument != "--traceback"]
+    command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
+    if command in ("--help", "-h", "help"):
+        print(_HELP, end="")
+        return 0
+    if command == "--version":
+        from . import __version__
+
+        print(f"cepo {__version__}")
+        return 0
+    if command not in ("train", "evaluate"):
+        print(f"cepo: error: unknown command {command!r}; cepo --help lists the commands", file=sys.stderr)
+        return 2
+    if command == "train" and ("--help" in rest or "-h" in rest or "--help-all" in rest):
+        print(_train_help("--help-all" in rest), end="")
+        return 0
+    return _run(command, rest, traceback)
+
+
+def _run(command: str, arguments: list[str], traceback: bool) -> int:
+    from rich.console import Console
+
+    try:
+        # What goes wrong while a command prepares is the user's to mend; what goes wrong later is ours to explain.
+        job = import_module(f".{command}", __package__).prepare(arguments)
+    except KeyboardInterrupt:
+        print("\ncepo: stopped before anything was done", file=sys.stderr)
+        return 130
+    except (ValueError, TypeError, OSError, ImportError) as error:
+        if traceback:
+            raise
+        print(f"cepo: error: {str(error).strip() or type(error).__name__}", file=sys.stderr)
+        return 2
+    from .checks import DatasetError
+
+    try:
+        return job(Console())
+    except KeyboardInterrupt:
+        print("\ncepo: stopped; nothing had been trained yet", file=sys.stderr)
+        return 130
+    except DatasetError as error:  # a row of a stream that no check could see beforehand
+        if traceback:
+            raise
+        print(f"cepo: error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,127 @@
+"""The options of `CEPOTrainer`: TRL's GRPO options and those of the method."""
+
+from dataclasses import dataclass, field
+from typing import Literal, get_args
+
+from trl import GRPOConfig
+
+from .credit import Schedule, evidence_coefficient
+from .hints import DEFAULT_HINT_TEMPLATE, require_placeholder
+from .methods import METHODS
+from .references import NegativeRule
+
+NoNegative = Literal["student", "uniform"]
+
+@dataclass
+class CEPOConfig(GRPOConfig):
+    r"""
+    Configuration of [`CEPOTrainer`]: every option of TRL's [`GRPOConfig`], and these.
+
+    The defaults are those of the paper (arXiv 2605.19436), `epsilon_high=0.28` (asymmetric PPO clip 0.2 / 0.28) and
+    TRL's `beta=0.0` (no KL) among them.
+
+    Args:
+        method (`str`, *optional*, defaults to `"cepo"`):
+            How credit is placed: `"cepo"` (evidence for the right answer against a wrong one), `"rlsd"` (evidence for
+            the right answer against none, arXiv 2604.03128) or `"grpo"` (the same advantage for every token,
+            arXiv 2402.03300; then the trainer is TRL's `GRPOTrainer` to the bit).
+        evidence_coefficient (`float`, *optional*, defaults to `0.5`):
+            lambda_0: share of a token's advantage that evidence redistributes at step 0, in [0, 1]. Paper, step 7.
+        evidence_steps (`int`, *optional*, defaults to `25`):
+            T_warm: optimiser steps over which lambda falls to 0; from then on the method is GRPO and no teacher runs.
+            Paper, step 7.
+        evidence_schedule (`str`, *optional*, defaults to `"linear"`):
+            How lambda falls: `"linear"` (paper), `"cosine"`, or `"constant"` until `evidence_steps`.
+        evidence_clip (`float`, *optional*, defaults to `0.5`):
+            eps_w: a weight stays within 1 - eps_w and 1 + eps_w; in (0, 1), so that no token changes the sign of its
+            rollout's advantage. Paper, step 5.
+        negative_reference (`str`, *optional*, defaults to `"lowest_reward"`):
+            Whose answer is r-: `"lowest_reward"` (paper), `"most_common"`, `"own"`, `"mixture"` or
+            `"own_or_mixture"`; see [`~cepo.references.choose_references`].
+        max_negatives (`int`, *optional*, defaults to `4`):
+            K: the most wrong answers in a mixture, each one teacher pass.
+        no_negative (`str`, *optional*, defaults to `"student"`):
+            What stands in for the negative teacher where the group has no usable wrong answer: `"student"`, the policy
+            without a hint, which is RLSD (paper, step 2), or `"uniform"`, which is GRPO.
+        hint_template (`str`, *optional*, defaults to `"\n\nThe correct answer is {answer}."`):
+            What is added to the last user turn of a teacher's prompt; the same wording for r+ and r-.
+        correctness_reward (`str`, *optional*):
+            Name of the reward function that decides whether a rollout is right. Defaults to the first one.
+        correctness_threshold (`float`, *optional*, defaults to `0.5`):
+            A rollout is right if that reward is at least this, and wrong if it is below; where the function returns
+            None it is neither.
+    """
+
+    method: Literal["cepo", "rlsd", "grpo"] = field(
+        default="cepo", metadata={"help": "How credit is placed over the tokens of a rollout: cepo, rlsd or grpo."}
+    )
+    evidence_coefficient: float = field(
+        default=0.5,
+        metadata={"help": "lambda_0: share of a token's advantage that evidence redistributes at step 0, in [0, 1]."},
+    )
+    evidence_steps: int = field(
+        default=25, metadata={"help": "T_warm: optimiser steps over which lambda falls to 0; then the method is GRPO."}
+    )
+    evidence_schedule: Schedule = field(
+        default="linear", metadata={"help": "How lambda falls: linear, cosine, or constant until evidence_steps."}
+    )
+    evidence_clip: float = field(
+        default=0.5, metadata={"help": "eps_w: weights stay within 1 - eps_w and 1 + eps_w; strictly between 0 and 1."}
+    )
+    negative_reference: NegativeRule = field(
+        default="lowest_reward",
+        metadata={"help": "Whose answer is r-: lowest_reward (paper), most_common, own, mixture or own_or_mixture."},
+    )
+    max_negatives: int = field(
+        default=4, metadata={"help": "K: the most wrong answers in a mixture, each one teacher pass."}
+    )
+    no_negative: NoNegative = field(
+        default="student",
+        metadata={"help": "Without a usable r-: student (RLSD, the paper's choice) or uniform (GRPO)."},
+    )
+    hint_template: str = field(
+        default=DEFAULT_HINT_TEMPLATE,
+        metadata={"help": "Added to the last user turn of a teacher's prompt; must contain {answer}."},
+    )
+    correctness_reward: str | None = field(
+        default=None,
+        metadata={"help": "Name of the reward function that decides whether a rollout is right; default: the first."},
+    )
+    correctness_threshold: float = field(
+        default=0.5, metadata={"help": "A rollout is right if its correctness reward is at least this."}
+    )
+
+    # The paper's PPO clip is 0.2 / 0.28.
+    epsilon_high: float | None = field(
+        default=0.28, metadata={"help": "Upper epsilon of the PPO clip. The paper's is 0.28."}
+    )
+
+    def __post_init__(self):
+        _require_choice("method", self.method, tuple(METHODS))
+        _require_choice("evidence_schedule", self.evidence_schedule, get_args(Schedule))
+        _require_choice("negative_reference", self.negative_reference, get_args(NegativeRule))
+        _require_choice("no_negative", self.no_negative, get_args(NoNegative))
+        if not 0 < self.evidence_clip < 1:
+            raise ValueError(f"evidence_clip (eps_w) must lie strictly between 0 and 1, got {self.evidence_clip}")
+        if not 0 <= self.evidence_coefficient <= 1:
+            raise ValueError(f"evidence_coefficient (lambda_0) must lie in [0, 1], got {self.evidence_coefficient}")
+        if self.evidence_steps < 0:
+            raise ValueError(f"evidence_steps (T_warm) must not be negative, got {self.evidence_steps}")
+        if self.max_negatives < 1:
+            raise ValueError(f"max_negatives (K) must be at least 1, got {self.max_negatives}")
+        require_placeholder(self.hint_template)
+        super().__post_init__()
+
+    def coefficient_at(self, step: int) -> float:
+        """lambda at an optimiser step."""
+        return evidence_coefficient(
+            step,
+            initial=self.evidence_coefficient,
+            steps=self.evidence_steps,
+            schedule=self.evidence_schedule,
+        )
+
+
+def _require_choice(option: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"unknown {option} {value!r}; choose one of {', '.join(choices)}")

@@ -1,0 +1,93 @@
+"""`cepo evaluate`: accuracy of a model on held-out problems, with its interval."""
+
+import argparse
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+
+from .checks import check_dataset
+from .evaluation import evaluate_accuracy
+from .loading import FIGURES, load_policy, load_split
+from .tasks.figures import policy_path
+from .train import load_reward_funcs
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="cepo evaluate",
+        description="Sample one answer to each held-out problem and let the verifier judge it.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("--model_name_or_path", default=None, help="folder or name of a model or PEFT adapter (none: the shipped one)")
+    add("--dataset_name", default=FIGURES, help="figures, a file, a folder, or a name on the Hub")
+    add("--dataset_config", default=None, help="configuration; for figures: easy, default or hard")
+    add("--dataset_test_split", default="test", help="split to evaluate on")
+    add("--num_problems", type=_positive, default=400, help="how many problems")
+    add("--max_completion_length", type=_positive, default=256, help="longest answer, in tokens")
+    add("--temperature", type=float, default=1.0, help="of sampling; 0 takes the most likely token")
+    add("--batch_size", type=_positive, default=64, help="problems at a time")
+    add("--seed", type=int, default=0, help="of sampling")
+    add("--reward_func", default="accuracy_reward", help="the verifier: a name in trl.rewards, or module.function")
+    add("--output", type=Path, default=None, help="JSON file to write (none: evaluation.json in the model's folder)")
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
+
+
+def prepare(arguments: list[str]) -> Callable[[Console], int]:
+    """Load what the command line names; what is returned evaluates it and gives the exit status.
+
+    Raises:
+        ValueError, OSError: For mistakes in options, model or data.
+    """
+    options = make_parser().parse_args(arguments)
+    shipped = options.model_name_or_path is None
+    name = policy_path() if shipped else options.model_name_or_path
+    output = options.output or (Path("evaluation.json") if shipped else Path(name) / "evaluation.json")
+    (reward_func,) = load_reward_funcs([options.reward_func])
+    dataset = load_split(
+        options.dataset_name, options.dataset_test_split, config=options.dataset_config, size=options.num_problems
+    )
+    check_dataset(dataset, needs_solution=True, name=f"the split {options.dataset_test_split!r}")
+    dataset = dataset.select(range(min(options.num_problems, len(dataset))))
+    model, processing_class = load_policy(name)
+    return lambda console: _evaluate(options, model, processing_class, dataset, reward_func, output, console)
+
+
+def _evaluate(options, model, processing_class, dataset, reward_func, output: Path, console: Console) -> int:
+    with console.status("evaluating") as status:
+        accuracy, answers = evaluate_accuracy(
+            model,
+            processing_class,
+            dataset,
+            max_completion_length=options.max_completion_length,
+            temperature=options.temperature,
+            batch_size=options.batch_size,
+            seed=options.seed,
+            reward_func=reward_func,
+            on_progress=lambda done: status.update(f"evaluating: {done} of {len(dataset)} problems"),
+        )
+    result = {
+        "model": options.model_name_or_path or "shipped",
+        "dataset": options.dataset_name,
+        "dataset_config": options.dataset_config,
+        "split": options.dataset_test_split,
+        "temperature": options.temperature,
+        "seed": options.seed,
+        **accuracy.as_dict(),
+    }
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(json.dumps(result, indent=2) + "\n")
+    console.print(f"accuracy [bold]{accuracy}[/bold]", highlight=False)
+    console.print(f"one of its answers: {answers[0]}", highlight=False, markup=False)
+    console.print(f"written to {output}", highlight=False, soft_wrap=True)
+    return 0

@@ -1,0 +1,111 @@
+"""Held-out accuracy: sample answers, let the verifier judge them, and give the interval with the number."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from datasets import Dataset
+from scipy.stats import binomtest
+from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
+from trl.data_utils import prepare_multimodal_messages
+from trl.rewards import accuracy_reward
+
+from .teachers import evaluating
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Right answers among problems, one sampled answer each."""
+
+    correct: int
+    problems: int
+
+    @property
+    def value(self) -> float:
+        return self.correct / self.problems
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Wilson's 95 % interval of the accuracy on problems like these."""
+        interval = binomtest(self.correct, self.problems).proportion_ci(confidence_level=0.95, method="wilson")
+        return float(interval.low), float(interval.high)
+
+    def as_dict(self) -> dict[str, Any]:
+        low, high = self.interval
+        return {"accuracy": self.value, "low": low, "high": high, "correct": self.correct, "problems": self.problems}
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{self.value:.1%} [{low:.1%}, {high:.1%}] of {self.problems} problems"
+
+
+def evaluate_accuracy(
+    model: PreTrainedModel,
+    processing_class: Any,
+    dataset: Dataset,
+    *,
+    max_completion_length: int = 256,
+    temperature: float = 1.0,
+    batch_size: int = 64,
+    seed: int = 0,
+    reward_func: Callable[..., Sequence[float | None]] = accuracy_reward,
+    on_progress: Callable[[int], None] | None = None,
+) -> tuple[Accuracy, list[str]]:
+    """Sample one answer per problem and judge it.
+
+    Args:
+        model: The policy.
+        processing_class: Its tokenizer, or its processor if it reads images.
+        dataset: With TRL's columns `prompt`, `solution` and, for images, `image` or `images`.
+        max_completion_length: Longest answer [tokens].
+        temperature: Of sampling; 0 takes the most likely token.
+        batch_size: Problems at a time.
+        seed: Of sampling. The caller's random state is left as it was.
+        reward_func: The verifier, as TRL's reward functions; 0.5 and more is right, None is wrong.
+        on_progress: Called with the number of problems done.
+
+    Returns:
+        The accuracy, and the sampled answers as text.
+    """
+    tokenizer = getattr(processing_class, "tokenizer", processing_class)
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    generation = GenerationConfig(
+        max_new_tokens=max_completion_length,
+        pad_token_id=tokenizer.pad_token_id,
+        **(sampling if temperature > 0 else {"do_sample": False}),
+    )
+    answers: list[str] = []
+    correct = 0
+    with torch.random.fork_rng(), evaluating(model):
+        torch.manual_seed(seed)
+        for start in range(0, len(dataset), batch_size):
+            rows = [dataset[index] for index in range(start, min(start + batch_size, len(dataset)))]
+            inputs = processing_class.apply_chat_template(
+                [_conversation(row, isinstance(processing_class, ProcessorMixin)) for row in rows],
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
+                **_padding(processing_class),
+            ).to(model.device)
+            output = model.generate(**inputs, generation_config=generation)
+            texts = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+            completions = [[{"role": "assistant", "content": text}] for text in texts]
+            columns = {key: [row[key] for row in rows] for key in rows[0] if key != "prompt"}
+            rewards = reward_func(prompts=[row["prompt"] for row in rows], completions=completions, **columns)
+            correct += sum(reward is not None and reward >= 0.5 for reward in rewards)
+            answers += texts
+            if on_progress:
+                on_progress(len(answers))
+    return Accuracy(correct, len(answers)), answers
+
+
+def _padding(processing_class: Any) -> dict[str, Any]:
+    padding = {"padding": True, "padding_side": "left"}
+    return {"processor_kwargs": padding} if isinstance(processing_class, ProcessorMixin) else padding
+
+
+def _conversation(row: dict[str, Any], is_vlm: bool) -> list[dict[str, Any]]:
+    images = row.get("images") or ([row["image"]] if row.get("image") is not None else [])
+    return prepare_multimodal_messages(row["prompt"], images=images) if is_vlm else row["prompt"]

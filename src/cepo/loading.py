@@ -1,0 +1,130 @@
+"""Models and datasets by the names a user gives: the embedded ones, local paths, or the Hub."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, DatasetDict, Image, IterableDataset, IterableDatasetDict, load_dataset, load_from_disk
+
+FIGURES = "figures"
+# Difficulties of the figures task, chosen with --dataset_config: smallest and largest number of unknown angles.
+FIGURES_STEPS = {"easy": (2, 3), "default": (3, 4), "hard": (5, 5)}
+
+_FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
+
+
+class LoadingError(ValueError):
+    """A model or dataset that cannot be loaded; the message says what was looked for and how to mend it."""
+
+
+def looks_like_path(name: str) -> bool:
+    """Whether a user who wrote this meant a file or folder rather than a name on the Hub."""
+    return name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).suffix in _FORMATS
+
+
+def resolve_model(name: str) -> str:
+    """The model's folder or Hub name.
+
+    Raises:
+        LoadingError: If it is a path at which there is no model.
+    """
+    path = Path(name).expanduser()
+    if path.exists():
+        if not (path / "config.json").is_file() and not (path / "adapter_config.json").is_file():
+            raise LoadingError(
+                f"model_name_or_path: {name} holds no model (neither config.json nor adapter_config.json)"
+            )
+        return str(path)
+    if looks_like_path(name):
+        raise LoadingError(f"model_name_or_path: there is no such folder: {name}")
+    return name
+
+
+def load_split(
+    name: str, split: str, *, config: str | None = None, size: int = 0, streaming: bool = False
+) -> Dataset | IterableDataset:
+    """A split of a dataset.
+
+    Args:
+        name: ``figures``, a JSON, CSV or parquet file, a folder (of `save_to_disk`, or of data files), or a Hub name.
+        split: Name of the split. A single file has one only, which serves for any name.
+        config: Configuration of the dataset; for ``figures`` one of easy, default, hard.
+        size: Number of problems to make, for ``figures``.
+        streaming: Do not download the whole dataset first.
+
+    Raises:
+        LoadingError: If the dataset or the split does not exist.
+    """
+    if name == FIGURES:
+        from .tasks.figures import load_figures
+
+        difficulty = config or "default"
+        if difficulty not in FIGURES_STEPS:
+            raise LoadingError(
+                f"dataset_config: the figures task comes as {', '.join(FIGURES_STEPS)}; there is no {difficulty!r}"
+            )
+        return load_figures(split, size, steps=FIGURES_STEPS[difficulty])
+
+    path = Path(name).expanduser()
+    if not path.exists() and looks_like_path(name):
+        raise LoadingError(f"dataset_name: there is no such file or folder: {name}")
+    if path.is_file():
+        if path.suffix not in _FORMATS:
+            raise LoadingError(f"dataset_name: {name} is none of {', '.join(_FORMATS)}")
+        data = _guarded(name, lambda: load_dataset(_FORMATS[path.suffix], data_files=str(path), split="train"))
+        return _with_images(data, path.parent)
+    if path.is_dir() and ((path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists()):
+        data = _guarded(name, lambda: load_from_disk(str(path)))
+    else:
+        data = _guarded(name, lambda: load_dataset(name, name=config, streaming=streaming))
+    if isinstance(data, (DatasetDict, IterableDatasetDict)):
+        if split not in data:
+            raise LoadingError(f"dataset {name} has no split {split!r}; it has {', '.join(map(str, data))}")
+        data = data[split]
+    return data
+
+
+def _guarded(name: str, load: Any) -> Any:
+    try:
+        return load()
+    except Exception as error:  # datasets raises many kinds for one mistake: a name or file that cannot be read
+        raise LoadingError(f"dataset_name: cannot load {name}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    cause = error.__cause__ or error
+    return str(cause).strip().split("\n")[0] or type(cause).__name__
+
+
+def _with_images(data: Dataset, folder: Path) -> Dataset:
+    """Turn a column of image file names, relative to the dataset's own file, into images."""
+    feature = data.features.get("image")
+    if getattr(feature, "dtype", None) != "string":
+        return data
+    # The paths are made absolute here and checked, by row, before training.
+    data = data.map(lambda row: {"image": str(folder / row["image"]) if row["image"] else None})
+    return data.cast_column("image", Image())
+
+
+def load_policy(name: str) -> tuple[Any, Any]:
+    """A model for evaluation and its processor or tokenizer; a PEFT adapter is merged into its base.
+
+    Raises:
+        LoadingError: If there is no such model.
+    """
+    from transformers import AutoProcessor
+    from trl.trainer.utils import create_model_from_path
+
+    path = resolve_model(name)
+    adapter = Path(path) / "adapter_config.json"
+    try:
+        if adapter.is_file():
+            from peft import PeftModel
+
+            base = json.loads(adapter.read_text())["base_model_name_or_path"]
+            model = PeftModel.from_pretrained(create_model_from_path(base), path).merge_and_unload()
+        else:
+            model = create_model_from_path(path)
+        return model, AutoProcessor.from_pretrained(path, padding_side="left")
+    except OSError as error:
+        raise LoadingError(f"model_name_or_path: cannot load {name}: {_first_line(error)}") from error

@@ -1,0 +1,24 @@
+"""The embedded default task: plane geometry whose numbers stand only in the figure, and a policy to start from."""
+
+from importlib.resources import files
+
+from .data import PLAIN_HINT_TEMPLATE, load_figures, problem_of
+from .problem import Problem, make_problem
+from .solutions import Annotation, Span, annotate
+
+__all__ = [
+    "PLAIN_HINT_TEMPLATE",
+    "Annotation",
+    "Problem",
+    "Span",
+    "annotate",
+    "load_figures",
+    "make_problem",
+    "policy_path",
+    "problem_of",
+]
+
+
+def policy_path() -> str:
+    """Folder of the warm-started policy, a `Qwen3VLForConditionalGeneration` with its `Qwen3VLProcessor`."""
+    return str(files(__package__) / "policy")

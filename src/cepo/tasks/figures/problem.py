@@ -1,0 +1,92 @@
+"""One problem of the figures task: a strip of triangles between two parallel lines.
+
+A zigzag runs between two horizontal parallel lines. Edge k meets the lines at the angle x_k, the same at both of its
+ends (alternate angles). Two neighbouring edges and a piece of a line form triangle k, whose apex angle p_k is printed:
+
+    x_k = 180 - x_(k-1) - p_k          (angle sum of triangle k)
+
+x_0 and p_1..p_n are printed in the figure and stand nowhere else; x_1..x_n are asked for, in order, all of them in the
+answer: each follows from the one before, so an answer tells a reader about every step.
+"""
+
+import hashlib
+import random
+from dataclasses import dataclass
+from itertools import pairwise
+
+SPLITS = ("train", "test")
+MIN_STEPS, MAX_STEPS = 2, 5
+LETTERS = "abcde"
+# One problem in TEST_SHARE belongs to the test split. Membership depends on the numbers alone, so no index and no seed
+# can bring a test problem into training.
+TEST_SHARE = 5
+
+_QUESTIONS = (
+    "The two long lines are parallel. Find the angles {letters} in order.",
+    "The zigzag runs between parallel lines. What are the angles {letters}?",
+    "Use the angles printed in the figure to find {letters}.",
+    "The horizontal lines are parallel. Compute {letters} in this order.",
+)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """`start` (x_0) and `labels` (p_1..p_n) are printed, `angles` (x_1..x_n) asked for; in degrees, 10 to 99."""
+
+    start: int
+    labels: tuple[int, ...]
+    angles: tuple[int, ...]
+    question: str
+    drawing_seed: int
+
+    @property
+    def solution(self) -> str:
+        """The reference answer as the dataset's `solution` column carries it, e.g. ``\\boxed{(62, 75, 43)}``."""
+        return f"\\boxed{{{format_answer(self.angles)}}}"
+
+
+def format_answer(angles: tuple[int, ...] | list[int]) -> str:
+    """The answer inside the box: ``(62, 75, 43)``. In parentheses, because math-verify reads a bare list as a set, in
+    which order and repetitions do not count."""
+    return f"({', '.join(str(angle) for angle in angles)})"
+
+
+def random_for(*key: object) -> random.Random:
+    """A generator that depends on `key` alone: the same on every machine and in every process."""
+    digest = hashlib.sha256(":".join(str(part) for part in key).encode()).digest()
+    return random.Random(digest)
+
+
+def split_of(start: int, labels: tuple[int, ...]) -> str:
+    """The split to which these printed numbers belong."""
+    digest = hashlib.sha256(",".join(str(number) for number in (start, *labels)).encode()).digest()
+    return "test" if digest[0] % TEST_SHARE == 0 else "train"
+
+
+def make_problem(split: str, index: int, *, seed: int = 0, steps: tuple[int, int] = (3, 4)) -> Problem:
+    """The problem number `index` of a split: a pure function of its arguments.
+
+    Args:
+        split: ``train`` or ``test``. The two share no problem, whatever the index and the seed.
+        index: Number of the problem, from 0.
+        seed: Another seed is another sequence of problems.
+        steps: Smallest and largest number of unknown angles, within 2 to 5.
+
+    Raises:
+        ValueError: If the split is unknown or `steps` is out of range.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"unknown split {split!r} of the figures task; choose one of {', '.join(SPLITS)}")
+    low, high = steps
+    if not MIN_STEPS <= low <= high <= MAX_STEPS:
+        raise ValueError(f"steps must satisfy {MIN_STEPS} <= low <= high <= {MAX_STEPS}, got {steps}")
+    rng = random_for("figures", split, seed, index)
+    while True:
+        count = rng.randint(low, high)
+        angles = [rng.randint(32, 84) for _ in range(count + 1)]
+        labels = tuple(180 - left - right for left, right in pairwise(angles))
+        if all(10 <= label <= 99 for label in labels) and split_of(angles[0], labels) == split:
+            break
+    letters = " ".join(LETTERS[:count])
+    question = rng.choice(_QUESTIONS).format(letters=letters)
+    return Problem(angles[0], labels, tuple(angles[1:]), question, rng.getrandbits(32))

@@ -1,0 +1,293 @@
+"""`cepo train`: from options to a trained model, with its accuracy before and after."""
+
+import importlib
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+from transformers.trainer_callback import PrinterCallback
+from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
+from trl import rewards as trl_rewards
+from trl.scripts.grpo import GRPOScriptArguments
+
+from .config import CEPOConfig
+from .evaluation import Accuracy, evaluate_accuracy
+from .loading import FIGURES, LoadingError, load_split, resolve_model
+from .progress import ProgressLines, StopOnInterrupt
+from .report import draw_curves, seconds_of
+from .tasks.figures import policy_path
+from .trainer import CEPOTrainer
+
+INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
+
+
+@dataclass
+class TrainArguments(GRPOScriptArguments):
+    """TRL's script arguments, and how accuracy is measured."""
+
+    dataset_name: str = field(
+        default=FIGURES,
+        metadata={"help": "figures (embedded), a JSON, CSV or parquet file, a folder, or a name on the Hub."},
+    )
+    reward_funcs: list[str] | None = field(
+        default_factory=lambda: ["accuracy_reward"],
+        metadata={
+            "help": "Names in trl.rewards, or import paths (module.function). The first one decides what is right."
+        },
+    )
+    eval_problems: int = field(
+        default=400,
+        metadata={"help": "Held-out problems on which accuracy is measured before and after; 0: do not measure."},
+    )
+    figures_problems: int = field(default=2000, metadata={"help": "Training problems to make, for the figures task."})
+
+
+class _Parser(TrlParser):
+    """TRL's parser, whose errors are one line rather than a list of three hundred options."""
+
+    def error(self, message: str):
+        raise ValueError(message)
+
+
+def make_parser() -> TrlParser:
+    return _Parser((TrainArguments, CEPOConfig, ModelConfig), prog="cepo train", allow_abbrev=False)
+
+
+def parse(arguments: list[str]) -> tuple[TrainArguments, CEPOConfig, ModelConfig]:
+    """Options from flags, over those of ``--config``, over the recipe of the embedded task where that is trained.
+
+    Raises:
+        ValueError, OSError: With a message for the user.
+    """
+    parser = make_parser()
+    given = _config_file(arguments)
+    dataset = _flag(arguments, "--dataset_name") or given.get("dataset_name") or FIGURES
+    unknown: list[str] = []
+    if dataset == FIGURES:
+        recipe = yaml.safe_load((files("cepo") / "recipes" / "figures.yaml").read_text())
+        parser.set_defaults_with_config(model_name_or_path=policy_path(), **recipe)
+    try:
+        *parsed, unknown = parser.parse_args_and_config(arguments, return_remaining_strings=True)
+    except TypeError as error:  # a value in the YAML file of a type that the option cannot take
+        raise ValueError(f"in the options: {error}") from error
+    if unknown:
+        raise ValueError(_unknown_option(unknown, parser))
+    script_args, training_args, model_args = parsed
+    if not model_args.model_name_or_path:
+        raise ValueError("which model? Give --model_name_or_path a folder or a name on the Hub.")
+    return script_args, training_args, model_args
+
+
+def _flag(arguments: list[str], name: str) -> str | None:
+    for position, argument in enumerate(arguments):
+        if argument == name and position + 1 < len(arguments):
+            return arguments[position + 1]
+        if argument.startswith(f"{name}="):
+            return argument.partition("=")[2]
+    return None
+
+
+def _config_file(arguments: list[str]) -> dict[str, Any]:
+    path = _flag(arguments, "--config")
+    if path is None:
+        return {}
+    if not Path(path).is_file():
+        raise ValueError(f"--config: there is no such file: {path}")
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"--config: {path} is not YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"--config: {path} must hold options as `name: value` lines")
+    return content
+
+
+def _unknown_option(unknown: list[str], parser: TrlParser) -> str:
+    from difflib import get_close_matches
+
+    option = next((text for text in unknown if text.startswith("--")), unknown[0]).partition("=")[0]
+    known = [flag for action in parser._actions for flag in action.option_strings]
+    close = get_close_matches(option, known, n=1)
+    return f"unknown option {option}" + (f"; did you mean {close[0]}?" if close else "")
+
+
+def load_reward_funcs(names: list[str]) -> list[Any]:
+    """Reward functions by their name in `trl.rewards` or their import path.
+
+    Raises:
+        LoadingError: If there is no such function.
+    """
+    functions = []
+    for name in names:
+        if "." not in name:
+            function = getattr(trl_rewards, name, None)
+            if function is None:
+                raise LoadingError(f"reward_funcs: trl.rewards has no {name!r}; for your own give module.function")
+        else:
+            module, _, attribute = name.rpartition(".")
+            sys.path.insert(0, os.getcwd())
+            try:
+                function = getattr(importlib.import_module(module), attribute)
+            except (ImportError, AttributeError) as error:
+                raise LoadingError(f"reward_funcs: cannot import {name!r}: {error}") from error
+        functions.append(function)
+    return functions
+
+
+def prepare(arguments: list[str]) -> Callable[[Console], int]:
+    """Everything that can be refused is refused here; what is returned trains and gives the exit status.
+
+    Raises:
+        ValueError, TypeError, OSError: For mistakes in options, model or data.
+    """
+    script_args, training_args, model_args = parse(arguments)
+    model_name = resolve_model(model_args.model_name_or_path)
+    train_dataset = load_split(
+        script_args.dataset_name,
+        script_args.dataset_train_split,
+        config=script_args.dataset_config,
+        size=script_args.figures_problems,
+        streaming=script_args.dataset_streaming,
+    )
+    held_out = _held_out(script_args)
+    reward_funcs = load_reward_funcs(script_args.reward_funcs or [])
+    training_args.model_init_kwargs = {
+        "revision": model_args.model_revision,
+        "attn_implementation": model_args.attn_implementation,
+        "dtype": model_args.dtype,
+        **(training_args.model_init_kwargs or {}),
+    }
+    trainer = CEPOTrainer(
+        model_name,
+        reward_funcs,
+        training_args,
+        train_dataset,
+        eval_dataset=held_out if training_args.eval_strategy != "no" else None,
+        quantization_config=get_quantization_config(model_args),
+        peft_config=get_peft_config(model_args),
+    )
+    return lambda console: _train(trainer, script_args, held_out, console)
+
+
+def _held_out(script_args: TrainArguments) -> Any:
+    """The held-out problems, or None where there are none to be had."""
+    if script_args.eval_problems <= 0:
+        return None
+    wanted = script_args.eval_problems
+    try:
+        data = load_split(
+            script_args.dataset_name, script_args.dataset_test_split, config=script_args.dataset_config, size=wanted
+        )
+    except LoadingError:
+        return None
+    if Path(script_args.dataset_name).is_file():  # one file has one split: the training set holds nothing out
+        return None
+    return data.select(range(min(wanted, len(data))))
+
+
+def _train(trainer: CEPOTrainer, script_args: TrainArguments, held_out: Any, console: Console) -> int:
+    started = time.monotonic()
+    args = trainer.args
+    if not trainer.accelerator.is_main_process:
+        console = Console(quiet=True)
+    console.print(_headline(trainer, script_args), highlight=False)
+    before = _measure(trainer, held_out, "before", console)
+
+    trainer.remove_callback(PrinterCallback)
+    interrupt = StopOnInterrupt(console)
+    trainer.add_callback(ProgressLines(console, trainer.reward_func_names[trainer._correctness_index]))
+    trainer.add_callback(interrupt)
+    try:
+        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    except BaseException as error:
+        interrupt.restore()
+        if trainer.state.global_step > 0 and not isinstance(error, KeyboardInterrupt):
+            trainer._save_checkpoint(trainer.model, trial=None)
+        if not isinstance(error, KeyboardInterrupt):
+            _print_resume(trainer, console)
+            raise
+        interrupt.interrupted = True
+    if interrupt.interrupted:
+        _print_resume(trainer, console)
+        return INTERRUPTED
+
+    trainer.save_model(args.output_dir)
+    trainer.save_state()
+    after = _measure(trainer, held_out, "after", console)
+    if trainer.accelerator.is_main_process:
+        _write_summary(trainer, before, after, time.monotonic() - started, console)
+    return 0
+
+
+def _headline(trainer: CEPOTrainer, script_args: TrainArguments) -> str:
+    args = trainer.args
+    prompts = args.generation_batch_size // args.num_generations
+    parameters = sum(parameter.numel() for parameter in trainer.model.parameters()) / 1e6
+    return (
+        f"[bold]{args.method}[/bold] on {script_args.dataset_name}: a policy of {parameters:.1f} M parameters, "
+        f"{trainer.args.max_steps if trainer.args.max_steps > 0 else 'all'} steps of {prompts} prompts x "
+        f"{args.num_generations} rollouts, seed {args.seed}"
+    )
+
+
+def _measure(trainer: CEPOTrainer, held_out: Any, when: str, console: Console) -> Accuracy | None:
+    if held_out is None:
+        return None
+    with console.status(f"held-out accuracy {when} training"):
+        accuracy, _ = evaluate_accuracy(
+            trainer.accelerator.unwrap_model(trainer.model),
+            trainer.processing_class,
+            held_out,
+            max_completion_length=trainer.max_completion_length,
+            temperature=trainer.temperature,
+            seed=trainer.args.seed,
+            reward_func=trainer.reward_funcs[trainer._correctness_index],
+        )
+    console.print(f"held-out accuracy {when}: [bold]{accuracy}[/bold]", highlight=False)
+    return accuracy
+
+
+def _print_resume(trainer: CEPOTrainer, console: Console) -> None:
+    checkpoints = sorted(
+        Path(trainer.args.output_dir).glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2])
+    )
+    if not checkpoints:
+        console.print("Stopped before the first step was done: there is nothing to save yet.")
+        return
+    console.print(f"Saved {checkpoints[-1]}. Go on with: --resume_from_checkpoint {checkpoints[-1]}", soft_wrap=True)
+
+
+def _write_summary(
+    trainer: CEPOTrainer, before: Accuracy | None, after: Accuracy | None, seconds: float, console: Console
+) -> None:
+    args, history = trainer.args, trainer.state.log_history
+    folder = Path(args.output_dir)
+    summary = {
+        "method": args.method,
+        "seed": args.seed,
+        "steps": trainer.state.global_step,
+        "accuracy_before": before and before.as_dict(),
+        "accuracy_after": after and after.as_dict(),
+        "seconds": {"total": seconds, **seconds_of(history)},
+    }
+    (folder / "summary.json").write_text(json.dumps(_finite(summary), indent=2) + "\n")
+    draw_curves(history, folder / "curves.png", title=f"{args.method}, seed {args.seed}", before=before, after=after)
+    parts = ", ".join(f"{name} {value:.0f}" for name, value in summary["seconds"].items() if name != "total")
+    console.print(f"{seconds:.0f} seconds in total: {parts}", highlight=False)
+    console.print(f"The model, its logs, summary.json and curves.png are in {folder}", highlight=False, soft_wrap=True)
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no NaN."""
+    if isinstance(value, dict):
+        return {key: _finite(part) for key, part in value.items()}
+    return None if isinstance(value, float) and not math.isfinite(value) else value

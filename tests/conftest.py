@@ -1,0 +1,58 @@
+"""Shared by all tests: no network, float32 on the CPU, and small models."""
+
+import json
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+from pathlib import Path
+
+import pytest
+from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
+
+from cepo import load_figures, policy_path
+
+
+@pytest.fixture(scope="session")
+def figures():
+    """Twelve training problems of the figures task."""
+    return load_figures("train", 12)
+
+
+@pytest.fixture(scope="session")
+def text_figures(figures):
+    """The same problems as text: the printed numbers stand in the question."""
+
+    def in_words(row):
+        numbers = " ".join(str(number) for number in (row["start"], *row["labels"]))
+        return {"prompt": [{"role": "user", "content": f"{row['prompt'][0]['content']} {numbers}"}]}
+
+    return figures.map(in_words).remove_columns("image")
+
+
+@pytest.fixture(scope="session")
+def text_model_path(tmp_path_factory) -> str:
+    """A text-only model with random weights, in the shipped policy's vocabulary."""
+    folder: Path = tmp_path_factory.mktemp("text-model")
+    tokenizer = AutoTokenizer.from_pretrained(policy_path())
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        max_position_embeddings=512,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+    )
+    Qwen3ForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    config_file = folder / "tokenizer_config.json"
+    settings = json.loads(config_file.read_text())
+    settings.pop("processor_class", None)  # a tokenizer of its own, not part of a processor
+    config_file.write_text(json.dumps(settings))
+    return str(folder)

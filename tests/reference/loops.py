@@ -1,0 +1,58 @@
+"""The method once more, independently: float64, plain loops over Python lists, straight from the paper's formulas."""
+
+import math
+
+
+def evidence(positive, negative):
+    table = []
+    for row_positive, row_negative in zip(positive, negative, strict=True):
+        row = []
+        for plus, minus in zip(row_positive, row_negative, strict=True):
+            row.append(plus - minus if math.isfinite(plus) and math.isfinite(minus) else 0.0)
+        table.append(row)
+    return table
+
+
+def weight(delta, advantage, clip):
+    sign = (advantage > 0) - (advantage < 0)
+    exponent = sign * delta
+    if exponent > 700:
+        return 1 + clip
+    value = math.exp(exponent)
+    return min(max(value, 1 - clip), 1 + clip)
+
+
+def token_advantages(advantages, deltas, mask, coefficient, clip):
+    table = []
+    for advantage, row, row_mask in zip(advantages, deltas, mask, strict=True):
+        out = []
+        for delta, kept in zip(row, row_mask, strict=True):
+            if kept:
+                out.append(advantage * ((1 - coefficient) + coefficient * weight(delta, advantage, clip)))
+            else:
+                out.append(0.0)
+        table.append(out)
+    return table
+
+
+def mean_probability(logps, present):
+    """logps[k][b][t], present[k][b] -> log of the mean probability, [b][t]."""
+    table = []
+    for b in range(len(logps[0])):
+        row = []
+        for t in range(len(logps[0][b])):
+            probabilities = [math.exp(logps[k][b][t]) for k in range(len(logps)) if present[k][b]]
+            mean = sum(probabilities) / len(probabilities) if probabilities else math.nan
+            row.append(math.log(mean) if mean > 0 else (-math.inf if mean == 0 else math.nan))
+        table.append(row)
+    return table
+
+
+def coefficient(step, initial, steps, schedule):
+    if step >= steps:
+        return 0.0
+    if schedule == "linear":
+        return initial * (steps - step) / steps
+    if schedule == "cosine":
+        return initial * (1 + math.cos(math.pi * step / steps)) / 2
+    return initial

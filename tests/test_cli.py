@@ -1,0 +1,271 @@
+"""The real command line: what it does, what it leaves, and one clear line for every mistake."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from cepo import cli, policy_path
+
+SMALL = [
+    "--max_steps=2",
+    "--per_device_train_batch_size=8",
+    "--num_generations=4",
+    "--max_completion_length=24",
+    "--figures_problems=8",
+]
+
+
+def command(*arguments):
+    return [sys.executable, "-m", "cepo.cli", *arguments]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """What one small run, started as a user would, printed and left."""
+    folder = tmp_path_factory.mktemp("run")
+    result = subprocess.run(
+        command("train", *SMALL, "--eval_problems=8", "--output_dir", str(folder / "out")),
+        capture_output=True,
+        text=True,
+        cwd=folder,
+    )
+    assert result.returncode == 0, result.stderr
+    return folder / "out", result.stdout
+
+
+def test_train_shows_what_a_person_wants_to_see(trained):
+    _, printed = trained
+    assert "held-out accuracy before:" in printed
+    assert "held-out accuracy after:" in printed
+    assert "step 1/2  reward" in printed
+    assert "lambda 0.50" in printed
+    assert "left" in printed
+
+
+def test_train_leaves_model_logs_summary_and_curves(trained):
+    folder, _ = trained
+    summary = json.loads((folder / "summary.json").read_text())
+    assert (summary["method"], summary["steps"], summary["seed"]) == ("cepo", 2, 42)
+    for key in ("accuracy_before", "accuracy_after"):
+        accuracy = summary[key]
+        assert accuracy["problems"] == 8
+        assert accuracy["low"] <= accuracy["accuracy"] <= accuracy["high"]
+    seconds = summary["seconds"]
+    parts = [seconds[part] for part in ("generation", "teachers", "update")]
+    assert all(part >= 0 for part in parts)
+    assert parts[0] > 0
+    assert parts[2] > 0
+    assert sum(parts) < seconds["total"]
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "model.safetensors").is_file()
+    assert (folder / "trainer_state.json").is_file()
+
+
+def test_evaluate_gives_accuracy_with_its_interval(trained, capsys, tmp_path):
+    folder, _ = trained
+    output = tmp_path / "deep" / "accuracy.json"
+    arguments = ["evaluate", "--model_name_or_path", str(folder), "--num_problems=6", "--output", str(output)]
+    assert cli.main([*arguments, "--max_completion_length=24"]) == 0
+    result = json.loads(output.read_text())
+    assert result["problems"] == 6
+    assert 0 <= result["low"] <= result["accuracy"] <= result["high"] <= 1
+    assert "of 6 problems" in capsys.readouterr().out
+
+
+def test_a_yaml_file_sets_options_and_flags_win(tmp_path, capsys):
+    config = tmp_path / "run.yaml"
+    config.write_text(
+        f"method: grpo\nmax_steps: 1\nper_device_train_batch_size: 8\nnum_generations: 4\nmax_completion_length: 8\n"
+        f"figures_problems: 8\neval_problems: 0\nseed: 3\noutput_dir: {tmp_path / 'out'}\n"
+    )
+    assert cli.main(["train", "--config", str(config), "--seed", "5"]) == 0
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert (summary["method"], summary["seed"], summary["accuracy_before"]) == ("grpo", 5, None)
+    assert "grpo on figures" in capsys.readouterr().out
+
+
+def test_a_local_model_and_dataset_of_files(tmp_path, text_model_path, figures):
+    """JSON lines beside image files named in them, and the shipped policy named by its folder."""
+    figures[0]["image"].save(tmp_path / "one.png")
+    row = {"prompt": figures[0]["prompt"], "solution": figures[0]["solution"], "image": "one.png"}
+    data = tmp_path / "data.jsonl"
+    data.write_text(f"{json.dumps(row)}\n" * 2)
+    options = [
+        "--max_steps=1",
+        "--per_device_train_batch_size=4",
+        "--num_generations=2",
+        "--max_completion_length=8",
+        "--bf16=false",
+        "--report_to=none",
+    ]
+    vlm = ["--model_name_or_path", policy_path(), "--dataset_name", str(data), "--output_dir", str(tmp_path / "vlm")]
+    assert cli.main(["train", *vlm, *options]) == 0
+    row.pop("image")
+    data.write_text(f"{json.dumps(row)}\n" * 2)
+    text = ["--model_name_or_path", text_model_path, "--dataset_name", str(data), "--output_dir", str(tmp_path / "text")]
+    assert cli.main(["train", *text, *options, "--use_peft", "--lora_target_modules", "q_proj"]) == 0
+    assert (tmp_path / "text" / "adapter_model.safetensors").is_file()
+
+
+def write_rows(path, rows):
+    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    return str(path)
+
+
+PROMPT = [{"role": "user", "content": "How many?"}]
+GOOD = {"prompt": PROMPT, "solution": "1"}
+
+
+@pytest.fixture
+def without_template(tmp_path, text_model_path):
+    """The text model without its chat template."""
+    folder = tmp_path / "no-template"
+    folder.mkdir()
+    for file in Path(text_model_path).iterdir():
+        if file.name != "chat_template.jinja":
+            (folder / file.name).write_bytes(file.read_bytes())
+    return str(folder)
+
+
+def mistakes(tmp_path, text_model_path, without_template):
+    """(arguments, what the message must name)"""
+    own_model = ["--model_name_or_path", text_model_path, "--bf16=false"]
+
+    def own(rows, name="data.jsonl"):
+        return [*own_model, "--dataset_name", write_rows(tmp_path / name, rows)]
+
+    not_yaml = tmp_path / "bad.yaml"
+    not_yaml.write_text("method: [")
+    unknown_in_yaml = tmp_path / "unknown.yaml"
+    unknown_in_yaml.write_text("evidence_clop: 0.3\n")
+    return {
+        "no solution column": (own([{"prompt": PROMPT, "answer": "1"}], "a.jsonl"), ["solution", "answer"]),
+        "empty solution": (own([GOOD, {**GOOD, "solution": ""}], "b.jsonl"), ["row 1", "solution"]),
+        "missing image": (own([GOOD | {"image": "gone.png"}], "c.jsonl"), ["row 0", "gone.png"]),
+        "no chat template": (
+            ["--model_name_or_path", without_template, "--bf16=false", *own([GOOD], "d.jsonl")[3:]],
+            ["chat template"],
+        ),
+        "no such model": (["--model_name_or_path", "./nowhere"], ["./nowhere"]),
+        "no model there": (["--model_name_or_path", str(tmp_path)], ["config.json"]),
+        "no such dataset": ([*own_model, "--dataset_name", "./nothing.jsonl"], ["./nothing.jsonl"]),
+        "no dataset on the hub": ([*own_model, "--dataset_name", "nobody/nothing"], ["nobody/nothing"]),
+        "no model given": (["--dataset_name", "someone/something"], ["--model_name_or_path"]),
+        "unknown method": (["--method", "ppo"], ["ppo", "cepo"]),
+        "unknown option": (["--evidence_clipp", "0.2"], ["--evidence_clipp", "--evidence_clip"]),
+        "unknown option in YAML": (["--config", str(unknown_in_yaml)], ["evidence_clop"]),
+        "not YAML": (["--config", str(not_yaml)], ["bad.yaml"]),
+        "no such YAML": (["--config", "none.yaml"], ["none.yaml"]),
+        "clip out of range": (["--evidence_clip", "1.5"], ["evidence_clip", "1.5"]),
+        "not a number": (["--evidence_clip", "wide"], ["evidence_clip", "wide"]),
+        "not divisible": (["--num_generations", "7"], ["num_generations", "7"]),
+        "unknown reward": (["--reward_funcs", "praise"], ["praise"]),
+        "unknown reward module": (["--reward_funcs", "no_module.praise"], ["no_module"]),
+        "unknown difficulty": (["--dataset_config", "harder"], ["harder", "hard"]),
+    }
+
+
+CASES = [
+    "no solution column",
+    "empty solution",
+    "missing image",
+    "no chat template",
+    "no such model",
+    "no model there",
+    "no such dataset",
+    "no dataset on the hub",
+    "no model given",
+    "unknown method",
+    "unknown option",
+    "unknown option in YAML",
+    "not YAML",
+    "no such YAML",
+    "clip out of range",
+    "not a number",
+    "not divisible",
+    "unknown reward",
+    "unknown reward module",
+    "unknown difficulty",
+]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_mistake_gets_one_clear_error(case, tmp_path, text_model_path, without_template, capsys):
+    arguments, named = mistakes(tmp_path, text_model_path, without_template)[case]
+    status = cli.main(["train", "--output_dir", str(tmp_path / "out"), "--figures_problems=8", *arguments])
+    printed = capsys.readouterr()
+    assert status == 2
+    assert "Traceback" not in printed.err + printed.out
+    (error,) = [line for line in printed.err.splitlines() if line.startswith("cepo: error:")]
+    assert all(word in error for word in named), error
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_mistake_in_a_process_of_its_own(tmp_path):
+    """As a user meets it: exit status 2, one line, no traceback."""
+    result = subprocess.run(command("train", "--method", "ppo"), capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 2
+    assert result.stderr.splitlines()[-1].startswith("cepo: error: argument --method: invalid choice: 'ppo'")
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["evaluate", "--model_name_or_path", "./nowhere"], "./nowhere"),
+        (["evaluate", "--num_problems", "0"], "at least 1"),
+        (["fly"], "fly"),
+    ],
+)
+def test_mistakes_of_other_commands(arguments, named, capsys):
+    try:
+        status = cli.main(arguments)
+    except SystemExit as stop:  # argparse's own way out
+        status = stop.code
+    assert status == 2
+    assert named in capsys.readouterr().err
+
+
+def test_help(capsys):
+    assert cli.main(["--help"]) == 0
+    assert "cepo train" in capsys.readouterr().out
+    assert cli.main(["train", "--help"]) == 0
+    page = capsys.readouterr().out
+    assert "--evidence_clip" in page
+    assert "--model_name_or_path" in page
+    assert cli.main(["--version"]) == 0
+    assert capsys.readouterr().out.startswith("cepo ")
+
+
+def test_ctrl_c_saves_a_checkpoint_that_can_be_resumed(tmp_path):
+    """The first Ctrl-C finishes the step and saves; the run then goes on from there."""
+    arguments = ["train", *SMALL, "--max_steps=400", "--save_strategy=no", "--eval_problems=0", "--output_dir=out"]
+    process = subprocess.Popen(
+        command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+        env={**os.environ, "PYTHONUNBUFFERED": "1"},
+    )
+    for line in process.stdout:
+        if line.startswith("step"):
+            break
+    process.send_signal(signal.SIGINT)
+    deadline = time.monotonic() + 120
+    printed, errors = process.communicate(timeout=deadline - time.monotonic())
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    (checkpoint,) = (tmp_path / "out").glob("checkpoint-*")
+    assert f"--resume_from_checkpoint out/{checkpoint.name}" in printed
+    step = int(checkpoint.name.rpartition("-")[2])
+    resumed = subprocess.run(
+        command(*arguments, f"--max_steps={step + 1}", f"--resume_from_checkpoint=out/{checkpoint.name}"),
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+    )
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"step {step + 1}/{step + 1}" in resumed.stdout

@@ -1,0 +1,118 @@
+"""The figures task: deterministic, split for good, right, and able to say what each token of a solution is."""
+
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import ImageChops
+from trl.rewards import accuracy_reward
+
+from cepo.tasks.figures import annotate, load_figures, make_problem, problem_of
+from cepo.tasks.figures.drawing import HEIGHT, WIDTH, draw
+from cepo.tasks.figures.problem import split_of
+from cepo.tasks.figures.solutions import work, write_solution
+
+splits = st.sampled_from(["train", "test"])
+indices = st.integers(0, 10_000)
+step_ranges = st.sampled_from([(2, 2), (3, 4), (5, 5), (2, 5)])
+
+
+@given(splits, indices, st.integers(0, 5), step_ranges)
+def test_a_problem_is_a_function_of_its_arguments_and_follows_from_the_figure(split, index, seed, steps):
+    problem = make_problem(split, index, seed=seed, steps=steps)
+    assert problem == make_problem(split, index, seed=seed, steps=steps)
+    assert steps[0] <= len(problem.labels) == len(problem.angles) <= steps[1]
+    known = problem.start
+    for label, angle in zip(problem.labels, problem.angles, strict=True):
+        assert angle == 180 - known - label
+        assert 10 <= label <= 99
+        known = angle
+
+
+@given(indices, indices, st.integers(0, 3), st.integers(0, 3))
+def test_train_and_test_share_no_problem(one, other, seed, other_seed):
+    train, test = make_problem("train", one, seed=seed), make_problem("test", other, seed=other_seed)
+    assert (train.start, train.labels) != (test.start, test.labels)
+    assert split_of(train.start, train.labels) == "train"
+    assert split_of(test.start, test.labels) == "test"
+
+
+@given(splits, indices)
+def test_no_number_of_the_figure_stands_in_the_question(split, index):
+    assert not any(character.isdigit() for character in make_problem(split, index).question)
+
+
+def test_the_figure_is_deterministic_and_shows_the_numbers():
+    problem = make_problem("train", 3)
+    assert draw(problem).size == (WIDTH, HEIGHT)
+    assert ImageChops.difference(draw(problem), draw(problem)).getbbox() is None
+    assert ImageChops.difference(draw(problem), draw(problem, blank=True)).getbbox() is not None
+
+
+def test_the_dataset_has_trls_columns():
+    data = load_figures("test", 3)
+    assert {"prompt", "image", "solution"} <= set(data.column_names)
+    row = data[0]
+    assert row["prompt"][0]["role"] == "user"
+    assert row["image"].size == (WIDTH, HEIGHT)
+    assert problem_of(row).angles == make_problem("test", 0).angles
+
+
+@settings(max_examples=60)
+@given(indices, st.integers(0, 1000), st.sampled_from([0.0, 0.3]))
+def test_the_verifier_and_the_annotation_agree(index, seed, error_rate):
+    problem = make_problem("train", index)
+    rng = random.Random(seed)
+    steps = work(problem, rng, error_rate=error_rate)
+    text = write_solution(steps, rng, styled=bool(seed % 2))
+    annotation = annotate(problem, text)
+    (reward,) = accuracy_reward([[{"role": "assistant", "content": text}]], [problem.solution])
+    assert (reward == 1.0) == (annotation.first_wrong_step is None)
+    if error_rate == 0:
+        assert reward == 1.0
+
+
+def test_annotation_by_hand():
+    problem = make_problem("train", 0, steps=(2, 2))
+    (label, next_label), (angle, last) = problem.labels, problem.angles
+    text = (
+        f"Now {problem.start} and {label} leave {angle} for a. Then {angle} and {next_label} leave {last} for b. "
+        f"The answer is \\boxed{{({angle}, {last})}}"
+    )
+    annotation = annotate(problem, text)
+    found = [(text[span.start : span.end], span.kind, span.step) for span in annotation.spans]
+    assert found == [
+        (str(problem.start), "read", 0),
+        (str(label), "read", 0),
+        (str(angle), "result", 0),
+        (str(angle), "copy", 1),
+        (str(next_label), "read", 1),
+        (str(last), "result", 1),
+        (str(angle), "answer", 0),
+        (str(last), "answer", 1),
+    ]
+    assert len(annotation.decisive) == 5
+    assert annotation.first_wrong_step is None
+
+
+def test_the_first_wrong_step_is_found():
+    problem = make_problem("train", 0, steps=(3, 3))
+    (one, two, three), (a, b, c) = problem.labels, problem.angles
+    misread = two + 1
+    text = (
+        f"{problem.start} {one} {a}. {a} {misread} {b - 1}. {b - 1} {three} {c + 1}. \\boxed{{({a}, {b - 1}, {c + 1})}}"
+    )
+    assert annotate(problem, text).first_wrong_step == 1
+    unfinished = f"{problem.start} {one} {a}. {a} {two} {b}. {b} {three} {c}."
+    assert annotate(problem, unfinished).first_wrong_step == 3
+    assert annotate(problem, "").first_wrong_step == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"), [(("valid", 0), "valid"), (("train", 0, (1, 3)), r"\(1, 3\)"), (("train", 0, (4, 9)), "9")]
+)
+def test_bad_arguments_are_named(arguments, named):
+    split, index, *steps = arguments
+    with pytest.raises(ValueError, match=named):
+        make_problem(split, index, steps=steps[0] if steps else (3, 4))

@@ -1,0 +1,50 @@
+"""Metrics of the credit, by hand."""
+
+import math
+
+import pytest
+import torch
+
+from cepo.metrics import credit_metrics, credit_sums
+
+
+def sums_of(delta, advantages, mask=None, clip=0.5):
+    negative = torch.full_like(delta, -1.0)
+    mask = torch.ones_like(delta, dtype=torch.bool) if mask is None else mask
+    return credit_sums(negative + delta, negative, delta, advantages, mask, clip=clip)
+
+
+def test_by_hand():
+    """One right rollout with evidence 1, -0.2, 0 and one wrong one with -2, 0.1 and padding."""
+    delta = torch.tensor([[1.0, -0.2, 0.0], [-2.0, 0.1, 9.0]])
+    mask = torch.tensor([[True, True, True], [True, True, False]])
+    metrics = credit_metrics(sums_of(delta, torch.tensor([0.5, -0.5]), mask))
+    assert metrics["evidence/correct_mean"] == pytest.approx(0.8 / 3)
+    assert metrics["evidence/wrong_mean"] == pytest.approx(-0.95)
+    assert metrics["evidence/correct_std"] == pytest.approx(torch.tensor([1.0, -0.2, 0.0]).std(correction=0).item())
+    assert metrics["evidence/wrong_std"] == pytest.approx(1.05)
+    assert metrics["evidence/wrong_sign"] == pytest.approx(0.3 / 3.3)  # -0.2 on the right one, 0.1 on the wrong one
+    assert metrics["weights/clipped"] == pytest.approx(2 / 5)  # e^1 > 1.5 and e^2 > 1.5
+    assert metrics["evidence/unscorable"] == 0.0
+
+
+def test_unscorable_tokens_are_counted():
+    positive = torch.tensor([[-1.0, -math.inf], [math.nan, -1.0]])
+    mask = torch.tensor([[True, True], [True, False]])
+    sums = credit_sums(positive, torch.zeros(2, 2), torch.zeros(2, 2), torch.ones(2), mask, clip=0.5)
+    assert credit_metrics(sums)["evidence/unscorable"] == pytest.approx(2 / 3)
+
+
+def test_sums_of_processes_add_up():
+    """Metrics of the added sums are those of all rollouts together."""
+    torch.manual_seed(0)
+    delta, advantages = torch.randn(6, 4), torch.tensor([1.0, -1.0, 0.5, -0.5, 2.0, -2.0])
+    together = credit_metrics(sums_of(delta, advantages))
+    parts = [sums_of(delta[:2], advantages[:2]), sums_of(delta[2:], advantages[2:])]
+    added = {key: sum(part[key] for part in parts) for key in parts[0]}
+    assert credit_metrics(added) == pytest.approx(together, nan_ok=True)
+
+
+def test_nothing_to_measure_is_nan():
+    metrics = credit_metrics(sums_of(torch.zeros(0, 3), torch.zeros(0)))
+    assert all(math.isnan(value) for value in metrics.values())

@@ -1,0 +1,342 @@
+"""The real `CEPOTrainer` on real models: GRPO to the bit, teachers where they matter and nowhere else."""
+
+import re
+
+import pytest
+import torch
+from peft import LoraConfig
+from torch.testing import assert_close
+from trl import GRPOConfig, GRPOTrainer
+from trl.rewards import accuracy_reward
+
+import cepo.trainer
+from cepo import CEPOConfig, CEPOTrainer, References, policy_path
+from cepo.methods import METHODS
+
+QUICK = {
+    "max_steps": 2,
+    "per_device_train_batch_size": 8,
+    "num_generations": 4,
+    "max_completion_length": 16,
+    "learning_rate": 1e-3,
+    "bf16": False,
+    "gradient_checkpointing": False,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": "none",
+    "disable_tqdm": True,
+}
+
+
+def letters(completions, **kwargs):
+    """A reward that any model's rollouts differ in: the share of the letter a."""
+    texts = [completion[0]["content"] for completion in completions]
+    return [text.count("a") / max(1, len(text)) for text in texts]
+
+
+def verdicts(completions, **kwargs):
+    """Right or wrong, by something that both happens and does not: the parity of the length."""
+    return [float(len(completion[0]["content"]) % 2) for completion in completions]
+
+
+def wrong_answers(monkeypatch):
+    """Short completions reach no answer; pretend that each rollout gave one."""
+    monkeypatch.setattr(cepo.trainer, "final_answer", lambda text: str(len(text)))
+
+
+def train(tmp_path, dataset, model=None, reward=letters, trainer_class=CEPOTrainer, peft_config=None, **options):
+    config_class = CEPOConfig if trainer_class is CEPOTrainer else GRPOConfig
+    args = config_class(output_dir=str(tmp_path / "out"), **(QUICK | options))
+    trainer = trainer_class(model or policy_path(), reward, args, dataset, peft_config=peft_config)
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    return trainer
+
+
+def weights_of(trainer):
+    return {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
+
+
+def logged(trainer, key):
+    return [entry[key] for entry in trainer.state.log_history if key in entry]
+
+
+@pytest.fixture(params=["vlm", "text"])
+def task(request, figures, text_figures, text_model_path):
+    return {"vlm": (figures, policy_path()), "text": (text_figures, text_model_path)}[request.param]
+
+
+def test_grpo_is_trls_own_to_the_bit(tmp_path, task):
+    dataset, model = task
+    options = {"max_steps": 3, "epsilon_high": 0.28}
+    theirs = train(tmp_path, dataset, model, trainer_class=GRPOTrainer, **options)
+    ours = train(tmp_path, dataset, model, method="grpo", **options)
+    assert logged(theirs, "grad_norm") != [0.0] * 3
+    for key in ("loss", "reward", "grad_norm", "entropy"):
+        assert logged(ours, key) == logged(theirs, key)
+    for name, weight in weights_of(theirs).items():
+        assert torch.equal(weight, weights_of(ours)[name])
+
+
+def test_cepo_with_equal_references_is_grpo_to_the_bit(tmp_path, task, monkeypatch):
+    dataset, model = task
+    monkeypatch.setattr(
+        cepo.trainer,
+        "choose_references",
+        lambda attempts, solution, **_: [References(solution, (solution,))] * len(attempts),
+    )
+    grpo = train(tmp_path, dataset, model, method="grpo")
+    same = train(tmp_path, dataset, model, method="cepo")
+    assert all(share > 0 for share in logged(same, "cepo/rows_scored"))
+    assert logged(same, "cepo/evidence/correct_std") == [0.0, 0.0]
+    for name, weight in weights_of(grpo).items():
+        assert torch.equal(weight, weights_of(same)[name])
+
+
+@pytest.mark.parametrize("method", ["cepo", "rlsd"])
+@pytest.mark.parametrize("lora", [False, True])
+def test_teachers_move_the_policy_elsewhere(tmp_path, task, method, lora, monkeypatch, text_figures):
+    """Real steps, VLM and text-only, with and without LoRA; dropout in LoRA must not reach the teachers."""
+    wrong_answers(monkeypatch)
+    dataset, model = task
+    peft_config = LoraConfig(r=4, lora_dropout=0.3, target_modules=["q_proj", "v_proj"]) if lora else None
+    seen = []
+    score = cepo.trainer.score
+
+    def spy(*args, **kwargs):
+        first, second = score(*args, **kwargs), score(*args, **kwargs)
+        seen.append((first, second))
+        return first
+
+    monkeypatch.setattr(cepo.trainer, "score", spy)
+    placed = train(tmp_path, dataset, model, verdicts, method=method, peft_config=peft_config)
+    assert seen
+    for first, second in seen:
+        assert_close(first, second, equal_nan=True)  # no dropout: the same twice
+    assert all(0 < share <= 1 for share in logged(placed, "cepo/rows_scored"))
+    assert all(value > 0 for value in logged(placed, "cepo/evidence/wrong_std"))
+    if dataset.column_names == text_figures.column_names:  # once is enough, and text is quick
+        uniform = train(tmp_path, dataset, model, verdicts, method="grpo", peft_config=peft_config)
+        differs = [not torch.equal(weight, weights_of(uniform)[name]) for name, weight in weights_of(placed).items()]
+        assert any(differs)
+
+
+def test_token_advantages_reach_the_loss(tmp_path, figures, monkeypatch):
+    """What the method computes is what TRL's loss is given: A_t on the completion, 0 beyond it."""
+    wrong_answers(monkeypatch)
+    batches = []
+
+    class Spy(CEPOTrainer):
+        def _compute_loss(self, model, inputs):
+            batches.append(inputs)
+            return super()._compute_loss(model, inputs)
+
+    args = CEPOConfig(output_dir=str(tmp_path), **(QUICK | {"max_steps": 1, "evidence_clip": 0.2}))
+    Spy(policy_path(), verdicts, args, figures).train()
+    (batch,) = batches
+    assert batch["advantages"].shape == batch["completion_ids"].shape
+    mask = batch["completion_mask"].bool()
+    assert (batch["advantages"][~mask] == 0).all()
+    for row, kept in zip(batch["advantages"], mask, strict=True):
+        values = row[kept]
+        assert (values >= 0).all() or (values <= 0).all()  # direction anchoring, end to end
+        if (values != 0).any():
+            assert values.abs().max() / values.abs().min() <= (1 + 0.5 * 0.2) / (1 - 0.5 * 0.2) + 1e-5
+            assert values.unique().numel() > 1
+
+
+def test_lambda_falls_with_the_step_and_then_no_teacher_runs(tmp_path, figures, monkeypatch):
+    wrong_answers(monkeypatch)
+    calls = []
+    score = cepo.trainer.score
+    monkeypatch.setattr(cepo.trainer, "score", lambda *args, **kwargs: calls.append(1) or score(*args, **kwargs))
+    trainer = train(tmp_path, figures, reward=verdicts, max_steps=4, evidence_steps=2)
+    assert logged(trainer, "cepo/coefficient") == [0.5, 0.25, 0.0, 0.0]
+    assert len(calls) == 2
+    assert logged(trainer, "cepo/rows_scored")[2:] == [0.0, 0.0]
+
+
+def test_lambda_goes_on_where_it_was_after_resuming(tmp_path, text_figures, text_model_path, monkeypatch):
+    wrong_answers(monkeypatch)
+    options = {"max_steps": 4, "evidence_steps": 4, "save_strategy": "steps", "save_steps": 2, "reward": verdicts}
+    whole = train(tmp_path, text_figures, text_model_path, **options)
+    resumed = train(
+        tmp_path,
+        text_figures,
+        text_model_path,
+        resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"),
+        **options,
+    )
+    assert logged(resumed, "cepo/coefficient") == logged(whole, "cepo/coefficient") == [0.5, 0.375, 0.25, 0.125]
+    for name, weight in weights_of(whole).items():
+        assert_close(weights_of(resumed)[name], weight)
+
+
+def test_rollouts_that_move_nothing_are_not_scored(tmp_path, figures, monkeypatch):
+    """One group gets equal rewards: its advantages are 0, and no teacher reads it."""
+    wrong_answers(monkeypatch)
+    tables = []
+    score = cepo.trainer.score
+    monkeypatch.setattr(
+        cepo.trainer, "score", lambda table, *args, **kwargs: tables.append(table) or score(table, *args, **kwargs)
+    )
+
+    def half(completions, **kwargs):
+        return [0.0] * 4 + [0.0, 1.0, 0.0, 1.0]
+
+    trainer = train(tmp_path, figures, reward=half, max_steps=1)
+    (table,) = tables
+    assert [[prompt is None for prompt in row] for row in table] == [[True] * 4 + [False] * 4] * 2
+    assert logged(trainer, "cepo/rows_scored") == [0.5]
+
+
+def test_teachers_read_the_references_in_the_last_user_turn(tmp_path, figures, monkeypatch):
+    wrong_answers(monkeypatch)
+    tables = []
+    score = cepo.trainer.score
+    monkeypatch.setattr(
+        cepo.trainer, "score", lambda table, *args, **kwargs: tables.append(table) or score(table, *args, **kwargs)
+    )
+    train(tmp_path, figures, reward=verdicts, max_steps=1, hint_template=" <{answer}>")
+    positive, negative = (
+        [prompt[-1]["content"][-1]["text"] for prompt in row if prompt is not None] for row in tables[0]
+    )
+    solutions = {re.fullmatch(r"\\boxed\{(.*)\}", row["solution"])[1] for row in figures}
+    assert positive
+    assert all(text.strip(" <>") in solutions for text in positive)
+    assert all(re.fullmatch(r" <\d+>", text) for text in negative)  # `wrong_answers`: lengths
+    assert all(any(part["type"] == "image" for part in row[-1]["content"]) for row in tables[0][0] if row)
+
+
+@pytest.mark.parametrize(("fallback", "scored"), [("student", 1.0), ("uniform", 0.0)])
+def test_without_a_wrong_answer(tmp_path, figures, monkeypatch, fallback, scored):
+    """No rollout announces an answer: `student` compares with P_S (RLSD), `uniform` keeps GRPO's advantage."""
+    monkeypatch.setattr(cepo.trainer, "final_answer", lambda text: None)
+    trainer = train(tmp_path, figures, reward=half_right, max_steps=1, no_negative=fallback)
+    assert logged(trainer, "cepo/rows_scored") == [scored]
+    assert logged(trainer, "cepo/fallback/no_wrong_answer") == [1.0]
+    other = train(
+        tmp_path, figures, reward=half_right, max_steps=1, method="rlsd" if fallback == "student" else "grpo"
+    )
+    for name, weight in weights_of(other).items():
+        assert_close(weights_of(trainer)[name], weight)
+
+
+def half_right(completions, **kwargs):
+    return [0.0, 1.0] * (len(completions) // 2)
+
+
+def test_correctness_is_the_verdict_of_the_chosen_reward(tmp_path, figures, monkeypatch):
+    """A right answer marked down for its format never serves as r-."""
+    wrong_answers(monkeypatch)
+    groups = []
+    choose = cepo.trainer.choose_references
+    monkeypatch.setattr(
+        cepo.trainer,
+        "choose_references",
+        lambda attempts, *args, **kwargs: groups.append(attempts) or choose(attempts, *args, **kwargs),
+    )
+
+    def form(completions, **kwargs):
+        return [1.0, -2.0] * (len(completions) // 2)
+
+    train(
+        tmp_path,
+        figures,
+        reward=[form, half_right],
+        max_steps=1,
+        correctness_reward="half_right",
+        correctness_threshold=0.7,
+    )
+    assert [(attempt.correct, attempt.reward) for attempt in groups[0]] == [(False, 1.0), (True, -1.0)] * 2
+
+
+def test_an_unknown_correctness_reward_is_refused(tmp_path, figures):
+    args = CEPOConfig(output_dir=str(tmp_path), correctness_reward="judge", **QUICK)
+    with pytest.raises(ValueError, match=r"judge.*letters"):
+        CEPOTrainer(policy_path(), letters, args, figures)
+
+
+def test_evaluation_runs_no_teacher(tmp_path, figures, monkeypatch):
+    monkeypatch.setattr(cepo.trainer, "score", lambda *args, **kwargs: pytest.fail("a teacher ran"))
+    args = CEPOConfig(output_dir=str(tmp_path), per_device_eval_batch_size=4, **QUICK)
+    trainer = CEPOTrainer(policy_path(), verdicts, args, figures, eval_dataset=figures.select(range(2)))
+    assert "eval_reward" in trainer.evaluate()
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo"])
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_every_loss_of_trl_takes_token_advantages(tmp_path, text_figures, text_model_path, loss_type, level):
+    """With equal token advantages the loss is that of the rollout's advantage, so (B, T) is neither lost nor bent."""
+    batches = []
+
+    class Spy(CEPOTrainer):
+        def _compute_loss(self, model, inputs):
+            batches.append(inputs)
+            return super()._compute_loss(model, inputs)
+
+    options = QUICK | {"max_steps": 1, "loss_type": loss_type, "importance_sampling_level": level, "method": "grpo"}
+    trainer = Spy(text_model_path, letters, CEPOConfig(output_dir=str(tmp_path), **options), text_figures)
+    trainer.train()
+    batch = batches[0]
+    mask = batch["completion_mask"]
+
+    def loss_of(advantages):
+        return super(Spy, trainer)._compute_loss(trainer.model, {**batch, "advantages": advantages})
+
+    uniform = batch["advantages"].unsqueeze(1) * mask
+    assert_close(loss_of(uniform), loss_of(batch["advantages"]))
+    shifted = uniform.clone()
+    shifted[0, 0] += 0.5
+    assert not torch.allclose(loss_of(shifted), loss_of(uniform), rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"method": "ppo"}, "ppo"),
+        ({"evidence_clip": 1.0}, "evidence_clip.*1.0"),
+        ({"evidence_clip": 0.0}, "evidence_clip.*0.0"),
+        ({"evidence_coefficient": 1.2}, "evidence_coefficient.*1.2"),
+        ({"evidence_steps": -1}, "evidence_steps.*-1"),
+        ({"evidence_schedule": "steep"}, "steep"),
+        ({"negative_reference": "best"}, "best"),
+        ({"max_negatives": 0}, "max_negatives.*0"),
+        ({"no_negative": "none"}, "none"),
+        ({"hint_template": "no place"}, "hint_template"),
+        ({"num_generations": 1}, "num_generations|generation"),
+        ({"num_generations": 3}, "divisible"),
+    ],
+)
+def test_bad_options_are_refused_at_construction(tmp_path, options, named):
+    with pytest.raises(ValueError, match=named):
+        CEPOConfig(output_dir=str(tmp_path), **(QUICK | options))
+
+
+def test_a_grpo_config_is_refused(tmp_path, figures):
+    with pytest.raises(TypeError, match="CEPOConfig"):
+        CEPOTrainer(policy_path(), letters, GRPOConfig(output_dir=str(tmp_path), **QUICK), figures)
+
+
+def test_the_defaults_are_the_papers(tmp_path):
+    args = CEPOConfig(output_dir=str(tmp_path), bf16=False)
+    assert (args.evidence_coefficient, args.evidence_steps, args.evidence_clip) == (0.5, 25, 0.5)
+    assert (args.negative_reference, args.no_negative, args.method) == ("lowest_reward", "student", "cepo")
+    assert (args.epsilon, args.epsilon_high, args.beta) == (0.2, 0.28, 0.0)
+    assert [args.coefficient_at(step) for step in (0, 5, 25)] == pytest.approx([0.5, 0.4, 0.0])
+
+
+def test_every_method_trains_on_the_default_task(tmp_path, figures):
+    """The shipped policy, the real verifier, whole solutions."""
+    for method in METHODS:
+        trainer = train(
+            tmp_path,
+            figures,
+            reward=accuracy_reward,
+            method=method,
+            max_steps=1,
+            max_completion_length=176,
+            negative_reference="own_or_mixture",
+        )
+        assert logged(trainer, "cepo/seconds/generation")[0] > 0
+        if method != "grpo":
+            assert logged(trainer, "cepo/rows_scored")[0] > 0
