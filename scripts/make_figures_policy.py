@@ -161,13 +161,13 @@ def completion_loss(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return cross_entropy(model.lm_head(hidden[:, :-1][kept]), labels[:, 1:][kept])
 
 
-def learn_to_reason(model, processor, *, steps: int, batch: int, save, say) -> None:
-    rng = random.Random(SEED + 2)
-    stream = Problems(SEED + 3)
+def learn_to_reason(model, processor, *, cycle: int, steps: int, scale: float, batch: int, save, say) -> None:
+    rng = random.Random(SEED + 2 + 2 * cycle)
+    stream = Problems(SEED + 3 + 2 * cycle)
     tower = list(model.model.visual.parameters())
     seen = {id(parameter) for parameter in tower}
     language = [parameter for parameter in model.parameters() if id(parameter) not in seen]
-    rates = (2.5e-3, 5e-4)
+    rates = (2.5e-3 * scale, 5e-4 * scale)
     groups = [{"params": language}, {"params": tower}]
     optimizer = torch.optim.AdamW(groups, lr=rates[0], weight_decay=0.01, betas=(0.9, 0.98))
     average = None
@@ -183,7 +183,7 @@ def learn_to_reason(model, processor, *, steps: int, batch: int, save, say) -> N
         optimizer.step()
         average = loss.item() if average is None else 0.95 * average + 0.05 * loss.item()
         if step % 50 == 49:
-            say(f"language {step + 1}/{steps} loss {average:.4f}")
+            say(f"language, cycle {cycle}, {step + 1}/{steps} loss {average:.4f}")
         if step % 250 == 249:
             save()
 
@@ -192,7 +192,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", type=Path, required=True)
     parser.add_argument("--reading_steps", type=int, default=1100)
-    parser.add_argument("--language_steps", type=int, default=1200)
+    parser.add_argument("--language_steps", type=int, nargs="+", default=[1200, 800])
     parser.add_argument("--batch_size", type=int, default=64)
     arguments = parser.parse_args()
 
@@ -218,7 +218,12 @@ def main() -> None:
     model.train()
     learn_to_read(model, processor, steps=arguments.reading_steps, batch=arguments.batch_size, say=say)
     save()
-    learn_to_reason(model, processor, steps=arguments.language_steps, batch=arguments.batch_size, save=save, say=say)
+    for cycle, steps in enumerate(arguments.language_steps):
+        # Each cycle has a fresh optimiser and a learning rate that falls to 0; the first one starts higher.
+        scale = 1.0 if cycle == 0 else 0.6
+        learn_to_reason(
+            model, processor, cycle=cycle, steps=steps, scale=scale, batch=arguments.batch_size, save=save, say=say
+        )
     model.eval()
     save()
     say(json.dumps({"reading_steps": arguments.reading_steps, "language_steps": arguments.language_steps}))

@@ -48,7 +48,7 @@ def test_a_missing_image_file_is_named(tmp_path, figures, several):
     check_dataset(data.select([0, 1]), needs_solution=True)
 
 
-def test_a_stream_is_checked_at_its_start(figures):
+def test_a_stream_is_checked_at_its_start():
     def bad():
         yield {"prompt": PROMPT, "solution": "1"}
         yield {"prompt": PROMPT, "solution": ""}

@@ -108,8 +108,15 @@ def test_a_local_model_and_dataset_of_files(tmp_path, text_model_path, figures):
     assert cli.main(["train", *vlm, *options]) == 0
     row.pop("image")
     data.write_text(f"{json.dumps(row)}\n" * 2)
-    text = ["--model_name_or_path", text_model_path, "--dataset_name", str(data), "--output_dir", str(tmp_path / "text")]
-    assert cli.main(["train", *text, *options, "--use_peft", "--lora_target_modules", "q_proj"]) == 0
+    text = [
+        "--model_name_or_path",
+        text_model_path,
+        "--dataset_name",
+        str(data),
+        "--output_dir",
+        str(tmp_path / "text"),
+    ]
+    assert cli.main(["train", *text, *options, "--use_peft", "--lora_target_modules", "q_proj", "v_proj"]) == 0
     assert (tmp_path / "text" / "adapter_model.safetensors").is_file()
 
 
@@ -204,7 +211,7 @@ def test_a_mistake_gets_one_clear_error(case, tmp_path, text_model_path, without
     assert "Traceback" not in printed.err + printed.out
     (error,) = [line for line in printed.err.splitlines() if line.startswith("cepo: error:")]
     assert all(word in error for word in named), error
-    assert not (tmp_path / "out").exists()
+    assert not list((tmp_path / "out").glob("*"))  # nothing was begun
 
 
 def test_a_mistake_in_a_process_of_its_own(tmp_path):
@@ -247,7 +254,11 @@ def test_ctrl_c_saves_a_checkpoint_that_can_be_resumed(tmp_path):
     """The first Ctrl-C finishes the step and saves; the run then goes on from there."""
     arguments = ["train", *SMALL, "--max_steps=400", "--save_strategy=no", "--eval_problems=0", "--output_dir=out"]
     process = subprocess.Popen(
-        command(*arguments), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+        command(*arguments),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
         env={**os.environ, "PYTHONUNBUFFERED": "1"},
     )
     for line in process.stdout:

@@ -214,9 +214,7 @@ def test_without_a_wrong_answer(tmp_path, figures, monkeypatch, fallback, scored
     trainer = train(tmp_path, figures, reward=half_right, max_steps=1, no_negative=fallback)
     assert logged(trainer, "cepo/rows_scored") == [scored]
     assert logged(trainer, "cepo/fallback/no_wrong_answer") == [1.0]
-    other = train(
-        tmp_path, figures, reward=half_right, max_steps=1, method="rlsd" if fallback == "student" else "grpo"
-    )
+    other = train(tmp_path, figures, reward=half_right, max_steps=1, method="rlsd" if fallback == "student" else "grpo")
     for name, weight in weights_of(other).items():
         assert_close(weights_of(trainer)[name], weight)
 

@@ -62,8 +62,8 @@ def _train_help(everything: bool) -> str:
 
     from trl import GRPOConfig
 
+    from .commands.train import make_parser
     from .config import CEPOConfig
-    from .train import make_parser
 
     parser = make_parser()
     if everything:
@@ -123,7 +123,7 @@ def _run(command: str, arguments: list[str], traceback: bool) -> int:
 
     try:
         # What goes wrong while a command prepares is the user's to mend; what goes wrong later is ours to explain.
-        job = import_module(f".{command}", __package__).prepare(arguments)
+        job = import_module(f".commands.{command}", __package__).prepare(arguments)
     except KeyboardInterrupt:
         print("\ncepo: stopped before anything was done", file=sys.stderr)
         return 130
@@ -135,7 +135,7 @@ def _run(command: str, arguments: list[str], traceback: bool) -> int:
     from .checks import DatasetError
 
     try:
-        return job(Console())
+        return job(Console(soft_wrap=True))
     except KeyboardInterrupt:
         print("\ncepo: stopped; nothing had been trained yet", file=sys.stderr)
         return 130

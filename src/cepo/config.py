@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
+import torch
 from trl import GRPOConfig
 
 from .credit import Schedule, evidence_coefficient
@@ -11,6 +12,7 @@ from .methods import METHODS
 from .references import NegativeRule
 
 NoNegative = Literal["student", "uniform"]
+
 
 @dataclass
 class CEPOConfig(GRPOConfig):
@@ -110,6 +112,9 @@ class CEPOConfig(GRPOConfig):
         if self.max_negatives < 1:
             raise ValueError(f"max_negatives (K) must be at least 1, got {self.max_negatives}")
         require_placeholder(self.hint_template)
+        if self.bf16 is None and (self.use_cpu or not torch.accelerator.is_available()):
+            # TRL's default is bf16 everywhere; transformers refuses that on a CPU.
+            self.bf16 = False
         super().__post_init__()
 
     def coefficient_at(self, step: int) -> float:

@@ -1,14 +1,24 @@
-"""Models and datasets by the names a user gives: the embedded ones, local paths, or the Hub."""
+"""Models, datasets and reward functions by the names a user gives them."""
 
+import importlib
 import json
+import os
+import sys
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset, DatasetDict, Image, IterableDataset, IterableDatasetDict, load_dataset, load_from_disk
+from trl import rewards as trl_rewards
 
 FIGURES = "figures"
-# Difficulties of the figures task, chosen with --dataset_config: smallest and largest number of unknown angles.
-FIGURES_STEPS = {"easy": (2, 3), "default": (3, 4), "hard": (5, 5)}
+# Variants of the figures task, chosen with --dataset_config: `steps` is the smallest and largest number of unknown
+# angles; `blank` leaves the printed numbers out, the control that shows that the figure is needed.
+FIGURES_VARIANTS: dict[str, dict[str, Any]] = {
+    "easy": {"steps": (2, 3)},
+    "default": {"steps": (3, 4)},
+    "hard": {"steps": (5, 5)},
+    "blank": {"steps": (3, 4), "blank": True},
+}
 
 _FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
@@ -48,7 +58,7 @@ def load_split(
     Args:
         name: ``figures``, a JSON, CSV or parquet file, a folder (of `save_to_disk`, or of data files), or a Hub name.
         split: Name of the split. A single file has one only, which serves for any name.
-        config: Configuration of the dataset; for ``figures`` one of easy, default, hard.
+        config: Configuration of the dataset; for ``figures`` one of easy, default, hard, blank.
         size: Number of problems to make, for ``figures``.
         streaming: Do not download the whole dataset first.
 
@@ -58,12 +68,12 @@ def load_split(
     if name == FIGURES:
         from .tasks.figures import load_figures
 
-        difficulty = config or "default"
-        if difficulty not in FIGURES_STEPS:
+        variant = config or "default"
+        if variant not in FIGURES_VARIANTS:
             raise LoadingError(
-                f"dataset_config: the figures task comes as {', '.join(FIGURES_STEPS)}; there is no {difficulty!r}"
+                f"dataset_config: the figures task comes as {', '.join(FIGURES_VARIANTS)}; there is no {variant!r}"
             )
-        return load_figures(split, size, steps=FIGURES_STEPS[difficulty])
+        return load_figures(split, size, **FIGURES_VARIANTS[variant])
 
     path = Path(name).expanduser()
     if not path.exists() and looks_like_path(name):
@@ -128,3 +138,26 @@ def load_policy(name: str) -> tuple[Any, Any]:
         return model, AutoProcessor.from_pretrained(path, padding_side="left")
     except OSError as error:
         raise LoadingError(f"model_name_or_path: cannot load {name}: {_first_line(error)}") from error
+
+
+def load_reward_funcs(names: list[str]) -> list[Any]:
+    """Reward functions by their name in `trl.rewards` or their import path.
+
+    Raises:
+        LoadingError: If there is no such function.
+    """
+    functions = []
+    for name in names:
+        if "." not in name:
+            function = getattr(trl_rewards, name, None)
+            if function is None:
+                raise LoadingError(f"reward_funcs: trl.rewards has no {name!r}; for your own give module.function")
+        else:
+            module, _, attribute = name.rpartition(".")
+            sys.path.insert(0, os.getcwd())
+            try:
+                function = getattr(importlib.import_module(module), attribute)
+            except (ImportError, AttributeError) as error:
+                raise LoadingError(f"reward_funcs: cannot import {name!r}: {error}") from error
+        functions.append(function)
+    return functions

@@ -1,10 +1,7 @@
 """`cepo train`: from options to a trained model, with its accuracy before and after."""
 
-import importlib
 import json
 import math
-import os
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,16 +13,16 @@ import yaml
 from rich.console import Console
 from transformers.trainer_callback import PrinterCallback
 from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
-from trl import rewards as trl_rewards
 from trl.scripts.grpo import GRPOScriptArguments
 
-from .config import CEPOConfig
-from .evaluation import Accuracy, evaluate_accuracy
-from .loading import FIGURES, LoadingError, load_split, resolve_model
+from ..config import CEPOConfig
+from ..evaluation import Accuracy, evaluate_accuracy
+from ..loading import FIGURES, LoadingError, load_reward_funcs, load_split, resolve_model
+from ..tasks.figures import policy_path
+from ..trainer import CEPOTrainer
+from . import quiet_libraries
 from .progress import ProgressLines, StopOnInterrupt
 from .report import draw_curves, seconds_of
-from .tasks.figures import policy_path
-from .trainer import CEPOTrainer
 
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 
@@ -120,35 +117,13 @@ def _unknown_option(unknown: list[str], parser: TrlParser) -> str:
     return f"unknown option {option}" + (f"; did you mean {close[0]}?" if close else "")
 
 
-def load_reward_funcs(names: list[str]) -> list[Any]:
-    """Reward functions by their name in `trl.rewards` or their import path.
-
-    Raises:
-        LoadingError: If there is no such function.
-    """
-    functions = []
-    for name in names:
-        if "." not in name:
-            function = getattr(trl_rewards, name, None)
-            if function is None:
-                raise LoadingError(f"reward_funcs: trl.rewards has no {name!r}; for your own give module.function")
-        else:
-            module, _, attribute = name.rpartition(".")
-            sys.path.insert(0, os.getcwd())
-            try:
-                function = getattr(importlib.import_module(module), attribute)
-            except (ImportError, AttributeError) as error:
-                raise LoadingError(f"reward_funcs: cannot import {name!r}: {error}") from error
-        functions.append(function)
-    return functions
-
-
 def prepare(arguments: list[str]) -> Callable[[Console], int]:
     """Everything that can be refused is refused here; what is returned trains and gives the exit status.
 
     Raises:
         ValueError, TypeError, OSError: For mistakes in options, model or data.
     """
+    quiet_libraries()
     script_args, training_args, model_args = parse(arguments)
     model_name = resolve_model(model_args.model_name_or_path)
     train_dataset = load_split(
@@ -241,6 +216,8 @@ def _headline(trainer: CEPOTrainer, script_args: TrainArguments) -> str:
 
 def _measure(trainer: CEPOTrainer, held_out: Any, when: str, console: Console) -> Accuracy | None:
     if held_out is None:
+        if when == "before" and trainer.accelerator.is_main_process:
+            console.print("No held-out problems: accuracy before and after is not measured.")
         return None
     with console.status(f"held-out accuracy {when} training"):
         accuracy, _ = evaluate_accuracy(
@@ -263,7 +240,7 @@ def _print_resume(trainer: CEPOTrainer, console: Console) -> None:
     if not checkpoints:
         console.print("Stopped before the first step was done: there is nothing to save yet.")
         return
-    console.print(f"Saved {checkpoints[-1]}. Go on with: --resume_from_checkpoint {checkpoints[-1]}", soft_wrap=True)
+    console.print(f"Saved {checkpoints[-1]}. Go on with: --resume_from_checkpoint {checkpoints[-1]}")
 
 
 def _write_summary(
@@ -283,7 +260,7 @@ def _write_summary(
     draw_curves(history, folder / "curves.png", title=f"{args.method}, seed {args.seed}", before=before, after=after)
     parts = ", ".join(f"{name} {value:.0f}" for name, value in summary["seconds"].items() if name != "total")
     console.print(f"{seconds:.0f} seconds in total: {parts}", highlight=False)
-    console.print(f"The model, its logs, summary.json and curves.png are in {folder}", highlight=False, soft_wrap=True)
+    console.print(f"The model, its logs, summary.json and curves.png are in {folder}", highlight=False)
 
 
 def _finite(value: Any) -> Any:

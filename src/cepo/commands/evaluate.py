@@ -7,11 +7,11 @@ from pathlib import Path
 
 from rich.console import Console
 
-from .checks import check_dataset
-from .evaluation import evaluate_accuracy
-from .loading import FIGURES, load_policy, load_split
-from .tasks.figures import policy_path
-from .train import load_reward_funcs
+from ..checks import check_dataset
+from ..evaluation import evaluate_accuracy
+from ..loading import FIGURES, load_policy, load_reward_funcs, load_split
+from ..tasks.figures import policy_path
+from . import quiet_libraries
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -24,7 +24,7 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--model_name_or_path", default=None, help="folder or name of a model or PEFT adapter (none: the shipped one)")
     add("--dataset_name", default=FIGURES, help="figures, a file, a folder, or a name on the Hub")
-    add("--dataset_config", default=None, help="configuration; for figures: easy, default or hard")
+    add("--dataset_config", default=None, help="configuration; for figures: easy, default, hard or blank")
     add("--dataset_test_split", default="test", help="split to evaluate on")
     add("--num_problems", type=_positive, default=400, help="how many problems")
     add("--max_completion_length", type=_positive, default=256, help="longest answer, in tokens")
@@ -50,6 +50,7 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
         ValueError, OSError: For mistakes in options, model or data.
     """
     options = make_parser().parse_args(arguments)
+    quiet_libraries()
     shipped = options.model_name_or_path is None
     name = policy_path() if shipped else options.model_name_or_path
     output = options.output or (Path("evaluation.json") if shipped else Path(name) / "evaluation.json")
@@ -89,5 +90,5 @@ def _evaluate(options, model, processing_class, dataset, reward_func, output: Pa
     output.write_text(json.dumps(result, indent=2) + "\n")
     console.print(f"accuracy [bold]{accuracy}[/bold]", highlight=False)
     console.print(f"one of its answers: {answers[0]}", highlight=False, markup=False)
-    console.print(f"written to {output}", highlight=False, soft_wrap=True)
+    console.print(f"written to {output}", highlight=False)
     return 0

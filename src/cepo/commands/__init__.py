@@ -1,0 +1,11 @@
+"""The commands of `cepo`: each module has `prepare(arguments)`, which refuses mistakes and returns the job."""
+
+
+def quiet_libraries() -> None:
+    """Keep the progress bars and notes of the libraries below out of what a person reads."""
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()

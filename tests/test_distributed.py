@@ -1,0 +1,26 @@
+"""Groups that span processes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+
+@pytest.mark.slow
+def test_a_group_may_span_two_processes(tmp_path):
+    script = Path(__file__).parent / "two_processes.py"
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes=2", "--cpu", "--num_machines=1"]
+    result = subprocess.run(
+        [*launch, "--mixed_precision=no", "--dynamo_backend=no", str(script), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    reports = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
+    for report in reports:
+        assert report["negatives"] == [["1"]] * 4  # two steps of two rollouts; the wrong answer is process 1's
+        assert report["scored"] == [1.0, 1.0]
+    assert reports[0]["checksum"] == pytest.approx(reports[1]["checksum"], rel=1e-12)
