@@ -238,7 +238,8 @@ def _print_resume(trainer: CEPOTrainer, console: Console) -> None:
         Path(trainer.args.output_dir).glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2])
     )
     if not checkpoints:
-        console.print("Stopped before the first step was done: there is nothing to save yet.")
+        done = trainer.state.global_step
+        console.print(f"Stopped; {f'{done} steps were not saved' if done else 'nothing had been trained yet'}.")
         return
     console.print(f"Saved {checkpoints[-1]}. Go on with: --resume_from_checkpoint {checkpoints[-1]}")
 

@@ -1,0 +1,31 @@
+"""What the README promises of the default run, in full."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from cepo import evaluate_accuracy, load_figures, policy_path
+
+
+@pytest.mark.slow
+def test_the_default_run_learns(tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-m", "cepo.cli", "train"], capture_output=True, text=True, cwd=tmp_path, check=True
+    )
+    summary = json.loads((tmp_path / "cepo-figures" / "summary.json").read_text())
+    before, after = summary["accuracy_before"], summary["accuracy_after"]
+    assert after["low"] > before["high"], result.stdout
+    assert after["accuracy"] < 0.95  # there is room left to learn
+
+
+@pytest.mark.slow
+def test_the_problems_cannot_be_solved_without_the_figure():
+    model = AutoModelForImageTextToText.from_pretrained(policy_path())
+    processor = AutoProcessor.from_pretrained(policy_path())
+    blank, _ = evaluate_accuracy(model, processor, load_figures("test", 128, blank=True))
+    seen, _ = evaluate_accuracy(model, processor, load_figures("test", 128))
+    assert blank.correct <= 1
+    assert seen.interval[0] > blank.interval[1]
