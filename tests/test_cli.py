@@ -116,7 +116,7 @@ def test_a_local_model_and_dataset_of_files(tmp_path, text_model_path, figures):
         "--output_dir",
         str(tmp_path / "text"),
     ]
-    assert cli.main(["train", *text, *options, "--use_peft", "--lora_target_modules", "q_proj", "v_proj"]) == 0
+    assert cli.main(["train", *text, *options, "--use_peft"]) == 0
     assert (tmp_path / "text" / "adapter_model.safetensors").is_file()
 
 
@@ -156,7 +156,7 @@ def mistakes(tmp_path, text_model_path, without_template):
         "empty solution": (own([GOOD, {**GOOD, "solution": ""}], "b.jsonl"), ["row 1", "solution"]),
         "missing image": (own([GOOD | {"image": "gone.png"}], "c.jsonl"), ["row 0", "gone.png"]),
         "no chat template": (
-            ["--model_name_or_path", without_template, "--bf16=false", *own([GOOD], "d.jsonl")[3:]],
+            ["--model_name_or_path", without_template, "--bf16=false", *own([GOOD] * 8, "d.jsonl")[3:]],
             ["chat template"],
         ),
         "no such model": (["--model_name_or_path", "./nowhere"], ["./nowhere"]),
@@ -174,6 +174,17 @@ def mistakes(tmp_path, text_model_path, without_template):
         "not divisible": (["--num_generations", "7"], ["num_generations", "7"]),
         "unknown reward": (["--reward_funcs", "praise"], ["praise"]),
         "unknown reward module": (["--reward_funcs", "no_module.praise"], ["no_module"]),
+        "nothing to resume": (["--resume_from_checkpoint", "./nowhere"], ["resume_from_checkpoint", "./nowhere"]),
+        "config without a file": (["--config"], ["--config"]),
+        "grpo without solutions": (
+            ["--method", "grpo", *own([{"prompt": PROMPT, "answer": "1"}], "e.jsonl")],
+            ["solution"],
+        ),
+        "grpo without a template": (
+            ["--method", "grpo", "--model_name_or_path", without_template, *own([GOOD] * 8, "f.jsonl")[3:]],
+            ["chat template"],
+        ),
+        "too few rows": ([*own([GOOD], "g.jsonl"), "--per_device_train_batch_size=16"], ["1 rows"]),
         "unknown difficulty": (["--dataset_config", "harder"], ["harder", "hard"]),
     }
 
@@ -198,6 +209,11 @@ CASES = [
     "not divisible",
     "unknown reward",
     "unknown reward module",
+    "nothing to resume",
+    "config without a file",
+    "grpo without solutions",
+    "grpo without a template",
+    "too few rows",
     "unknown difficulty",
 ]
 

@@ -5,13 +5,14 @@ import math
 import pytest
 import torch
 
+from cepo.methods import Evidence, contrast
 from cepo.metrics import credit_metrics, credit_sums
 
 
 def sums_of(delta, advantages, mask=None, clip=0.5):
-    negative = torch.full_like(delta, -1.0)
     mask = torch.ones_like(delta, dtype=torch.bool) if mask is None else mask
-    return credit_sums(negative + delta, negative, delta, advantages, mask, clip=clip)
+    evidence = Evidence(delta, torch.zeros_like(delta, dtype=torch.bool))
+    return credit_sums(evidence, advantages, advantages, mask, clip=clip)
 
 
 def test_by_hand():
@@ -31,7 +32,8 @@ def test_by_hand():
 def test_unscorable_tokens_are_counted():
     positive = torch.tensor([[-1.0, -math.inf], [math.nan, -1.0]])
     mask = torch.tensor([[True, True], [True, False]])
-    sums = credit_sums(positive, torch.zeros(2, 2), torch.zeros(2, 2), torch.ones(2), mask, clip=0.5)
+    evidence = contrast(torch.stack([positive, torch.zeros(2, 2)]), torch.ones(2, 2, dtype=torch.bool))
+    sums = credit_sums(evidence, torch.ones(2), torch.ones(2), mask, clip=0.5)
     assert credit_metrics(sums)["evidence/unscorable"] == pytest.approx(2 / 3)
 
 
@@ -48,3 +50,13 @@ def test_sums_of_processes_add_up():
 def test_nothing_to_measure_is_nan():
     metrics = credit_metrics(sums_of(torch.zeros(0, 3), torch.zeros(0)))
     assert all(math.isnan(value) for value in metrics.values())
+
+
+def test_right_and_wrong_are_the_verifiers_word_not_the_sign_of_the_advantage():
+    """A wrong rollout that is better than its group, for its format say, has a positive advantage."""
+    evidence = Evidence(torch.tensor([[1.0], [3.0]]), torch.zeros(2, 1, dtype=torch.bool))
+    mask = torch.ones(2, 1, dtype=torch.bool)
+    sums = credit_sums(evidence, torch.tensor([1.0, -1.0]), torch.tensor([-1.0, 0.0]), mask, clip=0.5)
+    metrics = credit_metrics(sums)
+    assert metrics["evidence/wrong_mean"] == 1.0
+    assert math.isnan(metrics["evidence/correct_mean"])

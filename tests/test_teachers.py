@@ -46,7 +46,6 @@ def scored(policy, contexts, rollouts, batch_size=8, **options):
         rollouts,
         encoder=PromptEncoder(processor, is_vlm=True),
         log_probs=log_probs_of(model),
-        pad_token_id=processor.tokenizer.pad_token_id,
         batch_size=batch_size,
         **options,
     )
@@ -68,11 +67,11 @@ TEXTS = ["Next, 62 and 43 leave 75 for a.", "So the angles are", "The lines are 
 def test_the_hint_closes_the_last_user_turn_before_the_assistant_header(policy, prompts):
     _, processor = policy
     hinted = add_hint(prompts[0], ANSWER)
-    (ids,), _ = PromptEncoder(processor, is_vlm=True).encode([hinted])
+    (ids,) = PromptEncoder(processor, is_vlm=True).encode([hinted])["input_ids"]
     text = processor.tokenizer.decode(ids)
     hint = DEFAULT_HINT_TEMPLATE.replace("{answer}", ANSWER)
     assert text.endswith(f"{hint}<|im_end|>\n<|im_start|>assistant\n")
-    (plain,), _ = PromptEncoder(processor, is_vlm=True).encode([prompts[0]])
+    (plain,) = PromptEncoder(processor, is_vlm=True).encode([prompts[0]])["input_ids"]
     assert processor.tokenizer.decode(plain) == text.replace(hint, "")
     assert prompts[0][-1]["content"][-1]["text"].find(hint) == -1  # the student's prompt is untouched
 
@@ -169,7 +168,6 @@ def test_the_completion_tokens_are_the_sampled_ones(policy, prompts):
         rollouts,
         encoder=PromptEncoder(processor, is_vlm=True),
         log_probs=spy,
-        pad_token_id=0,
         batch_size=1,
     )
     assert seen[0].tolist() == [pieces]
@@ -191,7 +189,6 @@ def test_every_process_makes_as_many_forward_calls(policy, prompts):
             rollouts,
             encoder=PromptEncoder(processor, is_vlm=True),
             log_probs=spy,
-            pad_token_id=0,
             batch_size=1,
             equal_calls=lambda own: max(own, 3),
             spare=prompts[0],

@@ -6,6 +6,7 @@ import pytest
 import torch
 from peft import LoraConfig
 from torch.testing import assert_close
+from transformers import AutoModelForImageTextToText
 from trl import GRPOConfig, GRPOTrainer
 from trl.rewards import accuracy_reward
 
@@ -120,19 +121,25 @@ def test_teachers_move_the_policy_elsewhere(tmp_path, task, method, lora, monkey
         assert any(differs)
 
 
-def test_token_advantages_reach_the_loss(tmp_path, figures, monkeypatch):
+@pytest.fixture
+def loss_inputs(monkeypatch):
+    """What TRL's loss was given, batch by batch."""
+    batches = []
+    compute_loss = GRPOTrainer._compute_loss
+
+    def spy(self, model, inputs):
+        batches.append(inputs)
+        return compute_loss(self, model, inputs)
+
+    monkeypatch.setattr(GRPOTrainer, "_compute_loss", spy)
+    return batches
+
+
+def test_token_advantages_reach_the_loss(tmp_path, figures, monkeypatch, loss_inputs):
     """What the method computes is what TRL's loss is given: A_t on the completion, 0 beyond it."""
     wrong_answers(monkeypatch)
-    batches = []
-
-    class Spy(CEPOTrainer):
-        def _compute_loss(self, model, inputs):
-            batches.append(inputs)
-            return super()._compute_loss(model, inputs)
-
-    args = CEPOConfig(output_dir=str(tmp_path), **(QUICK | {"max_steps": 1, "evidence_clip": 0.2}))
-    Spy(policy_path(), verdicts, args, figures).train()
-    (batch,) = batches
+    train(tmp_path, figures, reward=verdicts, max_steps=1, evidence_clip=0.2)
+    (batch,) = loss_inputs
     assert batch["advantages"].shape == batch["completion_ids"].shape
     mask = batch["completion_mask"].bool()
     assert (batch["advantages"][~mask] == 0).all()
@@ -142,6 +149,52 @@ def test_token_advantages_reach_the_loss(tmp_path, figures, monkeypatch):
         if (values != 0).any():
             assert values.abs().max() / values.abs().min() <= (1 + 0.5 * 0.2) / (1 - 0.5 * 0.2) + 1e-5
             assert values.unique().numel() > 1
+
+
+def test_lambda_belongs_to_the_optimiser_step_also_when_rollouts_are_reused(
+    tmp_path, text_figures, text_model_path, monkeypatch, loss_inputs
+):
+    """Two updates from one generation batch: the same evidence, each with its own lambda."""
+    wrong_answers(monkeypatch)
+    options = {"num_iterations": 2, "max_steps": 4, "evidence_steps": 3, "evidence_clip": 0.9}
+    trainer = train(tmp_path, text_figures, text_model_path, verdicts, **options)
+    assert logged(trainer, "cepo/coefficient") == pytest.approx([0.5, 1 / 3, 1 / 6, 0.0])
+    first, second, _, last = (batch["advantages"] for batch in loss_inputs)
+    assert last.dim() == 1
+    order = loss_inputs[0]["evidence"]
+    assert torch.equal(order, loss_inputs[1]["evidence"])
+    scored = loss_inputs[0]["completion_mask"].bool() & (order != 0) & (first != 0)
+    assert scored.any()
+    # A_t - A is proportional to lambda: (first - A) / 0.5 = (second - A) / (1/3), so A = 3 second - 2 first.
+    uniform = (3 * second - 2 * first)[scored]
+    row = scored.nonzero()[0, 0]
+    same_row = scored.nonzero()[:, 0] == row
+    assert_close(uniform[same_row], uniform[same_row][:1].expand(int(same_row.sum())), atol=1e-5, rtol=1e-4)
+
+
+def test_micro_batches_get_their_own_rows(tmp_path, text_figures, text_model_path, monkeypatch, loss_inputs):
+    """Accumulated over two micro-batches, TRL shuffles the generation batch: evidence must stay with its rollout."""
+    wrong_answers(monkeypatch)
+    monkeypatch.setattr(cepo.trainer, "score", _score_of_first_tokens)
+    train(
+        tmp_path,
+        text_figures,
+        text_model_path,
+        half_right,
+        max_steps=1,
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=2,
+    )
+    assert len(loss_inputs) == 2
+    for batch in loss_inputs:
+        expected = batch["completion_ids"][:, :1].float() / 1000
+        assert_close(batch["evidence"], expected.expand_as(batch["evidence"]))
+
+
+def _score_of_first_tokens(table, rollouts, **kwargs):
+    """Evidence that tells which rollout it belongs to: its first token, in thousandths."""
+    first = rollouts.completion_ids[:, :1].float().expand(rollouts.completion_ids.shape) / 1000
+    return torch.stack([first, torch.zeros_like(first)])
 
 
 def test_lambda_falls_with_the_step_and_then_no_teacher_runs(tmp_path, figures, monkeypatch):
@@ -263,23 +316,18 @@ def test_evaluation_runs_no_teacher(tmp_path, figures, monkeypatch):
 
 @pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo"])
 @pytest.mark.parametrize("level", ["token", "sequence"])
-def test_every_loss_of_trl_takes_token_advantages(tmp_path, text_figures, text_model_path, loss_type, level):
+def test_every_loss_of_trl_takes_token_advantages(
+    tmp_path, text_figures, text_model_path, loss_type, level, loss_inputs
+):
     """With equal token advantages the loss is that of the rollout's advantage, so (B, T) is neither lost nor bent."""
-    batches = []
-
-    class Spy(CEPOTrainer):
-        def _compute_loss(self, model, inputs):
-            batches.append(inputs)
-            return super()._compute_loss(model, inputs)
-
     options = QUICK | {"max_steps": 1, "loss_type": loss_type, "importance_sampling_level": level, "method": "grpo"}
-    trainer = Spy(text_model_path, letters, CEPOConfig(output_dir=str(tmp_path), **options), text_figures)
+    trainer = CEPOTrainer(text_model_path, letters, CEPOConfig(output_dir=str(tmp_path), **options), text_figures)
     trainer.train()
-    batch = batches[0]
+    batch = loss_inputs[0]
     mask = batch["completion_mask"]
 
     def loss_of(advantages):
-        return super(Spy, trainer)._compute_loss(trainer.model, {**batch, "advantages": advantages})
+        return trainer._compute_loss(trainer.model, {**batch, "advantages": advantages})
 
     uniform = batch["advantages"].unsqueeze(1) * mask
     assert_close(loss_of(uniform), loss_of(batch["advantages"]))
@@ -338,3 +386,42 @@ def test_every_method_trains_on_the_default_task(tmp_path, figures):
         assert logged(trainer, "cepo/seconds/generation")[0] > 0
         if method != "grpo":
             assert logged(trainer, "cepo/rows_scored")[0] > 0
+
+
+def test_too_few_rows_are_refused(tmp_path, figures):
+    """TRL would drop the batch that cannot be filled, and train nothing."""
+    args = CEPOConfig(output_dir=str(tmp_path), **QUICK)
+    with pytest.raises(ValueError, match=r"1 rows.*2 prompts"):
+        CEPOTrainer(policy_path(), letters, args, figures.select([0]))
+
+
+def test_a_rollout_func_is_refused(tmp_path, figures):
+    args = CEPOConfig(output_dir=str(tmp_path), **QUICK)
+    with pytest.raises(ValueError, match="rollout_func"):
+        CEPOTrainer(policy_path(), letters, args, figures, rollout_func=lambda prompts, trainer: {})
+
+
+@pytest.mark.parametrize("peft_config", [None, LoraConfig(r=4, target_modules="all-linear")])
+def test_a_frozen_vision_tower_stays_as_it_was(tmp_path, figures, peft_config):
+    before = {name: parameter.clone() for name, parameter in _policy().named_parameters()}
+    trainer = train(tmp_path, figures, max_steps=1, method="grpo", freeze_vision_tower=True, peft_config=peft_config)
+    after = {name.removeprefix("base_model.model."): weight for name, weight in weights_of(trainer).items()}
+    tower = [name for name in before if ".visual." in name]
+    assert tower
+    for name in tower:
+        weight = after.get(name, after.get(name.replace(".weight", ".base_layer.weight")))
+        weight = after[name.replace(".bias", ".base_layer.bias")] if weight is None else weight
+        assert torch.equal(weight, before[name])
+    trained = [name for name, parameter in trainer.model.named_parameters() if parameter.requires_grad]
+    assert trained
+    assert not any(".visual." in name for name in trained)
+
+
+def _policy():
+    return AutoModelForImageTextToText.from_pretrained(policy_path())
+
+
+def test_a_text_model_has_no_vision_tower_to_freeze(tmp_path, text_figures, text_model_path):
+    args = CEPOConfig(output_dir=str(tmp_path), freeze_vision_tower=True, **QUICK)
+    with pytest.raises(ValueError, match="freeze_vision_tower"):
+        CEPOTrainer(text_model_path, letters, args, text_figures)

@@ -15,13 +15,20 @@ class DatasetError(ValueError):
     """A dataset that cannot be trained on; the message names the column and the row."""
 
 
-def check_dataset(dataset: Dataset | IterableDataset, *, needs_solution: bool, name: str = "the training set") -> None:
+def check_dataset(
+    dataset: Dataset | IterableDataset,
+    *,
+    needs_solution: bool,
+    needs_prompt: bool = True,
+    name: str = "the training set",
+) -> None:
     """Refuse a dataset that would fail later, or that would silently train on the wrong thing.
 
     Args:
         dataset: With TRL's columns: `prompt`, `solution`, and `image` or `images` for vision-language models.
         needs_solution: Whether a teacher will be told the `solution`; it then must be there in every row, and the
             prompts must be conversations, because the hint is put into their last user turn.
+        needs_prompt: Whether there must be prompts; an environment may make its own.
         name: What to call the dataset in messages.
 
     Raises:
@@ -29,7 +36,7 @@ def check_dataset(dataset: Dataset | IterableDataset, *, needs_solution: bool, n
     """
     columns = dataset.column_names
     if columns is not None:
-        if "prompt" not in columns:
+        if needs_prompt and "prompt" not in columns:
             raise DatasetError(
                 f"{name} has no column 'prompt'; it has {_listed(columns)}. Rename the column with the questions."
             )
@@ -44,7 +51,8 @@ def check_dataset(dataset: Dataset | IterableDataset, *, needs_solution: bool, n
     _check_images(dataset, name)
     if needs_solution:
         # Only the columns that are read, so that no image is decoded here.
-        _check_rows(dataset.select_columns(["prompt", "solution"]), needs_solution, name)
+        read = [column for column in ("prompt", "solution") if column in dataset.column_names]
+        _check_rows(dataset.select_columns(read), needs_solution, name)
 
 
 def _check_rows(rows: Iterable[dict[str, Any]], needs_solution: bool, name: str) -> None:
@@ -52,7 +60,7 @@ def _check_rows(rows: Iterable[dict[str, Any]], needs_solution: bool, name: str)
         return
     for number, row in enumerate(rows):
         check_solution(row, f"row {number} of {name}")
-        prompt = row["prompt"]
+        prompt = row.get("prompt", [{"role": "user"}])
         if isinstance(prompt, str):
             raise DatasetError(
                 f"row {number} of {name}: 'prompt' is plain text. A teacher's hint is put into the last user turn of a "

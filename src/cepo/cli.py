@@ -137,7 +137,7 @@ def _run(command: str, arguments: list[str], traceback: bool) -> int:
     try:
         return job(Console(soft_wrap=True))
     except KeyboardInterrupt:
-        print("\ncepo: stopped; nothing had been trained yet", file=sys.stderr)
+        print("\ncepo: stopped", file=sys.stderr)
         return 130
     except DatasetError as error:  # a row of a stream that no check could see beforehand
         if traceback:

@@ -52,6 +52,8 @@ class CEPOConfig(GRPOConfig):
         correctness_threshold (`float`, *optional*, defaults to `0.5`):
             A rollout is right if that reward is at least this, and wrong if it is below; where the function returns
             None it is neither.
+        freeze_vision_tower (`bool`, *optional*, defaults to `False`):
+            Leave the weights of a vision-language model's vision tower as they are.
     """
 
     method: Literal["cepo", "rlsd", "grpo"] = field(
@@ -93,6 +95,10 @@ class CEPOConfig(GRPOConfig):
         default=0.5, metadata={"help": "A rollout is right if its correctness reward is at least this."}
     )
 
+    freeze_vision_tower: bool = field(
+        default=False, metadata={"help": "Leave the weights of a vision-language model's vision tower as they are."}
+    )
+
     # The paper's PPO clip is 0.2 / 0.28.
     epsilon_high: float | None = field(
         default=0.28, metadata={"help": "Upper epsilon of the PPO clip. The paper's is 0.28."}
@@ -112,7 +118,7 @@ class CEPOConfig(GRPOConfig):
         if self.max_negatives < 1:
             raise ValueError(f"max_negatives (K) must be at least 1, got {self.max_negatives}")
         require_placeholder(self.hint_template)
-        if self.bf16 is None and (self.use_cpu or not torch.accelerator.is_available()):
+        if getattr(self, "bf16", None) is None and (self.use_cpu or not torch.accelerator.is_available()):
             # TRL's default is bf16 everywhere; transformers refuses that on a CPU.
             self.bf16 = False
         super().__post_init__()

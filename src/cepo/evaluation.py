@@ -11,7 +11,7 @@ from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
 from trl.data_utils import prepare_multimodal_messages
 from trl.rewards import accuracy_reward
 
-from .teachers import evaluating
+from .teachers import evaluating, left_padding
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,9 @@ def evaluate_accuracy(
     *,
     max_completion_length: int = 256,
     temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    chat_template_kwargs: dict[str, Any] | None = None,
     batch_size: int = 64,
     seed: int = 0,
     reward_func: Callable[..., Sequence[float | None]] = accuracy_reward,
@@ -60,6 +63,8 @@ def evaluate_accuracy(
         dataset: With TRL's columns `prompt`, `solution` and, for images, `image` or `images`.
         max_completion_length: Longest answer [tokens].
         temperature: Of sampling; 0 takes the most likely token.
+        top_p, top_k: Of sampling; 1.0 and 0 restrict nothing, as in TRL's rollouts.
+        chat_template_kwargs: Further arguments of the chat template, as in training.
         batch_size: Problems at a time.
         seed: Of sampling. The caller's random state is left as it was.
         reward_func: The verifier, as TRL's reward functions; 0.5 and more is right, None is wrong.
@@ -69,10 +74,14 @@ def evaluate_accuracy(
         The accuracy, and the sampled answers as text.
     """
     tokenizer = getattr(processing_class, "tokenizer", processing_class)
-    sampling = {"do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}
+    sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+    # As in TRL, every end token that the model or its tokenizer declares ends an answer.
+    ends = model.generation_config.eos_token_id
+    ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
     generation = GenerationConfig(
         max_new_tokens=max_completion_length,
         pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=sorted(ends),
         **(sampling if temperature > 0 else {"do_sample": False}),
     )
     answers: list[str] = []
@@ -87,7 +96,8 @@ def evaluate_accuracy(
                 tokenize=True,
                 return_dict=True,
                 return_tensors="pt",
-                **_padding(processing_class),
+                **left_padding(processing_class),
+                **(chat_template_kwargs or {}),
             ).to(model.device)
             output = model.generate(**inputs, generation_config=generation)
             texts = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
@@ -99,11 +109,6 @@ def evaluate_accuracy(
             if on_progress:
                 on_progress(len(answers))
     return Accuracy(correct, len(answers)), answers
-
-
-def _padding(processing_class: Any) -> dict[str, Any]:
-    padding = {"padding": True, "padding_side": "left"}
-    return {"processor_kwargs": padding} if isinstance(processing_class, ProcessorMixin) else padding
 
 
 def _conversation(row: dict[str, Any], is_vlm: bool) -> list[dict[str, Any]]:

@@ -7,7 +7,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, DatasetDict, Image, IterableDataset, IterableDatasetDict, load_dataset, load_from_disk
+from datasets import (
+    Dataset,
+    DatasetDict,
+    Image,
+    IterableDataset,
+    IterableDatasetDict,
+    Sequence,
+    load_dataset,
+    load_from_disk,
+)
 from trl import rewards as trl_rewards
 
 FIGURES = "figures"
@@ -107,13 +116,24 @@ def _first_line(error: Exception) -> str:
 
 
 def _with_images(data: Dataset, folder: Path) -> Dataset:
-    """Turn a column of image file names, relative to the dataset's own file, into images."""
-    feature = data.features.get("image")
-    if getattr(feature, "dtype", None) != "string":
-        return data
-    # The paths are made absolute here and checked, by row, before training.
-    data = data.map(lambda row: {"image": str(folder / row["image"]) if row["image"] else None})
-    return data.cast_column("image", Image())
+    """Turn columns of image file names, relative to the dataset's own file, into images.
+
+    The paths are made absolute here; whether the files exist is checked, by row, before training.
+    """
+
+    def absolute(path: str | None) -> str | None:
+        return path if not path or "://" in path else str(folder / path)
+
+    if _holds_text(data.features.get("image")):
+        data = data.map(lambda row: {"image": absolute(row["image"])}).cast_column("image", Image())
+    if _holds_text(getattr(data.features.get("images"), "feature", None)):
+        data = data.map(lambda row: {"images": [absolute(path) for path in row["images"] or []]})
+        data = data.cast_column("images", Sequence(Image()))
+    return data
+
+
+def _holds_text(feature: Any) -> bool:
+    return getattr(feature, "dtype", None) == "string"
 
 
 def load_policy(name: str) -> tuple[Any, Any]:
@@ -135,9 +155,28 @@ def load_policy(name: str) -> tuple[Any, Any]:
             model = PeftModel.from_pretrained(create_model_from_path(base), path).merge_and_unload()
         else:
             model = create_model_from_path(path)
-        return model, AutoProcessor.from_pretrained(path, padding_side="left")
+        processing_class = AutoProcessor.from_pretrained(path, padding_side="left")
     except OSError as error:
         raise LoadingError(f"model_name_or_path: cannot load {name}: {_first_line(error)}") from error
+    tokenizer = getattr(processing_class, "tokenizer", processing_class)
+    if tokenizer.pad_token is None:  # as TRL does
+        tokenizer.pad_token = tokenizer.eos_token
+    require_chat_template(processing_class)
+    return model, processing_class
+
+
+def require_chat_template(processing_class: Any) -> None:
+    """Refuse a model that cannot be given a conversation.
+
+    Raises:
+        LoadingError: If it has no chat template.
+    """
+    tokenizer = getattr(processing_class, "tokenizer", processing_class)
+    if not getattr(processing_class, "chat_template", None) and not tokenizer.chat_template:
+        raise LoadingError(
+            f"the model's {type(processing_class).__name__} has no chat template, so it cannot be given a "
+            "conversation; use an instruction-tuned model, or set `chat_template` on its tokenizer."
+        )
 
 
 def load_reward_funcs(names: list[str]) -> list[Any]:
@@ -149,9 +188,12 @@ def load_reward_funcs(names: list[str]) -> list[Any]:
     functions = []
     for name in names:
         if "." not in name:
-            function = getattr(trl_rewards, name, None)
-            if function is None:
-                raise LoadingError(f"reward_funcs: trl.rewards has no {name!r}; for your own give module.function")
+            known = [n for n in dir(trl_rewards) if n.endswith("_reward") and not n.startswith("get_")]
+            if name not in known:
+                raise LoadingError(
+                    f"reward_funcs: there is no {name!r}; choose of {', '.join(known)}, or give module.function"
+                )
+            function = getattr(trl_rewards, name)
         else:
             module, _, attribute = name.rpartition(".")
             sys.path.insert(0, os.getcwd())

@@ -5,7 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from .credit import signed_evidence, unscorable
+from .credit import signed_evidence
+from .methods import Evidence
 
 # Shares and moments are ratios of two of these sums, so that processes can add theirs before dividing.
 _RATIOS = {
@@ -22,28 +23,29 @@ _STANDARD_DEVIATIONS = {
 
 
 def credit_sums(
-    logp_positive: Tensor, logp_negative: Tensor, evidence: Tensor, advantages: Tensor, mask: Tensor, *, clip: float
+    evidence: Evidence, advantages: Tensor, verdicts: Tensor, mask: Tensor, *, clip: float
 ) -> dict[str, float]:
     """Sums over the scored tokens of one process. All rows must have been scored; none need be left.
 
     Args:
-        logp_positive, logp_negative: (B, T) log-probs [nats].
-        evidence: (B, T) evidence [nats].
-        advantages: (B,) advantages; above 0 counts as a correct rollout, below as a wrong one.
+        evidence: The evidence of the rows.
+        advantages: (B,) advantages.
+        verdicts: (B,) the verifier's word: above 0 right, below 0 wrong, 0 none.
         mask: (B, T) bool, the completion tokens that are trained on.
         clip: eps_w.
     """
-    signed = signed_evidence(evidence, advantages)
+    values = evidence.values
+    signed = signed_evidence(values, advantages)
     clipped = (signed > math.log(1 + clip)) | (signed < math.log(1 - clip))
     sums = {
         "tokens": mask.sum(),
-        "unscorable": (unscorable(logp_positive, logp_negative) & mask).sum(),
+        "unscorable": (evidence.unscorable & mask).sum(),
         "clipped": (clipped & mask).sum(),
-        "mass": evidence[mask].abs().sum(),
-        "mass_against": evidence[mask & (signed < 0)].abs().sum(),
+        "mass": values[mask].abs().sum(),
+        "mass_against": values[mask & (signed < 0)].abs().sum(),
     }
-    for name, rows in (("correct", advantages > 0), ("wrong", advantages < 0)):
-        chosen = evidence[mask & rows.unsqueeze(-1)].double()
+    for name, rows in (("correct", verdicts > 0), ("wrong", verdicts < 0)):
+        chosen = values[mask & rows.unsqueeze(-1)].double()
         sums |= {
             f"tokens_{name}": torch.tensor(chosen.numel()),
             f"evidence_{name}": chosen.sum(),
@@ -56,7 +58,7 @@ def credit_metrics(sums: dict[str, float]) -> dict[str, float]:
     """Metrics from sums over all processes; NaN where there was nothing to measure.
 
     ``evidence/*_mean`` and ``*_std`` [nats] over the tokens of correct and of wrong rollouts; ``evidence/wrong_sign``:
-    the share of all |evidence| that lowers the weight of its token, that is, speaks against the verdict of its rollout;
+    the share of all |evidence| that lowers the weight of its token, that is, speaks against its rollout's advantage;
     ``evidence/unscorable``: the share of tokens without a finite log-prob; ``weights/clipped``: the share of tokens
     whose weight is clipped.
     """

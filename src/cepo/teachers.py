@@ -12,12 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import ProcessorMixin
 from trl.data_utils import prepare_multimodal_messages
 
 from .hints import Messages
 
 # Per-token companions of `input_ids` that some processors return, padded like the prompt and 0 on completions.
-_PER_TOKEN_FIELDS = ("mm_token_type_ids", "token_type_ids")
+_PER_TOKEN_FIELDS = {"mm_token_type_ids", "token_type_ids"}
 
 
 @dataclass(frozen=True)
@@ -47,21 +48,42 @@ class PromptEncoder:
     is_vlm: bool
     options: dict[str, Any] = field(default_factory=dict)
 
-    def encode(self, prompts: Sequence[Messages]) -> tuple[list[list[int]], dict[str, Any]]:
-        """Token ids of each prompt, and what else the model needs (pixels and their layout)."""
+    def encode(self, prompts: Sequence[Messages]) -> dict[str, Any]:
+        """Model inputs of prompts, padded on the left: `input_ids` and `attention_mask` (n, P), and for images what
+        the processor makes of them, with `num_images` per prompt.
+
+        Raises:
+            ValueError: For a processor that cuts images into tiles, which cannot yet be told apart by prompt.
+        """
         if self.is_vlm:
             prompts = [prepare_multimodal_messages(prompt) for prompt in prompts]
-        encoded = self.processing_class.apply_chat_template(
-            conversation=list(prompts),
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=True,
-            **self.options,
+        encoded = dict(
+            self.processing_class.apply_chat_template(
+                conversation=list(prompts),
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
+                **left_padding(self.processing_class),
+                **self.options,
+            )
         )
-        fields = {key: value for key, value in encoded.items() if key not in ("input_ids", "attention_mask")}
-        if "pixel_values" in fields:
-            fields["num_images"] = [_count_images(prompt) for prompt in prompts]
-        return encoded["input_ids"], fields
+        if "pixel_values" in encoded:
+            counts = [_count_images(prompt) for prompt in prompts]
+            pixels = encoded["pixel_values"]
+            if "spatial_shapes" in encoded or (pixels.ndim == 4 and pixels.shape[0] != sum(counts)):
+                raise ValueError(
+                    f"{type(self.processing_class).__name__} cuts images into tiles, which teachers cannot read yet; "
+                    "switch its tiling off, or use method='grpo'"
+                )
+            encoded["num_images"] = counts
+        return encoded
+
+
+def left_padding(processing_class: Any) -> dict[str, Any]:
+    """Arguments of `apply_chat_template` that pad a batch on the left, for tokenizers and for processors."""
+    padding = {"padding": True, "padding_side": "left"}
+    return {"processor_kwargs": padding} if isinstance(processing_class, ProcessorMixin) else padding
 
 
 def _count_images(messages: Messages) -> int:
@@ -79,7 +101,6 @@ def score(
     *,
     encoder: PromptEncoder,
     log_probs: LogProbs,
-    pad_token_id: int,
     batch_size: int,
     equal_calls: Callable[[int], int] = lambda calls: calls,
     spare: Messages | None = None,
@@ -94,7 +115,6 @@ def score(
         rollouts: The B rollouts.
         encoder: Turns prompts into model inputs.
         log_probs: The model's log-prob function, without (B, T, V) logits.
-        pad_token_id: Fills prompts on the left.
         batch_size: Rows per forward pass.
         equal_calls: Told how many forward passes this process needs, says how many it must make: under FSDP and
             ZeRO-3 every process has to take part in each pass of any other.
@@ -110,10 +130,10 @@ def score(
     for batch in batches:
         prompts = [prompt for c, b in batch if (prompt := contexts[c][b]) is not None]
         rows = [b for _, b in batch]
-        scored = _score_batch(prompts, rollouts, rows, encoder, log_probs, pad_token_id)
+        scored = _score_batch(prompts, rollouts, rows, encoder, log_probs)
         result[[c for c, _ in batch], rows] = scored.to(result.dtype)
     for _ in range(equal_calls(len(batches)) - len(batches)):
-        _score_batch([spare or []], rollouts, [0], encoder, log_probs, pad_token_id)
+        _score_batch([spare or []], rollouts, [0], encoder, log_probs)
     return result
 
 
@@ -123,29 +143,18 @@ def _score_batch(
     rows: list[int],
     encoder: PromptEncoder,
     log_probs: LogProbs,
-    pad_token_id: int,
 ) -> Tensor:
     """(n, T) log-probs of the completions `rows` after `prompts`, as plain concatenation."""
     completion_ids, completion_mask = rollouts.completion_ids[rows], rollouts.completion_mask[rows]
-    device = completion_ids.device
-    prompt_ids, fields = encoder.encode(prompts)
-    width = max(len(ids) for ids in prompt_ids)
-
-    def left_padded(rows: Sequence[Sequence[int]], value: int) -> Tensor:
-        return torch.tensor([[value] * (width - len(row)) + list(row) for row in rows], device=device)
-
-    prompt_mask = left_padded([[1] * len(ids) for ids in prompt_ids], 0)
-    inputs = {}
-    for key, value in fields.items():
-        if key in _PER_TOKEN_FIELDS:
-            values = left_padded([list(row) for row in value], 0)
-            inputs[key] = torch.cat([values, values.new_zeros(completion_ids.shape)], dim=1)
-        elif isinstance(value, Tensor):
-            inputs[key] = value.to(device)
-        else:
-            inputs[key] = value
+    inputs = {
+        key: value.to(completion_ids.device) if isinstance(value, Tensor) else value
+        for key, value in encoder.encode(prompts).items()
+    }
+    for key in _PER_TOKEN_FIELDS & inputs.keys():
+        inputs[key] = torch.cat([inputs[key], inputs[key].new_zeros(completion_ids.shape)], dim=1)
+    prompt_ids, prompt_mask = inputs.pop("input_ids"), inputs.pop("attention_mask")
     return log_probs(
-        torch.cat([left_padded(prompt_ids, pad_token_id), completion_ids], dim=1),
+        torch.cat([prompt_ids, completion_ids], dim=1),
         torch.cat([prompt_mask, completion_mask.to(prompt_mask.dtype)], dim=1),
         completion_ids.shape[1],
         **inputs,

@@ -1,10 +1,11 @@
 """`CEPOTrainer`: TRL's GRPOTrainer with credit placed token by token. The only file that knows TRL's internals.
 
-TRL samples the rollouts, rewards them and computes the loss. Two seams are used: `_calculate_rewards` sees prompts,
+TRL samples the rollouts, rewards them and computes the loss. Three seams are used: `_calculate_rewards` sees prompts,
 texts and rewards (and gathers the rewards of groups that span processes); `_generate_and_score_completions` returns the
-batch whose (B,) `advantages` are replaced by (B, T) token advantages, which TRL's loss accepts.
+batch, to which the evidence is added; `_compute_loss` is given (B, T) token advantages, which TRL's losses accept.
 """
 
+import inspect
 import textwrap
 import time
 from collections import Counter
@@ -13,6 +14,7 @@ from typing import Any, get_args
 
 import torch
 from accelerate.utils import gather_object
+from datasets import Dataset
 from torch import Tensor
 from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
@@ -20,9 +22,10 @@ from trl.models.utils import disable_gradient_checkpointing
 from .answers import final_answer
 from .checks import check_dataset, check_solution
 from .config import CEPOConfig
-from .credit import mean_probability, token_advantages
+from .credit import token_advantages
 from .hints import Messages, add_hint
-from .methods import METHODS, STUDENT, Context, evidence_of
+from .loading import require_chat_template
+from .methods import METHODS, STUDENT, Context, Evidence
 from .metrics import credit_metrics, credit_sums
 from .references import Attempt, Fallback, References, choose_references
 from .teachers import PromptEncoder, Rollouts, evaluating, score
@@ -90,11 +93,18 @@ class CEPOTrainer(GRPOTrainer):
             raise TypeError(f"CEPOTrainer takes a CEPOConfig as `args`, got {type(args).__name__}")
         self.method = METHODS[args.method]
         if train_dataset is not None:
-            check_dataset(train_dataset, needs_solution=self.method.needs_teachers)
+            owns_prompts = kwargs.get("environment_factory") is not None  # then the prompts come from the environment
+            check_dataset(train_dataset, needs_solution=self.method.needs_teachers, needs_prompt=not owns_prompts)
+            if isinstance(train_dataset, Dataset):
+                _require_a_batch(train_dataset, args)
         self._graded: _Graded | None = None
-        self._generation_seconds = self._preparation_seconds = 0.0
+        # Seconds that this process spent since it started; `update` is the loss, forward and backward.
+        self.seconds = {"generation": 0.0, "teachers": 0.0, "update": 0.0}
+        self._generation_seconds = self._preparation_seconds = self._update_seconds = 0.0
         super().__init__(model, reward_funcs, args, train_dataset, *rest, **kwargs)
         self._correctness_index = self._find_correctness_reward()
+        if args.freeze_vision_tower:
+            _freeze_vision_tower(self.model)
         if self.method.needs_teachers:
             self._encoder = PromptEncoder(self.processing_class, self._is_vlm, self._template_options())
 
@@ -112,17 +122,18 @@ class CEPOTrainer(GRPOTrainer):
 
     def _template_options(self) -> dict[str, Any]:
         """What TRL passes to the chat template besides the conversation; also refuses a model that has no template."""
-        if self.environment_factories is not None and self._env_tools:
+        if self.rollout_func is not None:
+            raise ValueError(
+                f"method={self.args.method!r} re-reads rollouts after the prompts of the dataset, and a rollout_func "
+                "may have used others. Use method='grpo'."
+            )
+        if self.environment_factories is not None and any(self._env_tools.values()):
             raise ValueError(
                 f"method={self.args.method!r} re-reads rollouts with another prompt, which environments with their own "
                 "tools do not support yet. Use method='grpo'."
             )
-        tokenizer: Any = getattr(self.processing_class, "tokenizer", self.processing_class)
-        if not (self.chat_template or getattr(self.processing_class, "chat_template", None) or tokenizer.chat_template):
-            raise ValueError(
-                f"the model's {type(self.processing_class).__name__} has no chat template, so a teacher's hint has no "
-                "user turn to stand in. Use an instruction-tuned model, or set `chat_template` on the tokenizer."
-            )
+        if not self.chat_template:
+            require_chat_template(self.processing_class)
         return {"tools": self.tools or None, "chat_template": self.chat_template, **self.chat_template_kwargs}
 
     # TRL's seams ------------------------------------------------------------------------------------------------------
@@ -146,41 +157,59 @@ class CEPOTrainer(GRPOTrainer):
         output = super()._generate_and_score_completions(inputs)
         if not self.model.training:
             return output
-        coefficient = self.args.coefficient_at(self.state.global_step) if self.method.needs_teachers else 0.0
         teachers_started = time.perf_counter()
         scored = 0.0
-        if coefficient > 0:
-            output["advantages"], scored = self._place_credit(output, coefficient)
-        self._log_credit("coefficient", coefficient)
+        # `evidence` rides in TRL's batch, which is shuffled and split along the rollouts; the advantages stay (B,)
+        # until the loss, because lambda belongs to the optimiser step and a batch may serve for several.
+        if self.method.needs_teachers and self.args.coefficient_at(self.state.global_step) > 0:
+            output["evidence"], scored = self._find_evidence(output)
+        finished = time.perf_counter()
         self._log_credit("rows_scored", scored)
-        self._log_credit("seconds/generation", self._generation_seconds)
-        self._log_credit("seconds/teachers", time.perf_counter() - teachers_started)
+        self._log_seconds("generation", self._generation_seconds)
+        self._log_seconds("teachers", finished - teachers_started)
         self._graded = None
-        self._preparation_seconds += time.perf_counter() - started
+        self._preparation_seconds += finished - started
         return output
 
     def training_step(self, model, inputs, num_items_in_batch):
         started = time.perf_counter()
         self._preparation_seconds = 0.0
         loss = super().training_step(model, inputs, num_items_in_batch)
-        self._log_credit("seconds/update", time.perf_counter() - started - self._preparation_seconds)
+        self._update_seconds += time.perf_counter() - started - self._preparation_seconds
+        if self.accelerator.sync_gradients:
+            self._log_credit("coefficient", self._coefficient())
+            self._log_seconds("update", self._update_seconds)
+            self._update_seconds = 0.0
         return loss
+
+    def _compute_loss(self, model, inputs):
+        coefficient = self._coefficient()
+        if coefficient > 0 and "evidence" in inputs and self.model.training:
+            token_level = token_advantages(
+                inputs["advantages"],
+                inputs["evidence"],
+                _trained_tokens(inputs),
+                coefficient=coefficient,
+                clip=self.args.evidence_clip,
+            )
+            inputs = {**inputs, "advantages": token_level}
+        return super()._compute_loss(model, inputs)
 
     # The method -------------------------------------------------------------------------------------------------------
 
-    def _place_credit(self, batch: dict[str, Any], coefficient: float) -> tuple[Tensor, float]:
-        """(B, T) token advantages of a generation batch, and the share of its rollouts that teachers re-read."""
-        advantages = batch["advantages"]
-        mask = batch["completion_mask"].bool()
-        if "tool_mask" in batch:
-            mask &= batch["tool_mask"].bool()
+    def _coefficient(self) -> float:
+        return self.args.coefficient_at(self.state.global_step) if self.method.needs_teachers else 0.0
+
+    def _find_evidence(self, batch: dict[str, Any]) -> tuple[Tensor, float]:
+        """(B, T) evidence [nats] of a generation batch, and the share of its rollouts that teachers re-read."""
+        advantages, mask = batch["advantages"], _trained_tokens(batch)
         # A rollout that moves nothing is not re-read.
         matters = ((advantages != 0) & mask.any(dim=1)).tolist()
 
-        references = self._references()
+        attempts, references = self._references()
         student_fallback = self.args.no_negative == "student"
         contexts_of = self.method.contexts
-        assert contexts_of is not None  # `_place_credit` is for methods with teachers
+        assert contexts_of is not None  # a method with teachers has contexts
         contexts: list[list[Context]] = [
             contexts_of(reference, student_fallback) if wanted else []
             for reference, wanted in zip(references, matters, strict=True)
@@ -188,23 +217,21 @@ class CEPOTrainer(GRPOTrainer):
         self._log_fallbacks([r.fallback for r, wanted in zip(references, matters, strict=True) if wanted])
 
         logps, present = self._teacher_logps(batch, contexts)
-        evidence = evidence_of(logps, present)
-        clip = self.args.evidence_clip
+        evidence = self.method.evidence(logps, present)
         rows = present.any(0)
+        verdicts = torch.tensor([_VERDICTS[attempt.correct] for attempt in attempts], device=rows.device)
         sums = credit_sums(
-            logps[0][rows],
-            mean_probability(logps[1:], present[1:])[rows],
-            evidence[rows],
+            Evidence(evidence.values[rows], evidence.unscorable[rows]),
             advantages[rows],
+            verdicts[rows],
             mask[rows],
-            clip=clip,
+            clip=self.args.evidence_clip,
         )
         self._log_metrics_of(sums)
-        token_level = token_advantages(advantages, evidence, mask, coefficient=coefficient, clip=clip)
-        return token_level, self._mean_over_processes(rows.float().mean())
+        return evidence.values, self._mean_over_processes(rows.float().mean())
 
-    def _references(self) -> list[References]:
-        """References of this process's rollouts; groups may span processes, so answers are gathered first."""
+    def _references(self) -> tuple[list[Attempt], list[References]]:
+        """Attempts and references of this process's rollouts; groups may span processes, so answers are gathered."""
         graded = self._graded
         assert graded is not None  # set by `_calculate_rewards`, which TRL calls for every batch
         local = [
@@ -231,7 +258,8 @@ class CEPOTrainer(GRPOTrainer):
                 max_negatives=self.args.max_negatives,
             )
         first = self.accelerator.process_index * len(local)
-        return references[first : first + len(local)]
+        own = slice(first, first + len(local))
+        return attempts[own], references[own]
 
     def _teacher_logps(self, batch: dict[str, Any], contexts: list[list[Context]]) -> tuple[Tensor, Tensor]:
         """(C, B, T) log-probs [nats] of every rollout under its contexts, and (C, B) which there are."""
@@ -249,7 +277,11 @@ class CEPOTrainer(GRPOTrainer):
         count = max(2, *(len(row) for row in contexts))
         table = [[prompt_for(row, position) for row in range(len(prompts))] for position in range(count)]
 
+        known = inspect.signature(self._get_per_token_logps_and_entropies).parameters
+
         def log_probs(input_ids, attention_mask, logits_to_keep, **fields):
+            # Processors return more than models read (how many crops an image had, say); TRL passes on what is here.
+            fields = {key: value for key, value in fields.items() if key in known}
             logps, _, _ = self._get_per_token_logps_and_entropies(
                 self.model, input_ids, attention_mask, logits_to_keep, **fields
             )
@@ -264,7 +296,6 @@ class CEPOTrainer(GRPOTrainer):
                 Rollouts(batch["completion_ids"], batch["completion_mask"]),
                 encoder=self._encoder,
                 log_probs=log_probs,
-                pad_token_id=self._tokenizer.pad_token_id,
                 batch_size=self.args.per_device_train_batch_size,
                 equal_calls=self._most_over_processes,
                 spare=prompts[0],
@@ -276,6 +307,10 @@ class CEPOTrainer(GRPOTrainer):
 
     def _log_credit(self, name: str, value: float) -> None:
         self._metrics["train"][f"cepo/{name}"].append(value)
+
+    def _log_seconds(self, part: str, seconds: float) -> None:
+        self.seconds[part] += seconds
+        self._log_credit(f"seconds/{part}", seconds)
 
     def _log_fallbacks(self, fallbacks: list[Fallback | None]) -> None:
         if not self.method.needs_negatives:
@@ -300,6 +335,40 @@ class CEPOTrainer(GRPOTrainer):
 
     def _most_over_processes(self, number: int) -> int:
         return int(self.accelerator.gather(torch.tensor([number], device=self.accelerator.device)).max())
+
+
+def _freeze_vision_tower(model: torch.nn.Module) -> None:
+    frozen = [p for name, p in model.named_parameters() if _VISION_TOWERS & set(name.split("."))]
+    if not frozen:
+        raise ValueError(
+            f"freeze_vision_tower: {type(model).__name__} has no part named {' or '.join(sorted(_VISION_TOWERS))}"
+        )
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+
+
+# What transformers' vision-language models call their vision tower.
+_VISION_TOWERS = {"visual", "vision_model", "vision_tower"}
+
+
+def _require_a_batch(dataset: Dataset, args: CEPOConfig) -> None:
+    """TRL drops a generation batch that cannot be filled; with too few rows nothing at all would be trained."""
+    prompts = args.generation_batch_size // args.num_generations
+    if len(dataset) < prompts:
+        raise ValueError(
+            f"the training set has {len(dataset)} rows, and one generation batch takes {prompts} prompts "
+            f"({args.generation_batch_size} rollouts, {args.num_generations} each). Add rows, or lower "
+            "per_device_train_batch_size or gradient_accumulation_steps."
+        )
+
+
+_VERDICTS = {True: 1.0, False: -1.0, None: 0.0}
+
+
+def _trained_tokens(batch: dict[str, Any]) -> Tensor:
+    """(B, T) bool: the completion tokens that the loss counts; what a tool returned is not among them."""
+    mask = batch["completion_mask"].bool()
+    return mask & batch["tool_mask"].bool() if "tool_mask" in batch else mask
 
 
 def _text(completion: str | list[dict[str, Any]]) -> str:

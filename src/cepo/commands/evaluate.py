@@ -9,7 +9,7 @@ from rich.console import Console
 
 from ..checks import check_dataset
 from ..evaluation import evaluate_accuracy
-from ..loading import FIGURES, load_policy, load_reward_funcs, load_split
+from ..loading import FIGURES, load_policy, load_reward_funcs, load_split, resolve_model
 from ..tasks.figures import policy_path
 from . import quiet_libraries
 
@@ -53,7 +53,9 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
     quiet_libraries()
     shipped = options.model_name_or_path is None
     name = policy_path() if shipped else options.model_name_or_path
-    output = options.output or (Path("evaluation.json") if shipped else Path(name) / "evaluation.json")
+    resolved = Path(resolve_model(name))
+    # Beside the model, if it is a folder of the user's.
+    output = options.output or (resolved if resolved.is_dir() and not shipped else Path()) / "evaluation.json"
     (reward_func,) = load_reward_funcs([options.reward_func])
     dataset = load_split(
         options.dataset_name, options.dataset_test_split, config=options.dataset_config, size=options.num_problems

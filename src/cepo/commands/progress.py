@@ -43,6 +43,7 @@ class StopOnInterrupt(TrainerCallback):
     def __init__(self, console: Console):
         self.console = console
         self.interrupted = False
+        self.saved: str | None = None  # the last checkpoint that this run wrote
         self._previous: Any = None
 
     def on_train_begin(self, args, state, control, **kwargs):  # noqa: ARG002
@@ -58,6 +59,9 @@ class StopOnInterrupt(TrainerCallback):
         if self.interrupted:
             control.should_save = control.should_training_stop = True
         return control
+
+    def on_save(self, args, state, control, **kwargs):  # noqa: ARG002
+        self.saved = f"{args.output_dir}/checkpoint-{state.global_step}"
 
     def on_train_end(self, args, state, control, **kwargs):  # noqa: ARG002
         self.restore()

@@ -9,15 +9,6 @@ _CURVES = (
     ("entropy", "entropy", "nats a token"),
     ("completions/mean_length", "length", "tokens a completion"),
 )
-_SECONDS = ("generation", "teachers", "update")
-
-
-def seconds_of(log_history: list[dict[str, Any]]) -> dict[str, float]:
-    """Seconds of the whole run by part, summed over its steps."""
-    return {
-        part: sum(entry.get(f"cepo/seconds/{part}", 0.0) for entry in log_history if "loss" in entry)
-        for part in _SECONDS
-    }
 
 
 def draw_curves(log_history: list[dict[str, Any]], path: Path, *, title: str, before: Any = None, after: Any = None):

@@ -12,30 +12,30 @@ from typing import Any
 import yaml
 from rich.console import Console
 from transformers.trainer_callback import PrinterCallback
-from trl import ModelConfig, TrlParser, get_peft_config, get_quantization_config
-from trl.scripts.grpo import GRPOScriptArguments
+from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
 
+from ..checks import check_dataset
 from ..config import CEPOConfig
 from ..evaluation import Accuracy, evaluate_accuracy
-from ..loading import FIGURES, LoadingError, load_reward_funcs, load_split, resolve_model
+from ..loading import FIGURES, LoadingError, load_reward_funcs, load_split, require_chat_template, resolve_model
 from ..tasks.figures import policy_path
 from ..trainer import CEPOTrainer
 from . import quiet_libraries
 from .progress import ProgressLines, StopOnInterrupt
-from .report import draw_curves, seconds_of
+from .report import draw_curves
 
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 
 
 @dataclass
-class TrainArguments(GRPOScriptArguments):
-    """TRL's script arguments, and how accuracy is measured."""
+class TrainArguments(ScriptArguments):
+    """TRL's script arguments, the reward functions, and how accuracy is measured."""
 
     dataset_name: str = field(
         default=FIGURES,
         metadata={"help": "figures (embedded), a JSON, CSV or parquet file, a folder, or a name on the Hub."},
     )
-    reward_funcs: list[str] | None = field(
+    reward_funcs: list[str] = field(
         default_factory=lambda: ["accuracy_reward"],
         metadata={
             "help": "Names in trl.rewards, or import paths (module.function). The first one decides what is right."
@@ -66,6 +66,10 @@ def parse(arguments: list[str]) -> tuple[TrainArguments, CEPOConfig, ModelConfig
         ValueError, OSError: With a message for the user.
     """
     parser = make_parser()
+    # `--config=FILE` too, though TRL's parser looks for two words.
+    arguments = [
+        part for word in arguments for part in (word.split("=", 1) if word.startswith("--config=") else [word])
+    ]
     given = _config_file(arguments)
     dataset = _flag(arguments, "--dataset_name") or given.get("dataset_name") or FIGURES
     unknown: list[str] = []
@@ -81,6 +85,16 @@ def parse(arguments: list[str]) -> tuple[TrainArguments, CEPOConfig, ModelConfig
     script_args, training_args, model_args = parsed
     if not model_args.model_name_or_path:
         raise ValueError("which model? Give --model_name_or_path a folder or a name on the Hub.")
+    if isinstance(script_args.reward_funcs, str):  # one name in a YAML file
+        script_args.reward_funcs = [script_args.reward_funcs]
+    if not script_args.reward_funcs:
+        raise ValueError("reward_funcs: at least one is needed, to tell right from wrong")
+    if model_args.use_peft and model_args.lora_target_modules is None:
+        # PEFT knows no default for the newer architectures; this serves all of them.
+        model_args.lora_target_modules = "all-linear"
+    resume = training_args.resume_from_checkpoint
+    if resume and resume not in ("True", "true") and not (Path(resume) / "trainer_state.json").is_file():
+        raise ValueError(f"resume_from_checkpoint: {resume} holds no checkpoint (no trainer_state.json)")
     return script_args, training_args, model_args
 
 
@@ -94,9 +108,11 @@ def _flag(arguments: list[str], name: str) -> str | None:
 
 
 def _config_file(arguments: list[str]) -> dict[str, Any]:
+    if "--config" not in arguments:
+        return {}
     path = _flag(arguments, "--config")
     if path is None:
-        return {}
+        raise ValueError("--config: which file?")
     if not Path(path).is_file():
         raise ValueError(f"--config: there is no such file: {path}")
     try:
@@ -134,7 +150,12 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
         streaming=script_args.dataset_streaming,
     )
     held_out = _held_out(script_args)
-    reward_funcs = load_reward_funcs(script_args.reward_funcs or [])
+    reward_funcs = load_reward_funcs(script_args.reward_funcs)
+    # The verifiers compare with the solution, whatever the method.
+    judged = any("accuracy" in name for name in script_args.reward_funcs)
+    for data, name in ((train_dataset, "the training set"), (held_out, "the held-out split")):
+        if data is not None:
+            check_dataset(data, needs_solution=judged, name=name)
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,
@@ -150,6 +171,7 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
     )
+    require_chat_template(trainer.processing_class)
     return lambda console: _train(trainer, script_args, held_out, console)
 
 
@@ -166,7 +188,7 @@ def _held_out(script_args: TrainArguments) -> Any:
         return None
     if Path(script_args.dataset_name).is_file():  # one file has one split: the training set holds nothing out
         return None
-    return data.select(range(min(wanted, len(data))))
+    return data.select(range(min(wanted, len(data)))) if len(data) else None
 
 
 def _train(trainer: CEPOTrainer, script_args: TrainArguments, held_out: Any, console: Console) -> int:
@@ -183,16 +205,17 @@ def _train(trainer: CEPOTrainer, script_args: TrainArguments, held_out: Any, con
     trainer.add_callback(interrupt)
     try:
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    except BaseException as error:
+    except KeyboardInterrupt:  # the second one
         interrupt.restore()
-        if trainer.state.global_step > 0 and not isinstance(error, KeyboardInterrupt):
-            trainer._save_checkpoint(trainer.model, trial=None)
-        if not isinstance(error, KeyboardInterrupt):
-            _print_resume(trainer, console)
-            raise
-        interrupt.interrupted = True
+        _print_resume(trainer, interrupt, console)
+        return INTERRUPTED
+    except Exception:
+        interrupt.restore()
+        _save_what_there_is(trainer)
+        _print_resume(trainer, interrupt, console)
+        raise
     if interrupt.interrupted:
-        _print_resume(trainer, console)
+        _print_resume(trainer, interrupt, console)
         return INTERRUPTED
 
     trainer.save_model(args.output_dir)
@@ -219,6 +242,9 @@ def _measure(trainer: CEPOTrainer, held_out: Any, when: str, console: Console) -
         if when == "before" and trainer.accelerator.is_main_process:
             console.print("No held-out problems: accuracy before and after is not measured.")
         return None
+    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+        console.print(f"Accuracy {when} training is not measured with sharded weights; use `cepo evaluate`.")
+        return None
     with console.status(f"held-out accuracy {when} training"):
         accuracy, _ = evaluate_accuracy(
             trainer.accelerator.unwrap_model(trainer.model),
@@ -226,6 +252,9 @@ def _measure(trainer: CEPOTrainer, held_out: Any, when: str, console: Console) -
             held_out,
             max_completion_length=trainer.max_completion_length,
             temperature=trainer.temperature,
+            top_p=trainer.top_p,
+            top_k=trainer.top_k,
+            chat_template_kwargs=trainer.chat_template_kwargs,
             seed=trainer.args.seed,
             reward_func=trainer.reward_funcs[trainer._correctness_index],
         )
@@ -233,15 +262,19 @@ def _measure(trainer: CEPOTrainer, held_out: Any, when: str, console: Console) -
     return accuracy
 
 
-def _print_resume(trainer: CEPOTrainer, console: Console) -> None:
-    checkpoints = sorted(
-        Path(trainer.args.output_dir).glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2])
-    )
-    if not checkpoints:
+def _save_what_there_is(trainer: CEPOTrainer) -> None:
+    """A checkpoint after a failure; not with several processes, where saving needs all of them and one has failed."""
+    if trainer.state.global_step > 0 and trainer.accelerator.num_processes == 1:
+        trainer._save_checkpoint(trainer.model, trial=None)
+        trainer.control = trainer.callback_handler.on_save(trainer.args, trainer.state, trainer.control)
+
+
+def _print_resume(trainer: CEPOTrainer, interrupt: StopOnInterrupt, console: Console) -> None:
+    if interrupt.saved is None:
         done = trainer.state.global_step
         console.print(f"Stopped; {f'{done} steps were not saved' if done else 'nothing had been trained yet'}.")
         return
-    console.print(f"Saved {checkpoints[-1]}. Go on with: --resume_from_checkpoint {checkpoints[-1]}")
+    console.print(f"Saved {interrupt.saved}. Go on with: --resume_from_checkpoint {interrupt.saved}")
 
 
 def _write_summary(
@@ -255,7 +288,7 @@ def _write_summary(
         "steps": trainer.state.global_step,
         "accuracy_before": before and before.as_dict(),
         "accuracy_after": after and after.as_dict(),
-        "seconds": {"total": seconds, **seconds_of(history)},
+        "seconds": {"total": seconds, **trainer.seconds},
     }
     (folder / "summary.json").write_text(json.dumps(_finite(summary), indent=2) + "\n")
     draw_curves(history, folder / "curves.png", title=f"{args.method}, seed {args.seed}", before=before, after=after)

@@ -172,9 +172,12 @@ def annotate(problem: Problem, completion: str) -> Annotation:
     """What each number of any completion is, and where the completion first goes wrong.
 
     Numbers before the box are taken in threes: the angle known so far, the label read, the result. The known angle of
-    the first step is itself read from the figure. Works on text that a model sampled: superfluous numbers are `copy`.
+    the first step is itself read from the figure. The last box counts, as for the verifier. A sampled text that does
+    not keep to three numbers a step goes wrong, for this function, where it leaves the pattern; numbers after the last
+    step are `copy`.
     """
-    box = next(iter(_BOX.finditer(completion)), None)
+    boxes = list(_BOX.finditer(completion))
+    box = boxes[-1] if boxes else None
     end_of_work = box.start() if box else len(completion)
     numbers = list(_NUMBER.finditer(completion, 0, end_of_work))
     spans, values = [], []
