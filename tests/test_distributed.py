@@ -1,6 +1,7 @@
 """Groups that span processes."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,9 +12,10 @@ import pytest
 @pytest.mark.slow
 def test_a_group_may_span_two_processes(tmp_path):
     script = Path(__file__).parent / "two_processes.py"
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--num_processes=2", "--cpu", "--num_machines=1"]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     result = subprocess.run(
-        [*launch, "--mixed_precision=no", "--dynamo_backend=no", str(script), str(tmp_path)],
+        [*launch, str(script), str(tmp_path)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
         capture_output=True,
         text=True,
         timeout=600,

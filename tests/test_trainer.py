@@ -35,9 +35,9 @@ def letters(completions, **kwargs):
     return [text.count("a") / max(1, len(text)) for text in texts]
 
 
-def verdicts(completions, **kwargs):
-    """Right or wrong, by something that both happens and does not: the parity of the length."""
-    return [float(len(completion[0]["content"]) % 2) for completion in completions]
+def half_right(completions, **kwargs):
+    """Right or wrong, whatever they say: every other one, so that each group has both."""
+    return [0.0, 1.0] * (len(completions) // 2)
 
 
 def wrong_answers(monkeypatch):
@@ -88,7 +88,7 @@ def test_cepo_with_equal_references_is_grpo_to_the_bit(tmp_path, task, monkeypat
     grpo = train(tmp_path, dataset, model, method="grpo")
     same = train(tmp_path, dataset, model, method="cepo")
     assert all(share > 0 for share in logged(same, "cepo/rows_scored"))
-    assert logged(same, "cepo/evidence/correct_std") == [0.0, 0.0]
+    assert logged(same, "cepo/evidence/wrong_std") == [0.0, 0.0]
     for name, weight in weights_of(grpo).items():
         assert torch.equal(weight, weights_of(same)[name])
 
@@ -109,14 +109,14 @@ def test_teachers_move_the_policy_elsewhere(tmp_path, task, method, lora, monkey
         return first
 
     monkeypatch.setattr(cepo.trainer, "score", spy)
-    placed = train(tmp_path, dataset, model, verdicts, method=method, peft_config=peft_config)
+    placed = train(tmp_path, dataset, model, half_right, method=method, peft_config=peft_config)
     assert seen
     for first, second in seen:
         assert_close(first, second, equal_nan=True)  # no dropout: the same twice
     assert all(0 < share <= 1 for share in logged(placed, "cepo/rows_scored"))
     assert all(value > 0 for value in logged(placed, "cepo/evidence/wrong_std"))
     if dataset.column_names == text_figures.column_names:  # once is enough, and text is quick
-        uniform = train(tmp_path, dataset, model, verdicts, method="grpo", peft_config=peft_config)
+        uniform = train(tmp_path, dataset, model, half_right, method="grpo", peft_config=peft_config)
         differs = [not torch.equal(weight, weights_of(uniform)[name]) for name, weight in weights_of(placed).items()]
         assert any(differs)
 
@@ -138,7 +138,7 @@ def loss_inputs(monkeypatch):
 def test_token_advantages_reach_the_loss(tmp_path, figures, monkeypatch, loss_inputs):
     """What the method computes is what TRL's loss is given: A_t on the completion, 0 beyond it."""
     wrong_answers(monkeypatch)
-    train(tmp_path, figures, reward=verdicts, max_steps=1, evidence_clip=0.2)
+    train(tmp_path, figures, reward=half_right, max_steps=1, evidence_clip=0.2)
     (batch,) = loss_inputs
     assert batch["advantages"].shape == batch["completion_ids"].shape
     mask = batch["completion_mask"].bool()
@@ -157,7 +157,7 @@ def test_lambda_belongs_to_the_optimiser_step_also_when_rollouts_are_reused(
     """Two updates from one generation batch: the same evidence, each with its own lambda."""
     wrong_answers(monkeypatch)
     options = {"num_iterations": 2, "max_steps": 4, "evidence_steps": 3, "evidence_clip": 0.9}
-    trainer = train(tmp_path, text_figures, text_model_path, verdicts, **options)
+    trainer = train(tmp_path, text_figures, text_model_path, half_right, **options)
     assert logged(trainer, "cepo/coefficient") == pytest.approx([0.5, 1 / 3, 1 / 6, 0.0])
     first, second, _, last = (batch["advantages"] for batch in loss_inputs)
     assert last.dim() == 1
@@ -202,7 +202,7 @@ def test_lambda_falls_with_the_step_and_then_no_teacher_runs(tmp_path, figures, 
     calls = []
     score = cepo.trainer.score
     monkeypatch.setattr(cepo.trainer, "score", lambda *args, **kwargs: calls.append(1) or score(*args, **kwargs))
-    trainer = train(tmp_path, figures, reward=verdicts, max_steps=4, evidence_steps=2)
+    trainer = train(tmp_path, figures, reward=half_right, max_steps=4, evidence_steps=2)
     assert logged(trainer, "cepo/coefficient") == [0.5, 0.25, 0.0, 0.0]
     assert len(calls) == 2
     assert logged(trainer, "cepo/rows_scored")[2:] == [0.0, 0.0]
@@ -210,7 +210,7 @@ def test_lambda_falls_with_the_step_and_then_no_teacher_runs(tmp_path, figures, 
 
 def test_lambda_goes_on_where_it_was_after_resuming(tmp_path, text_figures, text_model_path, monkeypatch):
     wrong_answers(monkeypatch)
-    options = {"max_steps": 4, "evidence_steps": 4, "save_strategy": "steps", "save_steps": 2, "reward": verdicts}
+    options = {"max_steps": 4, "evidence_steps": 4, "save_strategy": "steps", "save_steps": 2, "reward": half_right}
     whole = train(tmp_path, text_figures, text_model_path, **options)
     resumed = train(
         tmp_path,
@@ -249,7 +249,7 @@ def test_teachers_read_the_references_in_the_last_user_turn(tmp_path, figures, m
     monkeypatch.setattr(
         cepo.trainer, "score", lambda table, *args, **kwargs: tables.append(table) or score(table, *args, **kwargs)
     )
-    train(tmp_path, figures, reward=verdicts, max_steps=1, hint_template=" <{answer}>")
+    train(tmp_path, figures, reward=half_right, max_steps=1, hint_template=" <{answer}>")
     positive, negative = (
         [prompt[-1]["content"][-1]["text"] for prompt in row if prompt is not None] for row in tables[0]
     )
@@ -270,10 +270,6 @@ def test_without_a_wrong_answer(tmp_path, figures, monkeypatch, fallback, scored
     other = train(tmp_path, figures, reward=half_right, max_steps=1, method="rlsd" if fallback == "student" else "grpo")
     for name, weight in weights_of(other).items():
         assert_close(weights_of(trainer)[name], weight)
-
-
-def half_right(completions, **kwargs):
-    return [0.0, 1.0] * (len(completions) // 2)
 
 
 def test_correctness_is_the_verdict_of_the_chosen_reward(tmp_path, figures, monkeypatch):
@@ -310,7 +306,7 @@ def test_an_unknown_correctness_reward_is_refused(tmp_path, figures):
 def test_evaluation_runs_no_teacher(tmp_path, figures, monkeypatch):
     monkeypatch.setattr(cepo.trainer, "score", lambda *args, **kwargs: pytest.fail("a teacher ran"))
     args = CEPOConfig(output_dir=str(tmp_path), per_device_eval_batch_size=4, **QUICK)
-    trainer = CEPOTrainer(policy_path(), verdicts, args, figures, eval_dataset=figures.select(range(2)))
+    trainer = CEPOTrainer(policy_path(), half_right, args, figures, eval_dataset=figures.select(range(2)))
     assert "eval_reward" in trainer.evaluate()
 
 

@@ -1,19 +1,19 @@
-"""Run by test_distributed.py under `accelerate launch`: groups of four rollouts that span two processes.
+"""Run by test_distributed.py under torchrun: groups of four rollouts that span two processes.
 
 The rollouts of process 0 are right, those of process 1 are wrong, so every r- has to come from the other process.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 
 import cepo.trainer
 from cepo import CEPOConfig, CEPOTrainer, load_figures, policy_path
 
-rank = PartialState().process_index
+rank = int(os.environ["RANK"])
 cepo.trainer.final_answer = lambda text: f"{rank}"
 
 seen = []
@@ -25,9 +25,9 @@ def verdicts(completions, **kwargs):
 
 class Spy(CEPOTrainer):
     def _references(self):
-        references = super()._references()
+        attempts, references = super()._references()
         seen.extend(reference.negatives for reference in references)
-        return references
+        return attempts, references
 
 
 folder = Path(sys.argv[1])
@@ -45,6 +45,7 @@ args = CEPOConfig(
     use_cpu=True,
 )
 trainer = Spy(policy_path(), verdicts, args, load_figures("train", 8))
+assert trainer.accelerator.num_processes == 2
 trainer.train()
 checksum = sum(parameter.detach().double().abs().sum() for parameter in trainer.model.parameters()).item()
 rows = [entry for entry in trainer.state.log_history if "loss" in entry]
