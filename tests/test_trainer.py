@@ -13,6 +13,7 @@ from trl.rewards import accuracy_reward
 import cepo.trainer
 from cepo import CEPOConfig, CEPOTrainer, References, policy_path
 from cepo.methods import METHODS
+from cepo.teachers import evaluating
 
 QUICK = {
     "max_steps": 2,
@@ -258,6 +259,33 @@ def test_teachers_read_the_references_in_the_last_user_turn(tmp_path, figures, m
     assert all(text.strip(" <>") in solutions for text in positive)
     assert all(re.fullmatch(r" <\d+>", text) for text in negative)  # `wrong_answers`: lengths
     assert all(any(part["type"] == "image" for part in row[-1]["content"]) for row in tables[0][0] if row)
+
+
+def test_the_teacher_without_a_hint_is_trls_own_student(tmp_path, task, monkeypatch):
+    """Same prompt, same pixels, same sampling temperature: P_S as we score it is what TRL computes for its ratio."""
+    dataset, model = task
+    seen = []
+
+    class Spy(CEPOTrainer):
+        def _teacher_logps(self, batch, contexts):
+            logps, present = super()._teacher_logps(batch, contexts)
+            fields = ("pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids")
+            with evaluating(self.model):
+                own, _, _ = self._get_per_token_logps_and_entropies(
+                    self.model,
+                    torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1),
+                    torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1),
+                    batch["completion_ids"].shape[1],
+                    **{field: batch.get(field) for field in fields},
+                )
+            seen.append((logps, own, batch["completion_mask"].bool()))
+            return logps, present
+
+    options = QUICK | {"max_steps": 1, "method": "rlsd", "temperature": 0.7}
+    Spy(model, half_right, CEPOConfig(output_dir=str(tmp_path), **options), dataset).train()
+    ((positive, student), own, mask), *_ = seen
+    assert_close(student[mask], own[mask], atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(positive[mask], own[mask], atol=1e-3)
 
 
 @pytest.mark.parametrize(("fallback", "scored"), [("student", 1.0), ("uniform", 0.0)])
