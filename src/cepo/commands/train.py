@@ -18,6 +18,7 @@ from ..checks import check_dataset
 from ..config import CEPOConfig
 from ..evaluation import Accuracy, evaluate_accuracy
 from ..loading import FIGURES, LoadingError, load_reward_funcs, load_split, require_chat_template, resolve_model
+from ..methods import METHODS
 from ..tasks.figures import policy_path
 from ..trainer import CEPOTrainer
 from . import quiet_libraries
@@ -151,11 +152,13 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
     )
     held_out = _held_out(script_args)
     reward_funcs = load_reward_funcs(script_args.reward_funcs)
-    # The verifiers compare with the solution, whatever the method.
+    # The verifiers compare with the solution, whatever the method. Where teachers need it, the trainer checks the
+    # training set itself, and a second pass over every row would find nothing new.
     judged = any("accuracy" in name for name in script_args.reward_funcs)
-    for data, name in ((train_dataset, "the training set"), (held_out, "the held-out split")):
-        if data is not None:
-            check_dataset(data, needs_solution=judged, name=name)
+    if not METHODS[training_args.method].needs_teachers:
+        check_dataset(train_dataset, needs_solution=judged)
+    if held_out is not None:
+        check_dataset(held_out, needs_solution=judged, name="the held-out split")
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,
