@@ -3,77 +3,119 @@
 import pytest
 import torch
 from torch.testing import assert_close
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 from trl.data_utils import prepare_multimodal_messages
 from trl.trainer.utils import add_fused_lm_head
 
 from cepo import policy_path
 from cepo.hints import DEFAULT_HINT_TEMPLATE, add_hint
+from cepo.passes import Concatenated, Policy, Prompt
 from cepo.teachers import PromptEncoder, Rollouts, evaluating, score
 
 ANSWER = "(62, 75, 43)"
 
 
 @pytest.fixture(scope="module")
-def policy():
+def model():
     model = AutoModelForImageTextToText.from_pretrained(policy_path()).eval()
     add_fused_lm_head(model)
-    processor = AutoProcessor.from_pretrained(policy_path(), padding_side="left")
-    return model, processor
+    return model
 
 
 @pytest.fixture(scope="module")
-def prompts(figures):
+def processor():
+    return AutoProcessor.from_pretrained(policy_path(), padding_side="left")
+
+
+@pytest.fixture(scope="module")
+def encoder(processor):
+    return PromptEncoder(processor, is_vlm=True)
+
+
+@pytest.fixture(scope="module")
+def messages(figures):
     return [prepare_multimodal_messages(row["prompt"], images=[row["image"]]) for row in figures.select(range(3))]
 
 
-def log_probs_of(model):
-    """The model's log-probs the plain way: all logits, then the sampled tokens."""
-
-    @torch.no_grad()
-    def log_probs(input_ids, attention_mask, logits_to_keep, num_images=None, **fields):
-        logits = model(input_ids=input_ids, attention_mask=attention_mask, **fields).logits
-        kept = logits[:, -logits_to_keep - 1 : -1].log_softmax(-1)
-        return kept.gather(-1, input_ids[:, -logits_to_keep:].unsqueeze(-1)).squeeze(-1)
-
-    return log_probs
-
-
-def scored(policy, contexts, rollouts, batch_size=8, **options):
-    model, processor = policy
-    return score(
-        contexts,
-        rollouts,
-        encoder=PromptEncoder(processor, is_vlm=True),
-        log_probs=log_probs_of(model),
-        batch_size=batch_size,
-        **options,
+def encoded(processor, conversation):
+    """The conversation as the processor alone makes it."""
+    fields = processor.apply_chat_template(
+        [conversation], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    types = fields["mm_token_type_ids"][0]
+    images = {name: fields[name] for name in ("pixel_values", "image_grid_thw")}
+    return Prompt(
+        tuple(fields["input_ids"][0].tolist()), images, {"mm_token_type_ids": types}, int(types.nonzero().max()) + 1
     )
 
 
-def rollouts_of(processor, texts, pad_to=None, filler=None):
-    tokenizer = processor.tokenizer
-    ids = [tokenizer(text).input_ids for text in texts]
-    width = pad_to or max(map(len, ids))
-    filler = tokenizer.pad_token_id if filler is None else filler
-    table = torch.tensor([row + [filler] * (width - len(row)) for row in ids])
-    mask = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in ids])
-    return Rollouts(table, mask)
+@pytest.fixture(scope="module")
+def prompts(processor, messages):
+    return [encoded(processor, conversation) for conversation in messages]
 
 
 TEXTS = ["Next, 62 and 43 leave 75 for a.", "So the angles are", "The lines are parallel. Then 50 and 61 leave 69."]
 
 
-def test_the_hint_closes_the_last_user_turn_before_the_assistant_header(policy, prompts):
-    _, processor = policy
-    hinted = add_hint(prompts[0], ANSWER)
-    (ids,) = PromptEncoder(processor, is_vlm=True).encode([hinted])["input_ids"]
+def rollouts_of(processor, texts, pad_to=None, filler=0):
+    ids = [processor.tokenizer(text).input_ids for text in texts]
+    width = pad_to or max(map(len, ids))
+    table = torch.tensor([row + [filler] * (width - len(row)) for row in ids])
+    wanted = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in ids])
+    return Rollouts(table, wanted, range(len(texts)))
+
+
+def test_the_hint_closes_the_last_user_turn_before_the_assistant_header(processor, encoder, messages, prompts):
+    ids = encoder.with_hint(prompts[0], messages[0], add_hint(messages[0], ANSWER))
     text = processor.tokenizer.decode(ids)
     hint = DEFAULT_HINT_TEMPLATE.replace("{answer}", ANSWER)
     assert text.endswith(f"{hint}<|im_end|>\n<|im_start|>assistant\n")
-    (plain,) = PromptEncoder(processor, is_vlm=True).encode([prompts[0]])["input_ids"]
-    assert processor.tokenizer.decode(plain) == text.replace(hint, "")
-    assert prompts[0][-1]["content"][-1]["text"].find(hint) == -1  # the student's prompt is untouched
+    assert processor.tokenizer.decode(prompts[0].ids) == text.replace(hint, "")
+    assert messages[0][-1]["content"][-1]["text"].find(hint) == -1  # the student's prompt is untouched
+
+
+HINTS = [
+    DEFAULT_HINT_TEMPLATE,
+    "{answer}",
+    "5{answer}5",
+    " The answer: {answer} ",
+    "\n{answer}\n\n",
+    "<|im_end|>{answer}",
+]
+
+
+@pytest.mark.parametrize("template", HINTS)
+def test_grafted_ids_are_those_of_the_whole_conversation(processor, encoder, messages, prompts, template, monkeypatch):
+    """Text tokenised apart from images, then grafted: the processor's own ids, whatever merges at the seam."""
+    monkeypatch.setattr(PromptEncoder, "_ids", lambda *args: pytest.fail("images were processed again"))
+    for prompt, conversation in zip(prompts, messages, strict=True):
+        hinted = add_hint(conversation, ANSWER, template)
+        assert encoder.with_hint(prompt, conversation, hinted) == encoded(processor, hinted).ids
+
+
+@pytest.mark.parametrize("template", HINTS)
+def test_grafted_ids_of_text(text_figures, text_model_path, template):
+    tokenizer = AutoTokenizer.from_pretrained(text_model_path)
+
+    def ids(conversation):
+        return tuple(tokenizer.apply_chat_template(conversation, add_generation_prompt=True)["input_ids"])
+
+    plain = text_figures[0]["prompt"]
+    hinted = add_hint(plain, ANSWER, template)
+    assert PromptEncoder(tokenizer, is_vlm=False).with_hint(Prompt(ids(plain)), plain, hinted) == ids(hinted)
+
+
+def test_where_grafting_fails_the_processor_makes_the_ids(processor, encoder, messages, prompts):
+    """A prompt that is not what its text alone becomes: longer by a token at its end."""
+    hinted = add_hint(messages[0], ANSWER)
+    odd = Prompt((*prompts[0].ids, 7), prompts[0].images, prompts[0].token_types, prompts[0].images_end)
+    assert encoder.with_hint(odd, messages[0], hinted) == encoded(processor, hinted).ids
+
+
+def test_an_image_after_the_hint_is_refused(encoder, messages, prompts):
+    late = Prompt(prompts[0].ids, prompts[0].images, prompts[0].token_types, len(prompts[0].ids))
+    with pytest.raises(ValueError, match="image"):
+        encoder.with_hint(late, messages[0], add_hint(messages[0], ANSWER))
 
 
 @pytest.mark.parametrize(
@@ -107,98 +149,100 @@ def test_a_hint_that_cannot_be_placed_is_refused(messages, template, named):
         add_hint(messages, ANSWER, template)
 
 
-def test_scores_are_those_of_each_rollout_read_alone(policy, prompts):
-    """Batches, left padding of prompts, right padding of completions and batch size change nothing."""
-    _, processor = policy
-    rollouts = rollouts_of(processor, TEXTS)
-    contexts = [[add_hint(prompt, ANSWER) for prompt in prompts], [None, prompts[1], None]]
-    together = scored(policy, contexts, rollouts)
-    assert_close(scored(policy, contexts, rollouts, batch_size=1), together, equal_nan=True)
-    for b, (prompt, text) in enumerate(zip(prompts, TEXTS, strict=True)):
-        alone = scored(policy, [[add_hint(prompt, ANSWER)]], rollouts_of(processor, [text]))
-        length = alone.shape[-1]
-        assert_close(together[0, b, :length], alone[0, 0], atol=1e-5, rtol=1e-4)
-    assert together[1, [0, 2]].isnan().all()
-    assert together[1, 1].isfinite().any()
-
-
-def test_padding_content_never_changes_a_score(policy, prompts):
-    _, processor = policy
-    contexts = [[add_hint(prompt, ANSWER) for prompt in prompts]]
+def test_scores_stand_where_their_rollout_and_context_do(model, processor, encoder, messages, prompts):
+    hinted = [
+        encoder.with_hint(prompt, conversation, add_hint(conversation, ANSWER))
+        for prompt, conversation in zip(prompts, messages, strict=True)
+    ]
+    contexts = [hinted, [None, prompts[1].ids, None]]
     rollouts = rollouts_of(processor, TEXTS, pad_to=30)
-    garbage = rollouts_of(processor, TEXTS, pad_to=30, filler=processor.tokenizer.convert_tokens_to_ids("5"))
-    mask = rollouts.completion_mask.bool().unsqueeze(0)
-    assert not torch.equal(rollouts.completion_ids, garbage.completion_ids)
-    assert torch.equal(scored(policy, contexts, rollouts)[mask], scored(policy, contexts, garbage)[mask])
+    with evaluating(model):
+        together = score(contexts, rollouts, prompts, Concatenated(Policy(model, model), 10_000).read)
+        for row, context in enumerate(hinted):
+            one = Rollouts(rollouts.completion_ids[[row]], rollouts.wanted[[row]], [0])
+            alone = score([[context]], one, [prompts[row]], Concatenated(Policy(model, model), 1).read)
+            assert_close(together[0, row], alone[0, 0], atol=1e-5, rtol=1e-4)
+    assert together.shape == (2, 3, 30)
+    assert together[1, [0, 2]].isnan().all()
+    assert (together[0][rollouts.wanted] < 0).all()
+    assert (together[0][~rollouts.wanted] == 0).all()
+    assert not torch.allclose(together[0, 1], together[1, 1])
 
 
-def test_the_teacher_sees_the_image(policy, figures):
-    _, processor = policy
+def test_padding_content_never_changes_a_score(model, processor, prompts):
+    contexts = [[prompt.ids for prompt in prompts]]
+    read = Concatenated(Policy(model, model), 10_000).read
+    with evaluating(model):
+        plain = score(contexts, rollouts_of(processor, TEXTS, 30), prompts, read)
+        garbage = score(contexts, rollouts_of(processor, TEXTS, 30, filler=40), prompts, read)
+    assert torch.equal(plain, garbage)
+
+
+def test_the_teacher_sees_the_image(model, processor, figures):
     row = figures[0]
     text = f"Next, {row['start']} and {row['labels'][0]} leave {row['angles'][0]} for a."
-    rollouts = rollouts_of(processor, [text])
-    seen = prepare_multimodal_messages(row["prompt"], images=[row["image"]])
     changed = row["image"].copy()
     changed.paste("white", (0, 0, changed.width, changed.height))
-    unseen = prepare_multimodal_messages(row["prompt"], images=[changed])
-    result = scored(policy, [[add_hint(seen, ANSWER)], [add_hint(unseen, ANSWER)]], _twice(rollouts, 1))
-    assert not torch.allclose(result[0], result[1])
+    seen, unseen = (
+        encoded(processor, prepare_multimodal_messages(row["prompt"], images=[image]))
+        for image in (row["image"], changed)
+    )
+    assert seen.ids == unseen.ids
+    with evaluating(model):
+        result = score(
+            [[seen.ids, unseen.ids]],
+            rollouts_of(processor, [text, text]),
+            [seen, unseen],
+            Concatenated(Policy(model, model), 10_000).read,
+        )
+    assert not torch.allclose(result[0, 0], result[0, 1])
 
 
-def _twice(rollouts, times):
-    return Rollouts(rollouts.completion_ids.repeat(times, 1), rollouts.completion_mask.repeat(times, 1))
-
-
-def test_the_completion_tokens_are_the_sampled_ones(policy, prompts):
+def test_the_completion_tokens_are_the_sampled_ones(processor, prompts):
     """Not decoded and encoded again: two tokenisations of one text get different scores."""
-    _, processor = policy
     tokenizer = processor.tokenizer
     whole = tokenizer("parallel").input_ids
     pieces = [i for letter in "parallel" for i in tokenizer(letter).input_ids]
     assert tokenizer.decode(whole) == tokenizer.decode(pieces)
     seen = []
 
-    def spy(input_ids, attention_mask, logits_to_keep, **fields):
-        seen.append(input_ids[:, -logits_to_keep:].clone())
-        return torch.zeros(input_ids.shape[0], logits_to_keep)
+    def read(prompts, readings):
+        seen.extend(readings)
+        return [torch.zeros(len(reading.completion)) for reading in readings]
 
-    rollouts = Rollouts(torch.tensor([pieces]), torch.ones(1, len(pieces), dtype=torch.long))
-    score(
-        [[add_hint(prompts[0], ANSWER)]],
-        rollouts,
-        encoder=PromptEncoder(processor, is_vlm=True),
-        log_probs=spy,
-        batch_size=1,
-    )
-    assert seen[0].tolist() == [pieces]
+    rollouts = Rollouts(torch.tensor([pieces]), torch.ones(1, len(pieces), dtype=torch.bool), [0])
+    score([[prompts[0].ids]], rollouts, prompts, read)
+    assert [reading.completion for reading in seen] == [tuple(pieces)]
 
 
-def test_every_process_makes_as_many_forward_calls(policy, prompts):
-    calls = []
+def test_equal_rollouts_are_read_once_and_nothing_after_the_last_wanted_token():
+    prompts = [Prompt((1, 2, 3)), Prompt((1, 2, 3))]
+    ids = torch.tensor([[7, 8, 9, 5], [7, 8, 9, 6], [7, 8, 9, 5]])
+    wanted = torch.tensor([[True, False, True, False]] * 3)
+    read = []
 
-    def spy(input_ids, attention_mask, logits_to_keep, **fields):
-        calls.append(input_ids.shape[0])
-        return torch.zeros(input_ids.shape[0], logits_to_keep)
+    def count(prompts, readings):
+        read.extend(readings)
+        return [torch.full((len(reading.completion),), -float(i)) for i, reading in enumerate(readings, 1)]
 
-    _, processor = policy
-    rollouts = rollouts_of(processor, TEXTS)
-    for contexts in ([[None] * 3], [[prompts[0], None, prompts[2]]]):
-        calls.clear()
-        result = score(
-            contexts,
-            rollouts,
-            encoder=PromptEncoder(processor, is_vlm=True),
-            log_probs=spy,
-            batch_size=1,
-            equal_calls=lambda own: max(own, 3),
-            spare=prompts[0],
-        )
-        assert len(calls) == 3
-        assert result.isnan().all(-1).tolist() == [[prompt is None for prompt in contexts[0]]]
+    context = (1, 2, 4, 3)
+    result = score([[context, context, context], [None] * 3], Rollouts(ids, wanted, [0, 0, 1]), prompts, count)
+    assert [(reading.prompt, reading.completion) for reading in read] == [(0, (7, 8, 9)), (1, (7, 8, 9))]
+    assert result[0].tolist() == [[-1, -1, -1, 0], [-1, -1, -1, 0], [-2, -2, -2, 0]]
+    assert result[1].isnan().all()
 
 
-def test_teachers_leave_every_module_in_its_mode(policy):
-    model, _ = policy
+def test_a_rollout_without_a_wanted_token_is_not_read():
+    result = score([[(1, 2)]], Rollouts(torch.tensor([[7, 8]]), torch.zeros(1, 2, dtype=torch.bool), [0]), [], _nothing)
+    assert result.tolist() == [[[0.0, 0.0]]]
+
+
+def _nothing(prompts, readings):
+    assert not readings
+    return []
+
+
+def test_teachers_leave_every_module_in_its_mode(model):
     model.train()
     model.lm_head.eval()
     modes = {name: module.training for name, module in model.named_modules()}

@@ -15,6 +15,7 @@ from cepo import CEPOConfig, CEPOTrainer, References, policy_path
 from cepo.methods import METHODS
 from cepo.teachers import evaluating
 
+LOSSES = ["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo"]
 QUICK = {
     "max_steps": 2,
     "per_device_train_batch_size": 8,
@@ -192,7 +193,7 @@ def test_micro_batches_get_their_own_rows(tmp_path, text_figures, text_model_pat
         assert_close(batch["evidence"], expected.expand_as(batch["evidence"]))
 
 
-def _score_of_first_tokens(table, rollouts, **kwargs):
+def _score_of_first_tokens(table, rollouts, *rest):
     """Evidence that tells which rollout it belongs to: its first token, in thousandths."""
     first = rollouts.completion_ids[:, :1].float().expand(rollouts.completion_ids.shape) / 1000
     return torch.stack([first, torch.zeros_like(first)])
@@ -250,15 +251,21 @@ def test_teachers_read_the_references_in_the_last_user_turn(tmp_path, figures, m
     monkeypatch.setattr(
         cepo.trainer, "score", lambda table, *args, **kwargs: tables.append(table) or score(table, *args, **kwargs)
     )
-    train(tmp_path, figures, reward=half_right, max_steps=1, hint_template=" <{answer}>")
-    positive, negative = (
-        [prompt[-1]["content"][-1]["text"] for prompt in row if prompt is not None] for row in tables[0]
-    )
+    trainer = train(tmp_path, figures, reward=half_right, max_steps=1, hint_template=" <{answer}>")
+    tokenizer = trainer.processing_class.tokenizer
+    positive, negative = ([_last_turn(tokenizer.decode(ids)) for ids in row if ids is not None] for row in tables[0])
     solutions = {re.fullmatch(r"\\boxed\{(.*)\}", row["solution"])[1] for row in figures}
     assert positive
-    assert all(text.strip(" <>") in solutions for text in positive)
-    assert all(re.fullmatch(r" <\d+>", text) for text in negative)  # `wrong_answers`: lengths
-    assert all(any(part["type"] == "image" for part in row[-1]["content"]) for row in tables[0][0] if row)
+    assert all(text.split(" <")[-1].strip(">") in solutions for text in positive)
+    assert all(re.search(r" <\d+>$", text) for text in negative)  # `wrong_answers`: lengths
+    image = trainer.model.config.image_token_id
+    assert all(ids.count(image) > 1 for ids in tables[0][0] if ids is not None)
+
+
+def _last_turn(text):
+    *_, turn, header = text.split("<|im_start|>")
+    assert header == "assistant\n"
+    return turn.removesuffix("<|im_end|>\n")
 
 
 def test_the_teacher_without_a_hint_is_trls_own_student(tmp_path, task, monkeypatch):
@@ -338,7 +345,7 @@ def test_evaluation_runs_no_teacher(tmp_path, figures, monkeypatch):
     assert "eval_reward" in trainer.evaluate()
 
 
-@pytest.mark.parametrize("loss_type", ["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo"])
+@pytest.mark.parametrize("loss_type", LOSSES)
 @pytest.mark.parametrize("level", ["token", "sequence"])
 def test_every_loss_of_trl_takes_token_advantages(
     tmp_path, text_figures, text_model_path, loss_type, level, loss_inputs
@@ -360,9 +367,173 @@ def test_every_loss_of_trl_takes_token_advantages(
     assert not torch.allclose(loss_of(shifted), loss_of(uniform), rtol=1e-6, atol=1e-9)
 
 
+def every_other_group(completions, **kwargs):
+    """Groups of four: those with an even number are all right, the others mixed."""
+    return [1.0 if row // 4 % 2 == 0 else float(row % 2) for row in range(len(completions))]
+
+
+@pytest.mark.parametrize("loss_type", LOSSES)
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_rows_without_advantage_leave_no_trace_in_the_gradient(
+    tmp_path, text_figures, text_model_path, loss_type, level, loss_inputs, monkeypatch
+):
+    """Gradients with and without these rows, parameter by parameter; half of the rows are dead, one has no tokens."""
+    wrong_answers(monkeypatch)
+    options = QUICK | {"max_steps": 1, "loss_type": loss_type, "importance_sampling_level": level}
+    args = CEPOConfig(output_dir=str(tmp_path), **options)
+    trainer = CEPOTrainer(text_model_path, every_other_group, args, text_figures)
+    trainer.train()
+    batch = dict(trainer._buffered_inputs[0])
+    # Ratios away from 1 and completions of different lengths, as later updates see them.
+    torch.manual_seed(0)
+    lengths = torch.tensor([3, 9, 5, 2, 7, 9, 1, 4])
+    batch["completion_mask"] = (torch.arange(16) < lengths.unsqueeze(1)).long()
+    batch["completion_mask"][batch["advantages"].nonzero()[0, 0]] = 0
+    batch["old_per_token_logps"] = -3 + 0.3 * torch.randn(8, 16)
+    batch["num_items_in_batch"] = batch["completion_mask"].sum()
+    rows = []
+    compute_loss = GRPOTrainer._compute_loss
+    monkeypatch.setattr(
+        GRPOTrainer,
+        "_compute_loss",
+        lambda self, model, inputs: rows.append(inputs["completion_ids"].shape) or compute_loss(self, model, inputs),
+    )
+
+    def gradients(skips):
+        trainer._skips = skips
+        trainer.model.zero_grad()
+        loss = trainer._compute_loss(trainer.model, batch)
+        loss.backward()
+        return loss.detach(), {name: p.grad.clone() for name, p in trainer.model.named_parameters()}
+
+    trainer.model.train()
+    (loss, without), (whole_loss, whole) = gradients(True), gradients(False)
+    assert rows == [(3, 9), (8, 16)]
+    assert_close(loss, whole_loss)
+    largest = max(gradient.abs().max().item() for gradient in whole.values())
+    assert largest > 0
+    for name, gradient in whole.items():
+        assert_close(without[name], gradient, atol=1e-5 * largest, rtol=1e-4)
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+def test_training_without_dead_rows_arrives_at_the_same_weights(tmp_path, figures, accumulate, loss_inputs):
+    """Images leave with their rows; micro-batches of dead rows alone move what momentum moves, and no more."""
+    options = {
+        "reward": every_other_group,
+        "method": "grpo",
+        "max_steps": 3,
+        "per_device_train_batch_size": 8 // accumulate,
+        "gradient_accumulation_steps": accumulate,
+        "num_generations": 4,
+        "optim": "sgd",  # Adam would blow up the rounding of small gradients
+        "learning_rate": 0.1,
+        "loss_type": "grpo",
+    }
+    whole = train(tmp_path, figures, **options)
+    assert {len(batch["advantages"]) for batch in loss_inputs} == {8 // accumulate}
+    loss_inputs.clear()
+    less = train(tmp_path, figures, skip_zero_advantage=True, **options)
+    assert sum(len(batch["advantages"]) for batch in loss_inputs) == 3 * 4
+    assert all(sum(batch["num_images"]) == len(batch["advantages"]) for batch in loss_inputs)
+    assert logged(less, "loss") == pytest.approx(logged(whole, "loss"), abs=1e-6)
+    assert logged(less, "grad_norm") == pytest.approx(logged(whole, "grad_norm"), rel=1e-4)
+    for name, weight in weights_of(whole).items():
+        assert_close(weights_of(less)[name], weight, atol=1e-5, rtol=1e-3)
+
+
+def test_a_step_without_any_advantage_still_follows_momentum(tmp_path, text_figures, text_model_path, loss_inputs):
+    """GRPO gives such a step zero gradients, on which AdamW goes on; so does the step that runs nothing."""
+    steps = iter([True, False, False] * 2)
+
+    def first_step_only(completions, **kwargs):
+        return half_right(completions) if next(steps) else [0.0] * len(completions)
+
+    options = {"reward": first_step_only, "method": "grpo", "max_steps": 3, "optim": "adamw_torch"}
+    whole = train(tmp_path, text_figures, text_model_path, **options)
+    loss_inputs.clear()
+    less = train(tmp_path, text_figures, text_model_path, skip_zero_advantage=True, **options)
+    assert len(loss_inputs) == 1
+    start = weights_of(
+        train(tmp_path, text_figures, text_model_path, **(options | {"reward": half_right, "max_steps": 1}))
+    )
+    for name, weight in weights_of(whole).items():
+        assert_close(weights_of(less)[name], weight, atol=1e-6, rtol=1e-5)
+        assert not torch.equal(weight, start[name])
+
+
 @pytest.mark.parametrize(
     ("options", "named"),
     [
+        ({"beta": 0.1}, "beta=0.1"),
+        ({"entropy_coef": 0.01}, "entropy bonus"),
+        ({"top_entropy_quantile": 0.5}, "top_entropy_quantile=0.5"),
+    ],
+)
+def test_rows_are_not_skipped_where_that_would_change_the_gradient(
+    tmp_path, text_figures, text_model_path, options, named
+):
+    def trainer(**more):
+        args = CEPOConfig(output_dir=str(tmp_path), **(QUICK | options | more))
+        return CEPOTrainer(text_model_path, letters, args, text_figures)
+
+    with pytest.raises(ValueError, match=f"skip_zero_advantage.*{named}"):
+        trainer(skip_zero_advantage=True)
+    assert not trainer()._skips
+
+
+def test_skipping_is_the_default_but_for_grpo(tmp_path, text_figures, text_model_path):
+    for method, expected in (("cepo", True), ("rlsd", True), ("grpo", False)):
+        args = CEPOConfig(output_dir=str(tmp_path), method=method, **QUICK)
+        assert CEPOTrainer(text_model_path, letters, args, text_figures)._skips is expected
+
+
+@pytest.mark.parametrize("method", ["cepo", "rlsd"])
+def test_shared_prompts_place_the_same_credit(tmp_path, task, method, monkeypatch, loss_inputs):
+    wrong_answers(monkeypatch)
+    dataset, model = task
+    options = {"reward": half_right, "method": method, "max_steps": 1}
+    train(tmp_path, dataset, model, shared_prompt="always", **options)
+    train(tmp_path, dataset, model, shared_prompt="never", **options)
+    train(tmp_path, dataset, model, teacher_batch_tokens=1, **options)
+    first, *others = (batch["evidence"] for batch in loss_inputs)
+    assert first.abs().max() > 1e-3
+    for other in others:
+        assert_close(other, first, atol=2e-5, rtol=1e-4)
+
+
+def test_a_model_that_cannot_share_prompts_says_so_once(tmp_path, text_figures, text_model_path, monkeypatch, caplog):
+    wrong_answers(monkeypatch)
+    monkeypatch.setattr(cepo.trainer, "why_not_shared", lambda *args: "it forgets")
+    read = []
+    monkeypatch.setattr(cepo.trainer.SharedPrompt, "read", lambda *args: pytest.fail("shared"))
+    whole = cepo.trainer.Concatenated.read
+    monkeypatch.setattr(cepo.trainer.Concatenated, "read", lambda *args: read.append(1) or whole(*args))
+    train(tmp_path, text_figures, text_model_path, half_right)
+    assert len(read) == 2
+    assert [record.message for record in caplog.records if "it forgets" in record.message] != []
+    assert sum("it forgets" in record.message for record in caplog.records) == 1
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.2])
+def test_the_students_log_probs_are_not_computed_twice(tmp_path, text_figures, text_model_path, monkeypatch, dropout):
+    """Where TRL has computed them for its ratio, RLSD's teachers read one context; not if dropout had a hand in it."""
+    wrong_answers(monkeypatch)
+    tables = []
+    score = cepo.trainer.score
+    monkeypatch.setattr(cepo.trainer, "score", lambda table, *args: tables.append(table) or score(table, *args))
+    lora = LoraConfig(r=4, lora_dropout=dropout, target_modules=["q_proj"])
+    options = {"num_iterations": 2, "method": "rlsd", "reward": half_right, "peft_config": lora}
+    train(tmp_path, text_figures, text_model_path, **options)
+    (table,) = tables
+    assert [any(ids is not None for ids in row) for row in table] == [True, dropout > 0]
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"shared_prompt": "maybe"}, "maybe"),
+        ({"teacher_batch_tokens": 0}, "teacher_batch_tokens"),
         ({"method": "ppo"}, "ppo"),
         ({"evidence_clip": 1.0}, "evidence_clip.*1.0"),
         ({"evidence_clip": 0.0}, "evidence_clip.*0.0"),

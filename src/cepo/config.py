@@ -52,6 +52,18 @@ class CEPOConfig(GRPOConfig):
         correctness_threshold (`float`, *optional*, defaults to `0.5`):
             A rollout is right if that reward is at least this, and wrong if it is below; where the function returns
             None it is neither.
+        shared_prompt (`str`, *optional*, defaults to `"auto"`):
+            Whether teachers run a prompt once for all of its contexts and rollouts: `"auto"`, where the model's cache
+            can be branched and a trial on the first batch gives the log-probs of plain concatenation; `"always"`; or
+            `"never"`, every context and rollout whole.
+        teacher_batch_tokens (`int`, *optional*):
+            The most tokens that a teacher's forward pass holds: its rows times (cached + run) tokens, padding
+            included. Defaults to those of one micro-batch of the policy update.
+        skip_zero_advantage (`bool`, *optional*):
+            Leave rollouts with zero advantage, and padding after the longest completion, out of the policy update;
+            the gradient is the same but for rounding. Entropy and clip ratios are then those of the rollouts that are
+            left. Defaults to `True` for methods other than `"grpo"` where that is exact: without KL term (`beta`),
+            entropy bonus, `top_entropy_quantile` and router loss.
         freeze_vision_tower (`bool`, *optional*, defaults to `False`):
             Leave the weights of a vision-language model's vision tower as they are.
     """
@@ -94,7 +106,18 @@ class CEPOConfig(GRPOConfig):
     correctness_threshold: float = field(
         default=0.5, metadata={"help": "A rollout is right if its correctness reward is at least this."}
     )
-
+    shared_prompt: Literal["auto", "always", "never"] = field(
+        default="auto",
+        metadata={"help": "Teachers run a prompt once for all contexts and rollouts: auto, always, never."},
+    )
+    teacher_batch_tokens: int | None = field(
+        default=None,
+        metadata={"help": "Most tokens in a teacher's forward pass; default: those of a micro-batch of the update."},
+    )
+    skip_zero_advantage: bool | None = field(
+        default=None,
+        metadata={"help": "Leave rollouts with zero advantage out of the update; default: yes but for grpo, if exact."},
+    )
     freeze_vision_tower: bool = field(
         default=False, metadata={"help": "Leave the weights of a vision-language model's vision tower as they are."}
     )
@@ -109,6 +132,9 @@ class CEPOConfig(GRPOConfig):
         _require_choice("evidence_schedule", self.evidence_schedule, get_args(Schedule))
         _require_choice("negative_reference", self.negative_reference, get_args(NegativeRule))
         _require_choice("no_negative", self.no_negative, get_args(NoNegative))
+        _require_choice("shared_prompt", self.shared_prompt, ("auto", "always", "never"))
+        if self.teacher_batch_tokens is not None and self.teacher_batch_tokens < 1:
+            raise ValueError(f"teacher_batch_tokens must be at least 1, got {self.teacher_batch_tokens}")
         if not 0 < self.evidence_clip < 1:
             raise ValueError(f"evidence_clip (eps_w) must lie strictly between 0 and 1, got {self.evidence_clip}")
         if not 0 <= self.evidence_coefficient <= 1:

@@ -1,6 +1,7 @@
 """Teachers: the policy itself, re-reading rollouts with another prompt. Forward passes only.
 
-`score` is the one way in: it takes rollouts and, for each, the prompts to re-read them with, and returns log-probs.
+`score` is the one way in: it takes rollouts and, for each, the contexts to re-read them in, and returns log-probs. How
+the passes are made is in `passes.py`.
 
 Dimensions: C contexts, B rollouts, T completion tokens, P prompt tokens.
 """
@@ -16,27 +17,12 @@ from transformers import ProcessorMixin
 from trl.data_utils import prepare_multimodal_messages
 
 from .hints import Messages
-
-# Per-token companions of `input_ids` that some processors return, padded like the prompt and 0 on completions.
-_PER_TOKEN_FIELDS = {"mm_token_type_ids", "token_type_ids"}
-
-
-@dataclass(frozen=True)
-class Rollouts:
-    """Completions as the student sampled them.
-
-    Attributes:
-        completion_ids: (B, T) token ids, padded on the right.
-        completion_mask: (B, T), 1 on the tokens of the completion, 0 on padding.
-    """
-
-    completion_ids: Tensor
-    completion_mask: Tensor
+from .passes import Ids, Prompt, Reading, common_length
 
 
 @dataclass(frozen=True)
 class PromptEncoder:
-    """Turns conversations into model inputs through the model's own chat template, exactly as TRL does.
+    """Token ids of a prompt with a hint, through the model's own chat template, exactly as TRL makes the student's.
 
     Attributes:
         processing_class: Tokenizer, or processor of a vision-language model.
@@ -48,36 +34,45 @@ class PromptEncoder:
     is_vlm: bool
     options: dict[str, Any] = field(default_factory=dict)
 
-    def encode(self, prompts: Sequence[Messages]) -> dict[str, Any]:
-        """Model inputs of prompts, padded on the left: `input_ids` and `attention_mask` (n, P), and for images what
-        the processor makes of them, with `num_images` per prompt.
+    def with_hint(self, prompt: Prompt, plain: Messages, hinted: Messages) -> Ids:
+        """Token ids of `hinted`, given the `prompt` that `plain` became.
+
+        Images cost the processor far more than text, so the text alone is tokenised and grafted onto the prompt: what
+        the two conversations share is the prompt's, images expanded.
 
         Raises:
-            ValueError: For a processor that cuts images into tiles, which cannot yet be told apart by prompt.
+            ValueError: If an image follows the hint.
         """
-        if self.is_vlm:
-            prompts = [prepare_multimodal_messages(prompt) for prompt in prompts]
-        encoded = dict(
-            self.processing_class.apply_chat_template(
-                conversation=list(prompts),
-                add_generation_prompt=True,
-                tokenize=True,
-                return_dict=True,
-                return_tensors="pt",
-                **left_padding(self.processing_class),
-                **self.options,
+        before, after = self._text_ids(plain), self._text_ids(hinted)
+        shared = common_length([before, after])
+        tail = before[shared:]
+        if tail and prompt.ids[-len(tail) :] == tail:
+            ids = prompt.ids[: -len(tail)] + after[shared:]
+        else:  # the template or the tokenizer treats text apart from images in another way than together with them
+            ids = self._ids(hinted)
+        if ids[: prompt.images_end] != prompt.ids[: prompt.images_end]:
+            raise ValueError(
+                "a prompt has an image after its last user turn's text, where the hint stands; put images first, or "
+                "use method='grpo'"
             )
+        return ids
+
+    def _text_ids(self, messages: Messages) -> Ids:
+        """Token ids with one placeholder for each image."""
+        text = self.processing_class.apply_chat_template(
+            self._typed(messages), add_generation_prompt=True, tokenize=False, **self.options
         )
-        if "pixel_values" in encoded:
-            counts = [_count_images(prompt) for prompt in prompts]
-            pixels = encoded["pixel_values"]
-            if "spatial_shapes" in encoded or (pixels.ndim == 4 and pixels.shape[0] != sum(counts)):
-                raise ValueError(
-                    f"{type(self.processing_class).__name__} cuts images into tiles, which teachers cannot read yet; "
-                    "switch its tiling off, or use method='grpo'"
-                )
-            encoded["num_images"] = counts
-        return encoded
+        tokenizer = self.processing_class.tokenizer if self.is_vlm else self.processing_class
+        return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _ids(self, messages: Messages) -> Ids:
+        encoded = self.processing_class.apply_chat_template(
+            [self._typed(messages)], add_generation_prompt=True, tokenize=True, return_dict=True, **self.options
+        )
+        return tuple(encoded["input_ids"][0])
+
+    def _typed(self, messages: Messages) -> Messages:
+        return prepare_multimodal_messages(messages) if self.is_vlm else messages
 
 
 def left_padding(processing_class: Any) -> dict[str, Any]:
@@ -86,79 +81,67 @@ def left_padding(processing_class: Any) -> dict[str, Any]:
     return {"processor_kwargs": padding} if isinstance(processing_class, ProcessorMixin) else padding
 
 
-def _count_images(messages: Messages) -> int:
-    parts = [part for message in messages for part in message["content"] if isinstance(part, dict)]
-    return sum(part["type"] == "image" for part in parts)
+@dataclass(frozen=True)
+class Rollouts:
+    """Completions as the student sampled them.
+
+    Attributes:
+        completion_ids: (B, T) token ids, padded on the right.
+        wanted: (B, T) bool, the tokens whose log-probs are wanted. What follows the last of them is not run.
+        prompts: For each rollout, the index of its prompt.
+    """
+
+    completion_ids: Tensor
+    wanted: Tensor
+    prompts: Sequence[int]
+
+    def completions(self) -> list[Ids]:
+        """Token ids of each rollout, up to its last wanted token."""
+        # Masks have holes where a tool answered; the tokens there are read, but nobody asks how likely they were.
+        after = torch.arange(1, self.wanted.shape[1] + 1, device=self.wanted.device)
+        lengths = (self.wanted * after).amax(dim=1).tolist()
+        return [tuple(ids[:length]) for ids, length in zip(self.completion_ids.tolist(), lengths, strict=True)]
 
 
-# (input_ids (n, P+T), attention_mask (n, P+T), T, **fields) -> (n, T) log-probs of the last T tokens [nats]
-LogProbs = Callable[..., Tensor]
+# (prompts, readings) -> log-probs [nats] of each reading's completion: `Concatenated.read` or `SharedPrompt.read`.
+Read = Callable[[Sequence[Prompt], Sequence[Reading]], list[Tensor]]
 
 
 def score(
-    contexts: Sequence[Sequence[Messages | None]],
-    rollouts: Rollouts,
-    *,
-    encoder: PromptEncoder,
-    log_probs: LogProbs,
-    batch_size: int,
-    equal_calls: Callable[[int], int] = lambda calls: calls,
-    spare: Messages | None = None,
+    contexts: Sequence[Sequence[Ids | None]], rollouts: Rollouts, prompts: Sequence[Prompt], read: Read
 ) -> Tensor:
     """Log-probs of the rollouts' own tokens under each of their contexts.
 
-    The completion tokens are those that were sampled, never decoded and encoded again. What follows a completion is
-    padding that is not attended to.
+    The completion tokens are those that were sampled, never decoded and encoded again. A completion that several
+    rollouts share is read once in each context.
 
     Args:
-        contexts: C lists of B prompts; None where a rollout is not to be scored.
+        contexts: C lists of B contexts, the token ids of a rollout's prompt as a teacher reads it; None where the
+            rollout is not to be scored.
         rollouts: The B rollouts.
-        encoder: Turns prompts into model inputs.
-        log_probs: The model's log-prob function, without (B, T, V) logits.
-        batch_size: Rows per forward pass.
-        equal_calls: Told how many forward passes this process needs, says how many it must make: under FSDP and
-            ZeRO-3 every process has to take part in each pass of any other.
-        spare: The prompt of the passes that this process makes for the others' sake; nobody reads their result.
+        prompts: The prompts that they answer.
+        read: Makes the forward passes.
 
     Returns:
-        (C, B, T) log-probs [nats]; NaN where there was no prompt, arbitrary on padding.
+        (C, B, T) log-probs [nats]; NaN where there was no context, 0 after the last wanted token.
     """
-    ids = rollouts.completion_ids
-    result = torch.full((len(contexts), *ids.shape), torch.nan, device=ids.device)
-    jobs = [(c, b) for c, row in enumerate(contexts) for b, prompt in enumerate(row) if prompt is not None]
-    batches = [jobs[start : start + batch_size] for start in range(0, len(jobs), batch_size)]
-    for batch in batches:
-        prompts = [prompt for c, b in batch if (prompt := contexts[c][b]) is not None]
-        rows = [b for _, b in batch]
-        scored = _score_batch(prompts, rollouts, rows, encoder, log_probs)
-        result[[c for c, _ in batch], rows] = scored.to(result.dtype)
-    for _ in range(equal_calls(len(batches)) - len(batches)):
-        _score_batch([spare or []], rollouts, [0], encoder, log_probs)
-    return result
-
-
-def _score_batch(
-    prompts: Sequence[Messages],
-    rollouts: Rollouts,
-    rows: list[int],
-    encoder: PromptEncoder,
-    log_probs: LogProbs,
-) -> Tensor:
-    """(n, T) log-probs of the completions `rows` after `prompts`, as plain concatenation."""
-    completion_ids, completion_mask = rollouts.completion_ids[rows], rollouts.completion_mask[rows]
-    inputs = {
-        key: value.to(completion_ids.device) if isinstance(value, Tensor) else value
-        for key, value in encoder.encode(prompts).items()
+    completions = rollouts.completions()
+    readings = {
+        (c, b): Reading(rollouts.prompts[b], context, completions[b])
+        for c, row in enumerate(contexts)
+        for b, context in enumerate(row)
+        if context is not None and completions[b]
     }
-    for key in _PER_TOKEN_FIELDS & inputs.keys():
-        inputs[key] = torch.cat([inputs[key], inputs[key].new_zeros(completion_ids.shape)], dim=1)
-    prompt_ids, prompt_mask = inputs.pop("input_ids"), inputs.pop("attention_mask")
-    return log_probs(
-        torch.cat([prompt_ids, completion_ids], dim=1),
-        torch.cat([prompt_mask, completion_mask.to(prompt_mask.dtype)], dim=1),
-        completion_ids.shape[1],
-        **inputs,
+    unique = list(dict.fromkeys(readings.values()))
+    log_probs = dict(zip(unique, read(prompts, unique), strict=True))
+    present = torch.tensor([[context is not None for context in row] for row in contexts])
+    shape = (*present.shape, rollouts.completion_ids.shape[1])
+    result = (
+        torch.where(present.unsqueeze(-1), 0.0, torch.nan).expand(shape).to(rollouts.completion_ids.device, copy=True)
     )
+    for (c, b), reading in readings.items():
+        result[c, b, : len(reading.completion)] = log_probs[reading]
+    return result
 
 
 @contextmanager

@@ -5,21 +5,24 @@ texts and rewards (and gathers the rewards of groups that span processes); `_gen
 batch, to which the evidence is added; `_compute_loss` is given (B, T) token advantages, which TRL's losses accept.
 """
 
-import inspect
+import itertools
+import logging
 import textwrap
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, get_args
 
 import torch
-from accelerate.utils import gather_object
+from accelerate.utils import DistributedType, gather_object, is_peft_model
 from datasets import Dataset
 from torch import Tensor
 from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
 from .answers import final_answer
+from .batches import prompt_of, select_rows, trained_tokens, without_padding
 from .checks import check_dataset, check_solution
 from .config import CEPOConfig
 from .credit import token_advantages
@@ -27,8 +30,11 @@ from .hints import Messages, add_hint
 from .loading import require_chat_template
 from .methods import METHODS, STUDENT, Context, Evidence
 from .metrics import credit_metrics, credit_sums
+from .passes import Concatenated, Ids, Policy, Prompt, Reading, SharedPrompt, why_not_shared
 from .references import Attempt, Fallback, References, choose_references
-from .teachers import PromptEncoder, Rollouts, evaluating, score
+from .teachers import PromptEncoder, Read, Rollouts, evaluating, score
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -103,6 +109,9 @@ class CEPOTrainer(GRPOTrainer):
         self._generation_seconds = self._preparation_seconds = self._update_seconds = 0.0
         super().__init__(model, reward_funcs, args, train_dataset, *rest, **kwargs)
         self._correctness_index = self._find_correctness_reward()
+        self._skips = self._decide_skipping()
+        # Whether teachers share prompts: undecided until there is something to try it on.
+        self._shares_prompts = {"auto": None, "always": True, "never": False}[args.shared_prompt]
         if args.freeze_vision_tower:
             _freeze_vision_tower(self.model)
         if self.method.needs_teachers:
@@ -183,17 +192,26 @@ class CEPOTrainer(GRPOTrainer):
         return loss
 
     def _compute_loss(self, model, inputs):
+        if not self.model.training:
+            return super()._compute_loss(model, inputs)
+        factor = 1.0
+        if self._skips:
+            moving, factor = self._moving_rows(inputs)
+            if moving is None:
+                # Zero, and zero gradients, as GRPO gives such a batch: an optimiser with momentum moves on them.
+                return sum(p.flatten()[:1].sum() * 0.0 for p in model.parameters() if p.requires_grad)
+            inputs = moving
         coefficient = self._coefficient()
-        if coefficient > 0 and "evidence" in inputs and self.model.training:
+        if coefficient > 0 and "evidence" in inputs:
             token_level = token_advantages(
                 inputs["advantages"],
                 inputs["evidence"],
-                _trained_tokens(inputs),
+                trained_tokens(inputs),
                 coefficient=coefficient,
                 clip=self.args.evidence_clip,
             )
             inputs = {**inputs, "advantages": token_level}
-        return super()._compute_loss(model, inputs)
+        return super()._compute_loss(model, inputs) * factor
 
     # The method -------------------------------------------------------------------------------------------------------
 
@@ -202,7 +220,7 @@ class CEPOTrainer(GRPOTrainer):
 
     def _find_evidence(self, batch: dict[str, Any]) -> tuple[Tensor, float]:
         """(B, T) evidence [nats] of a generation batch, and the share of its rollouts that teachers re-read."""
-        advantages, mask = batch["advantages"], _trained_tokens(batch)
+        advantages, mask = batch["advantages"], trained_tokens(batch)
         # A rollout that moves nothing is not re-read.
         matters = ((advantages != 0) & mask.any(dim=1)).tolist()
 
@@ -263,45 +281,131 @@ class CEPOTrainer(GRPOTrainer):
 
     def _teacher_logps(self, batch: dict[str, Any], contexts: list[list[Context]]) -> tuple[Tensor, Tensor]:
         """(C, B, T) log-probs [nats] of every rollout under its contexts, and (C, B) which there are."""
-        assert self._graded is not None
-        prompts = self._graded.prompts
-        template = self.args.hint_template
-
-        def prompt_for(row: int, position: int) -> Messages | None:
-            if position >= len(contexts[row]):
-                return None
-            answer = contexts[row][position]
-            return prompts[row] if answer is STUDENT else add_hint(prompts[row], answer, template)
-
+        prompts, prompt_of_row = self._prompts(batch, [bool(answers) for answers in contexts])
+        student = self._student_logps(batch)
         # At least two contexts, so that the stages after this one need no special case for an empty batch.
-        count = max(2, *(len(row) for row in contexts))
-        table = [[prompt_for(row, position) for row in range(len(prompts))] for position in range(count)]
+        count = max(2, *map(len, contexts))
+        present = torch.zeros(count, len(contexts), dtype=torch.bool)
+        known = torch.zeros_like(present)
+        table: list[list[Ids | None]] = [[None] * len(contexts) for _ in range(count)]
+        for row, answers in enumerate(contexts):
+            for position, answer in enumerate(answers):
+                present[position, row] = True
+                known[position, row] = answer is STUDENT and student is not None
+                if not known[position, row]:
+                    table[position][row] = self._context_ids(prompts[prompt_of_row[row]], row, answer)
 
-        known = inspect.signature(self._get_per_token_logps_and_entropies).parameters
-
-        def log_probs(input_ids, attention_mask, logits_to_keep, **fields):
-            # Processors return more than models read (how many crops an image had, say); TRL passes on what is here.
-            fields = {key: value for key, value in fields.items() if key in known}
-            logps, _, _ = self._get_per_token_logps_and_entropies(
-                self.model, input_ids, attention_mask, logits_to_keep, **fields
-            )
-            return logps
-
+        rollouts = Rollouts(batch["completion_ids"], trained_tokens(batch), prompt_of_row)
         with (
             evaluating(self.model),
             disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs),
         ):
-            logps = score(
-                table,
-                Rollouts(batch["completion_ids"], batch["completion_mask"]),
-                encoder=self._encoder,
-                log_probs=log_probs,
-                batch_size=self.args.per_device_train_batch_size,
-                equal_calls=self._most_over_processes,
-                spare=prompts[0],
+            logps = score(table, rollouts, prompts, self._reader(batch))
+        if student is not None:
+            logps = torch.where(known.to(logps.device).unsqueeze(-1), student, logps)
+        return logps, present.to(logps.device)
+
+    def _prompts(self, batch: dict[str, Any], wanted: list[bool]) -> tuple[list[Prompt], list[int]]:
+        """The prompts of the wanted rollouts, one for a group, and the index of each rollout's prompt.
+
+        There is always one: processes without a wanted rollout need it for the passes that they make for the others.
+        """
+        first = self.accelerator.process_index * len(wanted)
+        groups = [(first + row) // self.num_generations for row in range(len(wanted))]
+        rows = {group: row for row, group in reversed(list(enumerate(groups))) if wanted[row]} or {groups[0]: 0}
+        config = self.model.config
+        image_token = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
+        indices = {group: index for index, group in enumerate(rows)}
+        return [prompt_of(batch, row, image_token) for row in rows.values()], [
+            indices.get(group, 0) for group in groups
+        ]
+
+    def _context_ids(self, prompt: Prompt, row: int, answer: Context) -> Ids:
+        """Token ids of a rollout's prompt as the teacher that is told `answer` reads it."""
+        if answer is STUDENT:
+            return prompt.ids
+        assert self._graded is not None
+        plain = self._graded.prompts[row]
+        return self._encoder.with_hint(prompt, plain, add_hint(plain, answer, self.args.hint_template))
+
+    def _student_logps(self, batch: dict[str, Any]) -> Tensor | None:
+        """(B, T) log P_S [nats] where TRL has computed it for its ratio, and computed it as a teacher would."""
+        return None if _has_dropout(self.model) else batch.get("old_per_token_logps")
+
+    def _reader(self, batch: dict[str, Any]) -> Read:
+        """How teachers make their passes: the prompt shared where this model's cache allows it."""
+        unwrapped = self.accelerator.unwrap_model(self.model)
+        policy = Policy(
+            self.model,
+            unwrapped.get_base_model() if is_peft_model(unwrapped) else unwrapped,
+            self.accelerator.autocast,
+        )
+        width = batch["prompt_ids"].shape[1] + batch["completion_ids"].shape[1]
+        max_tokens = self.args.teacher_batch_tokens or self.args.per_device_train_batch_size * width
+        shared = SharedPrompt(policy, max_tokens, self._most_over_processes)
+        whole = Concatenated(policy, max_tokens, self._most_over_processes)
+
+        def read(prompts: Sequence[Prompt], readings: Sequence[Reading]) -> list[Tensor]:
+            if self._most_over_processes([len(readings)]) == [0]:
+                return []
+            if self._shares_prompts is None:
+                reason = why_not_shared(shared, prompts, readings)
+                self._shares_prompts = reason is None
+                if reason is not None and self.accelerator.is_main_process:
+                    _logger.warning(
+                        "teachers run every prompt anew for each context and rollout, because %s cannot branch from a "
+                        "prompt's cache: %s. This is slower and gives the same numbers.",
+                        type(policy.unwrapped).__name__,
+                        reason,
+                    )
+            return (shared if self._shares_prompts else whole).read(prompts, readings)
+
+        return read
+
+    # The update -------------------------------------------------------------------------------------------------------
+
+    def _why_no_skipping(self) -> str | None:
+        """What gives rollouts with zero advantage a gradient, or a part in that of others; None if nothing does."""
+        if self.beta != 0:
+            return f"beta={self.beta}: the KL term has a gradient for every rollout"
+        if self.aux_loss_enabled:
+            return "the router's auxiliary loss has a gradient for every rollout"
+        if self._entropy_bonus_enabled:
+            return "the entropy bonus has a gradient for every rollout"
+        if self.top_entropy_quantile < 1:
+            return f"top_entropy_quantile={self.top_entropy_quantile} ranks the tokens of all rollouts"
+        return None
+
+    def _decide_skipping(self) -> bool:
+        reason = self._why_no_skipping()
+        if self.args.skip_zero_advantage and reason is not None:
+            raise ValueError(
+                f"skip_zero_advantage would change the gradient: {reason}. Leave it out, or set it to False"
             )
-        present = torch.tensor([[prompt is not None for prompt in row] for row in table], device=logps.device)
-        return logps, present
+        if self.args.skip_zero_advantage is None:
+            return reason is None and self.args.method != "grpo"
+        return self.args.skip_zero_advantage
+
+    def _moving_rows(self, inputs: dict[str, Any]) -> tuple[dict[str, Any] | None, float]:
+        """The rows of a micro-batch that can move the policy, and the factor that undoes what their number does to
+        the loss's mean; None if there is none, and no need to run any."""
+        tokens = trained_tokens(inputs)
+        moves = (inputs["advantages"] != 0) & tokens.any(dim=1)
+        rows = moves.nonzero().flatten().tolist()
+        if not rows:
+            if self.accelerator.distributed_type == DistributedType.NO:
+                return None, 0.0
+            # Other processes wait for this one's passes and gradients; the shortest row costs least, and its
+            # advantage is zero.
+            rows = [int(tokens.sum(dim=1).argmin())]
+        kept = select_rows(inputs, rows)
+        if self.loss_type in ("cispo", "dapo", "vespo"):  # divided by the tokens of the whole batch already
+            factor = 1.0
+        elif self.loss_type == "bnpo":
+            factor = float(trained_tokens(kept).sum().clamp(min=1) / tokens.sum().clamp(min=1))
+        else:
+            factor = len(rows) / len(moves)
+        return without_padding(kept), factor
 
     # Metrics ----------------------------------------------------------------------------------------------------------
 
@@ -333,8 +437,12 @@ class CEPOTrainer(GRPOTrainer):
     def _mean_over_processes(self, value: Tensor) -> float:
         return self.accelerator.reduce(value, reduction="mean").item()
 
-    def _most_over_processes(self, number: int) -> int:
-        return int(self.accelerator.gather(torch.tensor([number], device=self.accelerator.device)).max())
+    def _most_over_processes(self, numbers: Sequence[int]) -> list[int]:
+        """The most of each number over the processes; shorter lists count as if they went on with zeros."""
+        if self.accelerator.num_processes == 1:
+            return list(numbers)
+        everyone = gather_object([list(numbers)])
+        return [max(column) for column in itertools.zip_longest(*everyone, fillvalue=0)]
 
 
 def _freeze_vision_tower(model: torch.nn.Module) -> None:
@@ -365,10 +473,10 @@ def _require_a_batch(dataset: Dataset, args: CEPOConfig) -> None:
 _VERDICTS = {True: 1.0, False: -1.0, None: 0.0}
 
 
-def _trained_tokens(batch: dict[str, Any]) -> Tensor:
-    """(B, T) bool: the completion tokens that the loss counts; what a tool returned is not among them."""
-    mask = batch["completion_mask"].bool()
-    return mask & batch["tool_mask"].bool() if "tool_mask" in batch else mask
+def _has_dropout(model: torch.nn.Module) -> bool:
+    """Whether a forward pass in train mode is another than in eval mode."""
+    rates = (getattr(module, name, 0.0) for module in model.modules() for name in ("p", "attention_dropout"))
+    return any(isinstance(rate, float) and rate > 0 for rate in rates)
 
 
 def _text(completion: str | list[dict[str, Any]]) -> str:

@@ -1,0 +1,100 @@
+"""TRL's batch: its rows, their prompts and images. What each of its fields means is TRL's, and known here alone.
+
+Dimensions: B rollouts, T completion tokens, P prompt tokens.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_by_grid
+
+from .passes import Prompt
+
+Batch = dict[str, Any]
+
+# Fields with one entry per image, or tile, or patch; TRL brings them along the rollouts where `num_images` tells how.
+_IMAGES = (
+    "pixel_values",
+    "image_grid_thw",
+    "pixel_attention_mask",
+    "spatial_shapes",
+    "image_sizes",
+    "image_position_ids",
+)
+_IMAGE_COUNTS = ("num_images", "num_tiles")
+# (B, P + T) companions of the token ids.
+_TOKEN_TYPES = ("mm_token_type_ids", "token_type_ids")
+
+
+def trained_tokens(batch: Batch) -> Tensor:
+    """(B, T) bool: the completion tokens that the loss counts; what a tool returned is not among them."""
+    mask = batch["completion_mask"].bool()
+    return mask & batch["tool_mask"].bool() if "tool_mask" in batch else mask
+
+
+def select_rows(batch: Batch, rows: Sequence[int]) -> Batch:
+    """Some rollouts of a batch, with their images; numbers that belong to the whole batch stay."""
+    picked: Batch = {}
+    for name, values in split_pixel_values_by_grid(batch).items():
+        if isinstance(values, Tensor) and values.ndim > 0:
+            picked[name] = values[list(rows)]
+        elif isinstance(values, list):
+            picked[name] = [values[row] for row in rows]
+        else:
+            picked[name] = values
+    if not any(picked.get("num_images", [1])):
+        # A model that is given no image must not be given an empty one.
+        picked = {name: values for name, values in picked.items() if name not in (*_IMAGES, *_IMAGE_COUNTS)}
+    return unsplit_pixel_values_by_grid(picked)
+
+
+def without_padding(batch: Batch) -> Batch:
+    """The batch up to the end of its longest completion."""
+    before, width = batch["prompt_ids"].shape[1], batch["completion_ids"].shape[1]
+    kept = int((batch["completion_mask"].sum(dim=0) > 0).sum())
+    if kept in (0, width):
+        return batch
+    trimmed = dict(batch)
+    for name, values in batch.items():
+        if name in _TOKEN_TYPES:
+            trimmed[name] = values[:, : before + kept]
+        elif name not in ("prompt_ids", "prompt_mask", *_IMAGES) and isinstance(values, Tensor) and values.ndim == 2:
+            # What there is once per rollout, not per token, is (B, 1) and stays as it is.
+            trimmed[name] = values[:, :kept] if values.shape[1] == width else values
+    return trimmed
+
+
+def prompt_of(batch: Batch, row: int, image_token: int | None) -> Prompt:
+    """The prompt of one rollout.
+
+    Args:
+        batch: TRL's generation batch.
+        row: The rollout.
+        image_token: The token that stands for a part of an image, if the model has one.
+
+    Raises:
+        ValueError: If images came with the completion, from a tool.
+    """
+    one = select_rows(batch, [row])
+    mask = one["prompt_mask"][0].bool()
+    ids = one["prompt_ids"][0][mask]
+    width = len(mask)
+    token_types = {}
+    for name in _TOKEN_TYPES:
+        if name in one:
+            token_types[name] = one[name][0, :width][mask]
+            if one[name][0, width:].any():
+                raise ValueError(
+                    "a tool returned an image, which teachers cannot read yet; use method='grpo', or tools that "
+                    "return text"
+                )
+    images = {name: one[name] for name in _IMAGES if name in one}
+    if not images:
+        return Prompt(tuple(ids.tolist()), token_types=token_types)
+    shown = torch.zeros_like(ids, dtype=torch.bool) if image_token is None else ids == image_token
+    for types in token_types.values():
+        shown |= types != 0
+    images_end = int(shown.nonzero().max()) + 1 if shown.any() else None
+    return Prompt(tuple(ids.tolist()), images, token_types, images_end)

@@ -1,0 +1,468 @@
+"""Forward passes of a teacher: how readings become log-probs. Two ways, one result.
+
+`Concatenated` runs every reading whole: [prompt in its context + completion]. `SharedPrompt` runs a prompt once, with
+its images, and branches its key-value cache: first into the contexts (r+, r-, ...), then into the completions. No
+token is run twice there but for one per completion, from which its first token is predicted.
+
+Dimensions: n rows of a pass, P prompt tokens, S tokens run in a pass after what is cached.
+"""
+
+import copy
+import inspect
+import itertools
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache, DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
+
+Ids = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt as the student read it.
+
+    Attributes:
+        ids: P token ids, images expanded to their tokens.
+        images: What the processor made of its images, as the model takes it; empty without images.
+        token_types: Per-token companions of the ids that the model takes, each (P,).
+        images_end: How many tokens it takes until all images are past; None if they could not be found.
+    """
+
+    ids: Ids
+    images: dict[str, Tensor] = field(default_factory=dict)
+    token_types: dict[str, Tensor] = field(default_factory=dict)
+    images_end: int | None = 0
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One completion, read after one prompt in one context. Equal readings are equal, and hash so.
+
+    Attributes:
+        prompt: Index of the prompt.
+        context: Token ids of the prompt in this context, a hint included; the images as in the prompt.
+        completion: Token ids of the completion, as sampled.
+    """
+
+    prompt: int
+    context: Ids
+    completion: Ids
+
+
+# The most of each of these numbers over all processes.
+Agree = Callable[[Sequence[int]], list[int]]
+
+
+def alone(numbers: Sequence[int]) -> list[int]:
+    """`Agree` of a single process."""
+    return list(numbers)
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The model, as its teachers call it. It needs TRL's fused LM head (`trl.trainer.utils.add_fused_lm_head`).
+
+    Attributes:
+        model: What is called, wrapped as training left it.
+        unwrapped: The transformers model inside.
+        autocast: Makes the context of mixed precision.
+    """
+
+    model: nn.Module
+    unwrapped: PreTrainedModel
+    autocast: Callable[[], AbstractContextManager] = nullcontext
+
+    @property
+    def device(self) -> torch.device:
+        return self.unwrapped.device
+
+    def log_probs(self, labels: Tensor, **inputs: Any) -> Tensor:
+        """(n, S - 1) log-probs [nats] of the tokens after the first; 0 where the label is -100. No (n, S, V) logits."""
+        with self.autocast():
+            return self.model(labels=labels, fused_lm_head=True, **inputs).log_probs.float()
+
+    def fill(self, cache: Cache, **inputs: Any) -> None:
+        """Run tokens for their keys and values alone."""
+        with self.autocast():
+            self.model(past_key_values=cache, use_cache=True, logits_to_keep=1, **inputs)
+
+    def positions(self, inputs: dict[str, Any]) -> Tensor:
+        """Position ids of a prompt, (n, P), or (d, n, P) where positions have several dimensions (M-RoPE)."""
+        return self.unwrapped._prepare_position_ids_for_generation(inputs["input_ids"], dict(inputs))
+
+    def why_no_branches(self) -> str | None:
+        """What keeps this model's cache from being branched, as far as its structure tells; None if nothing does."""
+        if not hasattr(self.unwrapped, "_prepare_position_ids_for_generation"):
+            return "it does not tell its positions"
+        known = inspect.signature(self.unwrapped.forward).parameters
+        if missing := {"position_ids", "past_key_values", "logits_to_keep"} - known.keys():
+            return f"its forward pass takes no {' or '.join(sorted(missing))}"
+        others = {type(layer) for layer in DynamicCache(config=self.unwrapped.config).layers} - _BRANCHING_LAYERS
+        if others:
+            return f"its cache has layers that are not keys and values: {', '.join(t.__name__ for t in others)}"
+        return None
+
+
+_BRANCHING_LAYERS = {DynamicLayer, DynamicSlidingWindowLayer}
+
+
+class Branches(DynamicCache):
+    """Rows of a cache, each as often as wanted, expanded one layer at a time and never stored.
+
+    So the keys and values of the prompt are held once, and once more for the layer that is running.
+    """
+
+    def __init__(self, trunk: Cache, rows: Tensor):
+        super().__init__()
+        self.layers = trunk.layers
+        self.rows = rows
+
+    def update(self, key_states, value_states, layer_idx, *args, **kwargs):
+        layer = copy.copy(self.layers[layer_idx])
+        layer.batch_select_indices(self.rows)
+        return layer.update(key_states, value_states, *args, **kwargs)
+
+
+@dataclass(frozen=True)
+class Concatenated:
+    """Every reading whole, padded on the right. Works for any model.
+
+    Attributes:
+        policy: The model.
+        max_tokens: The most tokens of one pass, padding included; one reading always fits.
+        agree: Brings processes to one number of passes: under FSDP and ZeRO-3 each has to take part in each pass of
+            any other.
+    """
+
+    policy: Policy
+    max_tokens: int
+    agree: Agree = alone
+
+    def read(self, prompts: Sequence[Prompt], readings: Sequence[Reading]) -> list[Tensor]:
+        """Log-probs [nats] of each reading's completion, in the order of the readings."""
+        order = sorted(range(len(readings)), key=lambda i: _length(readings[i]))
+        batches = [list(b) for b in batches_of(order, lambda i: _length(readings[i]), self.max_tokens)]
+        results: dict[int, Tensor] = {}
+        for batch in batches:
+            results |= dict(zip(batch, self._pass(prompts, [readings[i] for i in batch]), strict=True))
+        (calls,) = self.agree([len(batches)])
+        for _ in range(calls - len(batches)):  # for the others' sake; nobody reads the result
+            self._pass(prompts, [_spare(prompts)])
+        return [results[i] for i in range(len(readings))]
+
+    def _pass(self, prompts: Sequence[Prompt], readings: list[Reading]) -> list[Tensor]:
+        device = self.policy.device
+        rows = [prompts[reading.prompt] for reading in readings]
+        ids, mask = _pad([reading.context + reading.completion for reading in readings], device)
+        lengths = [len(reading.context + reading.completion) for reading in readings]
+        starts = [len(reading.context) for reading in readings]
+        log_probs = self.policy.log_probs(
+            _labels(ids, starts, [len(reading.completion) for reading in readings]),
+            input_ids=ids,
+            attention_mask=mask,
+            **_token_types(rows, lengths, device),
+            **_images(rows, device),
+        )
+        return _completions_of(log_probs, starts, readings)
+
+
+@dataclass(frozen=True)
+class _Tree:
+    """Prompts whose caches are held together, the contexts that branch from them, the completions that branch from
+    those.
+
+    Attributes:
+        prompts: Index and shared prefix of each prompt.
+        stems: Row in `prompts` and tokens that follow there, the same number for all: no padding may stand between
+            cached tokens, for a sliding window counts it.
+        leaves: For each pass: row in `stems`, what is left of the context, and the reading.
+    """
+
+    prompts: list[tuple[int, Ids]]
+    stems: list[tuple[int, Ids]]
+    leaves: list[list[tuple[int, Ids, Reading]]]
+
+
+@dataclass(frozen=True)
+class SharedPrompt:
+    """Every prompt once; contexts and completions branch from its cache.
+
+    Readings whose prompt cannot be shared (its images do not all come before the hint) are left to `Concatenated`.
+
+    Attributes:
+        policy: The model; see `Policy.why_no_branches`.
+        max_tokens: The most tokens held at once: rows of a pass times (cached + run) tokens, and as many again in the
+            cache that is branched. One prompt and one reading always fit.
+        agree: As in `Concatenated`.
+    """
+
+    policy: Policy
+    max_tokens: int
+    agree: Agree = alone
+
+    def read(self, prompts: Sequence[Prompt], readings: Sequence[Reading]) -> list[Tensor]:
+        """Log-probs [nats] of each reading's completion, in the order of the readings."""
+        prefixes = _prefixes(prompts, readings)
+        shared = [reading for reading in readings if reading.prompt in prefixes]
+        others = [reading for reading in readings if reading.prompt not in prefixes]
+        results = self._read_shared(prompts, shared, prefixes)
+        whole = Concatenated(self.policy, self.max_tokens, self.agree)
+        results |= zip(others, whole.read(prompts, others), strict=True)
+        return [results[reading] for reading in readings]
+
+    def _read_shared(
+        self, prompts: Sequence[Prompt], readings: list[Reading], prefixes: dict[int, Ids]
+    ) -> dict[Reading, Tensor]:
+        trees = list(_trees(readings, prefixes, self.max_tokens))
+        (count,) = self.agree([len(trees)])
+        if count > len(trees):  # these are for the others' sake; nobody reads the result
+            spare = _spare(prompts)
+            spare_trees = list(_trees([spare], {0: spare.context[:-2]}, self.max_tokens))
+            trees += spare_trees * (count - len(trees))
+        passes = self.agree([len(tree.leaves) for tree in trees])
+        results: dict[Reading, Tensor] = {}
+        for tree, calls in zip(trees, passes, strict=True):
+            cache, mask, positions = self._run_prompts(tree, prompts)
+            cache, mask, positions = self._run_stems(tree, cache, mask, positions)
+            for leaves in tree.leaves:
+                results |= self._run_leaves(leaves, cache, mask, positions)
+            for _ in range(calls - len(tree.leaves)):
+                self._run_leaves(tree.leaves[0][:1], cache, mask, positions)
+        return results
+
+    def _run_prompts(self, tree: _Tree, prompts: Sequence[Prompt]) -> tuple[Cache, Tensor, Tensor]:
+        """Cache, (n, P) mask and the last position of each prompt's prefix, padded on the left."""
+        device = self.policy.device
+        rows = [prompts[index] for index, _ in tree.prompts]
+        ids, mask = _pad([prefix for _, prefix in tree.prompts], device, left=True)
+        lengths = [len(prefix) for _, prefix in tree.prompts]
+        types = _token_types(rows, lengths, device, left=True)
+        inputs = {"input_ids": ids, "attention_mask": mask, **types, **_images(rows, device)}
+        positions = self.policy.positions(inputs)
+        cache = DynamicCache(config=self.policy.unwrapped.config)
+        self.policy.fill(cache, position_ids=positions, **inputs)
+        return cache, mask, positions[..., -1:]
+
+    def _run_stems(self, tree: _Tree, cache: Cache, mask: Tensor, last: Tensor) -> tuple[Cache, Tensor, Tensor]:
+        """The same for each context, its stem run after the prompt's prefix."""
+        device = self.policy.device
+        rows = torch.tensor([row for row, _ in tree.stems], device=device)
+        ids, stem_mask = _pad([stem for _, stem in tree.stems], device)
+        cache.batch_select_indices(rows)
+        mask = torch.cat([mask[rows], stem_mask], dim=1)
+        positions = _following(last, rows, ids)
+        self.policy.fill(cache, input_ids=ids, attention_mask=mask, position_ids=positions)
+        return cache, mask, positions[..., -1:]
+
+    def _run_leaves(
+        self, leaves: list[tuple[int, Ids, Reading]], cache: Cache, mask: Tensor, last: Tensor
+    ) -> dict[Reading, Tensor]:
+        device = self.policy.device
+        rows = torch.tensor([row for row, _, _ in leaves], device=device)
+        ids, own_mask = _pad([rest + reading.completion for _, rest, reading in leaves], device)
+        starts = [len(rest) for _, rest, _ in leaves]
+        readings = [reading for _, _, reading in leaves]
+        log_probs = self.policy.log_probs(
+            _labels(ids, starts, [len(reading.completion) for reading in readings]),
+            input_ids=ids,
+            attention_mask=torch.cat([mask[rows], own_mask], dim=1),
+            position_ids=_following(last, rows, ids),
+            past_key_values=Branches(cache, rows),
+        )
+        return dict(zip(readings, _completions_of(log_probs, starts, readings), strict=True))
+
+
+def why_not_shared(shared: SharedPrompt, prompts: Sequence[Prompt], readings: Sequence[Reading]) -> str | None:
+    """Why this model's prompts cannot be shared: by its structure, or by a trial against plain concatenation.
+
+    The trial reads two contexts of one prompt both ways, and counts on any process (`shared.agree`).
+
+    Returns:
+        A reason, or None if sharing is exact to what the weights' precision resolves.
+    """
+    reason = shared.policy.why_no_branches()
+    if reason is None:
+        trial = _two_contexts(readings) or [_spare(prompts)]
+        reason = _difference(shared, prompts, trial)
+    (failed,) = shared.agree([int(reason is not None)])
+    return reason or ("it failed on another process" if failed else None)
+
+
+def _difference(shared: SharedPrompt, prompts: Sequence[Prompt], trial: list[Reading]) -> str | None:
+    whole = Concatenated(shared.policy, shared.max_tokens, shared.agree)
+    expected = torch.cat(whole.read(prompts, trial))
+    try:
+        found = torch.cat(shared.read(prompts, trial))
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, NotImplementedError, KeyError) as error:
+        return f"a trial ended in {type(error).__name__}: {str(error).splitlines()[0]}"
+    off = (found - expected).abs().mean().item()
+    if off <= _TOLERANCE[shared.policy.unwrapped.dtype]:
+        return None
+    return f"in a trial, log-probs were off by {off:.2g} nats on average"
+
+
+# Mean |difference| of two exact ways to compute log-probs [nats]: rounding alone reaches a hundredth of these in
+# float32 and a tenth of these in bfloat16.
+_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.02}
+
+
+def batches_of(items: Sequence[Any], length: Callable[[Any], int], max_tokens: int) -> Iterator[Sequence[Any]]:
+    """Cuts items, sorted by length, into batches of at most `max_tokens` with their padding; one item always fits."""
+    start = 0
+    for end, item in enumerate(items):
+        if end > start and (end + 1 - start) * length(item) > max_tokens:
+            yield items[start:end]
+            start = end
+    if items:
+        yield items[start:]
+
+
+def common_length(sequences: Collection[Ids]) -> int:
+    """How many leading tokens all sequences have in common."""
+    # The first and the last in lexicographic order differ earliest.
+    first, last = min(sequences), max(sequences)
+    return next((i for i, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first))
+
+
+def _prefixes(prompts: Sequence[Prompt], readings: Sequence[Reading]) -> dict[int, Ids]:
+    """The prefix that all contexts of a prompt share, for every prompt that has one with all of its images."""
+    contexts: dict[int, set[Ids]] = {}
+    for reading in readings:
+        contexts.setdefault(reading.prompt, set()).add(reading.context)
+    prefixes = {}
+    for index, members in contexts.items():
+        # Two tokens are left to each context: one for its stem, one from which the completion is predicted.
+        length = min(common_length(members), min(map(len, members)) - 2)
+        images_end = prompts[index].images_end
+        # One text token after the images: from its position on, positions count by one.
+        if length >= 1 and images_end is not None and length > images_end:
+            prefixes[index] = next(iter(members))[:length]
+    return prefixes
+
+
+def _trees(readings: Sequence[Reading], prefixes: dict[int, Ids], max_tokens: int) -> Iterator[_Tree]:
+    """Prompts of similar length together, as many as `max_tokens` of cache allow."""
+    by_prompt: dict[int, list[Reading]] = {}
+    for reading in readings:
+        by_prompt.setdefault(reading.prompt, []).append(reading)
+    indices = sorted(by_prompt, key=lambda index: len(prefixes[index]))
+
+    def contexts_of(index: int) -> list[Ids]:
+        return list(dict.fromkeys(reading.context for reading in by_prompt[index]))
+
+    start = held = 0
+    for end, index in enumerate(indices):
+        rows = 1 + len(contexts_of(index))
+        if end > start and (held + rows) * max(map(len, contexts_of(index))) > max_tokens:
+            yield _tree(indices[start:end], by_prompt, prefixes, max_tokens)
+            start, held = end, 0
+        held += rows
+    if indices:
+        yield _tree(indices[start:], by_prompt, prefixes, max_tokens)
+
+
+def _tree(
+    indices: Sequence[int], by_prompt: dict[int, list[Reading]], prefixes: dict[int, Ids], max_tokens: int
+) -> _Tree:
+    prompts = [(index, prefixes[index]) for index in indices]
+    rests = {
+        (index, reading.context): reading.context[len(prefixes[index]) :]
+        for index in indices
+        for reading in by_prompt[index]
+    }
+    stem_length = min(map(len, rests.values())) - 1
+    rows = {index: row for row, index in enumerate(indices)}
+    stems = [(rows[index], rest[:stem_length]) for (index, _), rest in rests.items()]
+    stem_of = {key: row for row, key in enumerate(rests)}
+    leaves = [
+        (stem_of[index, reading.context], rests[index, reading.context][stem_length:], reading)
+        for index in indices
+        for reading in by_prompt[index]
+    ]
+    leaves.sort(key=_leaf_length)
+    cached = max(len(prefix) for _, prefix in prompts) + stem_length
+    batches = batches_of(leaves, lambda leaf: cached + _leaf_length(leaf), max_tokens)
+    return _Tree(prompts, stems, [list(batch) for batch in batches])
+
+
+def _leaf_length(leaf: tuple[int, Ids, Reading]) -> int:
+    _, rest, reading = leaf
+    return len(rest) + len(reading.completion)
+
+
+def _length(reading: Reading) -> int:
+    return len(reading.context) + len(reading.completion)
+
+
+def _two_contexts(readings: Sequence[Reading]) -> list[Reading]:
+    """A reading, and another of the same prompt in another context if there is one."""
+    for first, second in itertools.pairwise(sorted(readings, key=lambda reading: reading.prompt)):
+        if first.prompt == second.prompt and first.context != second.context:
+            return [first, second]
+    return list(readings[:1])
+
+
+def _spare(prompts: Sequence[Prompt]) -> Reading:
+    """The shortest reading there is, of the first prompt."""
+    return Reading(0, prompts[0].ids, prompts[0].ids[-1:])
+
+
+def _pad(rows: Sequence[Ids], device: torch.device, *, left: bool = False) -> tuple[Tensor, Tensor]:
+    """(n, S) ids and attention mask; padding is token 0, which nothing attends to."""
+    width = max(map(len, rows))
+    ids, mask = torch.zeros(2, len(rows), width, dtype=torch.long).unbind()
+    for row, tokens in enumerate(rows):
+        where = slice(width - len(tokens), width) if left else slice(0, len(tokens))
+        ids[row, where] = torch.tensor(tokens, dtype=torch.long)
+        mask[row, where] = 1
+    return ids.to(device), mask.to(device)
+
+
+def _labels(ids: Tensor, starts: Sequence[int], lengths: Sequence[int]) -> Tensor:
+    """The ids where a completion stands, -100 elsewhere."""
+    labels = torch.full_like(ids, -100)
+    for row, (start, length) in enumerate(zip(starts, lengths, strict=True)):
+        labels[row, start : start + length] = ids[row, start : start + length]
+    return labels
+
+
+def _completions_of(log_probs: Tensor, starts: Sequence[int], readings: Sequence[Reading]) -> list[Tensor]:
+    """The log-probs of each completion; those of a token stand one place before it."""
+    return [
+        row[start - 1 : start - 1 + len(reading.completion)]
+        for row, start, reading in zip(log_probs, starts, readings, strict=True)
+    ]
+
+
+def _following(last: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
+    """Positions of `ids` (n, S) after the last position of the rows that they continue; leading dimensions stay."""
+    return last[..., rows, :] + 1 + torch.arange(ids.shape[1], device=ids.device)
+
+
+def _token_types(
+    prompts: Sequence[Prompt], lengths: Sequence[int], device: torch.device, *, left: bool = False
+) -> dict[str, Tensor]:
+    """The token types of sequences that begin as the prompts do, up to the end of their images, and go on as text."""
+    result = {}
+    for name in prompts[0].token_types:
+        begun = [tuple(prompt.token_types[name][: prompt.images_end].tolist()) for prompt in prompts]
+        rows = [types + (0,) * (length - len(types)) for types, length in zip(begun, lengths, strict=True)]
+        result[name], _ = _pad(rows, device, left=left)
+    return result
+
+
+def _images(prompts: Sequence[Prompt], device: torch.device) -> dict[str, Tensor]:
+    """The images of several prompts, one after the other."""
+    names = {name: None for prompt in prompts for name in prompt.images}
+    return {
+        name: torch.cat([prompt.images[name] for prompt in prompts if name in prompt.images]).to(device)
+        for name in names
+    }

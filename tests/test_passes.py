@@ -1,0 +1,328 @@
+"""Two ways to make the same forward passes: each equals the model run on one reading alone, with all its logits."""
+
+import random
+from itertools import zip_longest
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from torch.testing import assert_close
+from trl.trainer.utils import add_fused_lm_head
+
+from cepo.passes import Concatenated, Policy, Prompt, Reading, SharedPrompt, batches_of, why_not_shared
+from cepo.teachers import evaluating
+
+from . import tiny_models
+from .tiny_models import BEGIN, END, HYBRID_MODELS, IMAGE, IMAGE_MODELS, TEXT_MODELS, VOCABULARY
+
+SHAREABLE = [*TEXT_MODELS, *IMAGE_MODELS]
+
+
+def words(draw, low, high):
+    return tuple(draw.randrange(6, VOCABULARY) for _ in range(draw.randint(low, high)))
+
+
+def image_for(name, draw):
+    """Its tokens, and what the model takes for them; Qwen's images have many sizes."""
+    if name == "gemma3_vl":
+        return (BEGIN, *[IMAGE] * 4, END), {"pixel_values": torch.randn(1, 3, 16, 16)}
+    height, width = draw.choice([(4, 4), (4, 8), (8, 6)])
+    fields = {
+        "pixel_values": torch.randn(height * width, 3 * 2 * 4 * 4),
+        "image_grid_thw": torch.tensor([[1, height, width]]),
+    }
+    return (BEGIN, *[IMAGE] * (height * width // 4), END), fields
+
+
+def prompt_for(name, draw, images):
+    """Text, then images with text between them, then the question."""
+    ids = words(draw, 2, 5)
+    fields = []
+    for _ in range(images):
+        tokens, values = image_for(name, draw)
+        ids += tokens + words(draw, 0, 3)
+        fields.append(values)
+    ids += words(draw, 3, 9)
+    if name not in IMAGE_MODELS:
+        return Prompt(ids)
+    types = torch.tensor([int(i == IMAGE) for i in ids])
+    merged = {key: torch.cat([values[key] for values in fields]) for key in fields[0]} if fields else {}
+    end = int(types.nonzero().max()) + 1 if images else 0
+    return Prompt(ids, merged, {"token_type_ids" if name == "gemma3_vl" else "mm_token_type_ids": types}, end)
+
+
+def a_batch(name, seed=0, images=(1, 2, 1)):
+    """Three prompts of different lengths, with two contexts each, one of them three; several rollouts."""
+    draw = random.Random(seed)
+    torch.manual_seed(seed)
+    prompts = [prompt_for(name, draw, number) for number in images]
+    readings = []
+    for index, prompt in enumerate(prompts):
+        body, header = prompt.ids[:-3], prompt.ids[-3:]
+        contexts = [body + words(draw, 2, 6) + header for _ in range(2)] + [prompt.ids] * (index == 1)
+        completions = [words(draw, 1, 14) for _ in range(4)]
+        readings += [Reading(index, context, completion) for context in contexts for completion in completions]
+    draw.shuffle(readings)
+    return prompts, readings
+
+
+def policy_of(model):
+    add_fused_lm_head(model)
+    return Policy(model, model)
+
+
+def alone(model, prompts, reading):
+    """The reading by itself, from all logits, without padding, cache or fused head."""
+    prompt = prompts[reading.prompt]
+    ids = torch.tensor([reading.context + reading.completion])
+    types = {
+        name: torch.cat([values[: prompt.images_end], values.new_zeros(ids.shape[1] - prompt.images_end)])[None]
+        for name, values in prompt.token_types.items()
+    }
+    logits = model(input_ids=ids, **types, **prompt.images).logits[0].double()
+    log_probs = logits[:-1].log_softmax(-1).gather(-1, ids[0, 1:, None]).squeeze(-1)
+    return log_probs[len(reading.context) - 1 :].float()
+
+
+def assert_right(model, prompts, readings, results, **tolerance):
+    tolerance = {"atol": 2e-5, "rtol": 1e-4} | tolerance
+    for reading, result in zip(readings, results, strict=True):
+        assert_close(result, alone(model, prompts, reading), **tolerance)
+
+
+@pytest.mark.parametrize("name", [*SHAREABLE, *HYBRID_MODELS])
+@pytest.mark.parametrize("max_tokens", [1, 150, 10_000])
+def test_concatenated_passes_are_right(name, max_tokens):
+    model = tiny_models.make(name)
+    prompts, readings = a_batch(name)
+    with evaluating(model):
+        results = Concatenated(policy_of(model), max_tokens).read(prompts, readings)
+        assert_right(model, prompts, readings, results)
+
+
+@pytest.mark.parametrize("name", SHAREABLE)
+@pytest.mark.parametrize(("max_tokens", "seed"), [(1, 0), (150, 1), (10_000, 2)])
+def test_shared_prompts_are_right(name, max_tokens, seed):
+    model = tiny_models.make(name, seed)
+    prompts, readings = a_batch(name, seed)
+    shared = SharedPrompt(policy_of(model), max_tokens)
+    with evaluating(model):
+        assert why_not_shared(shared, prompts, readings) is None
+        assert_right(model, prompts, readings, shared.read(prompts, readings))
+
+
+def counted(policy):
+    """Tokens that each pass runs, padding included, and how many of them attend."""
+    calls = []
+    forward = policy.model.forward
+
+    def spy(*args, **kwargs):
+        calls.append(kwargs["input_ids"].shape)
+        return forward(*args, **kwargs)
+
+    policy.model.forward = spy
+    return calls
+
+
+def test_a_prompt_and_its_contexts_are_run_once():
+    """8 rollouts in 2 contexts: the prefix once, each hint once, each completion and the token before it once."""
+    model = tiny_models.make("qwen3_vl")
+    prompts, _ = a_batch("qwen3_vl", images=(1,))
+    (prompt,) = prompts
+    draw = random.Random(3)
+    contexts = [(*prompt.ids[:-3], *hint, *prompt.ids[-3:]) for hint in ((20, 21, 22), (30, 31, 32))]
+    completions = [words(draw, 9, 9) for _ in range(8)]
+    readings = [Reading(0, context, completion) for context in contexts for completion in completions]
+    policy = policy_of(model)
+    calls = counted(policy)
+    with evaluating(model):
+        SharedPrompt(policy, 10_000).read(prompts, readings)
+    prefix = len(prompt.ids) - 3
+    assert calls == [(1, prefix), (2, 5), (16, 10)]
+    calls.clear()
+    with evaluating(model):
+        Concatenated(policy, 10_000).read(prompts, readings)
+    assert calls == [(16, len(contexts[0]) + 9)]
+
+
+@pytest.mark.parametrize("max_tokens", [40, 90, 200])
+def test_a_pass_holds_no_more_tokens_than_allowed(max_tokens):
+    """Rows times cached and run tokens; a single row is always let through."""
+    model = tiny_models.make("llama")
+    prompts, readings = a_batch("llama")
+    policy = policy_of(model)
+    held = []
+    forward = model.forward
+    model.forward = lambda *args, **kwargs: held.append(kwargs["attention_mask"].shape) or forward(*args, **kwargs)
+    with evaluating(model):
+        SharedPrompt(policy, max_tokens).read(prompts, readings)
+        Concatenated(policy, max_tokens).read(prompts, readings)
+    longest = max(len(reading.context) + len(reading.completion) for reading in readings)
+    contexts = 3
+    assert all(rows * width <= max(max_tokens, contexts * longest) for rows, width in held)
+    assert len(held) > 6
+
+
+def test_batches_respect_the_budget_and_lose_nothing():
+    lengths = [1, 1, 2, 3, 5, 8, 13]
+    batches = list(batches_of(lengths, lambda length: length, 10))
+    assert [length for batch in batches for length in batch] == lengths
+    assert [list(batch) for batch in batches] == [[1, 1, 2], [3, 5], [8], [13]]
+    assert list(batches_of([], len, 10)) == []
+
+
+def test_no_readings_no_passes():
+    model = tiny_models.make("qwen3")
+    policy = policy_of(model)
+    calls = counted(policy)
+    prompts, _ = a_batch("qwen3")
+    assert SharedPrompt(policy, 100).read(prompts, []) == []
+    assert Concatenated(policy, 100).read(prompts, []) == []
+    assert calls == []
+
+
+@pytest.mark.parametrize("way", [Concatenated, SharedPrompt])
+def test_every_process_makes_as_many_passes(way):
+    """What one process needs, the others make too: under FSDP each forward pass is everyone's."""
+    model = tiny_models.make("qwen3_vl")
+    policy = policy_of(model)
+    calls = counted(policy)
+    prompts, readings = a_batch("qwen3_vl")
+    wanted = []
+
+    def busy(numbers):
+        wanted.append(list(numbers))
+        return list(numbers)
+
+    with evaluating(model):
+        results = way(policy, 150, busy).read(prompts, readings)
+        of_the_busy = len(calls)
+        answers = iter(wanted)
+        calls.clear()
+        assert way(policy, 150, lambda numbers: next(answers)).read(prompts, []) == []
+        assert len(calls) == of_the_busy
+        answers = iter(wanted)
+        calls.clear()
+        few = way(policy, 150, lambda numbers: [max(pair) for pair in zip_longest(next(answers), numbers, fillvalue=0)])
+        assert_close(few.read(prompts, readings[:1])[0], results[0], atol=2e-5, rtol=1e-4)
+        assert len(calls) == of_the_busy
+
+
+@pytest.mark.parametrize("name", HYBRID_MODELS)
+def test_recurrent_layers_are_not_shared(name):
+    model = tiny_models.make(name)
+    prompts, readings = a_batch(name)
+    assert "LinearAttention" in why_not_shared(SharedPrompt(policy_of(model), 1000), prompts, readings)
+
+
+def test_a_cache_that_branches_wrongly_is_found_out(monkeypatch):
+    """A model that looks like any other but takes no notice of the positions it is given, one that raises."""
+    model = tiny_models.make("qwen3")
+    prompts, readings = a_batch("qwen3")
+    policy = policy_of(model)
+    forward = model.base_model.forward
+
+    def misplaced(*args, position_ids=None, past_key_values=None, **kwargs):
+        wrong = None if position_ids is None else position_ids * (past_key_values.get_seq_length() == 0)
+        return forward(*args, position_ids=wrong, past_key_values=past_key_values, **kwargs)
+
+    def broken(*args, past_key_values=None, **kwargs):
+        if past_key_values is not None and past_key_values.get_seq_length() > 0:
+            raise RuntimeError("no cache\nat all")
+        return forward(*args, past_key_values=past_key_values, **kwargs)
+
+    shared = SharedPrompt(policy, 1000)
+    with evaluating(model):
+        assert why_not_shared(shared, prompts, readings) is None
+        monkeypatch.setattr(model.base_model, "forward", misplaced)
+        assert "nats" in why_not_shared(shared, prompts, readings)
+        monkeypatch.setattr(model.base_model, "forward", broken)
+        assert "no cache" in why_not_shared(shared, prompts, readings)
+        monkeypatch.undo()
+        assert "another process" in why_not_shared(SharedPrompt(policy, 1000, _failing_elsewhere), prompts, readings)
+
+
+def _failing_elsewhere(numbers):
+    return [1] if numbers == [0] else list(numbers)
+
+
+@pytest.mark.parametrize("images_end", [None, 1_000])
+def test_a_prompt_that_ends_with_its_images_is_read_whole(images_end):
+    model = tiny_models.make("qwen3_vl")
+    prompts, readings = a_batch("qwen3_vl")
+    unclear = [*prompts[:2], Prompt(prompts[2].ids, prompts[2].images, prompts[2].token_types, images_end)]
+    policy = policy_of(model)
+    calls = counted(policy)
+    with evaluating(model):
+        results = SharedPrompt(policy, 10_000).read(unclear, readings)
+        assert len(calls) == 4  # prompts, contexts, completions; and one whole
+        if images_end is None:
+            assert_right(model, prompts, readings, results)
+
+
+@pytest.mark.parametrize("name", ["qwen3", "qwen3_vl", "gemma3"])
+def test_bfloat16_stays_within_its_rounding(name):
+    """Both ways are as far from the truth, and the trial lets them pass."""
+    model = tiny_models.make(name)
+    prompts, readings = a_batch(name)
+    policy = policy_of(model)
+    with evaluating(model):
+        exact = torch.cat(SharedPrompt(policy, 10_000).read(prompts, readings))
+        model.bfloat16()
+        rounded = [
+            Prompt(p.ids, {k: _half(v) for k, v in p.images.items()}, p.token_types, p.images_end) for p in prompts
+        ]
+        shared, whole = SharedPrompt(policy, 10_000), Concatenated(policy, 10_000)
+        off_shared = (torch.cat(shared.read(rounded, readings)) - exact).abs().mean()
+        off_whole = (torch.cat(whole.read(rounded, readings)) - exact).abs().mean()
+        assert why_not_shared(shared, rounded, readings) is None
+    assert off_shared < 1.5 * off_whole + 1e-3
+
+
+def _half(values):
+    return values.bfloat16() if values.is_floating_point() else values
+
+
+def test_adapters_and_checkpointing_change_nothing():
+    """LoRA with dropout, gradient checkpointing on, as in training: teachers are exact and without dropout."""
+    model = tiny_models.make("qwen3")
+    add_fused_lm_head(model)
+    prompts, readings = a_batch("qwen3")
+    adapted = get_peft_model(
+        model, LoraConfig(r=4, lora_dropout=0.5, init_lora_weights=False, target_modules="all-linear")
+    )
+    model.gradient_checkpointing_enable()
+    adapted.train()
+    policy = Policy(adapted, model)
+    with evaluating(adapted):
+        assert why_not_shared(SharedPrompt(policy, 150), prompts, readings) is None
+        assert_right(model, prompts, readings, SharedPrompt(policy, 150).read(prompts, readings))
+        with adapted.disable_adapter():
+            base = SharedPrompt(policy, 150).read(prompts, readings)
+            assert_right(model, prompts, readings, base)
+    assert adapted.training
+
+
+def test_no_logits_of_the_vocabulary_are_held(monkeypatch):
+    """TRL's fused head works in tiles, whose size does not grow with the batch or the vocabulary."""
+    monkeypatch.setattr("trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE", 1024)
+    vocabulary = 20_000
+    config = tiny_models.TEXT | {"vocab_size": vocabulary}
+    model = tiny_models.LlamaForCausalLM(tiny_models.LlamaConfig(**config)).eval()
+    policy = policy_of(model)
+    prompts, readings = a_batch("llama")
+    completions = [Reading(r.prompt, r.context, r.completion * 20) for r in readings]
+    sizes = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            sizes.extend(t.numel() for t in (out if isinstance(out, (tuple, list)) else [out]) if torch.is_tensor(t))
+            return out
+
+    tokens = max(len(r.completion) for r in completions) * len(completions)
+    for way in (SharedPrompt, Concatenated):
+        sizes.clear()
+        with evaluating(model), Watch():
+            way(policy, 100_000).read(prompts, completions)
+        assert max(sizes) < 0.1 * tokens * vocabulary
