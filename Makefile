@@ -4,7 +4,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train evaluate test test-slow lint format policy clean
+.PHONY: help setup train evaluate test test-slow bench bench-quick lint format policy clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -30,6 +30,12 @@ test: $(READY)  ## the tests
 
 test-slow: $(READY)  ## the tests that take longer: two processes, a whole run from the command line
 	$(VENV)/bin/python -m pytest -m slow
+
+bench: $(READY)  ## speed against TRL and the reference way, into benchmarks/results (an hour; GPU if there is one)
+	$(VENV)/bin/python -m benchmarks
+
+bench-quick: $(READY)  ## a coarse version, in under four minutes, into benchmarks/results/quick
+	$(VENV)/bin/python -m benchmarks --quick --output_dir benchmarks/results/quick
 
 lint: $(READY)  ## style and types
 	$(VENV)/bin/ruff check .

@@ -1,4 +1,4 @@
-"""Groups that span processes."""
+"""Two processes: groups that span them, and one that has nothing to do."""
 
 import json
 import os
@@ -9,20 +9,37 @@ from pathlib import Path
 import pytest
 
 
-@pytest.mark.slow
-def test_a_group_may_span_two_processes(tmp_path):
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("two-processes")
     script = Path(__file__).parent / "two_processes.py"
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     result = subprocess.run(
-        [*launch, str(script), str(tmp_path)],
+        [*launch, str(script), str(folder)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
         capture_output=True,
         text=True,
         timeout=600,
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    reports = [json.loads((tmp_path / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
-    for report in reports:
+    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
+
+
+@pytest.mark.slow
+def test_a_group_may_span_two_processes(reports):
+    for report in (report["spanning"] for report in reports):
         assert report["negatives"] == [["1"]] * 4  # two steps of two rollouts; the wrong answer is process 1's
         assert report["scored"] == [1.0, 1.0]
-    assert reports[0]["checksum"] == pytest.approx(reports[1]["checksum"], rel=1e-12)
+    assert reports[0]["spanning"]["checksum"] == pytest.approx(reports[1]["spanning"]["checksum"], rel=1e-12)
+
+
+@pytest.mark.slow
+def test_an_idle_process_goes_along(reports):
+    """As many forward passes, of the same kinds in the same order; one row in the update, for the gradients' sake."""
+    busy, idle = (report["idle"] for report in reports)
+    assert busy["scored"] == idle["scored"] == [0.5, 0.5]
+    assert all(len(calls) > 4 for calls in busy["passes"])
+    assert idle["passes"] == busy["passes"]
+    assert busy["updated"] == [4, 4]
+    assert idle["updated"] == [1, 1]
+    assert busy["checksum"] == pytest.approx(idle["checksum"], rel=1e-12)

@@ -1,6 +1,8 @@
-"""Run by test_distributed.py under torchrun: groups of four rollouts that span two processes.
+"""Run by test_distributed.py under torchrun: two processes, in two situations.
 
-The rollouts of process 0 are right, those of process 1 are wrong, so every r- has to come from the other process.
+Spanning groups: groups of four rollouts, two on each process. Those of process 0 are right, those of process 1 wrong, so
+every r- has to come from the other process. Idle: groups of two; those of process 1 are all wrong, so that it has
+nothing to read and nothing to learn, and has to go along with process 0.
 """
 
 import json
@@ -14,41 +16,78 @@ import cepo.trainer
 from cepo import CEPOConfig, CEPOTrainer, load_figures, policy_path
 
 rank = int(os.environ["RANK"])
-cepo.trainer.final_answer = lambda text: f"{rank}"
-
-seen = []
+folder = Path(sys.argv[1])
 
 
-def verdicts(completions, **kwargs):
+def spanning(completions, **kwargs):
     return [float(rank == 0)] * len(completions)
 
 
+def idle(completions, **kwargs):
+    return [float(rank == 0 and row % 2 == 0) for row in range(len(completions))]
+
+
 class Spy(CEPOTrainer):
+    """Notes the negatives, the forward passes of teachers and the rows of the update."""
+
+    def __init__(self, *args, **kwargs):
+        self.negatives, self.passes, self.updated = [], [], []
+        super().__init__(*args, **kwargs)
+
     def _references(self):
         attempts, references = super()._references()
-        seen.extend(reference.negatives for reference in references)
+        self.negatives += [reference.negatives for reference in references]
         return attempts, references
 
+    def _teacher_logps(self, batch, contexts):
+        forward = self.model.forward
+        calls = []
 
-folder = Path(sys.argv[1])
-args = CEPOConfig(
-    output_dir=str(folder / "out"),
-    max_steps=2,
-    per_device_train_batch_size=2,
-    num_generations=4,
-    max_completion_length=12,
-    bf16=False,
-    gradient_checkpointing=False,
-    logging_steps=1,
-    save_strategy="no",
-    report_to="none",
-    use_cpu=True,
-)
-trainer = Spy(policy_path(), verdicts, args, load_figures("train", 8))
-assert trainer.accelerator.num_processes == 2
-trainer.train()
-checksum = sum(parameter.detach().double().abs().sum() for parameter in trainer.model.parameters()).item()
-rows = [entry for entry in trainer.state.log_history if "loss" in entry]
-report = {"rank": rank, "negatives": seen, "checksum": checksum, "scored": [row["cepo/rows_scored"] for row in rows]}
+        def counted(*args, **kwargs):
+            calls.append("pixel_values" in kwargs)
+            return forward(*args, **kwargs)
+
+        self.model.forward = counted
+        try:
+            return super()._teacher_logps(batch, contexts)
+        finally:
+            self.model.forward = forward
+            self.passes.append(calls)
+
+    def _get_per_token_logps_and_entropies(self, model, input_ids, *args, **kwargs):
+        self.updated.append(len(input_ids))
+        return super()._get_per_token_logps_and_entropies(model, input_ids, *args, **kwargs)
+
+
+def run(reward, rows, num_generations):
+    cepo.trainer.final_answer = lambda text: f"{rank}"
+    args = CEPOConfig(
+        output_dir=str(folder / "out"),
+        max_steps=2,
+        per_device_train_batch_size=rows,
+        num_generations=num_generations,
+        max_completion_length=12,
+        bf16=False,
+        gradient_checkpointing=False,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        use_cpu=True,
+        teacher_batch_tokens=120,  # several passes, so that the processes would differ
+    )
+    trainer = Spy(policy_path(), reward, args, load_figures("train", 8))
+    assert trainer.accelerator.num_processes == 2
+    trainer.train()
+    history = [entry for entry in trainer.state.log_history if "loss" in entry]
+    return {
+        "negatives": trainer.negatives,
+        "passes": trainer.passes,
+        "updated": trainer.updated,
+        "scored": [entry["cepo/rows_scored"] for entry in history],
+        "checksum": sum(p.detach().double().abs().sum() for p in trainer.model.parameters()).item(),
+    }
+
+
+report = {"spanning": run(spanning, 2, 4), "idle": run(idle, 4, 2)}
 (folder / f"rank-{rank}.json").write_text(json.dumps(report))
 torch.distributed.barrier()

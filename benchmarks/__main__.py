@@ -1,0 +1,156 @@
+"""`python -m benchmarks`: everything side by side in one run; tables on the terminal, numbers in benchmarks/results."""
+
+import argparse
+import json
+import logging
+import shlex
+import sys
+import time
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from cepo.commands import quiet_libraries
+
+from . import models, scorer, step
+from .measure import machine
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def main() -> None:
+    options = _options()
+    quiet_libraries()
+    warnings.filterwarnings("ignore")
+    logging.getLogger("trl").setLevel(logging.ERROR)
+    on_gpu = torch.cuda.is_available() and not options.cpu
+    device = torch.device("cuda" if on_gpu else "cpu")
+    dtype = torch.bfloat16 if on_gpu else torch.float32
+    defaults = ("qwen3-vl-2b",) * 2 if on_gpu else ("tiny",) * 2 if options.quick else ("small", "tiny")
+    of_scorer, of_step = [options.architecture or default for default in defaults]
+    about = {
+        "command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]),
+        **machine(device, dtype),
+    }
+    rate = about["matmul_gflops"] * 1e9
+    console = Console(width=150)
+    console.print(about)
+    parts = options.parts or ["scorer", "step"]
+    if "scorer" in parts:
+        rows = _scorer(options, of_scorer, device, dtype, rate)
+        _report("scorer", about | {"architecture": of_scorer}, rows, options.output_dir, console)
+    if "step" in parts:
+        canned = options.canned_rollouts or on_gpu
+        rows = _step(options, of_step, device, dtype, canned=canned)
+        about |= {"architecture": of_step, "canned_rollouts": canned}
+        _report("step", about, rows, options.output_dir, console)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
+    parser.add_argument("parts", nargs="*", choices=["scorer", "step", []], help="what to measure; default: both")
+    parser.add_argument("--quick", action="store_true", help="a coarse version, in under four minutes on two cores")
+    parser.add_argument("--repeats", type=int, default=3, help="rounds, each in random order; medians are reported")
+    parser.add_argument("--micro_batch", type=int, default=8, help="rows of a forward pass of the scorer")
+    parser.add_argument(
+        "--architecture",
+        choices=list(models.ARCHITECTURES),
+        help="default: small for the scorer and tiny for steps; on a GPU the 2B one",
+    )
+    parser.add_argument("--cpu", action="store_true", help="do not use a GPU that is there")
+    parser.add_argument(
+        "--canned_rollouts", action="store_true", help="random rollouts, not sampled (default on a GPU)"
+    )
+    parser.add_argument("--output_dir", type=Path, default=RESULTS)
+    return parser.parse_args()
+
+
+def _scorer(
+    options: argparse.Namespace, architecture: str, device: Any, dtype: Any, rate: float
+) -> list[dict[str, Any]]:
+    model = models.build(architecture, device, dtype)
+    shapes, shares, repeats = list(scorer.SHAPES.values()), [0.0, 0.4, 0.7], options.repeats
+    if options.quick:
+        shapes, shares, repeats = [replace(scorer.SHAPES["paper"], groups=5)], [0.0, 0.4], 1
+    return scorer.run(
+        model, shapes, shares, repeats=repeats, micro_batch=options.micro_batch, rate=rate, say=_progress("scorer")
+    )
+
+
+def _step(
+    options: argparse.Namespace, architecture: str, device: Any, dtype: Any, *, canned: bool
+) -> list[dict[str, Any]]:
+    groups, repeats, steps, methods = 5, options.repeats, 1, step.OURS
+    tasks = [step.paper_task(groups, share, architecture, device, dtype) for share in (0.0, 0.4)]
+    if options.quick:
+        repeats, methods = 1, [("grpo", ""), ("cepo", "lowest_reward")]
+        tasks = tasks[1:]
+    elif not canned:
+        tasks.insert(0, step.default_task(8))
+    return step.run(tasks, methods, repeats=repeats, steps=steps, canned=canned, say=_progress("step"))
+
+
+def _progress(part: str) -> Any:
+    started = time.perf_counter()
+
+    def say(row: dict[str, Any]) -> None:
+        name = " ".join(str(row.get(key, "")) for key in ("shape", "method", "rule"))
+        print(
+            f"[{time.perf_counter() - started:6.0f} s] {part}: {name}, zero variance {row['zero_variance']:.0%}",
+            flush=True,
+        )
+
+    return say
+
+
+COLUMNS = {
+    "scorer": {
+        "shape": "{shape}",
+        "zero-variance groups": "{zero_variance:.0%}",
+        "contexts": "{contexts}",
+        "seconds": "{seconds[cepo]:.2f}",
+        "reference / ours": "{ratio_to_reference:.2f}",
+        "TRL / ours": "{ratio_to_trl:.2f}",
+        "tokens forwarded": "{tokens_forwarded[cepo]:,} of {tokens_forwarded[reference]:,}",
+        "tokens over the floor": "{tokens_over_floor:.2f}",
+        "seconds over the floor": "{seconds_over_floor:.1f}",
+        "share of matmul rate": "{share_of_matmul_rate[cepo]:.0%}",
+        "peak memory, MB (reference, TRL, ours)": "{memory}",
+    },
+    "step": {
+        "shape": "{shape}",
+        "zero-variance groups": "{zero_variance:.0%}",
+        "method": "{method}",
+        "rule": "{rule}",
+        "seconds": "{seconds:.2f}",
+        "ratio to TRL's GRPO": "{ratio_to_trl_grpo:.2f}",
+        "generation": "{generation_seconds:.2f}",
+        "teachers": "{teachers_seconds:.2f}",
+        "update": "{update_seconds:.2f}",
+        "peak memory, MB": "{memory}",
+    },
+}
+
+
+def _report(part: str, about: dict[str, Any], rows: list[dict[str, Any]], folder: Path, console: Console) -> None:
+    table = Table(title=f"{part}: medians")
+    for column in COLUMNS[part]:
+        table.add_column(column, justify="left" if column in ("shape", "method", "rule") else "right")
+    for row in rows:
+        held = row["peak_memory"]
+        memory = ", ".join(f"{size / 1e6:,.0f}" for size in (held.values() if isinstance(held, dict) else [held]))
+        table.add_row(*(form.format(**row, memory=memory) for form in COLUMNS[part].values()))
+    console.print(table)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{part}.json"
+    path.write_text(json.dumps({"machine": about, "rows": rows}, indent=1) + "\n")
+    print(f"written: {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Clocks, memory and the machine."""
+
+import ctypes
+import ctypes.util
+import os
+import platform
+import random
+import statistics
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+
+def machine(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+    """What the numbers were measured on."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
+        models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+        name = models[0] if models else platform.processor()
+    return {
+        "device": name,
+        "cores": len(os.sched_getaffinity(0)),
+        "threads": torch.get_num_threads(),
+        "dtype": str(dtype).removeprefix("torch."),
+        "torch": torch.__version__,
+        "matmul_gflops": round(matmul_rate(device, dtype) / 1e9, 1),
+    }
+
+
+def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of a large square matrix product; the best of several."""
+    size = 2048 if device.type == "cpu" else 8192
+    a, b = torch.randn(2, size, size, device=device, dtype=dtype).unbind()
+    best = min(seconds_of(lambda: a @ b, device) for _ in range(8))
+    return 2 * size**3 / best
+
+
+def seconds_of(work: Callable[[], Any], device: torch.device) -> float:
+    _wait(device)
+    started = time.perf_counter()
+    work()
+    _wait(device)
+    return time.perf_counter() - started
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def in_random_order(ways: dict[Any, Callable[[], Any]], repeats: int, seed: int = 0) -> dict[Any, list[Any]]:
+    """What each way returns, `repeats` times; within a round the order is random, so that drift hits all alike."""
+    draw = random.Random(seed)
+    results: dict[Any, list[Any]] = {name: [] for name in ways}
+    for _ in range(repeats):
+        names = list(ways)
+        draw.shuffle(names)
+        for name in names:
+            results[name].append(ways[name]())
+    return results
+
+
+def median(values: list[float]) -> float:
+    return statistics.median(values)
+
+
+def seconds_and_memory(work: Callable[[], Any], device: torch.device) -> tuple[float, int]:
+    """Seconds of `work`, and the bytes it held at most above those held before (GPU: allocated; CPU: resident)."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        seconds = seconds_of(work, device)
+        return seconds, torch.cuda.max_memory_allocated(device) - before
+    process = psutil.Process()
+    _give_back_freed_memory()
+    before = peak = process.memory_info().rss
+    done = threading.Event()
+
+    def watch() -> None:
+        nonlocal peak
+        while not done.wait(0.01):
+            peak = max(peak, process.memory_info().rss)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        seconds = seconds_of(work, device)
+    finally:
+        done.set()
+        watcher.join()
+    return seconds, peak - before
+
+
+def _give_back_freed_memory() -> None:
+    """So that what earlier work freed is not taken for free by the next."""
+    libc = ctypes.util.find_library("c")
+    if libc is not None and hasattr(ctypes.CDLL(libc), "malloc_trim"):
+        ctypes.CDLL(libc).malloc_trim(0)
