@@ -1,10 +1,11 @@
 """Run by test_distributed.py under torchrun: two processes, in two situations.
 
-Spanning groups: groups of four rollouts, two on each process. Those of process 0 are right, those of process 1 wrong, so
-every r- has to come from the other process. Idle: groups of two; those of process 1 are all wrong, so that it has
-nothing to read and nothing to learn, and has to go along with process 0.
+Spanning groups: groups of four rollouts, two on each process. Those of process 0 are right, those of process 1 wrong,
+so every r- has to come from the other process. Idle: groups of two, of which only the first of process 0 has
+variance, so that process 1 has nothing to read and nothing to learn, and has to go along.
 """
 
+import functools
 import json
 import os
 import sys
@@ -24,7 +25,7 @@ def spanning(completions, **kwargs):
 
 
 def idle(completions, **kwargs):
-    return [float(rank == 0 and row % 2 == 0) for row in range(len(completions))]
+    return [float(rank == 0 and row == 0) for row in range(len(completions))]
 
 
 class Spy(CEPOTrainer):
@@ -43,6 +44,7 @@ class Spy(CEPOTrainer):
         forward = self.model.forward
         calls = []
 
+        @functools.wraps(forward)
         def counted(*args, **kwargs):
             calls.append("pixel_values" in kwargs)
             return forward(*args, **kwargs)

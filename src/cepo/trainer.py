@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 import torch
-from accelerate.utils import DistributedType, gather_object, is_peft_model
+from accelerate.utils import gather_object, is_peft_model
 from datasets import Dataset
 from torch import Tensor
 from trl import GRPOTrainer
@@ -392,12 +392,13 @@ class CEPOTrainer(GRPOTrainer):
         tokens = trained_tokens(inputs)
         moves = (inputs["advantages"] != 0) & tokens.any(dim=1)
         rows = moves.nonzero().flatten().tolist()
-        if not rows:
-            if self.accelerator.distributed_type == DistributedType.NO:
-                return None, 0.0
-            # Other processes wait for this one's passes and gradients; the shortest row costs least, and its
-            # advantage is zero.
-            rows = [int(tokens.sum(dim=1).argmin())]
+        if not rows and self.accelerator.num_processes == 1:
+            return None, 0.0
+        # Processes make one forward pass together, and TRL gathers a number per row: all take as many rows. The
+        # shortest that do not move cost least.
+        (count,) = self._most_over_processes([max(1, len(rows))])
+        still = [row for row in tokens.sum(dim=1).argsort().tolist() if not moves[row]]
+        rows = sorted(rows + still[: count - len(rows)])
         kept = select_rows(inputs, rows)
         if self.loss_type in ("cispo", "dapo", "vespo"):  # divided by the tokens of the whole batch already
             factor = 1.0
