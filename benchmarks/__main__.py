@@ -108,31 +108,32 @@ def _progress(part: str) -> Any:
     return say
 
 
+# Heads are short so that the tables fit a terminal; docs/performance.md says what they mean.
 COLUMNS = {
     "scorer": {
         "shape": "{shape}",
-        "zero-variance groups": "{zero_variance:.0%}",
-        "contexts": "{contexts}",
+        "dead": "{zero_variance:.0%}",
+        "C": "{contexts}",
         "seconds": "{seconds[cepo]:.2f}",
-        "reference / ours": "{ratio_to_reference:.2f}",
-        "TRL / ours": "{ratio_to_trl:.2f}",
-        "tokens forwarded": "{tokens_forwarded[cepo]:,} of {tokens_forwarded[reference]:,}",
-        "tokens over the floor": "{tokens_over_floor:.2f}",
-        "seconds over the floor": "{seconds_over_floor:.1f}",
-        "share of matmul rate": "{share_of_matmul_rate[cepo]:.0%}",
-        "peak memory, MB (reference, TRL, ours)": "{memory}",
+        "ref/ours": "{ratio_to_reference:.2f}",
+        "TRL/ours": "{ratio_to_trl:.2f}",
+        "tokens": "{tokens_forwarded[cepo]:,} of {tokens_forwarded[reference]:,}",
+        "/floor": "{tokens_over_floor:.2f}",
+        "s/floor": "{seconds_over_floor:.1f}",
+        "of matmul": "{share_of_matmul_rate[cepo]:.0%}",
+        "MB ref, TRL, ours": "{memory}",
     },
     "step": {
         "shape": "{shape}",
-        "zero-variance groups": "{zero_variance:.0%}",
+        "dead": "{zero_variance:.0%}",
         "method": "{method}",
         "rule": "{rule}",
         "seconds": "{seconds:.2f}",
-        "ratio to TRL's GRPO": "{ratio_to_trl_grpo:.2f}",
+        "/TRL's GRPO": "{ratio_to_trl_grpo:.2f}",
         "generation": "{generation_seconds:.2f}",
         "teachers": "{teachers_seconds:.2f}",
         "update": "{update_seconds:.2f}",
-        "peak memory, MB": "{memory}",
+        "peak MB": "{memory}",
     },
 }
 
