@@ -92,7 +92,7 @@ def default_task(groups: int) -> Task:
         "max_completion_length": 176,
         "gradient_checkpointing": False,
     }
-    processor = AutoProcessor.from_pretrained(policy_path())
+    processor = AutoProcessor.from_pretrained(policy_path(), padding_side="left")
     return Task("default", policy_path(), processor, load_figures("train", 256), accuracy_reward, options, answers=True)
 
 
@@ -100,7 +100,7 @@ def paper_task(groups: int, zero_variance: float, architecture: str, device: tor
     """Prompts of about 500 tokens with an image, random weights, completions of 250 tokens, and rewards of which a
     given share of the groups has no variance."""
     height, width = 40, 38
-    processor = AutoProcessor.from_pretrained(policy_path())
+    processor = AutoProcessor.from_pretrained(policy_path(), padding_side="left")
     processor.image_processor.size = {"shortest_edge": PATCH**2, "longest_edge": PATCH**2 * height * width}
     picture = Image.effect_noise((width * PATCH, height * PATCH), 80).convert("RGB")
     words = load_figures("train", 1)[0]["prompt"][0]["content"]

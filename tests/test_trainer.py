@@ -6,7 +6,7 @@ import pytest
 import torch
 from peft import LoraConfig
 from torch.testing import assert_close
-from transformers import AutoModelForImageTextToText
+from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl import GRPOConfig, GRPOTrainer
 from trl.rewards import accuracy_reward
 
@@ -620,3 +620,10 @@ def test_a_text_model_has_no_vision_tower_to_freeze(tmp_path, text_figures, text
     args = CEPOConfig(output_dir=str(tmp_path), freeze_vision_tower=True, **QUICK)
     with pytest.raises(ValueError, match="freeze_vision_tower"):
         CEPOTrainer(text_model_path, letters, args, text_figures)
+
+
+def test_a_processor_that_pads_on_the_right_is_refused(tmp_path, figures):
+    processor = AutoProcessor.from_pretrained(policy_path(), padding_side="right")
+    args = CEPOConfig(output_dir=str(tmp_path), **QUICK)
+    with pytest.raises(ValueError, match="padding_side='left'"):
+        CEPOTrainer(policy_path(), letters, args, figures, processing_class=processor)
