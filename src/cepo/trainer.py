@@ -108,7 +108,7 @@ class CEPOTrainer(GRPOTrainer):
         self.seconds = {"generation": 0.0, "teachers": 0.0, "update": 0.0}
         self._generation_seconds = self._preparation_seconds = self._update_seconds = 0.0
         super().__init__(model, reward_funcs, args, train_dataset, *rest, **kwargs)
-        tokenizer = getattr(self.processing_class, "tokenizer", self.processing_class)
+        tokenizer: Any = getattr(self.processing_class, "tokenizer", self.processing_class)
         if self._is_vlm and tokenizer.padding_side != "left":
             # TRL pads the tokens on the left, and takes what goes along with them as the processor pads it.
             raise ValueError(
