@@ -85,14 +85,14 @@ def _scorer(
 def _step(
     options: argparse.Namespace, architecture: str, device: Any, dtype: Any, *, canned: bool
 ) -> list[dict[str, Any]]:
-    groups, repeats, steps, methods = 5, options.repeats, 1, step.OURS
+    groups, repeats, methods = 5, options.repeats, step.OURS
     tasks = [step.paper_task(groups, share, architecture, device, dtype) for share in (0.0, 0.4)]
     if options.quick:
         repeats, methods = 1, [("grpo", ""), ("cepo", "lowest_reward")]
         tasks = tasks[1:]
     elif not canned:
         tasks.insert(0, step.default_task(8))
-    return step.run(tasks, methods, repeats=repeats, steps=steps, canned=canned, say=_progress("step"))
+    return step.run(tasks, methods, repeats=repeats, canned=canned, say=_progress("step"))
 
 
 def _progress(part: str) -> Any:

@@ -1,10 +1,12 @@
 """Whole optimiser steps: TRL's GRPOTrainer, and ours with each method and rule for r-.
 
-The learning rate is 0, so that all of them sample the same rollouts from the same policy; lambda stays above 0.
+All of them run at once and take turns, a step at a time, so that what else the machine does hits all alike. The
+learning rate is 0, so that all sample the same rollouts from the same policy; lambda stays above 0.
 """
 
 import hashlib
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -45,20 +47,46 @@ OURS = [
 PARTS = ("generation", "teachers", "update")
 
 
-class _Clock(TrainerCallback):
-    """Seconds of each optimiser step, from its beginning to its end."""
+class _Turns(TrainerCallback):
+    """Trainers run side by side, each in a thread of its own, and take one optimiser step at a time, in turn."""
 
     def __init__(self) -> None:
-        self.steps: list[float] = []
-        self._started = 0.0
+        self.go, self.done = threading.Event(), threading.Event()
+        self.failure: BaseException | None = None
+        self._trainer: Any = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def start(self, trainer: GRPOTrainer) -> None:
+        self._trainer = trainer
+        trainer.add_callback(self)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._trainer.train()
+        except BaseException as failure:
+            self.failure = failure
+        self.done.set()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._started = time.perf_counter()
+        self.go.wait()
+        self.go.clear()
+        set_seed(state.global_step)  # all trainers sample the same rollouts
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        self.steps.append(time.perf_counter() - self._started)
+        self.done.set()
+
+    def step(self) -> None:
+        """Let the trainer take one step."""
+        self.go.set()
+        self.done.wait()
+        self.done.clear()
+        if self.failure is not None:
+            raise self.failure
+
+    def finish(self) -> None:
+        """Wait until the trainer has ended by itself."""
+        self._thread.join()
 
 
 @dataclass(frozen=True)
@@ -179,15 +207,15 @@ class _Canned:
         return completions, None
 
 
-def seconds_of_steps(task: Task, method: str, rule: str, *, steps: int, canned: bool) -> dict[str, float]:
-    """Median seconds of a step, after a first one that is not counted, and the mean of its parts."""
+def make_trainer(task: Task, method: str, rule: str, *, steps: int, canned: bool, folder: str) -> GRPOTrainer:
     theirs = method == "trl"
     base = _Timed if theirs else CEPOTrainer
     trainer_class = type(base.__name__, (_Canned, base), {}) if canned else base
     options = {
-        "max_steps": 1 + steps,
+        "max_steps": steps,
         "num_generations": 8,
         "learning_rate": 0.0,
+        "optim": "sgd",  # at that rate any optimiser will do, and this one holds no memory
         "epsilon_high": 0.28,
         "save_strategy": "no",
         "logging_strategy": "no",
@@ -199,25 +227,13 @@ def seconds_of_steps(task: Task, method: str, rule: str, *, steps: int, canned: 
         **task.options,
     }
     if not theirs:
-        options |= {"method": method, "evidence_schedule": "constant", "evidence_steps": 1 + steps}
+        options |= {"method": method, "evidence_schedule": "constant", "evidence_steps": steps}
         options |= {"negative_reference": rule} if rule else {}
-    clock = _Clock()
     set_seed(0)
-    final_answer = cepo.trainer.final_answer
-    with tempfile.TemporaryDirectory() as folder:
-        args = (GRPOConfig if theirs else CEPOConfig)(output_dir=folder, **options)
-        trainer = trainer_class(
-            task.fresh_model(), task.reward, args, task.dataset, processing_class=task.processor, callbacks=[clock]
-        )
-        trainer.remove_callback(PrinterCallback)
-        try:
-            cepo.trainer.final_answer = final_answer if task.answers else _answer_of
-            _, memory = seconds_and_memory(trainer.train, trainer.accelerator.device)
-        finally:
-            cepo.trainer.final_answer = final_answer
-    split = {part: trainer.seconds[part] / (1 + steps) for part in PARTS}
-    (zero_variance,) = (entry["frac_reward_zero_std"] for entry in trainer.state.log_history)
-    return {"seconds": median(clock.steps[1:]), "zero_variance": zero_variance, "peak_memory": memory, **split}
+    args = (GRPOConfig if theirs else CEPOConfig)(output_dir=folder, **options)
+    trainer = trainer_class(task.fresh_model(), task.reward, args, task.dataset, processing_class=task.processor)
+    trainer.remove_callback(PrinterCallback)
+    return trainer
 
 
 def run(
@@ -225,31 +241,64 @@ def run(
     methods: list[tuple[str, str]],
     *,
     repeats: int,
-    steps: int,
     canned: bool,
     say: Callable[[dict[str, Any]], None],
 ) -> list[dict[str, Any]]:
-    """One row of results for each task, method and rule; TRL's trainer first."""
+    """One row of results for each task, method and rule; TRL's trainer first. A first step of each is not counted."""
     results = []
     for task in tasks:
-        ways = {
-            (method, rule): partial(seconds_of_steps, task, method, rule, steps=steps, canned=canned)
-            for method, rule in [("trl", ""), *methods]
-        }
-        rounds = in_random_order(ways, repeats)
-        seconds = {way: median([row["seconds"] for row in rows]) for way, rows in rounds.items()}
-        for (method, rule), rows in rounds.items():
-            results.append(
-                {
-                    "method": "grpo (TRL)" if method == "trl" else method,
-                    "rule": rule,
-                    "shape": task.name,
-                    "zero_variance": rows[0]["zero_variance"],
-                    "seconds": seconds[method, rule],
-                    "ratio_to_trl_grpo": seconds[method, rule] / seconds["trl", ""],
-                    "peak_memory": max(row["peak_memory"] for row in rows),
-                    **{f"{part}_seconds": median([row[part] for row in rows]) for part in PARTS},
-                }
-            )
-            say(results[-1])
+        final_answer = cepo.trainer.final_answer
+        cepo.trainer.final_answer = final_answer if task.answers else _answer_of
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                results += _run_task(task, [("trl", ""), *methods], repeats, canned, folder)
+        finally:
+            cepo.trainer.final_answer = final_answer
+        for row in results[-len(methods) - 1 :]:
+            say(row)
     return results
+
+
+def _run_task(task: Task, ways: list[tuple[str, str]], repeats: int, canned: bool, folder: str) -> list[dict[str, Any]]:
+    trainers, turns = {}, {}
+    for way in ways:
+        name = f"{folder}/{'-'.join(way)}"
+        trainers[way] = make_trainer(task, *way, steps=1 + repeats, canned=canned, folder=name)
+    # Only now: to make a trainer is to make accelerate's state anew, which all of them share.
+    for way in ways:
+        turns[way] = _Turns()
+        turns[way].start(trainers[way])
+
+    def one_step(way: tuple[str, str]) -> dict[str, float]:
+        before = dict(trainers[way].seconds)
+        seconds, memory = seconds_and_memory(turns[way].step, trainers[way].accelerator.device)
+        parts = {part: trainers[way].seconds[part] - before[part] for part in PARTS}
+        return {"seconds": seconds, "peak_memory": memory, **parts}
+
+    for way in ways:
+        one_step(way)  # once for nothing
+    rounds = in_random_order({way: partial(one_step, way) for way in ways}, repeats)
+    for turn in turns.values():
+        turn.finish()
+    rows = []
+    for way, steps in rounds.items():
+        method, rule = way
+        theirs = rounds["trl", ""]
+        (zero_variance,) = (entry["frac_reward_zero_std"] for entry in trainers[way].state.log_history)
+        rows.append(
+            {
+                "method": "grpo (TRL)" if method == "trl" else method,
+                "rule": rule,
+                "shape": task.name,
+                "zero_variance": zero_variance,
+                "seconds": median([step["seconds"] for step in steps]),
+                # Of steps that stood next to each other in time, on the same rollouts.
+                "ratio_to_trl_grpo": median(
+                    [step["seconds"] / its["seconds"] for step, its in zip(steps, theirs, strict=True)]
+                ),
+                "ratios": [step["seconds"] / its["seconds"] for step, its in zip(steps, theirs, strict=True)],
+                "peak_memory": max(step["peak_memory"] for step in steps),
+                **{f"{part}_seconds": median([step[part] for step in steps]) for part in PARTS},
+            }
+        )
+    return rows
