@@ -4,7 +4,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train evaluate test test-slow bench bench-quick lint format policy clean
+.PHONY: help setup train evaluate test test-slow credit bench bench-quick lint format policy clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -31,6 +31,9 @@ test: $(READY)  ## the tests
 test-slow: $(READY)  ## the tests that take longer: two processes, a whole run from the command line
 	$(VENV)/bin/python -m pytest -m slow
 
+credit: $(READY)  ## how well each method finds the tokens that decide: docs/credit.md's numbers, into credit/
+	$(VENV)/bin/cepo credit
+
 bench: $(READY)  ## speed against TRL and the reference way, into benchmarks/results (an hour; GPU if there is one)
 	$(VENV)/bin/python -m benchmarks
 
@@ -50,4 +53,4 @@ policy: $(READY)  ## make the shipped policy anew (an hour)
 	$(VENV)/bin/python scripts/make_figures_policy.py --output_dir src/cepo/tasks/figures/policy
 
 clean:  ## remove the environment and what runs left
-	rm -rf $(VENV) cepo-figures build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) cepo-figures credit explain.html build .pytest_cache .mypy_cache .ruff_cache

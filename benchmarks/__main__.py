@@ -88,7 +88,7 @@ def _step(
     groups, repeats, methods = 5, options.repeats, step.OURS
     tasks = [step.paper_task(groups, share, architecture, device, dtype) for share in (0.0, 0.4)]
     if options.quick:
-        repeats, methods = 1, [("grpo", ""), ("cepo", "lowest_reward")]
+        repeats, methods = 1, [("grpo", ""), ("cepo", "own_or_mixture")]
         tasks = tasks[1:]
     elif not canned:
         tasks.insert(0, step.default_task(8))

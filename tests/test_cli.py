@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from cepo import cli, policy_path
+from cepo.commands.train import parse
 
 SMALL = [
     "--max_steps=2",
@@ -90,6 +91,15 @@ def test_a_yaml_file_sets_options_and_flags_win(tmp_path, capsys):
     assert "grpo on figures" in capsys.readouterr().out
 
 
+def test_a_preset_sets_options_and_flags_win(tmp_path):
+    paper = parse(["--preset", "paper", "--output_dir", str(tmp_path)])[1]
+    assert paper.negative_reference == "lowest_reward"
+    config = tmp_path / "run.yaml"
+    config.write_text("preset: paper\nevidence_steps: 7\n")
+    args = parse(["--config", str(config), "--negative_reference", "own"])[1]
+    assert (args.negative_reference, args.evidence_steps) == ("own", 7)
+
+
 def test_a_local_model_and_dataset_of_files(tmp_path, text_model_path, figures):
     """JSON lines beside image files named in them, and the shipped policy named by its folder."""
     figures[0]["image"].save(tmp_path / "one.png")
@@ -152,6 +162,7 @@ def mistakes(tmp_path, text_model_path, without_template):
     unknown_in_yaml = tmp_path / "unknown.yaml"
     unknown_in_yaml.write_text("evidence_clop: 0.3\n")
     return {
+        "unknown preset": (["--preset", "papers"], ["preset", "'papers'", "paper"]),
         "no solution column": (own([{"prompt": PROMPT, "answer": "1"}], "a.jsonl"), ["solution", "answer"]),
         "empty solution": (own([GOOD, {**GOOD, "solution": ""}], "b.jsonl"), ["row 1", "solution"]),
         "missing image": (own([GOOD | {"image": "gone.png"}], "c.jsonl"), ["row 0", "gone.png"]),
@@ -215,6 +226,7 @@ CASES = [
     "grpo without a template",
     "too few rows",
     "unknown difficulty",
+    "unknown preset",
 ]
 
 
@@ -243,6 +255,13 @@ def test_a_mistake_in_a_process_of_its_own(tmp_path):
     [
         (["evaluate", "--model_name_or_path", "./nowhere"], "./nowhere"),
         (["evaluate", "--num_problems", "0"], "at least 1"),
+        (["explain", "--index", "-1"], "index must not be negative"),
+        (["explain", "--show", "cepo best"], "choose one of grpo, rlsd, cepo lowest_reward"),
+        (["explain", "--hint_template", "no place"], "{answer}"),
+        (["explain", "--evidence_clip", "1.5"], "evidence_clip"),
+        (["explain", "--from", "./nowhere"], "--from: there is no such folder: ./nowhere"),
+        (["credit", "--num_generations", "1"], "at least 2"),
+        (["credit", "--dataset_config", "odd"], "easy, default, hard"),
         (["fly"], "fly"),
     ],
 )
@@ -296,3 +315,62 @@ def test_ctrl_c_saves_a_checkpoint_that_can_be_resumed(tmp_path):
     )
     assert resumed.returncode == 0, resumed.stderr
     assert f"step {step + 1}/{step + 1}" in resumed.stdout
+
+
+@pytest.fixture(scope="module")
+def explained(tmp_path_factory):
+    """The page of a group of the shipped policy."""
+    path = tmp_path_factory.mktemp("explain") / "deep" / "credit.html"
+    arguments = ["explain", "--index=1", "--num_generations=4", "--output", str(path)]
+    assert cli.main(arguments) == 0
+    return path
+
+
+def test_explain_writes_a_page(explained):
+    page = explained.read_text(encoding="utf-8")
+    assert "cepo own_or_mixture of 4" in page
+    assert "data:image/png;base64," in page
+    assert page.count('"advantage":') == 4
+
+
+def test_explain_in_the_terminal(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["explain", "--index=1", "--num_generations=4", "--terminal", "--show", "cepo own"]) == 0
+    printed = capsys.readouterr().out
+    assert "r+ (" in printed
+    assert "rollout 4" in printed
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_explain_the_rollouts_of_a_run(tmp_path, capsys):
+    run = str(tmp_path / "run")
+    options = ["--log_completions", "--num_completions_to_print=0", "--credit_samples_every=1", "--eval_problems=0"]
+    assert cli.main(["train", *SMALL, *options, "--max_completion_length=176", "--output_dir", run]) == 0
+    assert sorted(path.name for path in (tmp_path / "run" / "credit").iterdir()) == [
+        "step-00000.html",
+        "step-00001.html",
+    ]
+    output = tmp_path / "page.html"
+    assert cli.main(["explain", "--from", run, "--step=0", "--output", str(output)]) == 0
+    assert "sampled at step 0" in output.read_text(encoding="utf-8")
+    capsys.readouterr()
+    assert cli.main(["explain", "--from", run, "--step=9"]) == 2
+    assert "it has 0, 1" in capsys.readouterr().err
+
+
+def test_credit_measures_and_leaves_numbers_and_a_picture(tmp_path, capsys):
+    arguments = ["--groups=3", "--num_generations=4", "--resamples=20", "--hints", "plain"]
+    assert cli.main(["credit", *arguments, "--output_dir", str(tmp_path / "credit")]) == 0
+    result = json.loads((tmp_path / "credit" / "credit.json").read_text())
+    assert {row["rollouts"] for row in result["rows"]} == {"correct", "wrong"}
+    assert {row["rule"] for row in result["rows"]} == {
+        "grpo", "rlsd", "lowest_reward", "most_common", "own", "mixture", "own_or_mixture"
+    }  # fmt: skip
+    for row in result["rows"]:
+        for measured in ("auroc", "average_precision", "filler_abs_mean", "wrong_sign"):
+            estimate = row[measured]
+            assert estimate["low"] <= estimate["value"] <= estimate["high"]
+    grpo = [row for row in result["rows"] if row["rule"] == "grpo"]
+    assert [row["auroc"]["value"] for row in grpo] == [0.5, 0.5]
+    assert (tmp_path / "credit" / "credit.png").stat().st_size > 10_000
+    assert "ends with it" in capsys.readouterr().out

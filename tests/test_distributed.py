@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from cepo.saved import load_saved
+
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory):
@@ -22,11 +24,12 @@ def reports(tmp_path_factory):
         timeout=600,
     )
     assert result.returncode == 0, result.stderr[-3000:]
-    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
+    return folder, [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
 
 
 @pytest.mark.slow
 def test_a_group_may_span_two_processes(reports):
+    _, reports = reports
     for report in (report["spanning"] for report in reports):
         assert report["negatives"] == [["1"]] * 4  # two steps of two rollouts; the wrong answer is process 1's
         assert report["scored"] == [1.0, 1.0]
@@ -36,9 +39,24 @@ def test_a_group_may_span_two_processes(reports):
 @pytest.mark.slow
 def test_an_idle_process_goes_along(reports):
     """As many forward passes, of the same kinds in the same order, and as many rows in the update."""
-    busy, idle = (report["idle"] for report in reports)
+    busy, idle = (report["idle"] for report in reports[1])
     assert busy["scored"] == idle["scored"] == [0.25, 0.25]
     assert all(set(calls) == {True, False} for calls in busy["passes"])  # with the image once, without it after
     assert idle["passes"] == busy["passes"]
     assert idle["updated"] == busy["updated"] == [2, 2]
     assert busy["checksum"] == pytest.approx(idle["checksum"], rel=1e-12)
+
+
+@pytest.mark.slow
+def test_rollouts_of_all_processes_are_saved_and_those_of_the_main_one_drawn(reports):
+    folder, _ = reports
+    for name, groups, size in (("spanning", 1, 4), ("idle", 4, 2)):
+        for step in (0, 1):
+            saved = load_saved(str(folder / name), step)
+            positions = [[row["position"] for row in rows] for rows in saved.groups]
+            assert positions == [list(range(size))] * groups
+            page = (folder / name / "credit" / f"step-{step:05d}.html").read_text()
+            assert page.count('"student":') == (2 if groups == 1 else 4)  # of process 0: half a group, or two groups
+    (rows,) = load_saved(str(folder / "spanning"), 0).groups
+    assert [row["answer"] for row in rows] == ["0", "0", "1", "1"]
+    assert [row["correct"] for row in rows] == [True, True, False, False]

@@ -1,6 +1,7 @@
 """The real `CEPOTrainer` on real models: GRPO to the bit, teachers where they matter and nowhere else."""
 
 import re
+from dataclasses import fields
 
 import pytest
 import torch
@@ -558,12 +559,18 @@ def test_a_grpo_config_is_refused(tmp_path, figures):
         CEPOTrainer(policy_path(), letters, GRPOConfig(output_dir=str(tmp_path), **QUICK), figures)
 
 
-def test_the_defaults_are_the_papers(tmp_path):
-    args = CEPOConfig(output_dir=str(tmp_path), bf16=False)
+def test_the_paper_as_a_preset_and_what_we_change(tmp_path):
+    args = CEPOConfig.preset("paper", output_dir=str(tmp_path), bf16=False)
     assert (args.evidence_coefficient, args.evidence_steps, args.evidence_clip) == (0.5, 25, 0.5)
     assert (args.negative_reference, args.no_negative, args.method) == ("lowest_reward", "student", "cepo")
     assert (args.epsilon, args.epsilon_high, args.beta) == (0.2, 0.28, 0.0)
     assert [args.coefficient_at(step) for step in (0, 5, 25)] == pytest.approx([0.5, 0.4, 0.0])
+    ours = CEPOConfig(output_dir=str(tmp_path), bf16=False)
+    assert {f.name for f in fields(ours) if getattr(ours, f.name) != getattr(args, f.name)} == {"negative_reference"}
+    mixed = CEPOConfig.preset("paper", output_dir=str(tmp_path), bf16=False, negative_reference="own")
+    assert mixed.negative_reference == "own"
+    with pytest.raises(ValueError, match="choose one of paper"):
+        CEPOConfig.preset("papers")
 
 
 def test_every_method_trains_on_the_default_task(tmp_path, figures):

@@ -36,9 +36,9 @@ class Spy(CEPOTrainer):
         super().__init__(*args, **kwargs)
 
     def _references(self):
-        attempts, references = super()._references()
+        references = super()._references()
         self.negatives += [reference.negatives for reference in references]
-        return attempts, references
+        return references
 
     def _teacher_logps(self, batch, contexts):
         forward = self.model.forward
@@ -64,7 +64,7 @@ class Spy(CEPOTrainer):
 def run(reward, rows, num_generations):
     cepo.trainer.final_answer = lambda text: f"{rank}"
     args = CEPOConfig(
-        output_dir=str(folder / "out"),
+        output_dir=str(folder / reward.__name__),
         max_steps=2,
         per_device_train_batch_size=rows,
         num_generations=num_generations,
@@ -75,6 +75,9 @@ def run(reward, rows, num_generations):
         save_strategy="no",
         report_to="none",
         use_cpu=True,
+        credit_samples_every=1,
+        log_completions=True,
+        num_completions_to_print=0,
         teacher_batch_tokens=120,  # several passes, so that the processes would differ
     )
     trainer = Spy(policy_path(), reward, args, load_figures("train", 8))

@@ -6,11 +6,10 @@ Dimensions: B rollouts, T completion tokens, P prompt tokens.
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_by_grid
 
-from .passes import Prompt
+from .passes import TOKEN_TYPES, Prompt, end_of_images
 
 Batch = dict[str, Any]
 
@@ -24,8 +23,6 @@ _IMAGES = (
     "image_position_ids",
 )
 _IMAGE_COUNTS = ("num_images", "num_tiles")
-# (B, P + T) companions of the token ids.
-_TOKEN_TYPES = ("mm_token_type_ids", "token_type_ids")
 
 
 def trained_tokens(batch: Batch) -> Tensor:
@@ -58,7 +55,7 @@ def without_padding(batch: Batch) -> Batch:
         return batch
     trimmed = dict(batch)
     for name, values in batch.items():
-        if name in _TOKEN_TYPES:
+        if name in TOKEN_TYPES:
             trimmed[name] = values[:, : before + kept]
         elif name not in ("prompt_ids", "prompt_mask", *_IMAGES) and isinstance(values, Tensor) and values.ndim == 2:
             # What there is once per rollout, not per token, is (B, 1) and stays as it is.
@@ -82,7 +79,7 @@ def prompt_of(batch: Batch, row: int, image_token: int | None) -> Prompt:
     ids = one["prompt_ids"][0][mask]
     width = len(mask)
     token_types = {}
-    for name in _TOKEN_TYPES:
+    for name in TOKEN_TYPES:
         if name in one:
             token_types[name] = one[name][0, :width][mask]
             if one[name][0, width:].any():
@@ -93,8 +90,5 @@ def prompt_of(batch: Batch, row: int, image_token: int | None) -> Prompt:
     images = {name: one[name] for name in _IMAGES if name in one}
     if not images:
         return Prompt(tuple(ids.tolist()), token_types=token_types)
-    shown = torch.zeros_like(ids, dtype=torch.bool) if image_token is None else ids == image_token
-    for types in token_types.values():
-        shown |= types != 0
-    images_end = int(shown.nonzero().max()) + 1 if shown.any() else None
-    return Prompt(tuple(ids.tolist()), images, token_types, images_end)
+    tokens = tuple(ids.tolist())
+    return Prompt(tokens, images, token_types, end_of_images(tokens, token_types.values(), image_token))

@@ -11,6 +11,8 @@ usage: cepo COMMAND [OPTIONS]
 commands:
   train       train a policy with CEPO, RLSD or GRPO; with no options: the embedded figures task, in minutes
   evaluate    accuracy of a model on held-out problems, with its interval
+  explain     which tokens of a group's rollouts get the credit: a page to read, or in the terminal
+  credit      how well each method finds the tokens that decide, on the figures task, which knows them
 
   cepo COMMAND --help shows a command's options.
 
@@ -20,6 +22,7 @@ examples:
   cepo train --model_name_or_path Qwen/Qwen3-VL-2B-Instruct --dataset_name my-org/geometry --use_peft --bf16
   cepo train --config run.yaml --learning_rate 5e-6
   cepo evaluate --model_name_or_path cepo-figures
+  cepo explain --index 3 --output credit.html
 
 options:
   --help      this page
@@ -39,6 +42,7 @@ _COMMON = (
     "model_name_or_path",
     "dataset_name",
     "dataset_config",
+    "preset",
     "reward_funcs",
     "output_dir",
     "max_steps",
@@ -109,7 +113,7 @@ def main(arguments: list[str] | None = None) -> int:
 
         print(f"cepo {__version__}")
         return 0
-    if command not in ("train", "evaluate"):
+    if command not in ("train", "evaluate", "explain", "credit"):
         print(f"cepo: error: unknown command {command!r}; cepo --help lists the commands", file=sys.stderr)
         return 2
     if command == "train" and ("--help" in rest or "-h" in rest or "--help-all" in rest):

@@ -1,7 +1,7 @@
 """The options of `CEPOTrainer`: TRL's GRPO options and those of the method."""
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from trl import GRPOConfig
@@ -9,9 +9,11 @@ from trl import GRPOConfig
 from .credit import Schedule, evidence_coefficient
 from .hints import DEFAULT_HINT_TEMPLATE, require_placeholder
 from .methods import METHODS
-from .references import NegativeRule
+from .references import DEFAULT_RULE, NegativeRule
 
 NoNegative = Literal["student", "uniform"]
+
+PRESETS: dict[str, dict[str, Any]] = {"paper": {"negative_reference": "lowest_reward"}}
 
 
 @dataclass
@@ -20,7 +22,7 @@ class CEPOConfig(GRPOConfig):
     Configuration of [`CEPOTrainer`]: every option of TRL's [`GRPOConfig`], and these.
 
     The defaults are those of the paper (arXiv 2605.19436), `epsilon_high=0.28` (asymmetric PPO clip 0.2 / 0.28) and
-    TRL's `beta=0.0` (no KL) among them.
+    TRL's `beta=0.0` (no KL) among them, but for `negative_reference`; `CEPOConfig.preset("paper")` has that too.
 
     Args:
         method (`str`, *optional*, defaults to `"cepo"`):
@@ -37,9 +39,9 @@ class CEPOConfig(GRPOConfig):
         evidence_clip (`float`, *optional*, defaults to `0.5`):
             eps_w: a weight stays within 1 - eps_w and 1 + eps_w; in (0, 1), so that no token changes the sign of its
             rollout's advantage. Paper, step 5.
-        negative_reference (`str`, *optional*, defaults to `"lowest_reward"`):
+        negative_reference (`str`, *optional*, defaults to `"own_or_mixture"`):
             Whose answer is r-: `"lowest_reward"` (paper), `"most_common"`, `"own"`, `"mixture"` or
-            `"own_or_mixture"`; see [`~cepo.references.choose_references`].
+            `"own_or_mixture"`; see [`~cepo.references.choose_references`]. docs/credit.md says why not the paper's.
         max_negatives (`int`, *optional*, defaults to `4`):
             K: the most wrong answers in a mixture, each one teacher pass.
         no_negative (`str`, *optional*, defaults to `"student"`):
@@ -64,6 +66,9 @@ class CEPOConfig(GRPOConfig):
             the gradient is the same but for rounding. Entropy and clip ratios are then those of the rollouts that are
             left. Defaults to `True` for methods other than `"grpo"` where that is exact: without KL term (`beta`),
             entropy bonus, `top_entropy_quantile` and router loss.
+        credit_samples_every (`int`, *optional*, defaults to `0`):
+            Every so many optimiser steps, write a page of two groups' rollouts, every token with its credit under each
+            method, to `credit/` in the output directory; 0: never. Its teacher passes come on top of the method's.
         freeze_vision_tower (`bool`, *optional*, defaults to `False`):
             Leave the weights of a vision-language model's vision tower as they are.
     """
@@ -85,7 +90,7 @@ class CEPOConfig(GRPOConfig):
         default=0.5, metadata={"help": "eps_w: weights stay within 1 - eps_w and 1 + eps_w; strictly between 0 and 1."}
     )
     negative_reference: NegativeRule = field(
-        default="lowest_reward",
+        default=DEFAULT_RULE,
         metadata={"help": "Whose answer is r-: lowest_reward (paper), most_common, own, mixture or own_or_mixture."},
     )
     max_negatives: int = field(
@@ -118,6 +123,9 @@ class CEPOConfig(GRPOConfig):
         default=None,
         metadata={"help": "Leave rollouts with zero advantage out of the update; default: yes but for grpo, if exact."},
     )
+    credit_samples_every: int = field(
+        default=0, metadata={"help": "Every so many steps, write a page of a few rollouts' credit; 0: never."}
+    )
     freeze_vision_tower: bool = field(
         default=False, metadata={"help": "Leave the weights of a vision-language model's vision tower as they are."}
     )
@@ -135,6 +143,8 @@ class CEPOConfig(GRPOConfig):
         _require_choice("shared_prompt", self.shared_prompt, ("auto", "always", "never"))
         if self.teacher_batch_tokens is not None and self.teacher_batch_tokens < 1:
             raise ValueError(f"teacher_batch_tokens must be at least 1, got {self.teacher_batch_tokens}")
+        if self.credit_samples_every < 0:
+            raise ValueError(f"credit_samples_every must not be negative, got {self.credit_samples_every}")
         if not 0 < self.evidence_clip < 1:
             raise ValueError(f"evidence_clip (eps_w) must lie strictly between 0 and 1, got {self.evidence_clip}")
         if not 0 <= self.evidence_coefficient <= 1:
@@ -148,6 +158,20 @@ class CEPOConfig(GRPOConfig):
             # TRL's default is bf16 everywhere; transformers refuses that on a CPU.
             self.bf16 = False
         super().__post_init__()
+
+    @classmethod
+    def preset(cls, name: str, **options: Any) -> "CEPOConfig":
+        """A configuration with the values of a preset, over which `options` win.
+
+        Args:
+            name: A key of `PRESETS`: ``paper``, every option of the method as the paper has it.
+            options: Any options of `CEPOConfig`.
+
+        Raises:
+            ValueError: If there is no such preset.
+        """
+        _require_choice("preset", name, tuple(PRESETS))
+        return cls(**{**PRESETS[name], **options})
 
     def coefficient_at(self, step: int) -> float:
         """lambda at an optimiser step."""

@@ -4,14 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from datasets import Dataset
 from scipy.stats import binomtest
-from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
-from trl.data_utils import prepare_multimodal_messages
+from transformers import PreTrainedModel
 from trl.rewards import accuracy_reward
 
-from .teachers import evaluating, left_padding
+from .sampling import Sampling, conversation_of, sample, seeded, text_of, verdicts
 
 
 @dataclass(frozen=True)
@@ -73,44 +71,17 @@ def evaluate_accuracy(
     Returns:
         The accuracy, and the sampled answers as text.
     """
-    tokenizer = getattr(processing_class, "tokenizer", processing_class)
-    sampling = {"do_sample": True, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-    # As in TRL, every end token that the model or its tokenizer declares ends an answer.
-    ends = model.generation_config.eos_token_id
-    ends = {tokenizer.eos_token_id, *(ends if isinstance(ends, list) else [ends])} - {None}
-    generation = GenerationConfig(
-        max_new_tokens=max_completion_length,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=sorted(ends),
-        **(sampling if temperature > 0 else {"do_sample": False}),
-    )
+    sampling = Sampling(max_completion_length, temperature, top_p, top_k, chat_template_kwargs, batch_size)
     answers: list[str] = []
     correct = 0
-    with torch.random.fork_rng(), evaluating(model):
-        torch.manual_seed(seed)
+    with seeded(seed):
         for start in range(0, len(dataset), batch_size):
             rows = [dataset[index] for index in range(start, min(start + batch_size, len(dataset)))]
-            inputs = processing_class.apply_chat_template(
-                [_conversation(row, isinstance(processing_class, ProcessorMixin)) for row in rows],
-                add_generation_prompt=True,
-                tokenize=True,
-                return_dict=True,
-                return_tensors="pt",
-                **left_padding(processing_class),
-                **(chat_template_kwargs or {}),
-            ).to(model.device)
-            output = model.generate(**inputs, generation_config=generation)
-            texts = tokenizer.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-            completions = [[{"role": "assistant", "content": text}] for text in texts]
-            columns = {key: [row[key] for row in rows] for key in rows[0] if key != "prompt"}
-            rewards = reward_func(prompts=[row["prompt"] for row in rows], completions=completions, **columns)
+            conversations = [conversation_of(row, processing_class) for row in rows]
+            texts = [text_of(processing_class, ids) for ids in sample(model, processing_class, conversations, sampling)]
+            rewards = verdicts(reward_func, rows, texts)
             correct += sum(reward is not None and reward >= 0.5 for reward in rewards)
             answers += texts
             if on_progress:
                 on_progress(len(answers))
     return Accuracy(correct, len(answers)), answers
-
-
-def _conversation(row: dict[str, Any], is_vlm: bool) -> list[dict[str, Any]]:
-    images = row.get("images") or ([row["image"]] if row.get("image") is not None else [])
-    return prepare_multimodal_messages(row["prompt"], images=images) if is_vlm else row["prompt"]

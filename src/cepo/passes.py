@@ -10,7 +10,8 @@ Dimensions: n rows of a pass, P prompt tokens, S tokens run in a pass after what
 import copy
 import inspect
 import itertools
-from collections.abc import Callable, Collection, Iterator, Sequence
+import logging
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,11 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 Ids = tuple[int, ...]
+
+# Companions of the token ids, one number per token, that some models take.
+TOKEN_TYPES = ("mm_token_type_ids", "token_type_ids")
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,20 @@ class Prompt:
     images: dict[str, Tensor] = field(default_factory=dict)
     token_types: dict[str, Tensor] = field(default_factory=dict)
     images_end: int | None = 0
+
+
+def end_of_images(ids: Ids, token_types: Iterable[Tensor], image_token: int | None) -> int | None:
+    """How many tokens of a prompt with images it takes until all of them are past; None if they are not found.
+
+    Args:
+        ids: P token ids.
+        token_types: Per-token companions of the ids, each (P,), not 0 at images.
+        image_token: The token that stands for a part of an image, if the model has one.
+    """
+    shown = torch.tensor([token == image_token for token in ids])
+    for types in token_types:
+        shown |= types.cpu() != 0
+    return int(shown.nonzero().max()) + 1 if shown.any() else None
 
 
 @dataclass(frozen=True)
@@ -312,6 +332,44 @@ def _difference(shared: SharedPrompt, prompts: Sequence[Prompt], trial: list[Rea
 # Mean |difference| of two exact ways to compute log-probs [nats]: rounding alone reaches a hundredth of these in
 # float32 and a tenth of these in bfloat16.
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.02}
+
+
+class Reader:
+    """Makes the teachers' passes: prompts shared where the model's cache allows it, which is tried once.
+
+    Args:
+        policy: The model.
+        agree: As in `Concatenated`.
+        shares: Whether to share prompts; None: as the model's structure and a trial on the first readings say.
+        speaks: Whether to warn where prompts are not shared; one process is enough.
+    """
+
+    def __init__(self, policy: Policy, *, agree: Agree = alone, shares: bool | None = None, speaks: bool = True):
+        self.policy, self.agree, self.shares, self.speaks = policy, agree, shares, speaks
+
+    def read(self, prompts: Sequence[Prompt], readings: Sequence[Reading], *, max_tokens: int) -> list[Tensor]:
+        """Log-probs [nats] of each reading's completion, in the order of the readings.
+
+        Args:
+            prompts: The prompts.
+            readings: What to read; equal ones once.
+            max_tokens: The most tokens of a pass, padding included.
+        """
+        if self.agree([len(readings)]) == [0]:
+            return []
+        shared = SharedPrompt(self.policy, max_tokens, self.agree)
+        if self.shares is None:
+            reason = why_not_shared(shared, prompts, readings)
+            self.shares = reason is None
+            if reason is not None and self.speaks:
+                _logger.warning(
+                    "teachers run every prompt anew for each context and rollout, because %s cannot branch from a "
+                    "prompt's cache: %s. This is slower and gives the same numbers.",
+                    type(self.policy.unwrapped).__name__,
+                    reason,
+                )
+        way = shared if self.shares else Concatenated(self.policy, max_tokens, self.agree)
+        return way.read(prompts, readings)
 
 
 def batches_of(items: Sequence[Any], length: Callable[[Any], int], max_tokens: int) -> Iterator[Sequence[Any]]:

@@ -17,7 +17,8 @@ from transformers import ProcessorMixin
 from trl.data_utils import prepare_multimodal_messages
 
 from .hints import Messages
-from .passes import Ids, Prompt, Reading, common_length
+from .methods import STUDENT, Context
+from .passes import TOKEN_TYPES, Ids, Prompt, Reading, common_length, end_of_images
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,17 @@ class PromptEncoder:
     is_vlm: bool
     options: dict[str, Any] = field(default_factory=dict)
 
+    def prompt(self, messages: Messages) -> Prompt:
+        """A conversation as the model reads it, for rollouts that no trainer sampled."""
+        encoded = self._encoded(messages, return_tensors="pt")
+        fields = {name: value for name, value in encoded.items() if name not in ("input_ids", "attention_mask")}
+        ids = tuple(encoded["input_ids"][0].tolist())
+        token_types = {name: fields.pop(name)[0] for name in TOKEN_TYPES if name in fields}
+        if not fields:
+            return Prompt(ids, token_types=token_types)
+        image_token = getattr(self.processing_class, "image_token_id", None)
+        return Prompt(ids, fields, token_types, end_of_images(ids, token_types.values(), image_token))
+
     def with_hint(self, prompt: Prompt, plain: Messages, hinted: Messages) -> Ids:
         """Token ids of `hinted`, given the `prompt` that `plain` became.
 
@@ -49,7 +61,7 @@ class PromptEncoder:
         if tail and prompt.ids[-len(tail) :] == tail:
             ids = prompt.ids[: -len(tail)] + after[shared:]
         else:  # the template or the tokenizer treats text apart from images in another way than together with them
-            ids = self._ids(hinted)
+            ids = tuple(self._encoded(hinted)["input_ids"][0])
         if ids[: prompt.images_end] != prompt.ids[: prompt.images_end]:
             raise ValueError(
                 "a prompt has an image after its last user turn's text, where the hint stands; put images first, or "
@@ -65,11 +77,15 @@ class PromptEncoder:
         tokenizer = self.processing_class.tokenizer if self.is_vlm else self.processing_class
         return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def _ids(self, messages: Messages) -> Ids:
-        encoded = self.processing_class.apply_chat_template(
-            [self._typed(messages)], add_generation_prompt=True, tokenize=True, return_dict=True, **self.options
+    def _encoded(self, messages: Messages, **kwargs: Any) -> Any:
+        return self.processing_class.apply_chat_template(
+            [self._typed(messages)],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            **kwargs,
+            **self.options,
         )
-        return tuple(encoded["input_ids"][0])
 
     def _typed(self, messages: Messages) -> Messages:
         return prepare_multimodal_messages(messages) if self.is_vlm else messages
@@ -142,6 +158,49 @@ def score(
     for (c, b), reading in readings.items():
         result[c, b, : len(reading.completion)] = log_probs[reading]
     return result
+
+
+def score_contexts(
+    contexts: Sequence[Sequence[Context]],
+    rollouts: Rollouts,
+    prompts: Sequence[Prompt],
+    *,
+    hinted: Callable[[int, str], Ids],
+    read: Read,
+    student: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Log-probs of each rollout under a list of contexts of its own.
+
+    Args:
+        contexts: For each of the B rollouts its contexts; none for one that is not read.
+        rollouts: The rollouts.
+        prompts: The prompts that they answer.
+        hinted: (index of a prompt, answer) -> the prompt's token ids with the hint.
+        read: Makes the forward passes.
+        student: (B, T) log-probs under STUDENT [nats] where they are known already; None: they are read.
+
+    Returns:
+        (C, B, T) log-probs [nats], anything where there was no context, and (C, B) bool, where there was one. C is at
+        least 2, so that the stages after this one need no special case for an empty batch.
+    """
+    encoded: dict[tuple[int, Context], Ids] = {(index, STUDENT): prompt.ids for index, prompt in enumerate(prompts)}
+    count = max(2, *map(len, contexts))
+    present = torch.zeros(count, len(contexts), dtype=torch.bool)
+    known = torch.zeros_like(present)
+    table: list[list[Ids | None]] = [[None] * len(contexts) for _ in range(count)]
+    for row, answers in enumerate(contexts):
+        for position, answer in enumerate(answers):
+            present[position, row] = True
+            known[position, row] = answer is STUDENT and student is not None
+            if not known[position, row]:
+                key = (rollouts.prompts[row], answer)
+                if answer is not STUDENT and key not in encoded:
+                    encoded[key] = hinted(rollouts.prompts[row], answer)
+                table[position][row] = encoded[key]
+    logps = score(table, rollouts, prompts, read)
+    if student is not None:
+        logps = torch.where(known.to(logps.device).unsqueeze(-1), student, logps)
+    return logps, present.to(logps.device)
 
 
 @contextmanager

@@ -6,13 +6,14 @@ batch, to which the evidence is added; `_compute_loss` is given (B, T) token adv
 """
 
 import itertools
-import logging
 import textwrap
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, get_args
+from functools import partial
+from typing import Any, TypeVar, get_args
 
 import torch
 from accelerate.utils import gather_object, is_peft_model
@@ -27,24 +28,26 @@ from .checks import check_dataset, check_solution
 from .config import CEPOConfig
 from .credit import token_advantages
 from .hints import Messages, add_hint
+from .inspection import Group, Rollout
 from .loading import require_chat_template
-from .methods import METHODS, STUDENT, Context, Evidence
+from .methods import METHODS, Context, Evidence
 from .metrics import credit_metrics, credit_sums
-from .passes import Concatenated, Ids, Policy, Prompt, Reading, SharedPrompt, why_not_shared
+from .passes import Ids, Policy, Reader
 from .references import Attempt, Fallback, References, choose_references
-from .teachers import PromptEncoder, Read, Rollouts, evaluating, score
+from .saved import rows_of, save_rows
+from .teachers import PromptEncoder, Read, Rollouts, evaluating, score_contexts
+from .views.training import NUMBER_OF_GROUPS, write_credit_page
 
-_logger = logging.getLogger(__name__)
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
 class _Graded:
-    """What `_calculate_rewards` saw of one generation batch: this process's rows, and all processes' rewards."""
+    """What `_calculate_rewards` saw of one generation batch: this process's prompts, and everyone's rollouts."""
 
     prompts: list[Messages]
-    completions: list[Any]
+    attempts: list[Attempt]
     solutions: list[str]
-    rewards_per_func: Tensor  # (rows of all processes, reward functions)
 
 
 class CEPOTrainer(GRPOTrainer):
@@ -98,12 +101,16 @@ class CEPOTrainer(GRPOTrainer):
         if not isinstance(args, CEPOConfig):
             raise TypeError(f"CEPOTrainer takes a CEPOConfig as `args`, got {type(args).__name__}")
         self.method = METHODS[args.method]
+        # Answers are compared with solutions for the method, or for people who want to see credit.
+        needs_solution = self.method.needs_teachers or args.credit_samples_every > 0
+        self._grades = needs_solution or (args.log_completions and _has_solutions(train_dataset))
         if train_dataset is not None:
             owns_prompts = kwargs.get("environment_factory") is not None  # then the prompts come from the environment
-            check_dataset(train_dataset, needs_solution=self.method.needs_teachers, needs_prompt=not owns_prompts)
+            check_dataset(train_dataset, needs_solution=needs_solution, needs_prompt=not owns_prompts)
             if isinstance(train_dataset, Dataset):
                 _require_a_batch(train_dataset, args)
         self._graded: _Graded | None = None
+        self._kept_step: int | None = None
         # Seconds that this process spent since it started; `update` is the loss, forward and backward.
         self.seconds = {"generation": 0.0, "teachers": 0.0, "update": 0.0}
         self._generation_seconds = self._preparation_seconds = self._update_seconds = 0.0
@@ -117,11 +124,10 @@ class CEPOTrainer(GRPOTrainer):
             )
         self._correctness_index = self._find_correctness_reward()
         self._skips = self._decide_skipping()
-        # Whether teachers share prompts: undecided until there is something to try it on.
-        self._shares_prompts = {"auto": None, "always": True, "never": False}[args.shared_prompt]
+        self._reader: Reader | None = None
         if args.freeze_vision_tower:
             _freeze_vision_tower(self.model)
-        if self.method.needs_teachers:
+        if needs_solution:
             self._encoder = PromptEncoder(self.processing_class, self._is_vlm, self._template_options())
 
     # Construction -----------------------------------------------------------------------------------------------------
@@ -156,9 +162,9 @@ class CEPOTrainer(GRPOTrainer):
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        if self.model.training and self.method.needs_teachers:
+        if self.model.training and self._grades:
             solutions = [check_solution(row, f"a row of the training set (prompt {row['prompt']!r})") for row in inputs]
-            self._graded = _Graded(prompts, completions, solutions, rewards_per_func)
+            self._graded = self._grade(prompts, completions, solutions, rewards_per_func)
         return rewards_per_func
 
     def _generate(self, prompts):
@@ -179,12 +185,13 @@ class CEPOTrainer(GRPOTrainer):
         # until the loss, because lambda belongs to the optimiser step and a batch may serve for several.
         if self.method.needs_teachers and self.args.coefficient_at(self.state.global_step) > 0:
             output["evidence"], scored = self._find_evidence(output)
-        finished = time.perf_counter()
+        teachers_seconds = time.perf_counter() - teachers_started
         self._log_credit("rows_scored", scored)
         self._log_seconds("generation", self._generation_seconds)
-        self._log_seconds("teachers", finished - teachers_started)
+        self._log_seconds("teachers", teachers_seconds)
+        self._keep_samples(output)
         self._graded = None
-        self._preparation_seconds += finished - started
+        self._preparation_seconds += time.perf_counter() - started
         return output
 
     def training_step(self, model, inputs, num_items_in_batch):
@@ -231,7 +238,7 @@ class CEPOTrainer(GRPOTrainer):
         # A rollout that moves nothing is not re-read.
         matters = ((advantages != 0) & mask.any(dim=1)).tolist()
 
-        attempts, references = self._references()
+        references = self._references()
         student_fallback = self.args.no_negative == "student"
         contexts_of = self.method.contexts
         assert contexts_of is not None  # a method with teachers has contexts
@@ -244,6 +251,8 @@ class CEPOTrainer(GRPOTrainer):
         logps, present = self._teacher_logps(batch, contexts)
         evidence = self.method.evidence(logps, present)
         rows = present.any(0)
+        assert self._graded is not None
+        attempts = self._own(self._graded.attempts)
         verdicts = torch.tensor([_VERDICTS[attempt.correct] for attempt in attempts], device=rows.device)
         sums = credit_sums(
             Evidence(evidence.values[rows], evidence.unscorable[rows]),
@@ -255,119 +264,109 @@ class CEPOTrainer(GRPOTrainer):
         self._log_metrics_of(sums)
         return evidence.values, self._mean_over_processes(rows.float().mean())
 
-    def _references(self) -> tuple[list[Attempt], list[References]]:
-        """Attempts and references of this process's rollouts; groups may span processes, so answers are gathered."""
-        graded = self._graded
-        assert graded is not None  # set by `_calculate_rewards`, which TRL calls for every batch
-        local = [
-            (final_answer(_text(completion)), solution)
-            for completion, solution in zip(graded.completions, graded.solutions, strict=True)
-        ]
-        everyone = gather_object(local)
-        correctness = graded.rewards_per_func[:, self._correctness_index].tolist()
-        weights = self.reward_weights.to(graded.rewards_per_func.device)
-        totals = (graded.rewards_per_func * weights).nansum(dim=1).tolist()
+    def _grade(
+        self, prompts: list[Messages], completions: list[Any], solutions: list[str], rewards_per_func: Tensor
+    ) -> _Graded:
+        """Groups may span processes, so answers are gathered, as TRL gathers the rewards."""
+        everyone = gather_object([(final_answer(_text(c)), s) for c, s in zip(completions, solutions, strict=True)])
+        correctness = rewards_per_func[:, self._correctness_index].tolist()
+        totals = (rewards_per_func * self.reward_weights.to(rewards_per_func.device)).nansum(dim=1).tolist()
         threshold = self.args.correctness_threshold
         attempts = [
             # NaN: the function gave no verdict.
             Attempt(answer, total, None if verdict != verdict else verdict >= threshold)
             for (answer, _), total, verdict in zip(everyone, totals, correctness, strict=True)
         ]
+        return _Graded(prompts, attempts, [solution for _, solution in everyone])
+
+    def _own(self, everyone: list[_T]) -> list[_T]:
+        """This process's part of a list that has one entry for each rollout of all processes."""
+        size = len(everyone) // self.accelerator.num_processes
+        return everyone[self.accelerator.process_index * size :][:size]
+
+    def _references(self) -> list[References]:
+        """References of this process's rollouts."""
+        graded, size = self._graded, self.num_generations
+        assert graded is not None  # set by `_calculate_rewards`, which TRL calls for every batch
         references: list[References] = []
-        size = self.num_generations
-        for start in range(0, len(attempts), size):
+        for start in range(0, len(graded.attempts), size):
             references += choose_references(
-                attempts[start : start + size],
-                everyone[start][1],
+                graded.attempts[start : start + size],
+                graded.solutions[start],
                 rule=self.args.negative_reference,
                 max_negatives=self.args.max_negatives,
             )
-        first = self.accelerator.process_index * len(local)
-        own = slice(first, first + len(local))
-        return attempts[own], references[own]
+        return self._own(references)
 
     def _teacher_logps(self, batch: dict[str, Any], contexts: list[list[Context]]) -> tuple[Tensor, Tensor]:
         """(C, B, T) log-probs [nats] of every rollout under its contexts, and (C, B) which there are."""
-        prompts, prompt_of_row = self._prompts(batch, [bool(answers) for answers in contexts])
-        student = self._student_logps(batch)
-        # At least two contexts, so that the stages after this one need no special case for an empty batch.
-        count = max(2, *map(len, contexts))
-        present = torch.zeros(count, len(contexts), dtype=torch.bool)
-        known = torch.zeros_like(present)
-        table: list[list[Ids | None]] = [[None] * len(contexts) for _ in range(count)]
-        for row, answers in enumerate(contexts):
-            for position, answer in enumerate(answers):
-                present[position, row] = True
-                known[position, row] = answer is STUDENT and student is not None
-                if not known[position, row]:
-                    table[position][row] = self._context_ids(prompts[prompt_of_row[row]], row, answer)
+        rows, prompt_of_row = self._prompt_rows([bool(answers) for answers in contexts])
+        prompts = [prompt_of(batch, row, self._image_token()) for row in rows]
+        assert self._graded is not None
+        plain = [self._graded.prompts[row] for row in rows]
+
+        def hinted(index: int, answer: str) -> Ids:
+            messages = add_hint(plain[index], answer, self.args.hint_template)
+            return self._encoder.with_hint(prompts[index], plain[index], messages)
 
         rollouts = Rollouts(batch["completion_ids"], trained_tokens(batch), prompt_of_row)
-        with (
-            evaluating(self.model),
-            disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs),
-        ):
-            logps = score(table, rollouts, prompts, self._reader(batch))
-        if student is not None:
-            logps = torch.where(known.to(logps.device).unsqueeze(-1), student, logps)
-        return logps, present.to(logps.device)
+        with self._reading():
+            return score_contexts(
+                contexts,
+                rollouts,
+                prompts,
+                hinted=hinted,
+                read=self._read(batch),
+                student=self._student_logps(batch),
+            )
 
-    def _prompts(self, batch: dict[str, Any], wanted: list[bool]) -> tuple[list[Prompt], list[int]]:
-        """The prompts of the wanted rollouts, one for a group, and the index of each rollout's prompt.
+    def _prompt_rows(self, wanted: list[bool]) -> tuple[list[int], list[int]]:
+        """One row of each group with a wanted rollout, and for each rollout the index of its prompt among these.
 
         There is always one: processes without a wanted rollout need it for the passes that they make for the others.
         """
         first = self.accelerator.process_index * len(wanted)
         groups = [(first + row) // self.num_generations for row in range(len(wanted))]
         rows = {group: row for row, group in reversed(list(enumerate(groups))) if wanted[row]} or {groups[0]: 0}
-        config = self.model.config
-        image_token = getattr(config, "image_token_id", getattr(config, "image_token_index", None))
         indices = {group: index for index, group in enumerate(rows)}
-        return [prompt_of(batch, row, image_token) for row in rows.values()], [
-            indices.get(group, 0) for group in groups
-        ]
+        return list(rows.values()), [indices.get(group, 0) for group in groups]
 
-    def _context_ids(self, prompt: Prompt, row: int, answer: Context) -> Ids:
-        """Token ids of a rollout's prompt as the teacher that is told `answer` reads it."""
-        if answer is STUDENT:
-            return prompt.ids
-        assert self._graded is not None
-        plain = self._graded.prompts[row]
-        return self._encoder.with_hint(prompt, plain, add_hint(plain, answer, self.args.hint_template))
+    def _image_token(self) -> int | None:
+        """The token that stands for a part of an image, if the model has one."""
+        config = self.model.config
+        return getattr(config, "image_token_id", getattr(config, "image_token_index", None))
 
     def _student_logps(self, batch: dict[str, Any]) -> Tensor | None:
         """(B, T) log P_S [nats] where TRL has computed it for its ratio, and computed it as a teacher would."""
         return None if _has_dropout(self.model) else batch.get("old_per_token_logps")
 
-    def _reader(self, batch: dict[str, Any]) -> Read:
-        """How teachers make their passes: the prompt shared where this model's cache allows it."""
-        unwrapped = self.accelerator.unwrap_model(self.model)
-        policy = Policy(
-            self.model,
-            unwrapped.get_base_model() if is_peft_model(unwrapped) else unwrapped,
-            self.accelerator.autocast,
-        )
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """The model as a teacher: eval mode, no gradient, no checkpoints for one."""
+        with (
+            evaluating(self.model),
+            disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs),
+        ):
+            yield
+
+    def _read(self, batch: dict[str, Any]) -> Read:
+        """How teachers make their passes."""
+        if self._reader is None:  # not earlier: training wraps the model
+            unwrapped = self.accelerator.unwrap_model(self.model)
+            policy = Policy(
+                self.model,
+                unwrapped.get_base_model() if is_peft_model(unwrapped) else unwrapped,
+                self.accelerator.autocast,
+            )
+            self._reader = Reader(
+                policy,
+                agree=self._most_over_processes,
+                shares={"auto": None, "always": True, "never": False}[self.args.shared_prompt],
+                speaks=self.accelerator.is_main_process,
+            )
         width = batch["prompt_ids"].shape[1] + batch["completion_ids"].shape[1]
         max_tokens = self.args.teacher_batch_tokens or self.args.per_device_train_batch_size * width
-        shared = SharedPrompt(policy, max_tokens, self._most_over_processes)
-        whole = Concatenated(policy, max_tokens, self._most_over_processes)
-
-        def read(prompts: Sequence[Prompt], readings: Sequence[Reading]) -> list[Tensor]:
-            if self._most_over_processes([len(readings)]) == [0]:
-                return []
-            if self._shares_prompts is None:
-                reason = why_not_shared(shared, prompts, readings)
-                self._shares_prompts = reason is None
-                if reason is not None and self.accelerator.is_main_process:
-                    _logger.warning(
-                        "teachers run every prompt anew for each context and rollout, because %s cannot branch from a "
-                        "prompt's cache: %s. This is slower and gives the same numbers.",
-                        type(policy.unwrapped).__name__,
-                        reason,
-                    )
-            return (shared if self._shares_prompts else whole).read(prompts, readings)
-
-        return read
+        return partial(self._reader.read, max_tokens=max_tokens)
 
     # The update -------------------------------------------------------------------------------------------------------
 
@@ -414,6 +413,58 @@ class CEPOTrainer(GRPOTrainer):
         else:
             factor = len(rows) / len(moves)
         return without_padding(kept), factor
+
+    # What is left for people ------------------------------------------------------------------------------------------
+
+    def _keep_samples(self, batch: dict[str, Any]) -> None:
+        """Save the rollouts, and draw the page of their credit, where the options ask for it."""
+        step, every, saves = self.state.global_step, self.args.credit_samples_every, self.args.log_completions
+        draws = every > 0 and step % every == 0
+        if self._graded is None or step == self._kept_step or not (draws or saves):
+            return
+        self._kept_step = step
+        groups, rows = self._groups(batch)
+        if saves:
+            before = self.accelerator.process_index * len(batch["advantages"]) // self.num_generations
+            saved = gather_object(rows_of(groups, before))
+            if self.accelerator.is_main_process:
+                save_rows(self.args.output_dir, step, saved)
+        if draws:
+            # Those in which there is credit to place, first.
+            order = sorted(range(len(groups)), key=lambda i: not any(r.advantage for r in groups[i].rollouts))
+            drawn = order[:NUMBER_OF_GROUPS]
+            with self._reading():
+                write_credit_page(
+                    [groups[i] for i in drawn],
+                    [prompt_of(batch, rows[i], self._image_token()) for i in drawn],
+                    read=self._read(batch),
+                    encoder=self._encoder,
+                    processing_class=self.processing_class,
+                    args=self.args,
+                    step=step,
+                    write=self.accelerator.is_main_process,
+                )
+
+    def _groups(self, batch: dict[str, Any]) -> tuple[list[Group], list[int]]:
+        """This process's part of each group, and the row of the batch with which each part begins."""
+        graded, size = self._graded, self.num_generations
+        assert graded is not None
+        trained = trained_tokens(batch).tolist()
+        completions = Rollouts(batch["completion_ids"], batch["completion_mask"].bool(), []).completions()
+        rollouts = [
+            Rollout(ids, advantage, tuple(mask[: len(ids)]))
+            for ids, advantage, mask in zip(completions, batch["advantages"].tolist(), trained, strict=True)
+        ]
+        before = self.accelerator.process_index * len(rollouts)
+        groups, rows = [], []
+        for index in range(before // size, -(-(before + len(rollouts)) // size)):
+            first = index * size
+            row = max(0, first - before)
+            own = rollouts[row : first + size - before]
+            attempts = graded.attempts[first : first + size]
+            groups.append(Group(graded.prompts[row], graded.solutions[first], attempts, own, before + row - first))
+            rows.append(row)
+        return groups, rows
 
     # Metrics ----------------------------------------------------------------------------------------------------------
 
@@ -465,6 +516,13 @@ def _freeze_vision_tower(model: torch.nn.Module) -> None:
 
 # What transformers' vision-language models call their vision tower.
 _VISION_TOWERS = {"visual", "vision_model", "vision_tower"}
+
+
+def _has_solutions(dataset: Any) -> bool:
+    """Whether every row has a solution. Of a stream nobody knows."""
+    if not isinstance(dataset, Dataset) or "solution" not in dataset.column_names:
+        return False
+    return all(isinstance(solution, str) and solution.strip() for solution in dataset["solution"])
 
 
 def _require_a_batch(dataset: Dataset, args: CEPOConfig) -> None:

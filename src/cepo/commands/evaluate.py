@@ -9,38 +9,24 @@ from rich.console import Console
 
 from ..checks import check_dataset
 from ..evaluation import evaluate_accuracy
-from ..loading import FIGURES, load_policy, load_reward_funcs, load_split, resolve_model
+from ..loading import load_policy, load_reward_funcs, load_split, resolve_model
 from ..tasks.figures import policy_path
 from . import quiet_libraries
+from .options import add_dataset, add_model, add_sampling, add_verifier, make_command_parser, positive
 
 
 def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="cepo evaluate",
-        description="Sample one answer to each held-out problem and let the verifier judge it.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
+    parser = make_command_parser(
+        "evaluate", "Sample one answer to each held-out problem and let the verifier judge it."
     )
     add = parser.add_argument
-    add("--model_name_or_path", default=None, help="folder or name of a model or PEFT adapter (none: the shipped one)")
-    add("--dataset_name", default=FIGURES, help="figures, a file, a folder, or a name on the Hub")
-    add("--dataset_config", default=None, help="configuration; for figures: easy, default, hard or blank")
-    add("--dataset_test_split", default="test", help="split to evaluate on")
-    add("--num_problems", type=_positive, default=400, help="how many problems")
-    add("--max_completion_length", type=_positive, default=256, help="longest answer, in tokens")
-    add("--temperature", type=float, default=1.0, help="of sampling; 0 takes the most likely token")
-    add("--batch_size", type=_positive, default=64, help="problems at a time")
-    add("--seed", type=int, default=0, help="of sampling")
-    add("--reward_func", default="accuracy_reward", help="the verifier: a name in trl.rewards, or module.function")
+    add_model(parser)
+    add_dataset(parser, split="--dataset_test_split")
+    add("--num_problems", type=positive, default=400, help="how many problems")
+    add_sampling(parser)
+    add_verifier(parser)
     add("--output", type=Path, default=None, help="JSON file to write (none: evaluation.json in the model's folder)")
     return parser
-
-
-def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
-    return number
 
 
 def prepare(arguments: list[str]) -> Callable[[Console], int]:

@@ -15,7 +15,7 @@ from transformers.trainer_callback import PrinterCallback
 from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
 
 from ..checks import check_dataset
-from ..config import CEPOConfig
+from ..config import PRESETS, CEPOConfig
 from ..evaluation import Accuracy, evaluate_accuracy
 from ..loading import FIGURES, LoadingError, load_reward_funcs, load_split, require_chat_template, resolve_model
 from ..methods import METHODS
@@ -25,6 +25,8 @@ from . import quiet_libraries
 from .progress import ProgressLines, StopOnInterrupt
 from .report import draw_curves
 
+# What was trained on, for commands that come later.
+RUN_FILE = "run.json"
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 
 
@@ -45,6 +47,9 @@ class TrainArguments(ScriptArguments):
     eval_problems: int = field(
         default=400,
         metadata={"help": "Held-out problems on which accuracy is measured before and after; 0: do not measure."},
+    )
+    preset: str | None = field(
+        default=None, metadata={"help": "Values to start from: paper, every option of the method as the paper has it."}
     )
     figures_problems: int = field(default=2000, metadata={"help": "Training problems to make, for the figures task."})
 
@@ -73,7 +78,12 @@ def parse(arguments: list[str]) -> tuple[TrainArguments, CEPOConfig, ModelConfig
     ]
     given = _config_file(arguments)
     dataset = _flag(arguments, "--dataset_name") or given.get("dataset_name") or FIGURES
+    preset = _flag(arguments, "--preset") or given.get("preset")
     unknown: list[str] = []
+    if preset is not None:
+        if preset not in PRESETS:
+            raise ValueError(f"unknown preset {preset!r}; choose one of {', '.join(PRESETS)}")
+        parser.set_defaults_with_config(**PRESETS[preset])
     if dataset == FIGURES:
         recipe = yaml.safe_load((files("cepo") / "recipes" / "figures.yaml").read_text())
         parser.set_defaults_with_config(model_name_or_path=policy_path(), **recipe)
@@ -197,6 +207,8 @@ def _held_out(script_args: TrainArguments) -> Any:
 def _train(trainer: CEPOTrainer, script_args: TrainArguments, held_out: Any, console: Console) -> int:
     started = time.monotonic()
     args = trainer.args
+    if trainer.accelerator.is_main_process:
+        _write_run(Path(args.output_dir), script_args)
     if not trainer.accelerator.is_main_process:
         console = Console(quiet=True)
     console.print(_headline(trainer, script_args), highlight=False)
@@ -227,6 +239,18 @@ def _train(trainer: CEPOTrainer, script_args: TrainArguments, held_out: Any, con
     if trainer.accelerator.is_main_process:
         _write_summary(trainer, before, after, time.monotonic() - started, console)
     return 0
+
+
+def _write_run(folder: Path, script_args: TrainArguments) -> None:
+    """What `cepo explain --from` needs to know of this run."""
+    folder.mkdir(parents=True, exist_ok=True)
+    about = {
+        "dataset_name": script_args.dataset_name,
+        "dataset_config": script_args.dataset_config,
+        "dataset_split": script_args.dataset_train_split,
+        "figures_problems": script_args.figures_problems,
+    }
+    (folder / RUN_FILE).write_text(json.dumps(about, indent=2) + "\n")
 
 
 def _headline(trainer: CEPOTrainer, script_args: TrainArguments) -> str:

@@ -2,20 +2,25 @@
 
 from importlib.resources import files
 
+from .credit import TokenKind, group_kinds
 from .data import PLAIN_HINT_TEMPLATE, load_figures, problem_of
 from .problem import Problem, make_problem
-from .solutions import Annotation, Span, annotate
+from .solutions import Annotation, Span, annotate, filler_tokens, token_spans
 
 __all__ = [
     "PLAIN_HINT_TEMPLATE",
     "Annotation",
     "Problem",
     "Span",
+    "TokenKind",
     "annotate",
+    "filler_tokens",
+    "group_kinds",
     "load_figures",
     "make_problem",
     "policy_path",
     "problem_of",
+    "token_spans",
 ]
 
 

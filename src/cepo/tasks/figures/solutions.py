@@ -7,6 +7,7 @@ outcome and where the first wrong step is.
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import Literal
@@ -207,3 +208,24 @@ def annotate(problem: Problem, completion: str) -> Annotation:
     elif first_wrong is None:
         first_wrong = len(problem.labels)
     return Annotation(tuple(spans), first_wrong)
+
+
+def token_spans(annotation: Annotation, tokens: Sequence[str]) -> list[Span | None]:
+    """The span in which each token of the annotated completion lies; None for filler.
+
+    Args:
+        annotation: Of the completion.
+        tokens: The text that each token adds. A special token at the end counts as filler.
+    """
+    spans: list[Span | None] = []
+    start = 0
+    for text in tokens:
+        end = start + len(text)
+        spans.append(next((span for span in annotation.spans if span.start < end and start < span.end), None))
+        start = end
+    return spans
+
+
+def filler_tokens(problem: Problem, tokens: Sequence[str]) -> list[bool]:
+    """Whether each token of a completion is filler: outside every number. `tokens` as for `token_spans`."""
+    return [span is None for span in token_spans(annotate(problem, "".join(tokens)), tokens)]

@@ -1,0 +1,216 @@
+"""`cepo explain`: which tokens of a group's rollouts get the credit, as a page for the browser or in the terminal."""
+
+import argparse
+import json
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import IterableDataset
+from rich.console import Console
+
+from ..checks import check_dataset
+from ..hints import require_placeholder
+from ..inspection import Group, Variant, all_variants, inspect_with, sampled_groups
+from ..loading import FIGURES, load_policy, load_reward_funcs, load_split
+from ..references import DEFAULT_RULE
+from ..sampling import Sampling, seeded
+from ..saved import SavedError, load_saved, restore
+from ..tasks.figures import filler_tokens, policy_path, problem_of
+from ..views.page import credit_page
+from ..views.shown import show
+from ..views.terminal import print_credit
+from . import quiet_libraries
+from .options import (
+    add_credit,
+    add_dataset,
+    add_model,
+    add_sampling,
+    add_verifier,
+    make_command_parser,
+    positive,
+    require_clip,
+)
+from .train import RUN_FILE
+
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = make_command_parser(
+        "explain", "Sample a group of rollouts, or take those of a run, and show which tokens get the credit."
+    )
+    add = parser.add_argument
+    add_model(parser)
+    add_dataset(parser, split="--dataset_split")
+    add("--index", type=int, default=0, help="row of the dataset")
+    add("--num_generations", type=positive, default=8, help="rollouts to sample")
+    add("--from", dest="run", default=None, metavar="DIR", help="output directory of a run with log_completions")
+    add("--step", type=int, default=None, help="with --from: the optimiser step (none: the last one saved)")
+    add("--num_prompts", type=positive, default=2, help="with --from: how many groups at most")
+    add("--show", default=f"cepo {DEFAULT_RULE}", help="method and rule to show first: grpo, rlsd, 'cepo own', ...")
+    add("--evidence_coefficient", type=float, default=0.5, help="lambda, for the token advantages")
+    add_credit(parser)
+    add_sampling(parser)
+    add_verifier(parser)
+    add("--output", type=Path, default=Path("explain.html"), help="the page to write")
+    add("--terminal", action="store_true", help="print to the terminal, and write no page")
+    return parser
+
+
+@dataclass(frozen=True)
+class _Job:
+    """What to look at: either `rows` of a dataset, of which to sample, or `groups` that a run sampled."""
+
+    model: Any
+    processing_class: Any
+    about: dict[str, str]
+    rows: list[dict[str, Any]]
+    groups: list[Group] | None = None
+
+
+def prepare(arguments: list[str]) -> Callable[[Console], int]:
+    """Load what the command line names; what is returned does the work and gives the exit status.
+
+    Raises:
+        ValueError, OSError: For mistakes in options, model or data.
+    """
+    options = make_parser().parse_args(arguments)
+    quiet_libraries()
+    require_clip(options.evidence_clip)
+    require_placeholder(options.hint_template)
+    if not 0 <= options.evidence_coefficient <= 1:
+        raise ValueError(f"evidence_coefficient (lambda) must lie in [0, 1], got {options.evidence_coefficient}")
+    variants = all_variants((options.max_negatives,))
+    selected = _variant(options.show, variants)
+    (reward_func,) = load_reward_funcs([options.reward_func])
+    job = _of_run(options) if options.run else _of_dataset(options)
+    return lambda console: _explain(options, job, variants, selected, reward_func, console)
+
+
+def _variant(name: str, variants: Sequence[Variant]) -> Variant:
+    short = {" ".join(filter(None, (variant.method, variant.rule))): variant for variant in variants}
+    if name not in short:
+        raise ValueError(f"there is no {name!r} to show; choose one of {', '.join(short)}")
+    return short[name]
+
+
+def _of_dataset(options: argparse.Namespace) -> _Job:
+    if options.index < 0:
+        raise ValueError(f"index must not be negative, got {options.index}")
+    dataset = load_split(
+        options.dataset_name, options.dataset_split, config=options.dataset_config, size=options.index + 1
+    )
+    if options.index >= len(dataset):
+        raise ValueError(f"index {options.index}: the split {options.dataset_split!r} has {len(dataset)} rows")
+    dataset = dataset.select([options.index])
+    check_dataset(dataset, needs_solution=True, name=f"row {options.index} of the split {options.dataset_split!r}")
+    model, processing_class = load_policy(options.model_name_or_path or policy_path())
+    about = {
+        "model": options.model_name_or_path or "the shipped policy",
+        "data": f"{options.dataset_name}, {options.dataset_split}, row {options.index}",
+    }
+    return _Job(model, processing_class, about, [dataset[0]])
+
+
+def _of_run(options: argparse.Namespace) -> _Job:
+    """Rollouts that a run saved, read by the model that the run left."""
+    run = Path(options.run).expanduser()
+    if not run.is_dir():
+        raise SavedError(f"--from: there is no such folder: {options.run}")
+    saved = load_saved(str(run), options.step)
+    name = options.model_name_or_path or _model_of(run, saved.step)
+    data = {"dataset_name": options.dataset_name, "dataset_config": options.dataset_config}
+    data |= {"dataset_split": options.dataset_split, "figures_problems": 2000}
+    if (run / RUN_FILE).is_file():
+        data |= json.loads((run / RUN_FILE).read_text(encoding="utf-8"))
+    dataset = load_split(
+        data["dataset_name"], data["dataset_split"], config=data["dataset_config"], size=data["figures_problems"]
+    )
+    if isinstance(dataset, IterableDataset):
+        raise SavedError(f"--from: {data['dataset_name']} is a stream, in which rows cannot be found again")
+    model, processing_class = load_policy(name)
+    # Groups that have something to show, first.
+    mixed = sorted(saved.groups, key=lambda rows: not any(row["advantage"] for row in rows))
+    groups = restore(mixed[: options.num_prompts], dataset, processing_class)
+    about = {
+        "rollouts": f"sampled at step {saved.step} of the run {options.run}",
+        "read by": f"{name}, as it is now, not as it was at that step",
+        "data": f"{data['dataset_name']}, {data['dataset_split']}",
+    }
+    return _Job(model, processing_class, about, [], groups)
+
+
+def _model_of(run: Path, step: int) -> str:
+    """The checkpoint of that step if there is one, else the model that the run left, else its last checkpoint."""
+    checkpoints = {int(m[1]): path for path in run.iterdir() if (m := _CHECKPOINT.fullmatch(path.name))}
+    if step in checkpoints:
+        return str(checkpoints[step])
+    if (run / "config.json").is_file() or (run / "adapter_config.json").is_file():
+        return str(run)
+    if checkpoints:
+        return str(checkpoints[max(checkpoints)])
+    raise SavedError(f"--from: {run} holds no model; name one with --model_name_or_path")
+
+
+def _explain(
+    options: argparse.Namespace,
+    job: _Job,
+    variants: Sequence[Variant],
+    selected: Variant,
+    reward_func: Callable[..., Sequence[float | None]],
+    console: Console,
+) -> int:
+    groups = job.groups
+    with console.status("sampling"):
+        if groups is None:
+            sampling = Sampling(options.max_completion_length, options.temperature, batch_size=options.batch_size)
+            with seeded(options.seed):
+                groups = sampled_groups(
+                    job.model, job.processing_class, job.rows, options.num_generations, sampling, reward_func
+                )
+    with console.status("reading the rollouts again"):
+        inspected = inspect_with(
+            job.model,
+            job.processing_class,
+            groups,
+            variants,
+            max_tokens=options.teacher_batch_tokens,
+            hint_template=options.hint_template,
+            coefficient=options.evidence_coefficient,
+            clip=options.evidence_clip,
+        )
+    known = options.dataset_name == FIGURES and bool(job.rows)
+    shown = show(
+        groups,
+        inspected,
+        job.processing_class,
+        (lambda index, texts: filler_tokens(problem_of(job.rows[index]), texts)) if known else None,
+    )
+    if options.terminal:
+        print_credit(console, shown, selected, clip=options.evidence_clip)
+        return 0
+    about = job.about | {
+        "hint": json.dumps(options.hint_template, ensure_ascii=False),
+        "lambda": f"{options.evidence_coefficient:g}",
+        "weights": f"within {1 - options.evidence_clip:g} and {1 + options.evidence_clip:g}",
+    }
+    page = credit_page(
+        shown,
+        title="Which tokens get the credit",
+        about=about,
+        variants=variants,
+        selected=selected,
+        clip=options.evidence_clip,
+    )
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(page, encoding="utf-8")
+    right = sum(attempt.correct is True for group in groups for attempt in group.attempts)
+    total = sum(len(group.attempts) for group in groups)
+    console.print(f"{right} of {total} rollouts are right", highlight=False)
+    if not 0 < right < total:
+        console.print("All are alike, so there is no advantage to place; try another --index or --seed.")
+    console.print(f"written to {options.output}", highlight=False, markup=False)
+    return 0

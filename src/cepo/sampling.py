@@ -1,0 +1,140 @@
+"""Rollouts sampled outside of training: what `cepo evaluate`, `explain` and `credit` read.
+
+Dimensions: G rollouts of a prompt, T completion tokens.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
+from trl.data_utils import prepare_multimodal_messages
+
+from .hints import Messages
+from .passes import Ids
+from .teachers import evaluating, left_padding
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How answers are sampled.
+
+    Attributes:
+        max_completion_length: Longest answer [tokens].
+        temperature: 0 takes the most likely token.
+        top_p, top_k: 1.0 and 0 restrict nothing, as in TRL's rollouts.
+        chat_template_kwargs: Further arguments of the chat template, as in training.
+        batch_size: Conversations at a time.
+    """
+
+    max_completion_length: int = 256
+    temperature: float = 1.0
+    top_p: float = 1.0
+    top_k: int = 0
+    chat_template_kwargs: dict[str, Any] | None = None
+    batch_size: int = 64
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Sample from this seed on; the caller's random state is left as it was."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+def tokenizer_of(processing_class: Any) -> Any:
+    """The tokenizer, of a processor its own."""
+    return getattr(processing_class, "tokenizer", processing_class)
+
+
+def conversation_of(row: dict[str, Any], processing_class: Any) -> Messages:
+    """The prompt of a dataset row, its images in place where the model reads images."""
+    if not isinstance(processing_class, ProcessorMixin):
+        return row["prompt"]
+    images = row.get("images") or ([row["image"]] if row.get("image") is not None else [])
+    return prepare_multimodal_messages(row["prompt"], images=images)
+
+
+def sample(
+    model: PreTrainedModel, processing_class: Any, conversations: Sequence[Messages], sampling: Sampling
+) -> list[Ids]:
+    """One completion of each conversation: its token ids, with the end token if it came to one. See `seeded`."""
+    tokenizer = tokenizer_of(processing_class)
+    random = {"do_sample": True, "temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
+    # As in TRL, every end token that the model or its tokenizer declares ends an answer.
+    declared = model.generation_config.eos_token_id
+    ends = {tokenizer.eos_token_id, *(declared if isinstance(declared, list) else [declared])} - {None}
+    generation = GenerationConfig(
+        max_new_tokens=sampling.max_completion_length,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=sorted(ends),
+        **(random if sampling.temperature > 0 else {"do_sample": False}),
+    )
+    completions: list[Ids] = []
+    with evaluating(model):
+        for start in range(0, len(conversations), sampling.batch_size):
+            inputs = processing_class.apply_chat_template(
+                list(conversations[start : start + sampling.batch_size]),
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
+                **left_padding(processing_class),
+                **(sampling.chat_template_kwargs or {}),
+            ).to(model.device)
+            output = model.generate(**inputs, generation_config=generation)
+            rows = output[:, inputs["input_ids"].shape[1] :].tolist()
+            completions += [_until_end(row, ends) for row in rows]
+    return completions
+
+
+def _until_end(ids: list[int], ends: set[int]) -> Ids:
+    end = next((position for position, token in enumerate(ids) if token in ends), len(ids) - 1)
+    return tuple(ids[: end + 1])
+
+
+def text_of(processing_class: Any, ids: Ids) -> str:
+    """A completion as text, without special tokens."""
+    return tokenizer_of(processing_class).decode(ids, skip_special_tokens=True)
+
+
+def verdicts(
+    reward_func: Callable[..., Sequence[float | None]], rows: Sequence[dict[str, Any]], texts: Sequence[str]
+) -> Sequence[float | None]:
+    """What TRL's kind of reward function says of one answer to each dataset row."""
+    completions = [[{"role": "assistant", "content": text}] for text in texts]
+    columns = {key: [row[key] for row in rows] for key in rows[0] if key != "prompt"}
+    return reward_func(prompts=[row["prompt"] for row in rows], completions=completions, **columns)
+
+
+def token_texts(processing_class: Any, ids: Ids) -> list[str]:
+    """The text that each token adds. A character cut into several tokens stands with its last one."""
+    tokenizer = tokenizer_of(processing_class)
+    beginnings = tokenizer.batch_decode([list(ids[:end]) for end in range(1, len(ids) + 1)], skip_special_tokens=False)
+    texts, seen = [], ""
+    for position, beginning in enumerate(beginnings):
+        whole = position == len(ids) - 1 or not beginning.endswith("�")
+        texts.append(beginning[len(seen) :] if whole else "")
+        seen = beginning if whole else seen
+    return texts
+
+
+def text_of_messages(messages: Messages) -> list[tuple[str, str]]:
+    """(role, text) of each message, images left out."""
+    result = []
+    for message in messages:
+        content = message["content"]
+        if not isinstance(content, str):
+            content = "".join(part.get("text", "") for part in content or [] if part.get("type") == "text")
+        result.append((message["role"], content))
+    return result
+
+
+def images_of_messages(messages: Messages) -> list[Image.Image]:
+    """The images of a conversation, in their order."""
+    parts = [part for message in messages if isinstance(message["content"], list) for part in message["content"]]
+    return [part["image"] for part in parts if isinstance(part.get("image"), Image.Image)]

@@ -1,0 +1,163 @@
+"""Rollouts that a training run leaves for later: `rollouts/step-00012.parquet` in its output directory.
+
+A file has one row per rollout, with the token ids as sampled. Images stay in the dataset: a row has their digest, by
+which they are found again.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas
+from datasets import Dataset
+
+from .hints import Messages
+from .inspection import Group, Rollout
+from .references import Attempt
+from .sampling import conversation_of, images_of_messages, text_of_messages
+
+FOLDER = "rollouts"
+
+
+class SavedError(ValueError):
+    """Saved rollouts that cannot be read again; the message says why and how to mend it."""
+
+
+def rows_of(groups: Sequence[Group], first_index: int) -> list[dict[str, Any]]:
+    """The rollouts of some groups as rows; `first_index` counts the groups of a step before these."""
+    return [
+        {
+            "group": first_index + index,
+            "position": group.first + place,
+            "prompt": _prompt_text(group.messages),
+            "images": _digests(group.messages),
+            "solution": group.solution,
+            "completion_ids": list(rollout.ids),
+            "trained": None if rollout.trained is None else list(rollout.trained),
+            "advantage": rollout.advantage,
+            "answer": group.attempts[group.first + place].answer,
+            "reward": group.attempts[group.first + place].reward,
+            "correct": group.attempts[group.first + place].correct,
+        }
+        for index, group in enumerate(groups)
+        for place, rollout in enumerate(group.rollouts)
+    ]
+
+
+def save_rows(output_dir: str, step: int, rows: list[dict[str, Any]]) -> None:
+    """Write the rollouts that were sampled at an optimiser step."""
+    path = Path(output_dir) / FOLDER / f"step-{step:05d}.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pandas.DataFrame(rows).to_parquet(path)
+
+
+@dataclass(frozen=True)
+class Saved:
+    """The groups of one step: `rows` of each, in order."""
+
+    step: int
+    groups: list[list[dict[str, Any]]]
+
+
+def load_saved(output_dir: str, step: int | None = None) -> Saved:
+    """The rollouts of a step of a run.
+
+    Args:
+        output_dir: The run's output directory.
+        step: The optimiser step; None: the last one there is.
+
+    Raises:
+        SavedError: If there are none.
+    """
+    folder = Path(output_dir) / FOLDER
+    files = {int(path.stem.removeprefix("step-")): path for path in sorted(folder.glob("step-*.parquet"))}
+    if not files:
+        raise SavedError(
+            f"{folder} holds no rollouts; a run saves them with log_completions (cepo train --log_completions)"
+        )
+    chosen = max(files) if step is None else step
+    if chosen not in files:
+        raise SavedError(f"{folder} has no step {step}; it has {_listed(files)}")
+    frame = pandas.read_parquet(files[chosen]).sort_values(["group", "position"])
+    return Saved(chosen, [part.to_dict("records") for _, part in frame.groupby("group")])
+
+
+def restore(saved: Sequence[list[dict[str, Any]]], dataset: Dataset, processing_class: Any) -> list[Group]:
+    """Groups as they were in training, the prompts taken from the dataset that was trained on.
+
+    Raises:
+        SavedError: If the dataset does not have a prompt of theirs.
+    """
+    wanted = {(rows[0]["prompt"], rows[0]["solution"], rows[0]["images"]) for rows in saved}
+    found = _find(wanted, dataset, processing_class)
+    groups = []
+    for rows in saved:
+        head = rows[0]
+        key = (head["prompt"], head["solution"], head["images"])
+        if key not in found:
+            text = " / ".join(text for _, text in json.loads(head["prompt"]))
+            raise SavedError(
+                f"the dataset does not have the prompt {text[:80]!r} with the solution {head['solution']!r}"
+                f"{' and its images' if head['images'] else ''}. Name the dataset of the run with --dataset_name, "
+                "--dataset_config and --dataset_split."
+            )
+        attempts = [Attempt(_or_none(row["answer"]), row["reward"], _verdict(row["correct"])) for row in rows]
+        rollouts = [
+            Rollout(
+                tuple(map(int, row["completion_ids"])),
+                row["advantage"],
+                None if row["trained"] is None else tuple(map(bool, row["trained"])),
+            )
+            for row in rows
+        ]
+        groups.append(Group(found[key], head["solution"], attempts, rollouts))
+    return groups
+
+
+def _find(
+    wanted: set[tuple[str, str, str]], dataset: Dataset, processing_class: Any
+) -> dict[tuple[str, str, str], Messages]:
+    """The conversations of the wanted prompts; images are decoded only where text and solution fit."""
+    texts = {(prompt, solution) for prompt, solution, _ in wanted}
+    found: dict[tuple[str, str, str], Messages] = {}
+    columns = dataset.select_columns(["prompt", "solution"])
+    for index, row in enumerate(columns):
+        text = _prompt_text(row["prompt"])
+        if (text, row["solution"]) in texts:
+            messages = conversation_of(dataset[index], processing_class)
+            key = (text, row["solution"], _digests(messages))
+            if key in wanted:
+                found[key] = messages
+        if len(found) == len(wanted):
+            break
+    return found
+
+
+def _prompt_text(messages: Messages) -> str:
+    return json.dumps(text_of_messages(messages), ensure_ascii=False)
+
+
+def _digests(messages: Messages) -> str:
+    digests = []
+    for image in images_of_messages(messages):
+        picture = image.convert("RGB")
+        digests.append(hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()[:16])
+    return " ".join(digests)
+
+
+def _or_none(value: Any) -> Any:
+    """A missing value, which pandas may have made NaN."""
+    return None if value is None or value != value else value
+
+
+def _verdict(value: Any) -> bool | None:
+    known = _or_none(value)
+    return None if known is None else bool(known)
+
+
+def _listed(steps: Iterable[int]) -> str:
+    ordered = [str(step) for step in sorted(steps)]
+    return ", ".join(ordered if len(ordered) <= 8 else [*ordered[:4], "...", *ordered[-2:]])

@@ -1,0 +1,89 @@
+"""What a view shows of inspected groups."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..inspection import Credit, Group, Inspected, Variant
+from ..methods import STUDENT
+from ..sampling import token_texts
+
+# A weight this close to 1 leaves a token with GRPO's advantage, for the eye.
+NEAR_ONE = 0.01
+
+_RULES = {
+    "lowest_reward": "the answer of the rejected rollout with the lowest reward (the paper's rule)",
+    "most_common": "the group's most common wrong answer",
+    "own": "a rejected rollout's own answer; for the others the most common wrong one",
+    "mixture": "the group's distinct wrong answers, their mean probability",
+    "own_or_mixture": "a rejected rollout's own answer; for the others the mixture of all wrong ones",
+}
+_METHODS = {
+    "grpo": "every token has the same share: no teacher is asked",
+    "rlsd": "a teacher that is told r+, against the policy itself without a hint",
+    "cepo": "a teacher that is told r+, against one that is told r-: ",
+}
+_FALLBACKS = {
+    "no_rejected": "no rollout of the group was rejected",
+    "no_wrong_answer": "no rejected rollout gives an answer that differs from r+",
+    "own_missing": "this rollout has no usable answer of its own, so the most common wrong one is used",
+}
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One group, ready to be shown.
+
+    Attributes:
+        group: Its rollouts.
+        inspected: Their credit.
+        tokens: For each rollout, the text that each token adds.
+        filler: For each rollout and token, whether it is filler; empty where nobody knows.
+    """
+
+    group: Group
+    inspected: list[Inspected]
+    tokens: list[list[str]]
+    filler: list[list[bool]] = field(default_factory=list)
+
+
+def explain_variant(variant: Variant) -> str:
+    """A method and its rule in words."""
+    return _METHODS[variant.method] + (_RULES[variant.rule] if variant.rule else "")
+
+
+def explain_references(credit: Credit) -> tuple[list[str], str | None]:
+    """The wrong answers that a rollout was read with, and what had to be done instead of the rule, if anything."""
+    negatives = [answer for answer in credit.contexts[1:] if answer is not STUDENT]
+    reason = credit.references.fallback and _FALLBACKS[credit.references.fallback]
+    if reason and credit.contexts and not negatives:
+        reason += "; the policy without a hint stands in for r-"
+    return negatives, reason
+
+
+def share_near_one(weights: Sequence[float], counted: Sequence[bool] | None = None) -> float | None:
+    """Share of tokens, or of the counted ones, whose weight is 1 for the eye; None if there are none."""
+    kept = [w for position, w in enumerate(weights) if counted is None or counted[position]]
+    return sum(abs(weight - 1) <= NEAR_ONE for weight in kept) / len(kept) if kept else None
+
+
+def show(
+    groups: Sequence[Group],
+    inspected: Sequence[list[Inspected]],
+    processing_class: Any,
+    filler_of: Callable[[int, list[str]], list[bool]] | None = None,
+) -> list[Shown]:
+    """Groups with their tokens as the tokenizer cuts them.
+
+    Args:
+        groups: The groups.
+        inspected: Their rollouts' credit.
+        processing_class: Tokenizer, or processor.
+        filler_of: Tells, for a group's index and a rollout's tokens, which of them are filler, where somebody knows.
+    """
+    shown = []
+    for index, (group, credit) in enumerate(zip(groups, inspected, strict=True)):
+        tokens = [token_texts(processing_class, rollout.ids) for rollout in group.rollouts]
+        filler = [filler_of(index, texts) for texts in tokens] if filler_of else []
+        shown.append(Shown(group, credit, tokens, filler))
+    return shown
