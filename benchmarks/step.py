@@ -1,9 +1,11 @@
 """Whole optimiser steps: TRL's GRPOTrainer, and ours with each method and rule for r-.
 
 All of them run at once and take turns, a step at a time, so that what else the machine does hits all alike. The
-learning rate is 0, so that all sample the same rollouts from the same policy; lambda stays above 0.
+learning rate is 0, so that all would sample the same rollouts from the same policy, by code of TRL's: the first of a
+round samples them, and all of that round are charged its seconds. lambda stays above 0.
 """
 
+import copy
 import hashlib
 import tempfile
 import threading
@@ -196,6 +198,29 @@ class _Timed(GRPOTrainer):
         return loss
 
 
+class _Sampled:
+    """Rollouts of a round, sampled once, and the seconds that took."""
+
+    def __init__(self) -> None:
+        self.rollouts: dict[int, Any] = {}
+        self.seconds: dict[int, float] = {}
+
+
+class _Shares:
+    """A trainer that takes the rollouts of its round from whoever sampled them first."""
+
+    sampled: _Sampled
+
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        step, shared = self.state.global_step, self.sampled
+        if step not in shared.rollouts:
+            started = time.perf_counter()
+            shared.rollouts[step] = super()._generate_single_turn(*args, **kwargs)
+            shared.seconds[step] = time.perf_counter() - started
+            self.sampled_itself = step
+        return copy.deepcopy(shared.rollouts[step])
+
+
 class _Canned:
     """Rollouts drawn at random instead of sampled from the policy, for machines where sampling would dominate."""
 
@@ -207,10 +232,12 @@ class _Canned:
         return completions, None
 
 
-def make_trainer(task: Task, method: str, rule: str, *, steps: int, canned: bool, folder: str) -> GRPOTrainer:
+def make_trainer(
+    task: Task, method: str, rule: str, *, steps: int, canned: bool, folder: str, sampled: _Sampled
+) -> GRPOTrainer:
     theirs = method == "trl"
     base = _Timed if theirs else CEPOTrainer
-    trainer_class = type(base.__name__, (_Canned, base), {}) if canned else base
+    trainer_class = type(base.__name__, (_Shares, _Canned, base) if canned else (_Shares, base), {"sampled": sampled})
     options = {
         "max_steps": steps,
         "num_generations": 8,
@@ -260,19 +287,23 @@ def run(
 
 
 def _run_task(task: Task, ways: list[tuple[str, str]], repeats: int, canned: bool, folder: str) -> list[dict[str, Any]]:
-    trainers, turns = {}, {}
+    trainers, turns, sampled = {}, {}, _Sampled()
     for way in ways:
         name = f"{folder}/{'-'.join(way)}"
-        trainers[way] = make_trainer(task, *way, steps=1 + repeats, canned=canned, folder=name)
+        trainers[way] = make_trainer(task, *way, steps=1 + repeats, canned=canned, folder=name, sampled=sampled)
     # Only now: to make a trainer is to make accelerate's state anew, which all of them share.
     for way in ways:
         turns[way] = _Turns()
         turns[way].start(trainers[way])
 
     def one_step(way: tuple[str, str]) -> dict[str, float]:
-        before = dict(trainers[way].seconds)
-        seconds, memory = seconds_and_memory(turns[way].step, trainers[way].accelerator.device)
-        parts = {part: trainers[way].seconds[part] - before[part] for part in PARTS}
+        trainer = trainers[way]
+        before, step = dict(trainer.seconds), trainer.state.global_step
+        seconds, memory = seconds_and_memory(turns[way].step, trainer.accelerator.device)
+        parts = {part: trainer.seconds[part] - before[part] for part in PARTS}
+        if getattr(trainer, "sampled_itself", None) != step:
+            seconds += sampled.seconds[step]
+            parts["generation"] += sampled.seconds[step]
         return {"seconds": seconds, "peak_memory": memory, **parts}
 
     for way in ways:
@@ -296,6 +327,7 @@ def _run_task(task: Task, ways: list[tuple[str, str]], repeats: int, canned: boo
                 "ratio_to_trl_grpo": median(
                     [step["seconds"] / its["seconds"] for step, its in zip(steps, theirs, strict=True)]
                 ),
+                "rounds": [step["seconds"] for step in steps],
                 "ratios": [step["seconds"] / its["seconds"] for step, its in zip(steps, theirs, strict=True)],
                 "peak_memory": max(step["peak_memory"] for step in steps),
                 **{f"{part}_seconds": median([step[part] for step in steps]) for part in PARTS},

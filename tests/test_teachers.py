@@ -87,7 +87,7 @@ HINTS = [
 @pytest.mark.parametrize("template", HINTS)
 def test_grafted_ids_are_those_of_the_whole_conversation(processor, encoder, messages, prompts, template, monkeypatch):
     """Text tokenised apart from images, then grafted: the processor's own ids, whatever merges at the seam."""
-    monkeypatch.setattr(PromptEncoder, "_ids", lambda *args: pytest.fail("images were processed again"))
+    monkeypatch.setattr(PromptEncoder, "_encoded", lambda *args: pytest.fail("images were processed again"))
     for prompt, conversation in zip(prompts, messages, strict=True):
         hinted = add_hint(conversation, ANSWER, template)
         assert encoder.with_hint(prompt, conversation, hinted) == encoded(processor, hinted).ids

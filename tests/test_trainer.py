@@ -11,6 +11,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl import GRPOConfig, GRPOTrainer
 from trl.rewards import accuracy_reward
 
+import cepo.passes
+import cepo.teachers
 import cepo.trainer
 from cepo import CEPOConfig, CEPOTrainer, References, policy_path
 from cepo.methods import METHODS
@@ -104,14 +106,14 @@ def test_teachers_move_the_policy_elsewhere(tmp_path, task, method, lora, monkey
     dataset, model = task
     peft_config = LoraConfig(r=4, lora_dropout=0.3, target_modules=["q_proj", "v_proj"]) if lora else None
     seen = []
-    score = cepo.trainer.score
+    score = cepo.teachers.score
 
     def spy(*args, **kwargs):
         first, second = score(*args, **kwargs), score(*args, **kwargs)
         seen.append((first, second))
         return first
 
-    monkeypatch.setattr(cepo.trainer, "score", spy)
+    monkeypatch.setattr(cepo.teachers, "score", spy)
     placed = train(tmp_path, dataset, model, half_right, method=method, peft_config=peft_config)
     assert seen
     for first, second in seen:
@@ -178,7 +180,7 @@ def test_lambda_belongs_to_the_optimiser_step_also_when_rollouts_are_reused(
 def test_micro_batches_get_their_own_rows(tmp_path, text_figures, text_model_path, monkeypatch, loss_inputs):
     """Accumulated over two micro-batches, TRL shuffles the generation batch: evidence must stay with its rollout."""
     wrong_answers(monkeypatch)
-    monkeypatch.setattr(cepo.trainer, "score", _score_of_first_tokens)
+    monkeypatch.setattr(cepo.teachers, "score", _score_of_first_tokens)
     train(
         tmp_path,
         text_figures,
@@ -197,14 +199,14 @@ def test_micro_batches_get_their_own_rows(tmp_path, text_figures, text_model_pat
 def _score_of_first_tokens(table, rollouts, *rest):
     """Evidence that tells which rollout it belongs to: its first token, in thousandths."""
     first = rollouts.completion_ids[:, :1].float().expand(rollouts.completion_ids.shape) / 1000
-    return torch.stack([first, torch.zeros_like(first)])
+    return torch.stack([first, *[torch.zeros_like(first)] * (len(table) - 1)])
 
 
 def test_lambda_falls_with_the_step_and_then_no_teacher_runs(tmp_path, figures, monkeypatch):
     wrong_answers(monkeypatch)
     calls = []
-    score = cepo.trainer.score
-    monkeypatch.setattr(cepo.trainer, "score", lambda *args, **kwargs: calls.append(1) or score(*args, **kwargs))
+    score = cepo.teachers.score
+    monkeypatch.setattr(cepo.teachers, "score", lambda *args, **kwargs: calls.append(1) or score(*args, **kwargs))
     trainer = train(tmp_path, figures, reward=half_right, max_steps=4, evidence_steps=2)
     assert logged(trainer, "cepo/coefficient") == [0.5, 0.25, 0.0, 0.0]
     assert len(calls) == 2
@@ -231,9 +233,9 @@ def test_rollouts_that_move_nothing_are_not_scored(tmp_path, figures, monkeypatc
     """One group gets equal rewards: its advantages are 0, and no teacher reads it."""
     wrong_answers(monkeypatch)
     tables = []
-    score = cepo.trainer.score
+    score = cepo.teachers.score
     monkeypatch.setattr(
-        cepo.trainer, "score", lambda table, *args, **kwargs: tables.append(table) or score(table, *args, **kwargs)
+        cepo.teachers, "score", lambda table, *args, **kwargs: tables.append(table) or score(table, *args, **kwargs)
     )
 
     def half(completions, **kwargs):
@@ -248,9 +250,9 @@ def test_rollouts_that_move_nothing_are_not_scored(tmp_path, figures, monkeypatc
 def test_teachers_read_the_references_in_the_last_user_turn(tmp_path, figures, monkeypatch):
     wrong_answers(monkeypatch)
     tables = []
-    score = cepo.trainer.score
+    score = cepo.teachers.score
     monkeypatch.setattr(
-        cepo.trainer, "score", lambda table, *args, **kwargs: tables.append(table) or score(table, *args, **kwargs)
+        cepo.teachers, "score", lambda table, *args, **kwargs: tables.append(table) or score(table, *args, **kwargs)
     )
     trainer = train(tmp_path, figures, reward=half_right, max_steps=1, hint_template=" <{answer}>")
     tokenizer = trainer.processing_class.tokenizer
@@ -340,7 +342,7 @@ def test_an_unknown_correctness_reward_is_refused(tmp_path, figures):
 
 
 def test_evaluation_runs_no_teacher(tmp_path, figures, monkeypatch):
-    monkeypatch.setattr(cepo.trainer, "score", lambda *args, **kwargs: pytest.fail("a teacher ran"))
+    monkeypatch.setattr(cepo.teachers, "score", lambda *args, **kwargs: pytest.fail("a teacher ran"))
     args = CEPOConfig(output_dir=str(tmp_path), per_device_eval_batch_size=4, **QUICK)
     trainer = CEPOTrainer(policy_path(), half_right, args, figures, eval_dataset=figures.select(range(2)))
     assert "eval_reward" in trainer.evaluate()
@@ -505,7 +507,7 @@ def test_shared_prompts_place_the_same_credit(tmp_path, task, method, monkeypatc
 
 def test_a_model_that_cannot_share_prompts_says_so_once(tmp_path, text_figures, text_model_path, monkeypatch, caplog):
     wrong_answers(monkeypatch)
-    monkeypatch.setattr(cepo.trainer, "why_not_shared", lambda *args: "it forgets")
+    monkeypatch.setattr(cepo.passes, "why_not_shared", lambda *args: "it forgets")
     read = []
     monkeypatch.setattr(cepo.trainer.SharedPrompt, "read", lambda *args: pytest.fail("shared"))
     whole = cepo.trainer.Concatenated.read
@@ -521,8 +523,8 @@ def test_the_students_log_probs_are_not_computed_twice(tmp_path, text_figures, t
     """Where TRL has computed them for its ratio, RLSD's teachers read one context; not if dropout had a hand in it."""
     wrong_answers(monkeypatch)
     tables = []
-    score = cepo.trainer.score
-    monkeypatch.setattr(cepo.trainer, "score", lambda table, *args: tables.append(table) or score(table, *args))
+    score = cepo.teachers.score
+    monkeypatch.setattr(cepo.teachers, "score", lambda table, *args: tables.append(table) or score(table, *args))
     lora = LoraConfig(r=4, lora_dropout=dropout, target_modules=["q_proj"])
     options = {"num_iterations": 2, "method": "rlsd", "reward": half_right, "peft_config": lora}
     train(tmp_path, text_figures, text_model_path, **options)
