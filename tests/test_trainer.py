@@ -241,7 +241,7 @@ def test_rollouts_that_move_nothing_are_not_scored(tmp_path, figures, monkeypatc
     def half(completions, **kwargs):
         return [0.0] * 4 + [0.0, 1.0, 0.0, 1.0]
 
-    trainer = train(tmp_path, figures, reward=half, max_steps=1)
+    trainer = train(tmp_path, figures, reward=half, max_steps=1, negative_reference="lowest_reward")
     (table,) = tables
     assert [[prompt is None for prompt in row] for row in table] == [[True] * 4 + [False] * 4] * 2
     assert logged(trainer, "cepo/rows_scored") == [0.5]
@@ -254,7 +254,8 @@ def test_teachers_read_the_references_in_the_last_user_turn(tmp_path, figures, m
     monkeypatch.setattr(
         cepo.teachers, "score", lambda table, *args, **kwargs: tables.append(table) or score(table, *args, **kwargs)
     )
-    trainer = train(tmp_path, figures, reward=half_right, max_steps=1, hint_template=" <{answer}>")
+    options = {"hint_template": " <{answer}>", "negative_reference": "lowest_reward"}
+    trainer = train(tmp_path, figures, reward=half_right, max_steps=1, **options)
     tokenizer = trainer.processing_class.tokenizer
     positive, negative = ([_last_turn(tokenizer.decode(ids)) for ids in row if ids is not None] for row in tables[0])
     solutions = {re.fullmatch(r"\\boxed\{(.*)\}", row["solution"])[1] for row in figures}
@@ -509,9 +510,9 @@ def test_a_model_that_cannot_share_prompts_says_so_once(tmp_path, text_figures, 
     wrong_answers(monkeypatch)
     monkeypatch.setattr(cepo.passes, "why_not_shared", lambda *args: "it forgets")
     read = []
-    monkeypatch.setattr(cepo.trainer.SharedPrompt, "read", lambda *args: pytest.fail("shared"))
-    whole = cepo.trainer.Concatenated.read
-    monkeypatch.setattr(cepo.trainer.Concatenated, "read", lambda *args: read.append(1) or whole(*args))
+    monkeypatch.setattr(cepo.passes.SharedPrompt, "read", lambda *args: pytest.fail("shared"))
+    whole = cepo.passes.Concatenated.read
+    monkeypatch.setattr(cepo.passes.Concatenated, "read", lambda *args: read.append(1) or whole(*args))
     train(tmp_path, text_figures, text_model_path, half_right)
     assert len(read) == 2
     assert [record.message for record in caplog.records if "it forgets" in record.message] != []
