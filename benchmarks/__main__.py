@@ -55,7 +55,11 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("parts", nargs="*", choices=["scorer", "step", []], help="what to measure; default: both")
     parser.add_argument("--quick", action="store_true", help="a coarse version, in under four minutes on two cores")
-    parser.add_argument("--repeats", type=int, default=3, help="rounds, each in random order; medians are reported")
+    parser.add_argument(
+        "--repeats",
+        type=int,
+        help="rounds, each in random order; medians are reported (default: 3, for steps 7)",
+    )
     parser.add_argument("--micro_batch", type=int, default=8, help="rows of a forward pass of the scorer")
     parser.add_argument(
         "--architecture",
@@ -74,9 +78,9 @@ def _scorer(
     options: argparse.Namespace, architecture: str, device: Any, dtype: Any, rate: float
 ) -> list[dict[str, Any]]:
     model = models.build(architecture, device, dtype)
-    shapes, shares, repeats = list(scorer.SHAPES.values()), [0.0, 0.4, 0.7], options.repeats
+    shapes, shares, repeats = list(scorer.SHAPES.values()), [0.0, 0.4, 0.7], options.repeats or 3
     if options.quick:
-        shapes, shares, repeats = [replace(scorer.SHAPES["paper"], groups=5)], [0.0, 0.4], 1
+        shapes, shares, repeats = [replace(scorer.SHAPES["paper"], groups=5)], [0.0, 0.4], 3
     return scorer.run(
         model, shapes, shares, repeats=repeats, micro_batch=options.micro_batch, rate=rate, say=_progress("scorer")
     )
@@ -85,7 +89,7 @@ def _scorer(
 def _step(
     options: argparse.Namespace, architecture: str, device: Any, dtype: Any, *, canned: bool
 ) -> list[dict[str, Any]]:
-    groups, repeats, methods = 5, options.repeats, step.OURS
+    groups, repeats, methods = 5, options.repeats or 7, step.OURS
     tasks = [step.paper_task(groups, share, architecture, device, dtype) for share in (0.0, 0.4)]
     if options.quick:
         repeats, methods = 1, [("grpo", ""), ("cepo", "own_or_mixture")]
@@ -130,6 +134,7 @@ COLUMNS = {
         "rule": "{rule}",
         "seconds": "{seconds:.2f}",
         "/TRL's GRPO": "{ratio_to_trl_grpo:.2f}",
+        "of fastest": "{ratio_of_fastest:.2f}",
         "generation": "{generation_seconds:.2f}",
         "teachers": "{teachers_seconds:.2f}",
         "update": "{update_seconds:.2f}",
