@@ -48,6 +48,15 @@ def test_an_idle_process_goes_along(reports):
 
 
 @pytest.mark.slow
+def test_a_process_without_a_lesson_goes_along(reports):
+    learner, idle = (report["taught"] for report in reports[1])
+    assert learner["scored"] == idle["scored"] == [0.125, 0.125]  # one of eight rollouts
+    assert learner["divergence"] == idle["divergence"]
+    assert all(value > 0 for value in learner["divergence"] + learner["grad_norm"])
+    assert learner["checksum"] == pytest.approx(idle["checksum"], rel=1e-12)
+
+
+@pytest.mark.slow
 def test_rollouts_of_all_processes_are_saved_and_those_of_the_main_one_drawn(reports):
     folder, _ = reports
     for name, groups, size in (("spanning", 1, 4), ("idle", 4, 2)):

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import ImageChops
 from trl.rewards import accuracy_reward
 
-from cepo.tasks.figures import annotate, load_figures, make_problem, problem_of
+from cepo.tasks.figures import annotate, figures_reward, load_figures, make_problem, problem_of
 from cepo.tasks.figures.drawing import HEIGHT, WIDTH, draw
 from cepo.tasks.figures.problem import split_of
 from cepo.tasks.figures.solutions import work, write_solution
@@ -116,3 +116,37 @@ def test_bad_arguments_are_named(arguments, named):
     split, index, *steps = arguments
     with pytest.raises(ValueError, match=named):
         make_problem(split, index, steps=steps[0] if steps else (3, 4))
+
+
+ANSWERS = [
+    r"So \boxed{(62, 75, 43)}",
+    r"So \boxed{(62,75,43)}<|im_end|>",
+    r"First \boxed{(1, 2, 3)}, no: \boxed{(62, 75, 43)}",
+    r"\boxed{(62, 75, 43)} and again \boxed{(62, 75, 43)}",
+    r"So \boxed{(62, 75, 44)}",
+    r"So \boxed{(75, 62, 43)}",
+    r"So \boxed{(62, 75)}",
+    r"So \boxed{}",
+    r"So \boxed{(62, 75, 43",
+    "So (62, 75, 43)",
+    "",
+]
+
+
+@pytest.mark.parametrize("text", ANSWERS)
+def test_the_fast_verifier_agrees_with_trls(text):
+    completions = [[{"role": "assistant", "content": text}]]
+    solution = [r"\boxed{(62, 75, 43)}"]
+    assert figures_reward(completions, solution=solution) == accuracy_reward(completions, solution=solution)
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_the_fast_verifier_agrees_on_worked_solutions(right):
+    rng = random.Random(0)
+    for index in range(20):
+        problem = make_problem("test", index)
+        text = problem.solution if right else make_problem("test", index + 1).solution
+        completions = [[{"role": "assistant", "content": f"{rng.choice(['So', 'The answer is'])} {text}"}]]
+        (verdict,) = figures_reward(completions, solution=[problem.solution])
+        assert [verdict] == accuracy_reward(completions, solution=[problem.solution])
+        assert verdict == float(right)

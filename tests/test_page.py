@@ -4,6 +4,8 @@ import io
 import json
 import re
 import shutil
+from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
@@ -14,7 +16,7 @@ from rich.console import Console
 
 from cepo.credit import evidence_weights, token_advantages
 from cepo.inspection import Credit, Group, Inspected, Rollout, all_variants
-from cepo.references import Attempt, References
+from cepo.references import Attempt, Fallback, References
 from cepo.views.page import credit_page
 from cepo.views.shown import Shown
 from cepo.views.terminal import print_credit
@@ -91,6 +93,15 @@ def test_numbers_that_json_lacks():
     one.inspected[0].student[0] = float("-inf")
     one.inspected[0].student[1] = float("nan")
     assert data_of(page_of(one))["groups"][0]["rollouts"][0]["student"] == [None, None]
+
+
+@pytest.mark.parametrize("fallback", get_args(Fallback))
+def test_every_fallback_has_words(fallback):
+    one = shown(["a", "b"])
+    credit = one.inspected[0].credit[PAPER]
+    one.inspected[0].credit[PAPER] = replace(credit, references=References("(1, 2)", ("a",), fallback))
+    (group,) = data_of(page_of(one))["groups"]
+    assert " " in group["rollouts"][0]["credit"][VARIANTS.index(PAPER)]["fallback"]
 
 
 def test_the_terminal_form():

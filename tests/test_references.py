@@ -81,12 +81,12 @@ def test_a_rollout_without_a_verdict_is_not_wrong(rule):
 @pytest.mark.parametrize("rule", ["own", "own_or_mixture"])
 def test_a_wrong_rollout_without_an_answer_gets_the_most_common_one_and_says_so(rule):
     references = choose_references([right(), wrong(None), wrong("3"), wrong("4"), wrong("4")], "7", rule=rule)
-    assert references[1] == References("7", ("4",), "own_missing")
+    assert references[1] == References("7", ("4",), "own_missing", (3,))
 
 
 def test_the_positive_reference_is_the_answer_of_the_solution():
     (reference, _) = choose_references([right(), wrong("3")], r"Long reasoning, so \boxed{7}")
-    assert reference == References("7", ("3",))
+    assert reference == References("7", ("3",), None, (1,))
 
 
 @pytest.mark.parametrize(("options", "named"), [({"rule": "worst"}, "worst"), ({"max_negatives": 0}, "got 0")])

@@ -1,8 +1,9 @@
-"""Run by test_distributed.py under torchrun: two processes, in two situations.
+"""Run by test_distributed.py under torchrun: two processes, in three situations.
 
 Spanning groups: groups of four rollouts, two on each process. Those of process 0 are right, those of process 1 wrong,
 so every r- has to come from the other process. Idle: groups of two, of which only the first of process 0 has
-variance, so that process 1 has nothing to read and nothing to learn, and has to go along.
+variance, so that process 1 has nothing to read and nothing to learn, and has to go along. Taught: the same with SDPO,
+where a single rollout of process 0 has a teacher.
 """
 
 import functools
@@ -61,10 +62,10 @@ class Spy(CEPOTrainer):
         return super()._get_per_token_logps_and_entropies(model, input_ids, *args, **kwargs)
 
 
-def run(reward, rows, num_generations):
+def run(name, reward, rows, num_generations, **options):
     cepo.trainer.final_answer = lambda text: f"{rank}"
     args = CEPOConfig(
-        output_dir=str(folder / reward.__name__),
+        output_dir=str(folder / name),
         max_steps=2,
         per_device_train_batch_size=rows,
         num_generations=num_generations,
@@ -79,6 +80,7 @@ def run(reward, rows, num_generations):
         log_completions=True,
         num_completions_to_print=0,
         teacher_batch_tokens=120,  # several passes, so that the processes would differ
+        **options,
     )
     trainer = Spy(policy_path(), reward, args, load_figures("train", 8))
     assert trainer.accelerator.num_processes == 2
@@ -89,10 +91,16 @@ def run(reward, rows, num_generations):
         "passes": trainer.passes,
         "updated": trainer.updated,
         "scored": [entry["cepo/rows_scored"] for entry in history],
+        "divergence": [entry.get("cepo/divergence") for entry in history],
+        "grad_norm": [entry["grad_norm"] for entry in history],
         "checksum": sum(p.detach().double().abs().sum() for p in trainer.model.parameters()).item(),
     }
 
 
-report = {"spanning": run(spanning, 2, 4), "idle": run(idle, 4, 2)}
+report = {
+    "spanning": run("spanning", spanning, 2, 4),
+    "idle": run("idle", idle, 4, 2),
+    "taught": run("taught", idle, 4, 2, method="sdpo", teacher_ema_decay=0.5),
+}
 (folder / f"rank-{rank}.json").write_text(json.dumps(report))
 torch.distributed.barrier()

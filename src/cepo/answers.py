@@ -6,6 +6,7 @@ math-verify decides what is an answer and which spellings are equal, as in TRL's
 import logging
 import threading
 from functools import lru_cache
+from typing import Any
 
 from latex2sympy2_extended import NormalizationConfig
 from math_verify import LatexExtractionConfig, parse, verify
@@ -83,3 +84,14 @@ def same_answer(one: str, other: str) -> bool:
     return bool(
         verify(parsed[0], parsed[1], timeout_seconds=limit) or verify(parsed[1], parsed[0], timeout_seconds=limit)
     )
+
+
+def text_of_completion(completion: str | list[dict[str, Any]]) -> str:
+    """The text of a completion: of its last assistant message, where it is a conversation."""
+    if isinstance(completion, str):
+        return completion
+    message = next((m for m in reversed(completion) if m["role"] == "assistant"), {"content": ""})
+    content = message.get("content") or ""
+    if isinstance(content, str):
+        return content
+    return "".join(part.get("text", "") for part in content)

@@ -3,7 +3,7 @@
 Dimensions: B rollouts, T completion tokens, P prompt tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -61,6 +61,38 @@ def without_padding(batch: Batch) -> Batch:
             # What there is once per rollout, not per token, is (B, 1) and stays as it is.
             trimmed[name] = values[:, :kept] if values.shape[1] == width else values
     return trimmed
+
+
+def moving_rows(batch: Batch, loss_type: str, common: Callable[[int], int] | None) -> tuple[Batch | None, float]:
+    """The rows of a micro-batch that can move the policy.
+
+    Args:
+        batch: The micro-batch.
+        loss_type: TRL's, which decides what the loss is a mean of.
+        common: The most of a number over the processes; None for a single process.
+
+    Returns:
+        The rows, None if there is none and no need to run any; and the factor that undoes what their number does to
+        the loss's mean.
+    """
+    tokens = trained_tokens(batch)
+    moves = (batch["advantages"] != 0) & tokens.any(dim=1)
+    rows = moves.nonzero().flatten().tolist()
+    if not rows and common is None:
+        return None, 0.0
+    if common is not None:
+        # Processes make one forward pass together, and TRL gathers a number per row: all take as many rows. The
+        # shortest that do not move cost least.
+        still = [row for row in tokens.sum(dim=1).argsort().tolist() if not moves[row]]
+        rows = sorted(rows + still[: common(max(1, len(rows))) - len(rows)])
+    kept = select_rows(batch, rows)
+    if loss_type in ("cispo", "dapo", "vespo"):  # divided by the tokens of the whole batch already
+        factor = 1.0
+    elif loss_type == "bnpo":
+        factor = float(trained_tokens(kept).sum().clamp(min=1) / tokens.sum().clamp(min=1))
+    else:
+        factor = len(rows) / len(moves)
+    return without_padding(kept), factor
 
 
 def prompt_of(batch: Batch, row: int, image_token: int | None) -> Prompt:

@@ -42,7 +42,7 @@ def check_dataset(
             )
         if needs_solution and "solution" not in columns:
             raise DatasetError(
-                f"{name} has no column 'solution', from which the teachers learn the right answer; it has "
+                f"{name} has no column 'solution', from which verifiers and teachers know the right answer; it has "
                 f"{_listed(columns)}. Rename the column with the reference answers to 'solution'."
             )
     if isinstance(dataset, IterableDataset):
@@ -103,3 +103,30 @@ def _check_images(dataset: Dataset, name: str) -> None:
 
 def _listed(columns: list[str]) -> str:
     return ", ".join(f"'{column}'" for column in columns)
+
+
+def has_solutions(dataset: Any) -> bool:
+    """Whether every row has a solution. Of a stream nobody knows."""
+    if not isinstance(dataset, Dataset) or "solution" not in dataset.column_names:
+        return False
+    return all(isinstance(solution, str) and solution.strip() for solution in dataset["solution"])
+
+
+def check_size(dataset: Dataset, rollouts: int, group_size: int) -> None:
+    """Refuse a training set that cannot fill one generation batch: TRL drops such a batch, and nothing is trained.
+
+    Args:
+        dataset: The training set.
+        rollouts: Rollouts of a generation batch, of all processes.
+        group_size: Rollouts of a prompt.
+
+    Raises:
+        DatasetError: With the numbers and the mend.
+    """
+    prompts = rollouts // group_size
+    if len(dataset) < prompts:
+        raise DatasetError(
+            f"the training set has {len(dataset)} rows, and one generation batch takes {prompts} prompts "
+            f"({rollouts} rollouts, {group_size} each). Add rows, or lower per_device_train_batch_size or "
+            "gradient_accumulation_steps."
+        )

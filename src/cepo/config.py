@@ -6,14 +6,38 @@ from typing import Any, Literal, get_args
 import torch
 from trl import GRPOConfig
 
+from .contents import NegativeContent, Part, PositiveContent
 from .credit import Schedule, evidence_coefficient
 from .hints import DEFAULT_HINT_TEMPLATE, require_placeholder
 from .methods import METHODS
 from .references import DEFAULT_RULE, NegativeRule
+from .teacher_weights import TeacherSource
 
 NoNegative = Literal["student", "uniform"]
 
-PRESETS: dict[str, dict[str, Any]] = {"paper": {"negative_reference": "lowest_reward"}}
+# Where neither the user nor the method says.
+_DEFAULTS = {
+    "hint_template": DEFAULT_HINT_TEMPLATE,
+    "positive_content": "answer",
+    "teacher": "policy",
+    "teacher_ema_decay": 0.999,
+    "divergence": "full",
+    "divergence_beta": 0.0,
+}
+
+PRESETS: dict[str, dict[str, Any]] = {
+    "paper": {
+        "negative_reference": "lowest_reward",
+        "no_negative": "student",
+        "evidence_coefficient": 0.5,
+        "evidence_steps": 25,
+        "evidence_schedule": "linear",
+        "evidence_clip": 0.5,
+        "teacher": "policy",
+        "epsilon": 0.2,
+        "epsilon_high": 0.28,
+    }
+}
 
 
 @dataclass
@@ -28,7 +52,10 @@ class CEPOConfig(GRPOConfig):
         method (`str`, *optional*, defaults to `"cepo"`):
             How credit is placed: `"cepo"` (evidence for the right answer against a wrong one), `"rlsd"` (evidence for
             the right answer against none, arXiv 2604.03128) or `"grpo"` (the same advantage for every token,
-            arXiv 2402.03300; then the trainer is TRL's `GRPOTrainer` to the bit).
+            arXiv 2402.03300; then the trainer is TRL's `GRPOTrainer` to the bit). Or self-distillation on the policy's
+            own rollouts, without advantages: `"opsd"` (from a teacher told the reference solution, arXiv 2601.18734)
+            or `"sdpo"` (from one told a right rollout of the group, arXiv 2601.20802). `"oracle"` places credit by the
+            figures task's ground truth: the most that any evidence could give there.
         evidence_coefficient (`float`, *optional*, defaults to `0.5`):
             lambda_0: share of a token's advantage that evidence redistributes at step 0, in [0, 1]. Paper, step 7.
         evidence_steps (`int`, *optional*, defaults to `25`):
@@ -47,8 +74,39 @@ class CEPOConfig(GRPOConfig):
         no_negative (`str`, *optional*, defaults to `"student"`):
             What stands in for the negative teacher where the group has no usable wrong answer: `"student"`, the policy
             without a hint, which is RLSD (paper, step 2), or `"uniform"`, which is GRPO.
-        hint_template (`str`, *optional*, defaults to `"\n\nThe correct answer is {answer}."`):
-            What is added to the last user turn of a teacher's prompt; the same wording for r+ and r-.
+        hint_template (`str`, *optional*):
+            What is added to the last user turn of a teacher's prompt; the same wording for r+ and r-. Defaults to
+            `"\n\nThe correct answer is {answer}."`, and for `"opsd"` and `"sdpo"` to a wording for whole solutions.
+        positive_content (`str`, *optional*):
+            What stands for r+ in the hint: `"answer"`, the `"solution"` column as it is, or a right `"rollout"` of the
+            group other than the one that is read. Defaults to the answer, for `"opsd"` to the solution, for `"sdpo"`
+            to a rollout.
+        negative_content (`str`, *optional*, defaults to `"answer"`):
+            What stands for r-: `"answer"`, or the rejected `"rollout"` that it comes from.
+        content_part (`str`, *optional*, defaults to `"whole"`):
+            Of a solution or a rollout in a hint: the `"whole"`, or a `"prefix"` or `"suffix"` of it.
+        content_tokens (`int`, *optional*, defaults to `64`):
+            Length of that prefix or suffix, in tokens.
+        teacher (`str`, *optional*):
+            Whose weights teachers read with: `"policy"`, the live ones; `"initial"`, those of step 0; `"synced"`, a
+            copy renewed every `teacher_sync_steps`; `"ema"`, a moving average. Defaults to the policy, for `"opsd"` to
+            the initial weights, for `"sdpo"` to the moving average.
+        teacher_sync_steps (`int`, *optional*, defaults to `10`):
+            Optimiser steps between copies, for `teacher="synced"`.
+        teacher_ema_decay (`float`, *optional*):
+            Share of the average that a step keeps, for `teacher="ema"`, in [0, 1). Defaults to 0.999, as in CEPO's
+            paper, and for `"sdpo"` to 0.95, as in its own repository.
+        divergence (`str`, *optional*):
+            For `"opsd"` and `"sdpo"`: over the `"full"` vocabulary, over the student's `"top_k"` tokens and the rest as
+            one, or of the `"sampled"` tokens alone (a policy gradient with log P_T - log P_S as token advantages).
+            Defaults to full for OPSD and to top_k for SDPO.
+        divergence_beta (`float`, *optional*):
+            0: forward KL; 1: reverse KL; between: Jensen-Shannon. Defaults to 0 for OPSD and to 0.5 for SDPO.
+        divergence_top_k (`int`, *optional*, defaults to `100`):
+            How many tokens `"top_k"` compares one by one.
+        importance_clip (`float`, *optional*):
+            The most that the ratio of new to old probability weighs a token's divergence, where a batch serves for
+            several steps; none: not weighed. Defaults to 2 for `"sdpo"`.
         correctness_reward (`str`, *optional*):
             Name of the reward function that decides whether a rollout is right. Defaults to the first one.
         correctness_threshold (`float`, *optional*, defaults to `0.5`):
@@ -73,8 +131,8 @@ class CEPOConfig(GRPOConfig):
             Leave the weights of a vision-language model's vision tower as they are.
     """
 
-    method: Literal["cepo", "rlsd", "grpo"] = field(
-        default="cepo", metadata={"help": "How credit is placed over the tokens of a rollout: cepo, rlsd or grpo."}
+    method: Literal["cepo", "rlsd", "grpo", "opsd", "sdpo", "oracle"] = field(
+        default="cepo", metadata={"help": "How credit is placed: cepo, rlsd, grpo; by self-distillation: opsd, sdpo."}
     )
     evidence_coefficient: float = field(
         default=0.5,
@@ -101,8 +159,42 @@ class CEPOConfig(GRPOConfig):
         metadata={"help": "Without a usable r-: student (RLSD, the paper's choice) or uniform (GRPO)."},
     )
     hint_template: str = field(
-        default=DEFAULT_HINT_TEMPLATE,
+        default=None,  # type: ignore[assignment]
         metadata={"help": "Added to the last user turn of a teacher's prompt; must contain {answer}."},
+    )
+    positive_content: PositiveContent = field(
+        default=None,  # type: ignore[arg-type]
+        metadata={"help": "What stands for r+ in the hint: answer, solution or rollout."},
+    )
+    negative_content: NegativeContent = field(
+        default="answer", metadata={"help": "What stands for r- in the hint: answer or rollout."}
+    )
+    content_part: Part = field(
+        default="whole", metadata={"help": "Of a solution or rollout in a hint: whole, prefix or suffix."}
+    )
+    content_tokens: int = field(default=64, metadata={"help": "Length of that prefix or suffix, in tokens."})
+    teacher: TeacherSource = field(
+        default=None,  # type: ignore[arg-type]
+        metadata={"help": "Whose weights teachers read with: policy, initial, synced or ema."},
+    )
+    teacher_sync_steps: int = field(
+        default=10, metadata={"help": "Optimiser steps between copies, for a synced teacher."}
+    )
+    teacher_ema_decay: float = field(
+        default=None,  # type: ignore[assignment]
+        metadata={"help": "Share of the moving average that a step keeps, for an ema teacher: 0.999; sdpo: 0.95."},
+    )
+    divergence: Literal["full", "top_k", "sampled"] = field(
+        default=None,  # type: ignore[arg-type]
+        metadata={"help": "For opsd and sdpo: full, top_k or sampled. Default: full, and top_k for sdpo."},
+    )
+    divergence_beta: float = field(
+        default=None,  # type: ignore[assignment]
+        metadata={"help": "0: forward KL, 1: reverse KL, between: Jensen-Shannon. Default: 0; sdpo: 0.5."},
+    )
+    divergence_top_k: int = field(default=100, metadata={"help": "Tokens that top_k compares one by one."})
+    importance_clip: float | None = field(
+        default=None, metadata={"help": "Most that the probability ratio weighs a token's divergence; sdpo: 2."}
     )
     correctness_reward: str | None = field(
         default=None,
@@ -137,6 +229,23 @@ class CEPOConfig(GRPOConfig):
 
     def __post_init__(self):
         _require_choice("method", self.method, tuple(METHODS))
+        for name, value in {**_DEFAULTS, **METHODS[self.method].defaults}.items():
+            if getattr(self, name) is None:
+                setattr(self, name, value)
+        _require_choice("positive_content", self.positive_content, get_args(PositiveContent))
+        _require_choice("negative_content", self.negative_content, get_args(NegativeContent))
+        _require_choice("content_part", self.content_part, get_args(Part))
+        _require_choice("teacher", self.teacher, get_args(TeacherSource))
+        _require_choice("divergence", self.divergence, ("full", "top_k", "sampled"))
+        if not 0 <= self.divergence_beta <= 1:
+            raise ValueError(f"divergence_beta must lie in [0, 1], got {self.divergence_beta}")
+        if not 0 <= self.teacher_ema_decay < 1:
+            raise ValueError(f"teacher_ema_decay must lie in [0, 1), got {self.teacher_ema_decay}")
+        for name in ("teacher_sync_steps", "content_tokens", "divergence_top_k"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.importance_clip is not None and self.importance_clip < 1:
+            raise ValueError(f"importance_clip must be at least 1, got {self.importance_clip}")
         _require_choice("evidence_schedule", self.evidence_schedule, get_args(Schedule))
         _require_choice("negative_reference", self.negative_reference, get_args(NegativeRule))
         _require_choice("no_negative", self.no_negative, get_args(NoNegative))

@@ -6,6 +6,9 @@ from typing import Any
 # assistant header after it stays the chat template's own. r+ and r- are worded alike, so that only the answer differs.
 DEFAULT_HINT_TEMPLATE = "\n\nThe correct answer is {answer}."
 
+# Wordings for hints that carry a whole solution.
+SOLUTION_HINT_TEMPLATE = "\n\nA reference solution:\n{answer}\n\nNow answer the question yourself."
+
 Messages = list[dict[str, Any]]
 
 

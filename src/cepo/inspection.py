@@ -24,6 +24,9 @@ from .references import Attempt, NegativeRule, References, choose_references
 from .sampling import Sampling, conversation_of, sample, text_of, verdicts
 from .teachers import PromptEncoder, Read, Rollouts, evaluating, score_contexts
 
+# (references, attempts, solution) of a group -> its references with what teachers are told in place of the answers.
+Tell = Callable[[Sequence[References], Sequence[Attempt], str], list[References]]
+
 
 @dataclass(frozen=True)
 class Variant:
@@ -137,7 +140,7 @@ def sampled_groups(
     texts = [text_of(processing_class, ids) for ids in completions]
     judged = zip(texts, verdicts(reward_func, each, texts), strict=True)
     attempts = [
-        Attempt(final_answer(text), reward or 0.0, None if reward is None else reward >= threshold)
+        Attempt(final_answer(text), reward or 0.0, None if reward is None else reward >= threshold, text)
         for text, reward in judged
     ]
     groups = []
@@ -160,6 +163,7 @@ def inspect(
     coefficient: float = 0.5,
     clip: float = 0.5,
     no_negative: str = "student",
+    tell: Tell | None = None,
 ) -> list[list[Inspected]]:
     """What each rollout of each group gets under each variant.
 
@@ -171,10 +175,11 @@ def inspect(
         encoder: Makes the prompts with hints.
         hint_template, clip, no_negative: As the options of the trainer.
         coefficient: lambda.
+        tell: What hints carry, see `with_contents`; None: answers.
     """
     owners = [index for index, group in enumerate(groups) for _ in group.rollouts]
     rollouts = [rollout for group in groups for rollout in group.rollouts]
-    references = {variant: [r for group in groups for r in _references(group, variant)] for variant in variants}
+    references = {variant: [r for group in groups for r in _references(group, variant, tell)] for variant in variants}
     plans = {
         variant: [_contexts(variant, reference, no_negative == "student") for reference in references[variant]]
         for variant in variants
@@ -214,9 +219,11 @@ def inspect(
     return [[next(inspected) for _ in group.rollouts] for group in groups]
 
 
-def _references(group: Group, variant: Variant) -> list[References]:
+def _references(group: Group, variant: Variant, tell: Tell | None) -> list[References]:
     rule: dict[str, Any] = {} if variant.rule is None else {"rule": variant.rule}
     everyone = choose_references(group.attempts, group.solution, max_negatives=variant.max_negatives, **rule)
+    if tell is not None:
+        everyone = tell(everyone, group.attempts, group.solution)
     return everyone[group.first : group.first + len(group.rollouts)]
 
 

@@ -17,6 +17,7 @@ from datasets import (
     load_dataset,
     load_from_disk,
 )
+from torch import nn
 from trl import rewards as trl_rewards
 
 FIGURES = "figures"
@@ -25,6 +26,7 @@ FIGURES = "figures"
 FIGURES_VARIANTS: dict[str, dict[str, Any]] = {
     "easy": {"steps": (2, 3)},
     "default": {"steps": (3, 4)},
+    "long": {"steps": (4, 5)},
     "hard": {"steps": (5, 5)},
     "blank": {"steps": (3, 4), "blank": True},
 }
@@ -67,7 +69,7 @@ def load_split(
     Args:
         name: ``figures``, a JSON, CSV or parquet file, a folder (of `save_to_disk`, or of data files), or a Hub name.
         split: Name of the split. A single file has one only, which serves for any name.
-        config: Configuration of the dataset; for ``figures`` one of easy, default, hard, blank.
+        config: Configuration of the dataset; for ``figures`` one of easy, default, long, hard, blank.
         size: Number of problems to make, for ``figures``.
         streaming: Do not download the whole dataset first.
 
@@ -203,3 +205,22 @@ def load_reward_funcs(names: list[str]) -> list[Any]:
                 raise LoadingError(f"reward_funcs: cannot import {name!r}: {error}") from error
         functions.append(function)
     return functions
+
+
+# What transformers' vision-language models call their vision tower.
+_VISION_TOWERS = {"visual", "vision_model", "vision_tower"}
+
+
+def freeze_vision_tower(model: nn.Module) -> None:
+    """Train all but the vision tower.
+
+    Raises:
+        ValueError: If the model has none.
+    """
+    frozen = [p for name, p in model.named_parameters() if _VISION_TOWERS & set(name.split("."))]
+    if not frozen:
+        raise ValueError(
+            f"freeze_vision_tower: {type(model).__name__} has no part named {' or '.join(sorted(_VISION_TOWERS))}"
+        )
+    for parameter in frozen:
+        parameter.requires_grad_(False)

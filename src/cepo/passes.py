@@ -177,19 +177,39 @@ class Concatenated:
         return [results[i] for i in range(len(readings))]
 
     def _pass(self, prompts: Sequence[Prompt], readings: list[Reading]) -> list[Tensor]:
-        device = self.policy.device
-        rows = [prompts[reading.prompt] for reading in readings]
-        ids, mask = _pad([reading.context + reading.completion for reading in readings], device)
-        lengths = [len(reading.context + reading.completion) for reading in readings]
+        inputs = _whole(prompts, readings, self.policy.device)
         starts = [len(reading.context) for reading in readings]
-        log_probs = self.policy.log_probs(
-            _labels(ids, starts, [len(reading.completion) for reading in readings]),
-            input_ids=ids,
-            attention_mask=mask,
-            **_token_types(rows, lengths, device),
-            **_images(rows, device),
-        )
-        return _completions_of(log_probs, starts, readings)
+        labels = _labels(inputs["input_ids"], starts, [len(reading.completion) for reading in readings])
+        return _completions_of(self.policy.log_probs(labels, **inputs), starts, readings)
+
+
+def hidden_states(model: PreTrainedModel, prompts: Sequence[Prompt], readings: Sequence[Reading]) -> Tensor:
+    """Hidden states before the LM head at the positions that predict the completions, every reading whole.
+
+    Args:
+        model: The transformers model; gradient and mode are the caller's.
+        prompts: The prompts.
+        readings: What to read, in one pass.
+
+    Returns:
+        (N, H): the tokens of all completions, one reading after the other.
+    """
+    output = model.base_model(use_cache=False, **_whole(prompts, readings, model.device))
+    starts = [len(reading.context) for reading in readings]
+    return torch.cat(_completions_of(output.last_hidden_state, starts, readings))
+
+
+def _whole(prompts: Sequence[Prompt], readings: Sequence[Reading], device: torch.device) -> dict[str, Tensor]:
+    """The model's inputs for whole readings, padded on the right."""
+    rows = [prompts[reading.prompt] for reading in readings]
+    ids, mask = _pad([reading.context + reading.completion for reading in readings], device)
+    lengths = [len(reading.context + reading.completion) for reading in readings]
+    return {
+        "input_ids": ids,
+        "attention_mask": mask,
+        **_token_types(rows, lengths, device),
+        **_images(rows, device),
+    }
 
 
 @dataclass(frozen=True)
@@ -493,7 +513,7 @@ def _labels(ids: Tensor, starts: Sequence[int], lengths: Sequence[int]) -> Tenso
 
 
 def _completions_of(log_probs: Tensor, starts: Sequence[int], readings: Sequence[Reading]) -> list[Tensor]:
-    """The log-probs of each completion; those of a token stand one place before it."""
+    """The log-probs (or hidden states) of each completion; those of a token stand one place before it."""
     return [
         row[start - 1 : start - 1 + len(reading.completion)]
         for row, start, reading in zip(log_probs, starts, readings, strict=True)

@@ -15,6 +15,8 @@ Fallback = Literal[
     "no_rejected",  # the verifier rejected no rollout of the group
     "no_wrong_answer",  # it rejected some, but none of them gives an answer that differs from r+
     "own_missing",  # a rejected rollout without an answer of its own; it gets the group's most common wrong answer
+    "no_right_rollout",  # the teacher is to be told another right rollout, and there is none
+    "no_wrong_rollout",  # it is to be told another rejected rollout with this answer, and there is none
 ]
 
 
@@ -26,11 +28,13 @@ class Attempt:
         answer: Its final answer, None if it announces none.
         reward: Its total reward.
         correct: The verifier's word; None where the verifier gives none.
+        text: All of it, for hints that carry more than an answer.
     """
 
     answer: str | None
     reward: float
     correct: bool | None
+    text: str = ""
 
 
 @dataclass(frozen=True)
@@ -41,11 +45,13 @@ class References:
         positive: r+, the right answer.
         negatives: The wrong answers whose mean probability is P_T-; empty if the group has none.
         fallback: Why the rule could not be followed, None if it was.
+        sources: For each negative, the position in the group of the first rollout that gave it.
     """
 
     positive: str
     negatives: tuple[str, ...]
     fallback: Fallback | None = None
+    sources: tuple[int, ...] = ()
 
 
 def choose_references(
@@ -80,43 +86,36 @@ def choose_references(
         raise ValueError(f"max_negatives must be at least 1, got {max_negatives}")
     positive = reference_answer(solution)
 
-    rejected = [attempt for attempt in attempts if attempt.correct is False]
-    usable = [attempt for attempt in rejected if attempt.answer and not same(attempt.answer, positive)]
+    rejected = [place for place, attempt in enumerate(attempts) if attempt.correct is False]
+    usable = [place for place in rejected if (answer := attempts[place].answer) and not same(answer, positive)]
     if not usable:
         reason: Fallback = "no_wrong_answer" if rejected else "no_rejected"
         return [References(positive, (), reason)] * len(attempts)
 
-    ranked = _by_frequency([attempt.answer for attempt in usable if attempt.answer], same)
-    lowest = min(usable, key=lambda attempt: attempt.reward).answer
-    mixture = tuple(ranked[:max_negatives])
+    ranked = _by_frequency(usable, lambda one, other: same(attempts[one].answer or "", attempts[other].answer or ""))
+    lowest = min(usable, key=lambda place: attempts[place].reward)
 
-    def for_attempt(attempt: Attempt) -> References:
+    def told(*places: int, fallback: Fallback | None = None) -> References:
+        return References(positive, tuple(attempts[place].answer or "" for place in places), fallback, places)
+
+    def for_attempt(place: int) -> References:
         if rule == "lowest_reward":
-            return References(positive, (lowest,)) if lowest else References(positive, ())
+            return told(lowest)
         if rule == "most_common":
-            return References(positive, (ranked[0],))
+            return told(ranked[0])
         if rule == "mixture":
-            return References(positive, mixture)
-        if attempt.correct is not False:
-            return References(positive, mixture if rule == "own_or_mixture" else (ranked[0],))
-        if attempt in usable and attempt.answer:
-            return References(positive, (attempt.answer,))
-        return References(positive, (ranked[0],), "own_missing")
+            return told(*ranked[:max_negatives])
+        if place not in rejected:
+            return told(*ranked[:max_negatives]) if rule == "own_or_mixture" else told(ranked[0])
+        return told(place) if place in usable else told(ranked[0], fallback="own_missing")
 
-    return [for_attempt(attempt) for attempt in attempts]
+    return [for_attempt(place) for place in range(len(attempts))]
 
 
-def _by_frequency(answers: list[str], same: Callable[[str, str], bool]) -> list[str]:
-    """The distinct answers, the most frequent first, each in its first spelling."""
-    spellings: list[str] = []
-    counts: list[int] = []
-    for answer in answers:
-        for position, spelling in enumerate(spellings):
-            if same(answer, spelling):
-                counts[position] += 1
-                break
-        else:
-            spellings.append(answer)
-            counts.append(1)
-    order = sorted(range(len(spellings)), key=lambda position: -counts[position])
-    return [spellings[position] for position in order]
+def _by_frequency(places: list[int], same: Callable[[int, int], bool]) -> list[int]:
+    """The first place of each distinct answer, the most frequent answer first."""
+    counts: dict[int, int] = {}
+    for place in places:
+        first = next((known for known in counts if same(place, known)), place)
+        counts[first] = counts.get(first, 0) + 1
+    return sorted(counts, key=lambda place: -counts[place])

@@ -41,6 +41,7 @@ def rows_of(groups: Sequence[Group], first_index: int) -> list[dict[str, Any]]:
             "answer": group.attempts[group.first + place].answer,
             "reward": group.attempts[group.first + place].reward,
             "correct": group.attempts[group.first + place].correct,
+            "text": group.attempts[group.first + place].text,
         }
         for index, group in enumerate(groups)
         for place, rollout in enumerate(group.rollouts)
@@ -104,7 +105,9 @@ def restore(saved: Sequence[list[dict[str, Any]]], dataset: Dataset, processing_
                 f"{' and its images' if head['images'] else ''}. Name the dataset of the run with --dataset_name, "
                 "--dataset_config and --dataset_split."
             )
-        attempts = [Attempt(_or_none(row["answer"]), row["reward"], _verdict(row["correct"])) for row in rows]
+        attempts = [
+            Attempt(_or_none(row["answer"]), row["reward"], _verdict(row["correct"]), row["text"]) for row in rows
+        ]
         rollouts = [
             Rollout(
                 tuple(map(int, row["completion_ids"])),

@@ -214,3 +214,9 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes:
             module.training = training
+
+
+def has_dropout(model: nn.Module) -> bool:
+    """Whether a forward pass in train mode is another than in eval mode."""
+    rates = (getattr(module, name, 0.0) for module in model.modules() for name in ("p", "attention_dropout"))
+    return any(isinstance(rate, float) and rate > 0 for rate in rates)

@@ -9,49 +9,52 @@ import itertools
 import textwrap
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
-from typing import Any, TypeVar, get_args
+from functools import cache, partial
+from typing import Any, get_args
 
 import torch
 from accelerate.utils import gather_object, is_peft_model
 from datasets import Dataset
 from torch import Tensor
+from transformers import TrainerCallback
 from trl import GRPOTrainer
-from trl.models.utils import disable_gradient_checkpointing
+from trl.models.utils import _ForwardRedirection, disable_gradient_checkpointing
 
-from .answers import final_answer
-from .batches import prompt_of, select_rows, trained_tokens, without_padding
-from .checks import check_dataset, check_solution
+from .answers import final_answer, text_of_completion
+from .batches import moving_rows, prompt_of, trained_tokens
+from .checks import check_dataset, check_size, check_solution, has_solutions
 from .config import CEPOConfig
+from .contents import HintContent, Part, with_contents
 from .credit import token_advantages
+from .distillation import Lesson, add_teacher_prompts, learn, taught
+from .graded import Graded
 from .hints import Messages, add_hint
-from .inspection import Group, Rollout
-from .loading import require_chat_template
-from .methods import METHODS, Context, Evidence
+from .loading import freeze_vision_tower, require_chat_template
+from .methods import METHODS, STUDENT, Context, Evidence, label_evidence
 from .metrics import credit_metrics, credit_sums
-from .passes import Ids, Policy, Reader
+from .passes import Ids, Policy, Prompt, Reader
 from .references import Attempt, Fallback, References, choose_references
+from .sampling import token_texts
 from .saved import rows_of, save_rows
-from .teachers import PromptEncoder, Read, Rollouts, evaluating, score_contexts
+from .teacher_weights import TeacherWeights
+from .teachers import PromptEncoder, Read, Rollouts, evaluating, has_dropout, score_contexts
 from .views.training import NUMBER_OF_GROUPS, write_credit_page
 
-_T = TypeVar("_T")
 
+class _FollowPolicy(TrainerCallback):
+    """Lets the teacher's weights follow the policy's after each optimiser step."""
 
-@dataclass(frozen=True)
-class _Graded:
-    """What `_calculate_rewards` saw of one generation batch: this process's prompts, and everyone's rollouts."""
+    def __init__(self, teacher: TeacherWeights):
+        self.teacher = teacher
 
-    prompts: list[Messages]
-    attempts: list[Attempt]
-    solutions: list[str]
+    def on_step_end(self, args, state, control, **kwargs):  # noqa: ARG002
+        self.teacher.after_step(state.global_step)
 
 
 class CEPOTrainer(GRPOTrainer):
-    """Trainer for CEPO and its siblings RLSD and GRPO (`CEPOConfig.method`), a drop-in for TRL's [`GRPOTrainer`].
+    """Trainer for CEPO and its siblings (`CEPOConfig.method`), a drop-in for TRL's [`GRPOTrainer`].
 
     Same constructor, dataset columns, reward functions, PEFT, callbacks and loggers. For `cepo` and `rlsd` the dataset
     needs a `solution` column, and prompts must be conversations.
@@ -102,14 +105,17 @@ class CEPOTrainer(GRPOTrainer):
             raise TypeError(f"CEPOTrainer takes a CEPOConfig as `args`, got {type(args).__name__}")
         self.method = METHODS[args.method]
         # Answers are compared with solutions for the method, or for people who want to see credit.
-        needs_solution = self.method.needs_teachers or args.credit_samples_every > 0
-        self._grades = needs_solution or (args.log_completions and _has_solutions(train_dataset))
+        knows = self.method.needs_teachers or self.method.labels is not None
+        needs_solution = knows or args.credit_samples_every > 0
+        self._grades = needs_solution or (args.log_completions and has_solutions(train_dataset))
         if train_dataset is not None:
             owns_prompts = kwargs.get("environment_factory") is not None  # then the prompts come from the environment
             check_dataset(train_dataset, needs_solution=needs_solution, needs_prompt=not owns_prompts)
             if isinstance(train_dataset, Dataset):
-                _require_a_batch(train_dataset, args)
-        self._graded: _Graded | None = None
+                check_size(train_dataset, args.generation_batch_size, args.num_generations)
+            if self.method.labels is not None and "labels" not in (train_dataset.column_names or []):
+                raise ValueError(f"method={args.method!r} needs the figures task, whose tokens are known")
+        self._graded: Graded | None = None
         self._kept_step: int | None = None
         # Seconds that this process spent since it started; `update` is the loss, forward and backward.
         self.seconds = {"generation": 0.0, "teachers": 0.0, "update": 0.0}
@@ -126,7 +132,19 @@ class CEPOTrainer(GRPOTrainer):
         self._skips = self._decide_skipping()
         self._reader: Reader | None = None
         if args.freeze_vision_tower:
-            _freeze_vision_tower(self.model)
+            freeze_vision_tower(self.model)
+        if self._distils_whole():
+            self._check_distillation()
+        if args.teacher != "policy" and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+            raise ValueError(
+                f"teacher={args.teacher!r} keeps a copy of the weights, which sharded ones do not allow yet"
+            )
+        self._teacher = TeacherWeights(
+            self.model, args.teacher, sync_steps=args.teacher_sync_steps, decay=args.teacher_ema_decay
+        )
+        self.add_callback(_FollowPolicy(self._teacher))
+        content = HintContent(args.positive_content, args.negative_content, args.content_part, args.content_tokens)
+        self._tell = partial(with_contents, content=content, cut=self._cut)
         if needs_solution:
             self._encoder = PromptEncoder(self.processing_class, self._is_vlm, self._template_options())
 
@@ -158,13 +176,35 @@ class CEPOTrainer(GRPOTrainer):
             require_chat_template(self.processing_class)
         return {"tools": self.tools or None, "chat_template": self.chat_template, **self.chat_template_kwargs}
 
+    def _check_distillation(self) -> None:
+        """Refuse what a divergence over the vocabulary would leave aside."""
+        foreign = {
+            "beta": self.beta != 0,
+            "loss_type": self.loss_type != "dapo",  # the mean over tokens, as here
+            "entropy_coef": self._entropy_bonus_enabled,
+            "top_entropy_quantile": self.top_entropy_quantile < 1,
+            "router_aux_loss_coef": self.aux_loss_enabled,
+            "cast_lm_head_to_fp32": self.args.cast_lm_head_to_fp32,
+        }
+        names = [name for name, given in foreign.items() if given]
+        if names:
+            raise ValueError(
+                f"method={self.args.method!r} has a loss of its own, in which {', '.join(names)} would do nothing; "
+                "leave it out (router_aux_loss_coef: set it to 0)"
+            )
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError(
+                f"method={self.args.method!r} reads the head's weights, which sharding does not allow yet; use "
+                "divergence='sampled'"
+            )
+
     # TRL's seams ------------------------------------------------------------------------------------------------------
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         if self.model.training and self._grades:
             solutions = [check_solution(row, f"a row of the training set (prompt {row['prompt']!r})") for row in inputs]
-            self._graded = self._grade(prompts, completions, solutions, rewards_per_func)
+            self._graded = self._grade(inputs, prompts, completions, solutions, rewards_per_func)
         return rewards_per_func
 
     def _generate(self, prompts):
@@ -183,7 +223,11 @@ class CEPOTrainer(GRPOTrainer):
         scored = 0.0
         # `evidence` rides in TRL's batch, which is shuffled and split along the rollouts; the advantages stay (B,)
         # until the loss, because lambda belongs to the optimiser step and a batch may serve for several.
-        if self.method.needs_teachers and self.args.coefficient_at(self.state.global_step) > 0:
+        if self._distils_whole():
+            scored = self._find_teacher_prompts(output)
+        elif self._coefficient() > 0 and self.method.labels is not None:
+            output["evidence"] = self._label_evidence(output)
+        elif self._coefficient() > 0:
             output["evidence"], scored = self._find_evidence(output)
         teachers_seconds = time.perf_counter() - teachers_started
         self._log_credit("rows_scored", scored)
@@ -208,9 +252,15 @@ class CEPOTrainer(GRPOTrainer):
     def _compute_loss(self, model, inputs):
         if not self.model.training:
             return super()._compute_loss(model, inputs)
+        if self._distils_whole():
+            return self._distil(model, inputs)
+        if self.method.distils:  # of sampled tokens: a policy gradient with the evidence in place of the advantages
+            token_level = inputs["evidence"].masked_fill(~trained_tokens(inputs), 0.0)
+            return super()._compute_loss(model, {**inputs, "advantages": token_level})
         factor = 1.0
         if self._skips:
-            moving, factor = self._moving_rows(inputs)
+            common = self._most_of if self.accelerator.num_processes > 1 else None
+            moving, factor = moving_rows(inputs, self.loss_type, common)
             if moving is None:
                 # Zero, and zero gradients, as GRPO gives such a batch: an optimiser with momentum moves on them.
                 return sum(p.flatten()[:1].sum() * 0.0 for p in model.parameters() if p.requires_grad)
@@ -230,29 +280,29 @@ class CEPOTrainer(GRPOTrainer):
     # The method -------------------------------------------------------------------------------------------------------
 
     def _coefficient(self) -> float:
-        return self.args.coefficient_at(self.state.global_step) if self.method.needs_teachers else 0.0
+        """lambda; 1 for a method that has no other signal than its teacher's."""
+        if self.method.distils:
+            return 1.0
+        places_credit = self.method.needs_teachers or self.method.labels is not None
+        return self.args.coefficient_at(self.state.global_step) if places_credit else 0.0
+
+    def _distils_whole(self) -> bool:
+        """Whether the loss is a divergence over the vocabulary, rather than TRL's with other advantages."""
+        return self.method.distils and self.args.divergence != "sampled"
 
     def _find_evidence(self, batch: dict[str, Any]) -> tuple[Tensor, float]:
         """(B, T) evidence [nats] of a generation batch, and the share of its rollouts that teachers re-read."""
         advantages, mask = batch["advantages"], trained_tokens(batch)
         # A rollout that moves nothing is not re-read.
-        matters = ((advantages != 0) & mask.any(dim=1)).tolist()
-
-        references = self._references()
-        student_fallback = self.args.no_negative == "student"
-        contexts_of = self.method.contexts
-        assert contexts_of is not None  # a method with teachers has contexts
-        contexts: list[list[Context]] = [
-            contexts_of(reference, student_fallback) if wanted else []
-            for reference, wanted in zip(references, matters, strict=True)
-        ]
-        self._log_fallbacks([r.fallback for r, wanted in zip(references, matters, strict=True) if wanted])
-
+        matters = mask.any(dim=1) if self.method.distils else (advantages != 0) & mask.any(dim=1)
+        contexts = self._contexts(matters.tolist())
+        if self.method.distils:  # of sampled tokens: against the policy itself
+            contexts = [[*answers, STUDENT] if answers else [] for answers in contexts]
         logps, present = self._teacher_logps(batch, contexts)
         evidence = self.method.evidence(logps, present)
         rows = present.any(0)
         assert self._graded is not None
-        attempts = self._own(self._graded.attempts)
+        attempts = self._graded.own(self._graded.attempts)
         verdicts = torch.tensor([_VERDICTS[attempt.correct] for attempt in attempts], device=rows.device)
         sums = credit_sums(
             Evidence(evidence.values[rows], evidence.unscorable[rows]),
@@ -264,25 +314,57 @@ class CEPOTrainer(GRPOTrainer):
         self._log_metrics_of(sums)
         return evidence.values, self._mean_over_processes(rows.float().mean())
 
+    def _label_evidence(self, batch: dict[str, Any]) -> Tensor:
+        """(B, T) evidence [nats] by what the task knows of the tokens."""
+        assert self.method.labels is not None
+        assert self._graded is not None
+        labels = torch.zeros_like(batch["completion_mask"], dtype=torch.float32)
+        groups, rows = self._graded.groups(batch)
+        for group, row in zip(groups, rows, strict=True):
+            if len(group.rollouts) < len(group.attempts):
+                raise ValueError(
+                    f"method={self.args.method!r} needs whole groups on each process; make the batch of a process a "
+                    "multiple of num_generations"
+                )
+            tokens = [token_texts(self.processing_class, rollout.ids) for rollout in group.rollouts]
+            correct = [attempt.correct for attempt in group.attempts]
+            for place, found in enumerate(self.method.labels(self._graded.rows[row], tokens, correct)):
+                labels[row + place, : len(found)] = torch.tensor(found, dtype=torch.float32)
+        return label_evidence(labels, batch["advantages"])
+
+    def _contexts(self, wanted: list[bool]) -> list[list[Context]]:
+        """The contexts of this process's rollouts; none of those that are not wanted."""
+        contexts_of, references = self.method.contexts, self._references()
+        assert contexts_of is not None  # a method with teachers has contexts
+        self._log_fallbacks([r.fallback for r, kept in zip(references, wanted, strict=True) if kept])
+        student_fallback = self.args.no_negative == "student"
+        return [
+            contexts_of(reference, student_fallback) if kept else []
+            for reference, kept in zip(references, wanted, strict=True)
+        ]
+
     def _grade(
-        self, prompts: list[Messages], completions: list[Any], solutions: list[str], rewards_per_func: Tensor
-    ) -> _Graded:
+        self,
+        rows: list[dict[str, Any]],
+        prompts: list[Messages],
+        completions: list[Any],
+        solutions: list[str],
+        rewards_per_func: Tensor,
+    ) -> Graded:
         """Groups may span processes, so answers are gathered, as TRL gathers the rewards."""
-        everyone = gather_object([(final_answer(_text(c)), s) for c, s in zip(completions, solutions, strict=True)])
+        texts = [text_of_completion(completion) for completion in completions]
+        everyone = gather_object([(final_answer(t), t, s) for t, s in zip(texts, solutions, strict=True)])
         correctness = rewards_per_func[:, self._correctness_index].tolist()
         totals = (rewards_per_func * self.reward_weights.to(rewards_per_func.device)).nansum(dim=1).tolist()
         threshold = self.args.correctness_threshold
         attempts = [
             # NaN: the function gave no verdict.
-            Attempt(answer, total, None if verdict != verdict else verdict >= threshold)
-            for (answer, _), total, verdict in zip(everyone, totals, correctness, strict=True)
+            Attempt(answer, total, None if verdict != verdict else verdict >= threshold, text)
+            for (answer, text, _), total, verdict in zip(everyone, totals, correctness, strict=True)
         ]
-        return _Graded(prompts, attempts, [solution for _, solution in everyone])
-
-    def _own(self, everyone: list[_T]) -> list[_T]:
-        """This process's part of a list that has one entry for each rollout of all processes."""
-        size = len(everyone) // self.accelerator.num_processes
-        return everyone[self.accelerator.process_index * size :][:size]
+        solutions = [solution for *_, solution in everyone]
+        first = self.accelerator.process_index * len(rows)
+        return Graded(rows, prompts, attempts, solutions, self.num_generations, first)
 
     def _references(self) -> list[References]:
         """References of this process's rollouts."""
@@ -290,18 +372,35 @@ class CEPOTrainer(GRPOTrainer):
         assert graded is not None  # set by `_calculate_rewards`, which TRL calls for every batch
         references: list[References] = []
         for start in range(0, len(graded.attempts), size):
-            references += choose_references(
-                graded.attempts[start : start + size],
-                graded.solutions[start],
-                rule=self.args.negative_reference,
-                max_negatives=self.args.max_negatives,
+            attempts, solution = graded.attempts[start : start + size], graded.solutions[start]
+            chosen = choose_references(
+                attempts, solution, rule=self.args.negative_reference, max_negatives=self.args.max_negatives
             )
-        return self._own(references)
+            references += self._tell(chosen, attempts, solution)
+        return graded.own(references)
+
+    def _cut(self, text: str, part: Part, tokens: int) -> str:
+        """The first or the last tokens of a text."""
+        tokenizer: Any = getattr(self.processing_class, "tokenizer", self.processing_class)
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return tokenizer.decode(ids[:tokens] if part == "prefix" else ids[-tokens:])
 
     def _teacher_logps(self, batch: dict[str, Any], contexts: list[list[Context]]) -> tuple[Tensor, Tensor]:
         """(C, B, T) log-probs [nats] of every rollout under its contexts, and (C, B) which there are."""
         rows, prompt_of_row = self._prompt_rows([bool(answers) for answers in contexts])
         prompts = [prompt_of(batch, row, self._image_token()) for row in rows]
+        rollouts = Rollouts(batch["completion_ids"], trained_tokens(batch), prompt_of_row)
+        way: dict[str, Any] = {"hinted": self._hinted(prompts, rows), "read": self._read(batch)}
+        with self._reading():
+            student = self._student_logps(batch)
+            if student is None and self._teacher.lags:  # P_S is the policy's, whoever teaches
+                plain: list[list[Context]] = [[STUDENT] if STUDENT in answers else [] for answers in contexts]
+                student = score_contexts(plain, rollouts, prompts, **way)[0][0]
+            with self._teacher.in_place():
+                return score_contexts(contexts, rollouts, prompts, **way, student=student)
+
+    def _hinted(self, prompts: list[Prompt], rows: list[int]) -> Callable[[int, str], Ids]:
+        """Makes the token ids of a prompt with a hint; `rows` are rollouts of these prompts."""
         assert self._graded is not None
         plain = [self._graded.prompts[row] for row in rows]
 
@@ -309,16 +408,22 @@ class CEPOTrainer(GRPOTrainer):
             messages = add_hint(plain[index], answer, self.args.hint_template)
             return self._encoder.with_hint(prompts[index], plain[index], messages)
 
-        rollouts = Rollouts(batch["completion_ids"], trained_tokens(batch), prompt_of_row)
-        with self._reading():
-            return score_contexts(
-                contexts,
-                rollouts,
-                prompts,
-                hinted=hinted,
-                read=self._read(batch),
-                student=self._student_logps(batch),
-            )
+        return hinted
+
+    def _find_teacher_prompts(self, batch: dict[str, Any]) -> float:
+        """Put the teachers' prompts into the batch; the share of rollouts that have a teacher."""
+        contexts = self._contexts(trained_tokens(batch).any(dim=1).tolist())
+        rows, prompt_of_row = self._prompt_rows([bool(answers) for answers in contexts])
+        prompts = [prompt_of(batch, row, self._image_token()) for row in rows]
+        hinted = cache(self._hinted(prompts, rows))
+        ids = [
+            hinted(prompt_of_row[row], answers[0]) if answers and answers[0] is not STUDENT else None
+            for row, answers in enumerate(contexts)
+        ]
+        tokens = add_teacher_prompts(batch, ids)
+        batch["teacher_tokens"] = self.accelerator.reduce(tokens.float(), reduction="sum")
+        taught_rows = torch.tensor([tokens is not None for tokens in ids], device=tokens.device)
+        return self._mean_over_processes(taught_rows.float().mean())
 
     def _prompt_rows(self, wanted: list[bool]) -> tuple[list[int], list[int]]:
         """One row of each group with a wanted rollout, and for each rollout the index of its prompt among these.
@@ -338,7 +443,7 @@ class CEPOTrainer(GRPOTrainer):
 
     def _student_logps(self, batch: dict[str, Any]) -> Tensor | None:
         """(B, T) log P_S [nats] where TRL has computed it for its ratio, and computed it as a teacher would."""
-        return None if _has_dropout(self.model) else batch.get("old_per_token_logps")
+        return None if has_dropout(self.model) else batch.get("old_per_token_logps")
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
@@ -370,6 +475,39 @@ class CEPOTrainer(GRPOTrainer):
 
     # The update -------------------------------------------------------------------------------------------------------
 
+    def _distil(self, model: Any, inputs: dict[str, Any]) -> Tensor:
+        """Divergence of the policy from its teacher over the vocabulary, a mean over the tokens that have a teacher."""
+        args = self.args
+        lesson = Lesson.of(inputs, self._image_token())
+        unwrapped = self.accelerator.unwrap_model(self.model)
+        inner = unwrapped.get_base_model() if is_peft_model(unwrapped) else unwrapped
+        with self._reading(), self._teacher.in_place(), self.accelerator.autocast():
+            teacher = taught(inner, lesson)
+        top_k = args.divergence_top_k if args.divergence == "top_k" else None
+
+        def student() -> tuple[Tensor, Tensor, Tensor]:
+            with self.accelerator.autocast():  # which is part of the forward that this takes the place of
+                return learn(
+                    inner,
+                    lesson,
+                    teacher,
+                    beta=args.divergence_beta,
+                    temperature=self.temperature,
+                    top_k=top_k,
+                    importance_clip=args.importance_clip,
+                )
+
+        # Through the wrapper's forward, which DDP has to see.
+        total, *sums = _ForwardRedirection()(model, unwrapped, student)
+        count = 0.0 if lesson.empty else float(lesson.counted.sum())
+        plain, entropy, tokens = self._sum_over_processes([*(part.item() for part in sums), count])
+        if tokens:
+            self._log_credit("divergence", plain / tokens)
+            self._metrics["train"]["entropy"].append(entropy / tokens)
+        # The tokens are those of the generation batch; TRL scales its token means in the same way.
+        normalizer = inputs["teacher_tokens"].clamp(min=1.0) / self.accelerator.num_processes
+        return total * args.steps_per_generation / (normalizer * self.current_gradient_accumulation_steps)
+
     def _why_no_skipping(self) -> str | None:
         """What gives rollouts with zero advantage a gradient, or a part in that of others; None if nothing does."""
         if self.beta != 0:
@@ -392,28 +530,6 @@ class CEPOTrainer(GRPOTrainer):
             return reason is None and self.args.method != "grpo"
         return self.args.skip_zero_advantage
 
-    def _moving_rows(self, inputs: dict[str, Any]) -> tuple[dict[str, Any] | None, float]:
-        """The rows of a micro-batch that can move the policy, and the factor that undoes what their number does to
-        the loss's mean; None if there is none, and no need to run any."""
-        tokens = trained_tokens(inputs)
-        moves = (inputs["advantages"] != 0) & tokens.any(dim=1)
-        rows = moves.nonzero().flatten().tolist()
-        if not rows and self.accelerator.num_processes == 1:
-            return None, 0.0
-        # Processes make one forward pass together, and TRL gathers a number per row: all take as many rows. The
-        # shortest that do not move cost least.
-        (count,) = self._most_over_processes([max(1, len(rows))])
-        still = [row for row in tokens.sum(dim=1).argsort().tolist() if not moves[row]]
-        rows = sorted(rows + still[: count - len(rows)])
-        kept = select_rows(inputs, rows)
-        if self.loss_type in ("cispo", "dapo", "vespo"):  # divided by the tokens of the whole batch already
-            factor = 1.0
-        elif self.loss_type == "bnpo":
-            factor = float(trained_tokens(kept).sum().clamp(min=1) / tokens.sum().clamp(min=1))
-        else:
-            factor = len(rows) / len(moves)
-        return without_padding(kept), factor
-
     # What is left for people ------------------------------------------------------------------------------------------
 
     def _keep_samples(self, batch: dict[str, Any]) -> None:
@@ -423,7 +539,7 @@ class CEPOTrainer(GRPOTrainer):
         if self._graded is None or step == self._kept_step or not (draws or saves):
             return
         self._kept_step = step
-        groups, rows = self._groups(batch)
+        groups, rows = self._graded.groups(batch)
         if saves:
             before = self.accelerator.process_index * len(batch["advantages"]) // self.num_generations
             saved = gather_object(rows_of(groups, before))
@@ -439,32 +555,23 @@ class CEPOTrainer(GRPOTrainer):
                     [prompt_of(batch, rows[i], self._image_token()) for i in drawn],
                     read=self._read(batch),
                     encoder=self._encoder,
+                    tell=self._tell,
                     processing_class=self.processing_class,
                     args=self.args,
                     step=step,
                     write=self.accelerator.is_main_process,
                 )
 
-    def _groups(self, batch: dict[str, Any]) -> tuple[list[Group], list[int]]:
-        """This process's part of each group, and the row of the batch with which each part begins."""
-        graded, size = self._graded, self.num_generations
-        assert graded is not None
-        trained = trained_tokens(batch).tolist()
-        completions = Rollouts(batch["completion_ids"], batch["completion_mask"].bool(), []).completions()
-        rollouts = [
-            Rollout(ids, advantage, tuple(mask[: len(ids)]))
-            for ids, advantage, mask in zip(completions, batch["advantages"].tolist(), trained, strict=True)
-        ]
-        before = self.accelerator.process_index * len(rollouts)
-        groups, rows = [], []
-        for index in range(before // size, -(-(before + len(rollouts)) // size)):
-            first = index * size
-            row = max(0, first - before)
-            own = rollouts[row : first + size - before]
-            attempts = graded.attempts[first : first + size]
-            groups.append(Group(graded.prompts[row], graded.solutions[first], attempts, own, before + row - first))
-            rows.append(row)
-        return groups, rows
+    # Checkpoints ------------------------------------------------------------------------------------------------------
+
+    def _save_checkpoint(self, model, trial):
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:
+            self._teacher.save(f"{self._get_output_dir(trial=trial)}/checkpoint-{self.state.global_step}")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self._teacher.load(resume_from_checkpoint)
 
     # Metrics ----------------------------------------------------------------------------------------------------------
 
@@ -496,6 +603,9 @@ class CEPOTrainer(GRPOTrainer):
     def _mean_over_processes(self, value: Tensor) -> float:
         return self.accelerator.reduce(value, reduction="mean").item()
 
+    def _most_of(self, number: int) -> int:
+        return self._most_over_processes([number])[0]
+
     def _most_over_processes(self, numbers: Sequence[int]) -> list[int]:
         """The most of each number over the processes; shorter lists count as if they went on with zeros."""
         if self.accelerator.num_processes == 1:
@@ -504,53 +614,4 @@ class CEPOTrainer(GRPOTrainer):
         return [max(column) for column in itertools.zip_longest(*everyone, fillvalue=0)]
 
 
-def _freeze_vision_tower(model: torch.nn.Module) -> None:
-    frozen = [p for name, p in model.named_parameters() if _VISION_TOWERS & set(name.split("."))]
-    if not frozen:
-        raise ValueError(
-            f"freeze_vision_tower: {type(model).__name__} has no part named {' or '.join(sorted(_VISION_TOWERS))}"
-        )
-    for parameter in frozen:
-        parameter.requires_grad_(False)
-
-
-# What transformers' vision-language models call their vision tower.
-_VISION_TOWERS = {"visual", "vision_model", "vision_tower"}
-
-
-def _has_solutions(dataset: Any) -> bool:
-    """Whether every row has a solution. Of a stream nobody knows."""
-    if not isinstance(dataset, Dataset) or "solution" not in dataset.column_names:
-        return False
-    return all(isinstance(solution, str) and solution.strip() for solution in dataset["solution"])
-
-
-def _require_a_batch(dataset: Dataset, args: CEPOConfig) -> None:
-    """TRL drops a generation batch that cannot be filled; with too few rows nothing at all would be trained."""
-    prompts = args.generation_batch_size // args.num_generations
-    if len(dataset) < prompts:
-        raise ValueError(
-            f"the training set has {len(dataset)} rows, and one generation batch takes {prompts} prompts "
-            f"({args.generation_batch_size} rollouts, {args.num_generations} each). Add rows, or lower "
-            "per_device_train_batch_size or gradient_accumulation_steps."
-        )
-
-
 _VERDICTS = {True: 1.0, False: -1.0, None: 0.0}
-
-
-def _has_dropout(model: torch.nn.Module) -> bool:
-    """Whether a forward pass in train mode is another than in eval mode."""
-    rates = (getattr(module, name, 0.0) for module in model.modules() for name in ("p", "attention_dropout"))
-    return any(isinstance(rate, float) and rate > 0 for rate in rates)
-
-
-def _text(completion: str | list[dict[str, Any]]) -> str:
-    """The text of a completion: of its last assistant message, where it is a conversation."""
-    if isinstance(completion, str):
-        return completion
-    message = next((m for m in reversed(completion) if m["role"] == "assistant"), {"content": ""})
-    content = message.get("content") or ""
-    if isinstance(content, str):
-        return content
-    return "".join(part.get("text", "") for part in content)

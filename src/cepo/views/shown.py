@@ -6,6 +6,7 @@ from typing import Any
 
 from ..inspection import Credit, Group, Inspected, Variant
 from ..methods import STUDENT
+from ..references import Fallback
 from ..sampling import token_texts
 
 # A weight this close to 1 leaves a token with GRPO's advantage, for the eye.
@@ -23,10 +24,12 @@ _METHODS = {
     "rlsd": "a teacher that is told r+, against the policy itself without a hint",
     "cepo": "a teacher that is told r+, against one that is told r-: ",
 }
-_FALLBACKS = {
+_FALLBACKS: dict[Fallback, str] = {
     "no_rejected": "no rollout of the group was rejected",
     "no_wrong_answer": "no rejected rollout gives an answer that differs from r+",
     "own_missing": "this rollout has no usable answer of its own, so the most common wrong one is used",
+    "no_right_rollout": "the group has no other right rollout to tell the teacher, so it is told the answer",
+    "no_wrong_rollout": "no other rollout ends in this wrong answer, so the teacher is told the answer alone",
 }
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..config import CEPOConfig
-from ..inspection import Group, all_variants, inspect
+from ..inspection import Group, Tell, all_variants, inspect
 from ..methods import METHODS
 from ..passes import Prompt
 from ..teachers import PromptEncoder, Read
@@ -21,6 +21,7 @@ def write_credit_page(
     *,
     read: Read,
     encoder: PromptEncoder,
+    tell: Tell,
     processing_class: Any,
     args: CEPOConfig,
     step: int,
@@ -31,7 +32,7 @@ def write_credit_page(
     Args:
         groups: The groups, or this process's part of them.
         prompts: Their prompts.
-        read, encoder: As for `inspect`.
+        read, encoder, tell: As for `inspect`.
         processing_class: Tokenizer, or processor.
         args: The run's options.
         step: The optimiser step.
@@ -39,7 +40,8 @@ def write_credit_page(
     """
     variants = all_variants((args.max_negatives,))
     rule = args.negative_reference if METHODS[args.method].needs_negatives else None
-    selected = next(variant for variant in variants if (variant.method, variant.rule) == (args.method, rule))
+    own = (variant for variant in variants if (variant.method, variant.rule) == (args.method, rule))
+    selected = next(own, variants[-1])
     coefficient = args.coefficient_at(step)
     inspected = inspect(
         groups,
@@ -51,13 +53,20 @@ def write_credit_page(
         coefficient=coefficient,
         clip=args.evidence_clip,
         no_negative=args.no_negative,
+        tell=tell,
     )
     if not write:
         return
     page = credit_page(
         show(groups, inspected, processing_class),
         title=f"Which tokens get the credit, step {step}",
-        about={"run": str(args.output_dir), "method": selected.name, "lambda": f"{coefficient:.3g}"},
+        about={
+            "run": str(args.output_dir),
+            "method": selected.name if selected.method == args.method else args.method,
+            "lambda": f"{coefficient:.3g}",
+            # Whoever teaches in training: P_S, P_T+ and P_T- of a page are of the same weights.
+            **({} if args.teacher == "policy" else {"read with": "the policy's own weights"}),
+        },
         variants=variants,
         selected=selected,
         clip=args.evidence_clip,

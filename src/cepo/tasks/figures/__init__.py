@@ -2,10 +2,11 @@
 
 from importlib.resources import files
 
-from .credit import TokenKind, group_kinds
+from .credit import TokenKind, figures_labels, group_kinds
 from .data import PLAIN_HINT_TEMPLATE, load_figures, problem_of
 from .problem import Problem, make_problem
 from .solutions import Annotation, Span, annotate, filler_tokens, token_spans
+from .verifier import figures_reward
 
 __all__ = [
     "PLAIN_HINT_TEMPLATE",
@@ -14,6 +15,8 @@ __all__ = [
     "Span",
     "TokenKind",
     "annotate",
+    "figures_labels",
+    "figures_reward",
     "filler_tokens",
     "group_kinds",
     "load_figures",

@@ -1,8 +1,9 @@
 """What the generator knows of a group's tokens: which of them decide the rollouts' outcomes, and which are filler."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
+from .data import problem_of
 from .problem import Problem
 from .solutions import Annotation, Span, annotate, token_spans
 
@@ -54,6 +55,12 @@ def group_kinds(
                 line.append("read" if span.kind == "read" else "other")
         kinds.append(line)
     return kinds
+
+
+def figures_labels(row: dict[str, Any], completions: list[list[str]], correct: list[bool | None]) -> list[list[int]]:
+    """1 at decisive tokens, -1 at filler, 0 elsewhere, for a group of rollouts of a dataset row."""
+    value = {"decisive": 1, "filler": -1}
+    return [[value.get(kind, 0) for kind in kinds] for kinds in group_kinds(problem_of(row), completions, correct)]
 
 
 def _numbers(text: str, annotation: Annotation) -> dict[int, str]:

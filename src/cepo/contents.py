@@ -1,0 +1,88 @@
+"""What a hint carries: an answer, or more of the text that led to it (the paper's ablations, OPSD, SDPO)."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from .answers import same_answer
+from .references import Attempt, References
+
+PositiveContent = Literal["answer", "solution", "rollout"]
+NegativeContent = Literal["answer", "rollout"]
+Part = Literal["whole", "prefix", "suffix"]
+
+
+@dataclass(frozen=True)
+class HintContent:
+    """What teachers are told.
+
+    Attributes:
+        positive: ``answer``, r+; ``solution``, the `solution` column as it is; ``rollout``, a right rollout of the
+            group other than the one that is read.
+        negative: ``answer``, r-; ``rollout``, the rejected rollout that r- comes from, or, where that is the one that
+            is read, another that ends in the same answer: a teacher that is told a text finds all of it likely.
+        part: Of a solution or a rollout: the ``whole``, or a ``prefix`` or ``suffix``.
+        tokens: Length of a prefix or suffix.
+    """
+
+    positive: PositiveContent = "answer"
+    negative: NegativeContent = "answer"
+    part: Part = "whole"
+    tokens: int = 64
+
+
+def with_contents(
+    references: Sequence[References],
+    attempts: Sequence[Attempt],
+    solution: str,
+    content: HintContent,
+    cut: Callable[[str, Part, int], str],
+    same: Callable[[str, str], bool] = same_answer,
+) -> list[References]:
+    """The references of a group with the texts that teachers are told in place of the answers.
+
+    Where another rollout is wanted and there is none, the answer stays, and the fallback is ``no_right_rollout`` or
+    ``no_wrong_rollout``.
+
+    Args:
+        references: Of each rollout of the group.
+        attempts: Its rollouts.
+        solution: The `solution` of its prompt.
+        content: What to tell.
+        cut: Cuts a text to its first or last tokens.
+        same: Tells whether two answers are the same.
+    """
+
+    def part_of(text: str) -> str:
+        return text if content.part == "whole" else cut(text, content.part, content.tokens)
+
+    def other_with_answer_of(source: int) -> int | None:
+        answer = attempts[source].answer or ""
+        for place, attempt in enumerate(attempts):
+            if place != source and attempt.correct is False and attempt.answer and same(attempt.answer, answer):
+                return place
+        return None
+
+    right = [place for place, attempt in enumerate(attempts) if attempt.correct]
+    told = []
+    for place, one in enumerate(references):
+        changed = one
+        if content.positive == "solution":
+            changed = replace(changed, positive=part_of(solution))
+        elif content.positive == "rollout":
+            other = next((candidate for candidate in right if candidate != place), None)
+            if other is None:
+                changed = replace(changed, fallback="no_right_rollout")
+            else:
+                changed = replace(changed, positive=part_of(attempts[other].text))
+        if content.negative == "rollout":
+            sources = [other_with_answer_of(source) if source == place else source for source in one.sources]
+            texts = tuple(
+                answer if source is None else part_of(attempts[source].text)
+                for source, answer in zip(sources, one.negatives, strict=True)
+            )
+            changed = replace(changed, negatives=texts)
+            if None in sources:
+                changed = replace(changed, fallback="no_wrong_rollout")
+        told.append(changed)
+    return told

@@ -1,0 +1,58 @@
+"""What the verifier said of a generation batch, whose groups may span processes.
+
+Dimensions: B rollouts of this process, G rollouts of a group.
+"""
+
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from .batches import Batch, trained_tokens
+from .hints import Messages
+from .inspection import Group, Rollout
+from .references import Attempt
+from .teachers import Rollouts
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Graded:
+    """The rows and prompts of this process's rollouts, and what came of everyone's.
+
+    Attributes:
+        rows: B rows of the dataset.
+        prompts: Their B conversations.
+        attempts, solutions: One for each rollout of all processes.
+        group_size: G.
+        first: Position of this process's first rollout among everyone's.
+    """
+
+    rows: list[dict[str, Any]]
+    prompts: list[Messages]
+    attempts: list[Attempt]
+    solutions: list[str]
+    group_size: int
+    first: int
+
+    def own(self, everyone: list[_T]) -> list[_T]:
+        """This process's part of a list that has one entry for each rollout of all processes."""
+        return everyone[self.first :][: len(self.rows)]
+
+    def groups(self, batch: Batch) -> tuple[list[Group], list[int]]:
+        """This process's part of each group, and the row of the batch with which each part begins."""
+        size, before = self.group_size, self.first
+        trained = trained_tokens(batch).tolist()
+        completions = Rollouts(batch["completion_ids"], batch["completion_mask"].bool(), []).completions()
+        rollouts = [
+            Rollout(ids, advantage, tuple(mask[: len(ids)]))
+            for ids, advantage, mask in zip(completions, batch["advantages"].tolist(), trained, strict=True)
+        ]
+        groups, rows = [], []
+        for index in range(before // size, -(-(before + len(rollouts)) // size)):
+            first = index * size
+            row = max(0, first - before)
+            own = rollouts[row : first + size - before]
+            attempts = self.attempts[first : first + size]
+            groups.append(Group(self.prompts[row], self.solutions[first], attempts, own, before + row - first))
+            rows.append(row)
+        return groups, rows

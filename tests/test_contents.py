@@ -1,0 +1,60 @@
+"""What hints carry beyond answers."""
+
+import pytest
+
+from cepo.contents import HintContent, with_contents
+from cepo.references import Attempt, choose_references
+
+ATTEMPTS = [
+    Attempt("7", 1.0, True, "so it is 7"),
+    Attempt("3", 0.0, False, "perhaps 3"),
+    Attempt("7", 1.0, True, "surely 7"),
+    Attempt("3", 0.0, False, "again 3"),
+    Attempt("4", 0.0, False, "or 4"),
+]
+SOLUTION = r"Long reasoning, so \boxed{7}"
+
+
+def cut(text, part, tokens):
+    words = text.split()
+    return " ".join(words[:tokens] if part == "prefix" else words[-tokens:])
+
+
+def told(content, rule="own_or_mixture", attempts=ATTEMPTS):
+    references = choose_references(attempts, SOLUTION, rule=rule)
+    return with_contents(references, attempts, SOLUTION, content, cut)
+
+
+def test_answers_are_the_references():
+    assert told(HintContent()) == choose_references(ATTEMPTS, SOLUTION, rule="own_or_mixture")
+
+
+def test_solutions_and_rollouts():
+    found = told(HintContent(positive="solution", negative="rollout"))
+    assert {one.positive for one in found} == {SOLUTION}
+    assert found[0].negatives == ("perhaps 3", "or 4")  # the first rollout of each answer
+    assert found[2].negatives == ("perhaps 3", "or 4")
+
+
+def test_nobody_is_told_its_own_text():
+    found = told(HintContent(negative="rollout"))
+    assert [one.negatives for one in found[1:4]] == [("again 3",), ("perhaps 3", "or 4"), ("perhaps 3",)]
+    assert found[4].negatives == ("4",)
+    assert [one.fallback for one in found] == [None, None, None, None, "no_wrong_rollout"]
+    mixture = told(HintContent(negative="rollout"), rule="mixture")
+    assert mixture[4].negatives == ("perhaps 3", "4")
+
+
+def test_a_right_rollout_is_another_one():
+    found = told(HintContent(positive="rollout"))
+    assert [one.positive for one in found] == ["surely 7", "so it is 7", "so it is 7", "so it is 7", "so it is 7"]
+    alone = told(HintContent(positive="rollout"), attempts=ATTEMPTS[:2])
+    assert [one.fallback for one in alone] == ["no_right_rollout", None]
+    assert alone[0].positive == "7"
+
+
+@pytest.mark.parametrize(("part", "positive"), [("prefix", "Long reasoning,"), ("suffix", r"so \boxed{7}")])
+def test_parts(part, positive):
+    (one, *_) = told(HintContent(positive="solution", negative="rollout", part=part, tokens=2), rule="most_common")
+    assert one.positive == positive
+    assert one.negatives == ("perhaps 3",)

@@ -1,0 +1,427 @@
+"""OPSD and SDPO in the real trainer, and teachers whose weights lag behind the policy's."""
+
+import copy
+
+import pytest
+import torch
+from peft import LoraConfig
+from torch.testing import assert_close
+from trl.rewards import accuracy_reward
+
+import cepo.trainer
+from cepo import CEPOConfig, CEPOTrainer
+from cepo.teachers import evaluating
+
+from .test_trainer import half_right, logged, loss_inputs, make, task, train, weights_of, wrong_answers
+
+__all__ = ["loss_inputs", "task"]  # fixtures
+
+
+@pytest.fixture
+def lessons(monkeypatch):
+    """The micro-batches that were distilled, with the policy as it was and the loss that came out."""
+    seen = []
+    distil = CEPOTrainer._distil
+
+    def spy(self, model, inputs):
+        policy = copy.deepcopy(self.accelerator.unwrap_model(model))
+        loss = distil(self, model, inputs)
+        seen.append((dict(inputs), policy, loss.detach()))
+        return loss
+
+    monkeypatch.setattr(CEPOTrainer, "_distil", spy)
+    return seen
+
+
+def distributions(model, batch, prompt, row):
+    """(T, V) log-distributions of a row's completion after a prompt, in one plain pass, image and all."""
+    kept = batch["completion_mask"][row].bool()
+    ids = torch.cat([prompt, batch["completion_ids"][row][kept]]).unsqueeze(0)
+    inputs = {"input_ids": ids}
+    if "pixel_values" in batch:
+        grids = batch["image_grid_thw"].prod(dim=1)
+        patches = slice(int(grids[:row].sum()), int(grids[: row + 1].sum()))
+        inputs |= {
+            "pixel_values": batch["pixel_values"][patches],
+            "image_grid_thw": batch["image_grid_thw"][row : row + 1],
+            "mm_token_type_ids": (ids == model.config.image_token_id).long(),
+        }
+    with evaluating(model):
+        # Not `model(...)`: TRL patches the instance, and a copy's patch would call the original.
+        logits = type(model).forward(model, **inputs).logits[0]
+    return logits[len(prompt) - 1 : -1].double().log_softmax(-1)
+
+
+def own_prompt(batch, row):
+    return batch["prompt_ids"][row][batch["prompt_mask"][row].bool()]
+
+
+def told_prompt(batch, row):
+    return batch["teacher_ids"][row][batch["teacher_mask"][row].bool()]
+
+
+def forward_kl(teacher, student):
+    return (teacher.exp() * (teacher - student)).sum(-1)
+
+
+def jensen_shannon(teacher, student):
+    middle = torch.log((teacher.exp() + student.exp()) / 2)
+    return (forward_kl(teacher, middle) + forward_kl(student, middle)) / 2
+
+
+def test_opsd_is_the_divergence_from_the_initial_policy_that_knows_the_solution(tmp_path, task, lessons):
+    """Against plain passes over whole vocabularies; the teacher sees the image."""
+    dataset, model = task
+    trainer = train(tmp_path, dataset, model, method="opsd", learning_rate=0.05)
+    first = lessons[0][1]
+    assert len(lessons) == 2
+    for batch, policy, loss in lessons:
+        values = []
+        for row in range(8):
+            told, own = told_prompt(batch, row), own_prompt(batch, row)
+            text = trainer.processing_class.decode(told)
+            assert "A reference solution:\n\\boxed{" in text
+            if "pixel_values" in batch:
+                assert (told == first.config.image_token_id).sum() == (own == first.config.image_token_id).sum() > 0
+            values.append(forward_kl(distributions(first, batch, told, row), distributions(policy, batch, own, row)))
+        expected = torch.cat(values).mean().item()
+        assert loss.item() == pytest.approx(expected, rel=1e-3, abs=1e-6)
+        assert expected > 0
+    assert logged(trainer, "cepo/divergence") == pytest.approx([loss.item() for *_, loss in lessons], rel=1e-4)
+    assert logged(trainer, "cepo/rows_scored") == [1.0, 1.0]
+    assert any(not torch.equal(a, b) for a, b in zip(first.parameters(), trainer.model.parameters(), strict=True))
+
+
+def one_right(completions, **kwargs):
+    """The first group has two right rollouts, the second one, a third none."""
+    return ([1.0, 1.0, 0.0, 0.0] + [1.0, 0.0, 0.0, 0.0] + [0.0] * 4)[: len(completions)]
+
+
+def test_sdpo_tells_another_right_rollout_or_nothing(tmp_path, text_figures, text_model_path, lessons):
+    options = {"method": "sdpo", "max_steps": 1, "per_device_train_batch_size": 12, "divergence": "full"}
+    trainer = train(tmp_path, text_figures, text_model_path, one_right, **options)
+    ((batch, policy, loss),) = lessons
+    # TRL shuffles the rollouts of a batch: rows are known by what they are told.
+    completions = [
+        trainer.processing_class.decode(ids[mask.bool()], skip_special_tokens=True)
+        for ids, mask in zip(batch["completion_ids"], batch["completion_mask"], strict=True)
+    ]
+    values, untold = [], 0
+    for row in range(12):
+        told = told_prompt(batch, row)
+        if not len(told):
+            untold += 1
+            continue
+        text = trainer.processing_class.decode(told)
+        others = [place for place, other in enumerate(completions) if place != row and other in text]
+        assert len(others) == 1
+        # Another one of the same prompt, and a right one: above its group's mean.
+        assert own_prompt(batch, others[0]).tolist() == own_prompt(batch, row).tolist()
+        assert batch["advantages"][others[0]] > 0
+        values.append(
+            jensen_shannon(
+                distributions(policy, batch, told, row), distributions(policy, batch, own_prompt(batch, row), row)
+            )
+        )
+    assert untold == 5  # the only right one of its group, and a group without any
+    assert loss.item() == pytest.approx(torch.cat(values).mean().item(), rel=1e-3)
+    assert logged(trainer, "cepo/rows_scored") == pytest.approx([7 / 12])
+
+
+def test_without_any_right_rollout_sdpo_stands_still(tmp_path, text_figures, text_model_path):
+    def all_wrong(completions, **kwargs):
+        return [0.0] * len(completions)
+
+    options = {"method": "sdpo", "max_steps": 1, "optim": "sgd"}
+    trainer = train(tmp_path, text_figures, text_model_path, all_wrong, **options)
+    assert logged(trainer, "loss") == logged(trainer, "grad_norm") == [0.0]
+
+
+@pytest.mark.parametrize("method", ["opsd", "sdpo"])
+def test_micro_batches_add_up(tmp_path, figures, method):
+    """The mean is over the tokens of the whole batch, however it is cut."""
+    options = {"method": method, "optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 1e9}
+    whole = train(tmp_path, figures, reward=half_right, **options)
+    cut = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
+    parts = train(tmp_path, figures, reward=half_right, **options, **cut)
+    assert logged(parts, "grad_norm") == pytest.approx(logged(whole, "grad_norm"), rel=1e-3)
+    assert logged(whole, "grad_norm")[0] > 0
+    for name, weight in weights_of(whole).items():
+        assert_close(weights_of(parts)[name], weight, atol=1e-5, rtol=1e-3)
+
+
+def test_teacher_and_student_read_in_the_same_precision(tmp_path, text_figures, text_model_path, monkeypatch):
+    seen = {}
+    for name in ("taught", "learn"):
+        stage = getattr(cepo.trainer, name)
+
+        def noted(*args, name=name, stage=stage, **options):
+            seen[name] = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
+            return stage(*args, **options)
+
+        monkeypatch.setattr(cepo.trainer, name, noted)
+    train(tmp_path, text_figures, text_model_path, method="opsd", max_steps=1, bf16=True, use_cpu=True)
+    assert seen == {"taught": (True, torch.bfloat16), "learn": (True, torch.bfloat16)}
+
+
+def test_the_steps_of_one_generation_share_its_mean(tmp_path, text_figures, text_model_path):
+    """Two steps on half of a batch each, at half the rate, move as one on all of it."""
+    options = {"method": "opsd", "optim": "sgd", "max_grad_norm": 1e9, "lr_scheduler_type": "constant"}
+
+    def moved(**more):
+        before = make(tmp_path, text_figures, text_model_path, **options, **more)
+        start = weights_of(before)
+        before.train()
+        return torch.cat([(weight - start[name]).flatten() for name, weight in weights_of(before).items()])
+
+    whole = moved(max_steps=1, learning_rate=0.02)
+    halves = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2, "steps_per_generation": 4}
+    parts = moved(max_steps=2, learning_rate=0.01, **halves)
+    assert (parts - whole).norm() < 0.05 * whole.norm()
+
+
+def test_the_sampled_form_is_a_policy_gradient_with_evidence_for_advantages(
+    tmp_path, text_figures, text_model_path, loss_inputs
+):
+    options = {"method": "opsd", "divergence": "sampled", "max_steps": 1}
+    trainer = train(tmp_path, text_figures, text_model_path, half_right, **options)
+    (batch,) = loss_inputs
+    trained = batch["completion_mask"].bool()
+    assert (batch["advantages"][~trained] == 0).all()
+    assert torch.equal(batch["advantages"][trained], batch["evidence"][trained])
+    assert (batch["advantages"][trained] != 0).float().mean() > 0.9
+    assert logged(trainer, "cepo/coefficient") == [1.0]
+
+
+def test_reused_rollouts_are_weighed_by_how_the_policy_has_moved(tmp_path, text_figures, text_model_path, lessons):
+    options = {"method": "opsd", "num_iterations": 2, "max_steps": 2, "learning_rate": 0.05}
+    train(tmp_path, text_figures, text_model_path, half_right, importance_clip=1.5, **options)
+    batch, policy, loss = lessons[1]
+    first = lessons[0][1]
+    values, ratios = [], []
+    for row in range(8):
+        student = distributions(policy, batch, own_prompt(batch, row), row)
+        values.append(forward_kl(distributions(first, batch, told_prompt(batch, row), row), student))
+        ids = batch["completion_ids"][row][batch["completion_mask"][row].bool()].unsqueeze(-1)
+        old = distributions(first, batch, own_prompt(batch, row), row)
+        ratios.append((student.gather(1, ids) - old.gather(1, ids)).exp()[:, 0])
+    values, ratios = torch.cat(values), torch.cat(ratios)
+    assert (ratios > 1.5).any()
+    assert (ratios < 1).any()
+    expected = (values * ratios.clamp(max=1.5)).mean().item()
+    assert loss.item() == pytest.approx(expected, rel=1e-3)
+    assert expected != pytest.approx(values.mean().item(), rel=1e-2)
+
+
+# Teachers' weights ----------------------------------------------------------------------------------------------------
+
+METHODS_WITH_TEACHERS = ["cepo", "rlsd", "opsd", "sdpo"]
+
+
+@pytest.mark.parametrize("method", METHODS_WITH_TEACHERS)
+@pytest.mark.parametrize(
+    "teacher", [{"teacher": "synced", "teacher_sync_steps": 1}, {"teacher": "ema", "teacher_ema_decay": 0.0}]
+)
+def test_a_teacher_that_follows_at_once_is_the_policy(
+    tmp_path, text_figures, text_model_path, monkeypatch, method, teacher
+):
+    wrong_answers(monkeypatch)
+    options = {"method": method, "max_steps": 3, "optim": "sgd", "learning_rate": 0.1}
+    live = train(tmp_path, text_figures, text_model_path, half_right, teacher="policy", **options)
+    start = weights_of(train(tmp_path, text_figures, text_model_path, half_right, **options | {"max_steps": 1}))
+    following = train(tmp_path, text_figures, text_model_path, half_right, **teacher, **options)
+    for name, weight in weights_of(live).items():
+        assert_close(weights_of(following)[name], weight, atol=1e-6, rtol=1e-5)
+    assert any(not torch.equal(weight, start[name]) for name, weight in weights_of(live).items())
+
+
+@pytest.mark.parametrize("method", METHODS_WITH_TEACHERS)
+def test_a_teacher_that_stays_behind_is_another(tmp_path, text_figures, text_model_path, monkeypatch, method):
+    wrong_answers(monkeypatch)
+    options = {"method": method, "max_steps": 3, "learning_rate": 0.02}
+    live = train(tmp_path, text_figures, text_model_path, half_right, teacher="policy", **options)
+    frozen = train(tmp_path, text_figures, text_model_path, half_right, teacher="initial", **options)
+    assert any(not torch.equal(w, weights_of(frozen)[name]) for name, w in weights_of(live).items())
+
+
+def test_the_student_is_the_policy_whoever_teaches(tmp_path, text_figures, text_model_path, monkeypatch):
+    """RLSD with a teacher of step 0: log P_T+ by the weights of step 0, log P_S by those of now."""
+    seen, at_work = [], []
+    score, teacher_logps = cepo.trainer.score_contexts, CEPOTrainer._teacher_logps
+
+    def spy(contexts, *rest, student=None, **way):
+        told = {context for answers in contexts for context in answers}
+        seen.append((weights_of(at_work[0]), told, student))
+        return score(contexts, *rest, student=student, **way)
+
+    def noted(self, *args):
+        at_work[:] = [self]
+        return teacher_logps(self, *args)
+
+    monkeypatch.setattr(cepo.trainer, "score_contexts", spy)
+    monkeypatch.setattr(CEPOTrainer, "_teacher_logps", noted)
+    options = {"method": "rlsd", "teacher": "initial", "max_steps": 2, "learning_rate": 0.05}
+    train(tmp_path, text_figures, text_model_path, half_right, **options)
+    assert [told == {None} for _, told, _ in seen] == [True, False] * 2  # the student first, then the answers
+    assert [student is None for *_, student in seen] == [True, False] * 2  # which is handed over, and not read again
+    start, taught, now, taught_later = (weights for weights, *_ in seen)
+    for name, weight in start.items():
+        assert torch.equal(taught[name], weight)
+        assert torch.equal(taught_later[name], weight)
+    assert any(not torch.equal(now[name], weight) for name, weight in start.items())
+
+
+def test_lora_starts_from_the_base_model(tmp_path, text_figures, text_model_path, monkeypatch):
+    """The initial teacher of an adapter is the model without it."""
+    wrong_answers(monkeypatch)
+    lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
+    options = {"teacher": "initial", "learning_rate": 0.05, "peft_config": lora}
+    trainer = train(tmp_path, text_figures, text_model_path, half_right, **options)
+    ids = torch.arange(20, 40).unsqueeze(0)
+    model = trainer.model
+
+    def logits():
+        with evaluating(model):
+            return model(input_ids=ids).logits
+
+    with model.disable_adapter():
+        base = logits()
+    trained = logits()
+    with trainer._teacher.in_place():
+        assert torch.equal(logits(), base)
+    assert torch.equal(logits(), trained)
+    assert not torch.equal(trained, base)
+
+
+@pytest.mark.parametrize("teacher", ["ema", "initial"])
+def test_a_teacher_goes_on_where_it_was_after_resuming(tmp_path, text_figures, text_model_path, teacher):
+    options = {
+        "method": "opsd",
+        "teacher": teacher,
+        "teacher_ema_decay": 0.5,
+        "learning_rate": 0.02,
+        "max_steps": 4,
+        "save_strategy": "steps",
+        "save_steps": 2,
+    }
+    whole = train(tmp_path, text_figures, text_model_path, half_right, **options)
+    resume = {"resume_from_checkpoint": str(tmp_path / "out" / "checkpoint-2")}
+    resumed = make(tmp_path, text_figures, text_model_path, half_right, **options, **resume)
+    for weight in resumed._teacher._copy.values():
+        weight.zero_()  # what the checkpoint holds has to come back
+    resumed.train(resume_from_checkpoint=resumed.args.resume_from_checkpoint)
+    for name, weight in weights_of(whole).items():
+        assert_close(weights_of(resumed)[name], weight)
+    with whole._teacher.in_place(), resumed._teacher.in_place():
+        for name, weight in weights_of(whole).items():
+            assert_close(weights_of(resumed)[name], weight)
+
+
+def test_a_checkpoint_without_the_teacher_is_refused(tmp_path, text_figures, text_model_path):
+    options = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "method": "opsd"}
+    train(tmp_path, text_figures, text_model_path, teacher="policy", **options)
+    resume = {"resume_from_checkpoint": str(tmp_path / "out" / "checkpoint-1")}
+    with pytest.raises(ValueError, match=r"has no teacher\.safetensors"):
+        train(tmp_path, text_figures, text_model_path, **options, **resume)
+
+
+# What hints carry, and the oracle -------------------------------------------------------------------------------------
+
+
+def test_whole_rollouts_in_hints(tmp_path, text_figures, text_model_path, monkeypatch):
+    wrong_answers(monkeypatch)
+    told = []
+    add_hint = cepo.trainer.add_hint
+    monkeypatch.setattr(
+        cepo.trainer,
+        "add_hint",
+        lambda messages, text, template: told.append(text) or add_hint(messages, text, template),
+    )
+    options = {"positive_content": "rollout", "negative_content": "rollout", "max_steps": 1}
+    options |= {"negative_reference": "most_common", "log_completions": True, "num_completions_to_print": 0}
+    trainer = train(tmp_path, text_figures, text_model_path, half_right, **options)
+    completions = {messages[0]["content"] for messages in trainer._logs["completion"]}
+    assert set(told) & completions
+    # The rollout whose answer is the group's r-, and no other's, is told that answer alone: two groups, two such.
+    assert logged(trainer, "cepo/fallback/no_wrong_rollout") == [2 / 8]
+    assert len(set(told) - completions) == 2
+    told.clear()
+    options |= {"content_part": "suffix", "content_tokens": 3}
+    trainer = train(tmp_path, text_figures, text_model_path, half_right, **options)
+    completions = {messages[0]["content"] for messages in trainer._logs["completion"]}
+    # A cut may go through a character.
+    whole = [part for part in told if not any(text.endswith(part.lstrip("\ufffd")) for text in completions)]
+    assert len(set(whole)) == 2  # the answers told alone
+    assert max(map(len, told)) < max(map(len, completions))
+
+
+def test_the_oracle_puts_credit_where_the_task_says(tmp_path, figures, loss_inputs):
+    """Decisive tokens at the upper bound, filler at the lower, whichever way the rollout went."""
+    options = {"method": "oracle", "max_steps": 1, "max_completion_length": 176, "evidence_clip": 0.4}
+    options |= {"per_device_train_batch_size": 16, "num_generations": 8, "reward": accuracy_reward}
+    train(tmp_path, figures, **options)
+    (batch,) = loss_inputs
+    trained = batch["completion_mask"].bool()
+    rows = [row[kept].abs() for row, kept in zip(batch["advantages"], trained, strict=True) if row[kept].any()]
+    factors = [0.8 * row / row.min() for row in rows]  # every rollout has filler
+    assert rows
+    assert all({round(value, 3) for value in row.tolist()} <= {0.8, 1.0, 1.2} for row in factors)
+    assert any((row > 1.1).any() for row in factors)
+    every = torch.cat(factors)
+    assert (every < 0.9).sum() > 3 * (every > 1.1).sum()  # most tokens are filler
+
+
+def test_the_oracle_knows_figures_only(tmp_path, text_model_path, text_figures):
+    with pytest.raises(ValueError, match="figures task"):
+        train(tmp_path, text_figures.remove_columns("labels"), text_model_path, method="oracle")
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"teacher": "friend"}, "unknown teacher 'friend'"),
+        ({"teacher_ema_decay": 1.0}, "teacher_ema_decay"),
+        ({"teacher_sync_steps": 0}, "teacher_sync_steps"),
+        ({"divergence": "whole"}, "unknown divergence"),
+        ({"divergence_beta": 1.5}, "divergence_beta"),
+        ({"divergence_top_k": 0}, "divergence_top_k"),
+        ({"importance_clip": 0.5}, "importance_clip"),
+        ({"positive_content": "hope"}, "unknown positive_content"),
+        ({"negative_content": "solution"}, "unknown negative_content"),
+        ({"content_part": "middle"}, "unknown content_part"),
+        ({"content_tokens": 0}, "content_tokens"),
+    ],
+)
+def test_bad_options_are_refused(options, named):
+    with pytest.raises(ValueError, match=named):
+        CEPOConfig(output_dir="out", bf16=False, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"beta": 0.1}, "beta would do nothing"),
+        ({"loss_type": "grpo", "top_entropy_quantile": 0.5}, "loss_type, top_entropy_quantile would do nothing"),
+    ],
+)
+def test_what_a_divergence_would_leave_aside_is_refused(tmp_path, text_figures, text_model_path, options, named):
+    with pytest.raises(ValueError, match=named):
+        make(tmp_path, text_figures, text_model_path, method="opsd", **options)
+
+
+def test_each_method_has_its_own_defaults_and_the_user_wins():
+    opsd = CEPOConfig(output_dir="out", bf16=False, method="opsd")
+    assert (opsd.teacher, opsd.divergence, opsd.divergence_beta, opsd.positive_content) == (
+        "initial",
+        "full",
+        0.0,
+        "solution",
+    )
+    sdpo = CEPOConfig(output_dir="out", bf16=False, method="sdpo", divergence="sampled", teacher="policy")
+    assert (sdpo.teacher, sdpo.divergence, sdpo.importance_clip, sdpo.positive_content) == (
+        "policy",
+        "sampled",
+        2.0,
+        "rollout",
+    )
+    assert CEPOConfig(output_dir="out", bf16=False).teacher == "policy"
