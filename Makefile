@@ -4,7 +4,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train evaluate test test-slow credit bench bench-quick lint format policy clean
+.PHONY: help setup train evaluate test test-slow credit comparison bench bench-quick lint format policy clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -33,6 +33,10 @@ test-slow: $(READY)  ## the tests that take longer: two processes, a whole run f
 
 credit: $(READY)  ## how well each method finds the tokens that decide: docs/credit.md's numbers, into credit/
 	$(VENV)/bin/cepo credit
+
+comparison: $(READY)  ## the methods side by side: docs/comparison.md's runs, hours; goes on where it was stopped
+	$(VENV)/bin/cepo compare --config docs/comparison.yaml --output_dir comparison
+	$(VENV)/bin/cepo compare --config docs/comparison-long.yaml --output_dir comparison-long
 
 bench: $(READY)  ## speed against TRL and the reference way, into benchmarks/results (an hour; GPU if there is one)
 	$(VENV)/bin/python -m benchmarks

@@ -42,8 +42,8 @@ def trained(tmp_path_factory):
 
 def test_train_shows_what_a_person_wants_to_see(trained):
     _, printed = trained
-    assert "held-out accuracy before:" in printed
-    assert "held-out accuracy after:" in printed
+    assert "held-out accuracy before training:" in printed
+    assert "held-out accuracy after training:" in printed
     assert "step 1/2  reward" in printed
     assert "lambda 0.50" in printed
     assert "left" in printed
@@ -261,7 +261,7 @@ def test_a_mistake_in_a_process_of_its_own(tmp_path):
         (["explain", "--evidence_clip", "1.5"], "evidence_clip"),
         (["explain", "--from", "./nowhere"], "--from: there is no such folder: ./nowhere"),
         (["credit", "--num_generations", "1"], "at least 2"),
-        (["credit", "--dataset_config", "odd"], "easy, default, hard"),
+        (["credit", "--dataset_config", "odd"], "easy, default, long, hard"),
         (["fly"], "fly"),
     ],
 )

@@ -9,9 +9,10 @@ cepo: reinforcement learning from verifiable rewards in which every token gets i
 usage: cepo COMMAND [OPTIONS]
 
 commands:
-  train       train a policy with CEPO, RLSD or GRPO; with no options: the embedded figures task, in minutes
+  train       train a policy with CEPO or one of its siblings; with no options: the embedded figures task, in minutes
   evaluate    accuracy of a model on held-out problems, with its interval
   explain     which tokens of a group's rollouts get the credit: a page to read, or in the terminal
+  compare     several methods at one budget, seed by seed, with intervals
   credit      how well each method finds the tokens that decide, on the figures task, which knows them
 
   cepo COMMAND --help shows a command's options.
@@ -19,7 +20,7 @@ commands:
 examples:
   cepo train
   cepo train --method grpo --seed 1 --output_dir grpo-1
-  cepo train --model_name_or_path Qwen/Qwen3-VL-2B-Instruct --dataset_name my-org/geometry --use_peft --bf16
+  cepo train --model_name_or_path Qwen/Qwen3-VL-2B-Instruct --dataset_name my-org/geometry --use_peft --bf16 true
   cepo train --config run.yaml --learning_rate 5e-6
   cepo evaluate --model_name_or_path cepo-figures
   cepo explain --index 3 --output credit.html
@@ -66,13 +67,14 @@ def _train_help(everything: bool) -> str:
 
     from trl import GRPOConfig
 
-    from .commands.train import make_parser
+    from .commands.train import figures_recipe, make_parser
     from .config import CEPOConfig
 
     parser = make_parser()
     if everything:
         return parser.format_help()
     actions = {action.dest: action for action in parser._actions}
+    recipe = figures_recipe()
     inherited = {field.name for field in fields(GRPOConfig)}
     method = [field.name for field in fields(CEPOConfig) if field.name not in inherited]
 
@@ -81,7 +83,8 @@ def _train_help(everything: bool) -> str:
         for name in names:
             action = actions[name]
             text = " ".join(str(action.help).split()).replace("%%", "%").split(". ")[0].rstrip(".")
-            lines += [f"  --{name}", f"      {text} (default: {action.default!r})"]
+            figures = f"; figures: {recipe[name]!r}" if name in recipe else ""
+            lines += [f"  --{name}", f"      {text} (default: {action.default!r}{figures})"]
         return lines
 
     return "\n".join(
@@ -113,7 +116,7 @@ def main(arguments: list[str] | None = None) -> int:
 
         print(f"cepo {__version__}")
         return 0
-    if command not in ("train", "evaluate", "explain", "credit"):
+    if command not in ("train", "evaluate", "explain", "credit", "compare"):
         print(f"cepo: error: unknown command {command!r}; cepo --help lists the commands", file=sys.stderr)
         return 2
     if command == "train" and ("--help" in rest or "-h" in rest or "--help-all" in rest):

@@ -39,7 +39,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add_model(parser)
-    add("--dataset_config", default="default", help="easy, default or hard")
+    add("--dataset_config", default="default", help="easy, default, long or hard")
     add("--groups", type=positive, default=200, help="prompts to sample rollouts of")
     add("--num_generations", type=positive, default=8, help="rollouts of a prompt")
     add("--hints", nargs="+", choices=list(HINTS), default=list(HINTS), help="wordings of the hint")

@@ -24,7 +24,7 @@ def add_model(parser: argparse.ArgumentParser) -> None:
 def add_dataset(parser: argparse.ArgumentParser, *, split: str) -> None:
     add = parser.add_argument
     add("--dataset_name", default=FIGURES, help="figures, a file, a folder, or a name on the Hub")
-    add("--dataset_config", default=None, help="configuration; for figures: easy, default, hard or blank")
+    add("--dataset_config", default=None, help="configuration; for figures: easy, default, long, hard or blank")
     add(split, default="test", help="which split")
 
 

@@ -2,6 +2,7 @@
 
 import signal
 import time
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
@@ -71,6 +72,24 @@ class StopOnInterrupt(TrainerCallback):
         if self._previous is not None:
             signal.signal(signal.SIGINT, self._previous)
             self._previous = None
+
+
+class AccuracyCurve(TrainerCallback):
+    """Measures held-out accuracy every so many steps.
+
+    Args:
+        every: Optimiser steps; 0: never.
+        measure: Measures it; its argument says when, for people.
+    """
+
+    def __init__(self, every: int, measure: Callable[[str], Any]):
+        self.every, self.measure = every, measure
+        self.points: list[tuple[int, Any]] = []
+
+    def on_step_end(self, args, state, control, **kwargs):  # noqa: ARG002
+        # The last step is measured when training has ended.
+        if self.every and state.global_step % self.every == 0 and state.global_step < state.max_steps:
+            self.points.append((state.global_step, self.measure(f"at step {state.global_step}")))
 
 
 def _number(value: float | None, form: str = ".2f") -> str:

@@ -1,7 +1,11 @@
-"""What a training run leaves behind for people: `summary.json` and `curves.png`."""
+"""Pictures that the commands leave behind for people."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
+
+from ..comparison import CURVES, MEASURES, Run, band
 
 _CURVES = (
     ("reward", "reward", "mean reward of a step"),
@@ -76,3 +80,84 @@ def draw_credit_quality(rows: list[dict[str, Any]], path: Path) -> None:
     axes[0][0].legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
+
+
+def draw_comparison(arms: Mapping[str, Sequence[Run]], rows: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Write the picture of `cepo compare`: accuracy over steps, differences to GRPO, and metrics over training.
+
+    Args:
+        arms: The finished runs of each arm.
+        rows: What `summarise` made of them.
+        path: The PNG file.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    shown = {
+        name: label
+        for name, label in CURVES.items()
+        if any(name in run.curves for runs in arms.values() for run in runs)
+    }
+    wide = max(4, len(shown))
+    figure = pyplot.figure(figsize=(14, 8), layout="constrained")
+    grid = figure.add_gridspec(2, 2 * wide, height_ratios=[1.4, 1])
+    accuracy, differences = figure.add_subplot(grid[0, : wide + 1]), figure.add_subplot(grid[0, wide + 1 :])
+    others = [figure.add_subplot(grid[1, 2 * place : 2 * place + 2]) for place in range(len(shown))]
+    colours = {name: f"C{number % 10}" for number, name in enumerate(arms)}
+    for number, (name, runs) in enumerate(arms.items()):
+        if not runs:
+            continue
+        style: dict[str, Any] = {"color": colours[name], "linestyle": ("-", "--", "-.", ":")[number % 4]}
+        points = band(runs)
+        steps = [step for step, _ in points]
+        accuracy.plot(steps, [100 * e.mean for _, e in points], label=f"{name} ({len(runs)} seeds)", **style)
+        low, high = ([100 * getattr(e, bound) for _, e in points] for bound in ("low", "high"))
+        accuracy.fill_between(steps, low, high, color=colours[name], alpha=0.08, linewidth=0)
+        for axis, metric in zip(others, shown, strict=True):
+            seen: dict[int, list[float]] = {}
+            for step, value in (point for run in runs for point in run.curves.get(metric, [])):
+                seen.setdefault(step, []).append(value)
+            axis.plot(sorted(seen), [fmean(seen[step]) for step in sorted(seen)], linewidth=1.2, **style)
+    accuracy.set(title="held-out accuracy, %: mean and 95 % interval over seeds", xlabel="optimiser step")
+    accuracy.legend(frameon=False, fontsize=8)
+    _draw_differences(differences, rows, colours)
+    for axis, label in zip(others, shown.values(), strict=True):
+        axis.set(title=label, xlabel="optimiser step")
+    for axis in (accuracy, differences, *others):
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.title.set_fontsize(10)
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)
+
+
+def _draw_differences(axis: Any, rows: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -> None:
+    """Paired differences to GRPO with their intervals, a line for each arm."""
+    compared = [row for row in rows if "paired_difference_to_grpo" in row]
+    for place, row in enumerate(compared):
+        for measure, shape, shift in zip(MEASURES, ("o", "s", "D"), (-0.22, 0.0, 0.22), strict=True):
+            found = row["paired_difference_to_grpo"][measure]
+            low, high = (found["mean"] if found[bound] is None else found[bound] for bound in ("low", "high"))
+            axis.errorbar(
+                100 * found["mean"],
+                place + shift,
+                xerr=[[100 * max(0.0, found["mean"] - low)], [100 * max(0.0, high - found["mean"])]],
+                fmt=shape,
+                color=colours[row["name"]],
+                markersize=5,
+                capsize=3,
+            )
+    for measure, shape in zip(MEASURES, ("o", "s", "D"), strict=True):
+        axis.plot([], [], shape, color="#555", markersize=5, label=measure)
+    axis.axvline(0, color="#999", linewidth=1)
+    axis.set(
+        title="accuracy minus GRPO's, points: paired by seed, 95 % interval",
+        yticks=range(len(compared)),
+        yticklabels=[row["name"] for row in compared],
+    )
+    axis.grid(axis="x", color="#e3e6ea")
+    axis.set_axisbelow(True)
+    axis.invert_yaxis()
+    if compared:
+        axis.legend(frameon=False, fontsize=8)

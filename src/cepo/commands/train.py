@@ -22,7 +22,7 @@ from ..methods import METHODS
 from ..tasks.figures import policy_path
 from ..trainer import CEPOTrainer
 from . import quiet_libraries
-from .progress import ProgressLines, StopOnInterrupt
+from .progress import AccuracyCurve, ProgressLines, StopOnInterrupt
 from .report import draw_curves
 
 # What was trained on, for commands that come later.
@@ -51,6 +51,9 @@ class TrainArguments(ScriptArguments):
     preset: str | None = field(
         default=None, metadata={"help": "Values to start from: paper, every option of the method as the paper has it."}
     )
+    accuracy_every: int = field(
+        default=0, metadata={"help": "Measure held-out accuracy every so many steps too; 0: before and after only."}
+    )
     figures_problems: int = field(default=2000, metadata={"help": "Training problems to make, for the figures task."})
 
 
@@ -63,6 +66,11 @@ class _Parser(TrlParser):
 
 def make_parser() -> TrlParser:
     return _Parser((TrainArguments, CEPOConfig, ModelConfig), prog="cepo train", allow_abbrev=False)
+
+
+def figures_recipe() -> dict[str, Any]:
+    """Options that fit the embedded task, under those that the user gives."""
+    return yaml.safe_load((files("cepo") / "recipes" / "figures.yaml").read_text())
 
 
 def parse(arguments: list[str]) -> tuple[TrainArguments, CEPOConfig, ModelConfig]:
@@ -80,13 +88,12 @@ def parse(arguments: list[str]) -> tuple[TrainArguments, CEPOConfig, ModelConfig
     dataset = _flag(arguments, "--dataset_name") or given.get("dataset_name") or FIGURES
     preset = _flag(arguments, "--preset") or given.get("preset")
     unknown: list[str] = []
+    if dataset == FIGURES:
+        parser.set_defaults_with_config(model_name_or_path=policy_path(), **figures_recipe())
     if preset is not None:
         if preset not in PRESETS:
             raise ValueError(f"unknown preset {preset!r}; choose one of {', '.join(PRESETS)}")
         parser.set_defaults_with_config(**PRESETS[preset])
-    if dataset == FIGURES:
-        recipe = yaml.safe_load((files("cepo") / "recipes" / "figures.yaml").read_text())
-        parser.set_defaults_with_config(model_name_or_path=policy_path(), **recipe)
     try:
         *parsed, unknown = parser.parse_args_and_config(arguments, return_remaining_strings=True)
     except TypeError as error:  # a value in the YAML file of a type that the option cannot take
@@ -152,23 +159,7 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
     """
     quiet_libraries()
     script_args, training_args, model_args = parse(arguments)
-    model_name = resolve_model(model_args.model_name_or_path)
-    train_dataset = load_split(
-        script_args.dataset_name,
-        script_args.dataset_train_split,
-        config=script_args.dataset_config,
-        size=script_args.figures_problems,
-        streaming=script_args.dataset_streaming,
-    )
-    held_out = _held_out(script_args)
-    reward_funcs = load_reward_funcs(script_args.reward_funcs)
-    # The verifiers compare with the solution, whatever the method. Where teachers need it, the trainer checks the
-    # training set itself, and a second pass over every row would find nothing new.
-    judged = any("accuracy" in name for name in script_args.reward_funcs)
-    if not METHODS[training_args.method].needs_teachers:
-        check_dataset(train_dataset, needs_solution=judged)
-    if held_out is not None:
-        check_dataset(held_out, needs_solution=judged, name="the held-out split")
+    model_name, reward_funcs, train_dataset, held_out = check_sources(script_args, training_args, model_args)
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,
@@ -188,7 +179,35 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
     return lambda console: _train(trainer, script_args, held_out, console)
 
 
-def _held_out(script_args: TrainArguments) -> Any:
+def check_sources(
+    script_args: TrainArguments, training_args: CEPOConfig, model_args: ModelConfig
+) -> tuple[str, list[Any], Any, Any]:
+    """The model's name, reward functions, training set and held-out problems (None: there are none) of a run.
+
+    Raises:
+        ValueError, OSError: If one of them is not there or not as it should be.
+    """
+    model_name = resolve_model(model_args.model_name_or_path)
+    train_dataset = load_split(
+        script_args.dataset_name,
+        script_args.dataset_train_split,
+        config=script_args.dataset_config,
+        size=script_args.figures_problems,
+        streaming=script_args.dataset_streaming,
+    )
+    held_out = _held_out_problems(script_args)
+    reward_funcs = load_reward_funcs(script_args.reward_funcs)
+    # The verifiers compare with the solution, whatever the method. Where teachers need it, the trainer checks the
+    # training set itself, and a second pass over every row would find nothing new.
+    judged = any("accuracy" in name for name in script_args.reward_funcs)
+    if not METHODS[training_args.method].needs_teachers:
+        check_dataset(train_dataset, needs_solution=judged)
+    if held_out is not None:
+        check_dataset(held_out, needs_solution=judged, name="the held-out split")
+    return model_name, reward_funcs, train_dataset, held_out
+
+
+def _held_out_problems(script_args: TrainArguments) -> Any:
     """The held-out problems, or None where there are none to be had."""
     if script_args.eval_problems <= 0:
         return None
@@ -212,12 +231,15 @@ def _train(trainer: CEPOTrainer, script_args: TrainArguments, held_out: Any, con
     if not trainer.accelerator.is_main_process:
         console = Console(quiet=True)
     console.print(_headline(trainer, script_args), highlight=False)
-    before = _measure(trainer, held_out, "before", console)
+    before = _measure(trainer, held_out, "before training", console)
 
     trainer.remove_callback(PrinterCallback)
     interrupt = StopOnInterrupt(console)
     trainer.add_callback(ProgressLines(console, trainer.reward_func_names[trainer._correctness_index]))
     trainer.add_callback(interrupt)
+    every = script_args.accuracy_every if before is not None else 0
+    curve = AccuracyCurve(every, lambda when: _measure(trainer, held_out, when, console))
+    trainer.add_callback(curve)
     try:
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     except KeyboardInterrupt:  # the second one
@@ -235,9 +257,10 @@ def _train(trainer: CEPOTrainer, script_args: TrainArguments, held_out: Any, con
 
     trainer.save_model(args.output_dir)
     trainer.save_state()
-    after = _measure(trainer, held_out, "after", console)
+    after = _measure(trainer, held_out, "after training", console)
     if trainer.accelerator.is_main_process:
-        _write_summary(trainer, before, after, time.monotonic() - started, console)
+        points = [(0, before), *curve.points, (trainer.state.global_step, after)]
+        _write_summary(trainer, [(step, a) for step, a in points if a is not None], time.monotonic() - started, console)
     return 0
 
 
@@ -266,13 +289,13 @@ def _headline(trainer: CEPOTrainer, script_args: TrainArguments) -> str:
 
 def _measure(trainer: CEPOTrainer, held_out: Any, when: str, console: Console) -> Accuracy | None:
     if held_out is None:
-        if when == "before" and trainer.accelerator.is_main_process:
+        if when == "before training" and trainer.accelerator.is_main_process:
             console.print("No held-out problems: accuracy before and after is not measured.")
         return None
     if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        console.print(f"Accuracy {when} training is not measured with sharded weights; use `cepo evaluate`.")
+        console.print(f"Accuracy {when} is not measured with sharded weights; use `cepo evaluate`.")
         return None
-    with console.status(f"held-out accuracy {when} training"):
+    with console.status(f"held-out accuracy {when}"):
         accuracy, _ = evaluate_accuracy(
             trainer.accelerator.unwrap_model(trainer.model),
             trainer.processing_class,
@@ -282,6 +305,7 @@ def _measure(trainer: CEPOTrainer, held_out: Any, when: str, console: Console) -
             top_p=trainer.top_p,
             top_k=trainer.top_k,
             chat_template_kwargs=trainer.chat_template_kwargs,
+            batch_size=max(64, trainer.args.per_device_eval_batch_size),
             seed=trainer.args.seed,
             reward_func=trainer.reward_funcs[trainer._correctness_index],
         )
@@ -305,9 +329,11 @@ def _print_resume(trainer: CEPOTrainer, interrupt: StopOnInterrupt, console: Con
 
 
 def _write_summary(
-    trainer: CEPOTrainer, before: Accuracy | None, after: Accuracy | None, seconds: float, console: Console
+    trainer: CEPOTrainer, accuracy: list[tuple[int, Accuracy]], seconds: float, console: Console
 ) -> None:
     args, history = trainer.args, trainer.state.log_history
+    before = next((found for step, found in accuracy if step == 0), None)
+    after = accuracy[-1][1] if accuracy else None
     folder = Path(args.output_dir)
     summary = {
         "method": args.method,
@@ -315,6 +341,7 @@ def _write_summary(
         "steps": trainer.state.global_step,
         "accuracy_before": before and before.as_dict(),
         "accuracy_after": after and after.as_dict(),
+        "accuracy": [{"step": step, **found.as_dict()} for step, found in accuracy],
         "seconds": {"total": seconds, **trainer.seconds},
     }
     (folder / "summary.json").write_text(json.dumps(_finite(summary), indent=2) + "\n")

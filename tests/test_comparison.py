@@ -1,0 +1,220 @@
+"""Comparing arms: the numbers by hand, and the real command on the smallest runs."""
+
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from cepo import cli
+from cepo.commands import compare
+from cepo.commands.jobs import locked
+from cepo.comparison import Estimate, Run, band, summarise, table
+
+
+def run(seed, *accuracies, seconds=10.0):
+    return Run(seed, [(5 * number, value) for number, value in enumerate(accuracies)], seconds)
+
+
+def test_final_and_early_accuracy():
+    one = run(0, 0.2, 0.4, 0.6, 0.5, 0.9)  # steps 0, 5, ..., 20
+    assert one.final == 0.9
+    assert one.early == pytest.approx((0.3 * 5 + 0.5 * 5) / 10)  # trapezoids up to step 10
+    odd = run(0, 0.2, 0.4, 0.6, 0.8)  # the half lies between two evaluations
+    assert odd.early == pytest.approx((0.3 * 5 + 0.45 * 2.5) / 7.5)
+    assert one.average == pytest.approx((0.3 + 0.5 + 0.55 + 0.7) / 4)
+    assert run(0, 0.3).early == run(0, 0.3).average == 0.3
+
+
+def test_an_estimate_is_a_mean_with_an_interval_around_it():
+    values = [0.1, 0.2, 0.4, 0.3, 0.25, 0.15]
+    found = Estimate.of(values)
+    assert found.mean == pytest.approx(np.mean(values))
+    half = 2.5706 * np.std(values, ddof=1) / math.sqrt(6)  # Student's t, 5 degrees of freedom
+    assert (found.low, found.high) == pytest.approx((found.mean - half, found.mean + half), rel=1e-4)
+    assert found.low < found.bootstrap_low < found.mean < found.bootstrap_high < found.high
+    assert Estimate.of(values) == found  # the bootstrap has a seed
+    alone = Estimate.of([0.5])
+    assert alone.mean == 0.5
+    assert math.isnan(alone.low)
+    assert Estimate.of([0.5, 0.5, 0.5]) == Estimate(*[0.5] * 5)
+
+
+def test_arms_are_compared_seed_by_seed():
+    """Seeds differ far more than arms: unpaired intervals overlap, the paired difference is clear."""
+    draw = np.random.default_rng(0)
+    base = draw.uniform(0.2, 0.8, size=8)
+    gains = draw.uniform(0.02, 0.03, size=8)
+    arms = {
+        "grpo": [run(seed, 0.1, value, value) for seed, value in enumerate(base)],
+        "cepo": [run(seed, 0.1, value + gain, value + gain, seconds=12.0) for seed, (value, gain) in
+                 enumerate(zip(base, gains, strict=True))],
+        "late": [run(7, 0.1, 0.5, 0.5)],
+    }  # fmt: skip
+    untrained, grpo, cepo, late = summarise(arms)
+    assert untrained["name"] == "base"
+    assert untrained["final"]["mean"] == pytest.approx(0.1)
+    assert "paired_difference_to_grpo" not in grpo
+    difference = cepo["paired_difference_to_grpo"]["final"]
+    assert difference["mean"] == pytest.approx(gains.mean())
+    assert 0.02 < difference["low"] < difference["high"] < 0.03
+    assert cepo["final"]["low"] < grpo["final"]["high"]
+    assert cepo["seconds_ratio"] == pytest.approx(1.2)
+    assert (late["pairs"], late["paired_difference_to_grpo"]["final"]["low"]) == (1, None)
+    printed = table([untrained, grpo, cepo, late])
+    assert printed.count("\n") == 6
+    assert f"+{100 * gains.mean():.1f} [" in printed
+    assert "1.20" in printed
+
+
+def test_the_band_has_every_evaluated_step():
+    points = band([run(0, 0.1, 0.3), run(1, 0.2, 0.5)])
+    assert [(step, round(estimate.mean, 3)) for step, estimate in points] == [(0, 0.15), (5, 0.4)]
+
+
+def test_intervals_hold_the_mean_as_often_as_they_say():
+    """Of 400 samples of five the t interval misses about 20; the bootstrap about three times as many."""
+    draw = np.random.default_rng(1)
+    found = [Estimate.of(draw.normal(size=5)) for _ in range(400)]
+    missed = sum(not e.low < 0 < e.high for e in found)
+    assert binomtest(missed, 400, 0.05).pvalue > 0.01
+    assert sum(not e.bootstrap_low < 0 < e.bootstrap_high for e in found) > missed
+
+
+BAD_CONFIGS = [
+    ("arms: [grpo]", "`arms` names with options"),
+    ("base: [1]", "`base` must hold options"),
+    ("arms: {a: grpo}", "arm a must hold options"),
+    ("arms: {a: {method: grpo}}\nseeds: many", "arm a: seeds must be a number"),
+    ("arms: {a: {method: grpo, seeds: 0}}", "arm a: seeds must be a number"),
+    ("arms: {base: {method: grpo}}", "arm 'base': choose another name"),
+    ("arms: {../../x: {method: grpo}}", "choose another name"),
+    ("arms: {a: {method: grpo}", "is not YAML"),
+    ("arms: {a: {method: grpo}}\nseed: 1", "and nothing else"),
+    ("arms: {a: {method: grpo, reward_funcs: nonesuch}}", "arm a: "),
+    ("arms: {a: {method: grpo, model_name_or_path: ./nowhere}}", "./nowhere"),
+    ("arms: {a: {method: grpo}}\ntune_learning_rate: [-1]", "above 0"),
+]
+
+
+@pytest.mark.parametrize(("text", "named"), BAD_CONFIGS)
+def test_mistakes_in_the_config_are_named(text, named, tmp_path, capsys):
+    config = tmp_path / "arms.yaml"
+    config.write_text(text)
+    assert cli.main(["compare", "--config", str(config), "--output_dir", str(tmp_path / "out")]) == 2
+    assert named in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_arms_flags_and_what_a_method_implies(tmp_path, capsys, monkeypatch):
+    """Everything up to the runs themselves."""
+    asked = []
+    monkeypatch.setattr(compare, "run_all", lambda work, *_: asked.extend(work))
+    config = tmp_path / "arms.yaml"
+    config.write_text("arms:\n  1: {method: sdpo, seeds: 1}\nseeds: 2")
+    flags = ["--methods", "grpo, cepo", "--save_strategy", "no", "--reward_weights", "1", "--bf16", "false"]
+    assert cli.main(["compare", "--config", str(config), "--output_dir", str(tmp_path / "out"), *flags]) == 1
+    assert [(job.arm, job.seed) for job in asked] == [("1", 0), ("grpo", 0), ("cepo", 0), ("grpo", 1), ("cepo", 1)]
+    assert asked[0].options["save_strategy"] == "no"
+    printed = capsys.readouterr().out
+    assert "teacher_ema_decay=0.95" in printed
+    assert "arm 'grpo'" not in printed
+
+
+MISTAKES = [
+    ([], "--methods"),
+    (["--methods", "grpo,ppo"], "'ppo'"),
+    (["--methods", "grpo", "--evidence_clop", "1"], "arm grpo: unknown option --evidence_clop; did you mean"),
+    (["--methods", "cepo", "--evidence_clip", "2"], "arm cepo: evidence_clip"),
+    (["--methods", "grpo", "--seed", "3"], "seed is chosen"),
+    (["--methods", "grpo", "--tune_learning_rate", "fast"], "'fast'"),
+    (["--config", "nowhere.yaml"], "nowhere.yaml"),
+    (["loose", "--methods", "grpo"], "'loose'"),
+    (["--methods", "grpo", "--max_steps", "3", "loose"], "arm grpo: "),
+    (["--methods", "grpo", "--eval_problems", "0"], "no held-out problems to compare on (eval_problems=0"),
+    (["--methods", "grpo", "--dataset_test_split", "best"], "unknown split 'best' of the figures task"),
+    (["--methods", "grpo", "--tune_learning_rate", "1e-4", "--first_seed", "999"], "cannot be reported too"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "named"), MISTAKES)
+def test_mistakes_are_found_before_anything_runs(arguments, named, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["compare", *arguments]) == 2
+    assert named in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_is_one_commands_at_a_time(tmp_path, capsys):
+    with locked(tmp_path):
+        assert cli.main(["compare", "--methods", "grpo", "--output_dir", str(tmp_path)]) == 2
+    assert "runs are under way" in capsys.readouterr().err
+    with locked(tmp_path):
+        pass
+
+
+@pytest.mark.slow
+def test_a_kill_stops_the_runs_too(tmp_path):
+    arguments = ["--methods", "grpo", "--jobs=1", "--output_dir", str(tmp_path / "out")]
+    command = subprocess.Popen(
+        [sys.executable, "-m", "cepo.cli", "compare", *arguments], stderr=subprocess.PIPE, text=True
+    )
+    log = tmp_path / "out" / "grpo" / "seed-0" / "log.txt"
+    deadline = time.monotonic() + 120
+    while not (log.is_file() and log.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    command.send_signal(signal.SIGTERM)
+    _, errors = command.communicate(timeout=60)
+    assert command.returncode == 130
+    assert errors.splitlines()[-1] == "cepo: stopped; the same command goes on, with the runs that were not done"
+    with locked(tmp_path / "out"):  # no run holds it any more
+        assert not (log.parent / "summary.json").exists()
+
+
+@pytest.mark.slow
+def test_compare_runs_reports_goes_on_and_survives_a_failure(tmp_path, capsys):
+    config = tmp_path / "arms.yaml"
+    config.write_text(
+        """
+base: {max_steps: 2, per_device_train_batch_size: 16, accuracy_every: 1, eval_problems: 32, figures_problems: 64}
+arms:
+  grpo: {method: grpo}
+  cepo: {method: cepo, evidence_steps: 2}
+  opsd: {method: opsd, seeds: 1}
+  sdpo: {method: sdpo, seeds: 1}
+  oracle: {method: oracle, seeds: 1}
+  broken: {method: opsd, beta: 0.1, seeds: 1}
+seeds: 2
+"""
+    )
+    folder = tmp_path / "out"
+    assert cli.main(["compare", "--config", str(config), "--output_dir", str(folder)]) == 1
+    result = json.loads((folder / "compare.json").read_text())
+    rows = {row["name"]: row for row in result["arms"]}
+    assert {name: row["seeds"] for name, row in rows.items()} == {
+        "base": 2, "grpo": 2, "cepo": 2, "opsd": 1, "sdpo": 1, "oracle": 1
+    }  # fmt: skip
+    assert [failure["arm"] for failure in result["failed"]] == ["broken"]
+    assert [step for step, _ in result["runs"]["cepo"][1]["accuracy"]] == [0, 1, 2]
+    assert rows["cepo"]["paired_difference_to_grpo"]["early"]["low"] is not None
+    assert (folder / "compare.png").stat().st_size > 10_000
+    printed = capsys.readouterr().out
+    assert "broken, seed 0: FAILED" in printed
+    assert "cepo: method='cepo', evidence_steps=2" in printed
+
+    # A second call runs what is missing, and gives the same table.
+    stamps = {path: path.stat().st_mtime for path in folder.glob("*/seed-*/summary.json")}
+    before = (folder / "compare.json").read_text()
+    config.write_text("\n".join(line for line in config.read_text().splitlines() if "broken" not in line))
+    assert cli.main(["compare", "--config", str(config), "--output_dir", str(folder)]) == 0
+    assert stamps == {path: path.stat().st_mtime for path in folder.glob("*/seed-*/summary.json")}
+    assert json.loads(before)["arms"] == json.loads((folder / "compare.json").read_text())["arms"]
+    assert "7 of 7 runs are there already" in capsys.readouterr().out
+    # Other options are other runs.
+    assert cli.main(["compare", "--config", str(config), "--output_dir", str(folder), "--max_steps", "3"]) == 2
+    assert "holds a run with other options" in capsys.readouterr().err
