@@ -12,7 +12,7 @@ import pytest
 from scipy.stats import binomtest
 
 from cepo import cli
-from cepo.commands import compare
+from cepo.commands import compare, tuning
 from cepo.commands.jobs import locked
 from cepo.comparison import Estimate, Run, band, summarise, table
 
@@ -99,6 +99,8 @@ BAD_CONFIGS = [
     ("arms: {a: {method: grpo, reward_funcs: nonesuch}}", "arm a: "),
     ("arms: {a: {method: grpo, model_name_or_path: ./nowhere}}", "./nowhere"),
     ("arms: {a: {method: grpo}}\ntune_learning_rate: [-1]", "above 0"),
+    ("arms: {a: {method: grpo}}\ntune_beyond: often", "tune_beyond must be a number, not 'often'"),
+    ("arms: {a: {method: grpo}}\ntune_seeds: 0", "tune_seeds must be a number from 1 on, not 0"),
 ]
 
 
@@ -148,6 +150,55 @@ def test_mistakes_are_found_before_anything_runs(arguments, named, tmp_path, mon
     assert cli.main(["compare", *arguments]) == 2
     assert named in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("tried", "best", "further"),
+    [
+        ([1e-4, 2e-4, 4e-4], 2e-4, None),
+        ([1e-4, 2e-4, 4e-4], 1e-4, 5e-5),
+        ([4e-4, 1e-4, 2e-4], 4e-4, 8e-4),
+        ([1e-4, 3e-4], 3e-4, 9e-4),
+        ([1e-4, 1e-4], 1e-4, None),
+        ([1e-4, 2e-4], None, None),
+    ],
+)
+def test_the_next_learning_rate_outwards(tried, best, further):
+    assert tuning.further_rate(tried, best) == further
+
+
+def test_tuning_goes_on_while_the_best_is_an_outermost_one(tmp_path, monkeypatch):
+    """Three arms: the best is inside; below the first; above the last, where runs fail."""
+
+    def accuracy(arm, rate):
+        return {"inside": -abs(rate - 2e-4), "low": -abs(rate - 5e-5), "high": rate}[arm]
+
+    def run(work, *_):
+        for job in work:
+            rate, arm = job.options["learning_rate"], job.arm.split("-")[0]
+            job.folder.mkdir(parents=True, exist_ok=True)
+            if rate > 1e-3:
+                continue
+            found = {"seed": job.seed, "steps": 1, "accuracy": [{"step": 0, "accuracy": accuracy(arm, rate)}]}
+            (job.folder / "summary.json").write_text(json.dumps(found))
+            (job.folder / "trainer_state.json").write_text(json.dumps({"log_history": [{"step": 1, "step_time": 1.0}]}))
+
+    monkeypatch.setattr(tuning, "run_all", run)
+    arms = {name: {"method": "grpo"} for name in ("inside", "low", "high")}
+    asked = tuning.Tuning([1e-4, 2e-4, 4e-4], seeds=2, beyond=3)
+    tried = tuning.tune(arms, asked, tmp_path, None, None, None)
+    assert {name: sorted(found.jobs) for name, found in tried.items()} == {
+        "inside": [1e-4, 2e-4, 4e-4],
+        "low": [2.5e-5, 5e-5, 1e-4, 2e-4, 4e-4],
+        "high": [1e-4, 2e-4, 4e-4, 8e-4, 1.6e-3],
+    }
+    assert {name: found.best for name, found in tried.items()} == {"inside": 2e-4, "low": 5e-5, "high": 8e-4}
+    assert [job.seed for job in tried["low"].jobs[5e-5]] == [1000, 1001]
+    assert 1.6e-3 not in tried["high"].scores
+    without = tuning.tune(arms, tuning.Tuning(asked.rates), tmp_path, None, None, None)
+    assert without["low"].best == 1e-4
+    assert tuning.rate_note("low", without["low"]).endswith("It is the last of those tried.")
+    assert tuning.rate_note("low", tried["low"]).endswith("0.0001: -0.0, 0.0002: -0.0, 0.0004: -0.0).")
 
 
 def test_a_folder_is_one_commands_at_a_time(tmp_path, capsys):

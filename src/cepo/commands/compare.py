@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from statistics import fmean
 from typing import Any, TextIO
 
 import yaml
@@ -19,20 +18,18 @@ from ..checks import check_dataset
 from ..comparison import BASE, MEASURES, REFERENCE, Run, load_run, summarise, table
 from ..methods import METHODS
 from .jobs import BusyError, Job, command_line, job_of, locked, run_all, stopped_by_signals
-from .options import make_command_parser, positive
+from .options import make_command_parser, not_negative, positive
 from .report import draw_comparison
+from .tuning import Tried, Tuning, parse_rates, rate_note, tune
 
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 
-# Seeds on which learning rates are chosen; none of them is reported.
-_TUNING_SEED = 1000
-_TUNE_SEEDS = 2
 # What every arm gets unless the user says otherwise.
 _BASE: dict[str, Any] = {"accuracy_every": 7, "eval_problems": 400, "save_strategy": "no", "log_completions": False}
 _SEEDS = 3
 # Names of the untrained policy's row, and of the folder of trials.
 _TAKEN = (BASE, "tuning")
-_CONFIG_KEYS = {"base", "arms", "seeds", "tune_learning_rate", "tune_seeds"}
+_CONFIG_KEYS = {"base", "arms", "seeds", "tune_learning_rate", "tune_seeds", "tune_beyond"}
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -53,6 +50,12 @@ def make_parser() -> argparse.ArgumentParser:
     add("--first_seed", type=int, default=0, help="the first of them, for trials whose seeds are not to be reported")
     add("--tune_learning_rate", default=None, help="learning rates to choose from, for each arm: 1e-4,3e-4,1e-3")
     add("--tune_seeds", type=positive, default=None, help="seeds on which they are chosen, not reported (none: 2)")
+    add(
+        "--tune_beyond",
+        type=not_negative,
+        default=None,
+        help="how often an arm whose best rate is the lowest or highest tried gets a further one (none: 0)",
+    )
     add("--jobs", type=positive, default=None, help="runs at a time (none: one for each core, as memory allows)")
     add("--output_dir", type=Path, default=Path("comparison"), help="a second call with it goes on there")
     return parser
@@ -76,8 +79,7 @@ class Plan:
         base: Options that all arms begin with.
         arms: The arms.
         first_seed: The first seed that is reported.
-        rates: Learning rates to choose from; empty: each arm has its own.
-        tune_seeds: On how many seeds they are chosen.
+        tuning: Of learning rates.
         jobs: Runs at a time; None: one for each core.
     """
 
@@ -85,13 +87,8 @@ class Plan:
     base: dict[str, Any]
     arms: list[Arm]
     first_seed: int
-    rates: list[float]
-    tune_seeds: int
+    tuning: Tuning
     jobs: int | None
-
-    @property
-    def tuning_seeds(self) -> range:
-        return range(_TUNING_SEED, _TUNING_SEED + self.tune_seeds)
 
 
 def prepare(arguments: list[str]) -> Callable[[Console], int]:
@@ -108,14 +105,14 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
         base,
         arms,
         options.first_seed,
-        _rates(options.tune_learning_rate or config.get("tune_learning_rate")),
-        options.tune_seeds or int(config.get("tune_seeds") or _TUNE_SEEDS),
+        _tuning(options, config),
         options.jobs,
     )
     reported = range(plan.first_seed, plan.first_seed + max(arm.seeds for arm in arms))
-    if plan.rates and set(reported) & set(plan.tuning_seeds):
+    others = plan.tuning.seed_numbers
+    if plan.tuning.rates and set(reported) & set(others):
         raise ValueError(
-            f"seeds {plan.tuning_seeds.start} to {plan.tuning_seeds.stop - 1} choose learning rates and cannot be "
+            f"seeds {others.start} to {others.stop - 1} choose learning rates and cannot be "
             "reported too; give another --first_seed or fewer --seeds"
         )
     _check(arms)
@@ -199,14 +196,14 @@ def _flags(rest: list[str]) -> dict[str, Any]:
     return found
 
 
-def _rates(given: str | list[Any] | None) -> list[float]:
-    try:
-        rates = [float(part) for part in (given.split(",") if isinstance(given, str) else given or [])]
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"tune_learning_rate: {given!r} is not a list of numbers") from error
-    if any(not rate > 0 for rate in rates):
-        raise ValueError(f"tune_learning_rate: rates must be above 0, got {given!r}")
-    return rates
+def _tuning(options: argparse.Namespace, config: dict[str, Any]) -> Tuning:
+    given = {name: getattr(options, f"tune_{name}") for name in ("seeds", "beyond")}
+    counts = {name: config.get(f"tune_{name}") if count is None else count for name, count in given.items()}
+    for name, count in counts.items():
+        if count is not None and (not isinstance(count, int) or count < (name == "seeds")):
+            raise ValueError(f"tune_{name} must be a number{' from 1 on' if name == 'seeds' else ''}, not {count!r}")
+    rates = parse_rates(options.tune_learning_rate or config.get("tune_learning_rate"))
+    return Tuning(rates, **{name: count for name, count in counts.items() if count is not None})
 
 
 def _check(arms: list[Arm]) -> None:
@@ -252,13 +249,15 @@ def _named(arm: Arm) -> Iterator[None]:
 
 def _compare(plan: Plan, lock: TextIO, console: Console) -> int:
     _print_differences(plan, console)
-    scores, failed = _tune(plan, lock, console) if plan.rates else ({}, [])
-    best = {name: {"learning_rate": max(found, key=found.__getitem__)} for name, found in scores.items() if found}
-    arms = [
-        replace(arm, options={**arm.options, **best.get(arm.name, {})})
-        for arm in plan.arms
-        if arm.name in best or not plan.rates
-    ]
+    tried: dict[str, Tried] = {}
+    arms = plan.arms
+    if plan.tuning.rates:
+        options = {arm.name: arm.options for arm in plan.arms}
+        tried = tune(options, plan.tuning, plan.folder / "tuning", plan.jobs, lock, console)
+        best = {name: found.best for name, found in tried.items() if found.best is not None}
+        arms = [
+            replace(arm, options={**arm.options, "learning_rate": best[arm.name]}) for arm in arms if arm.name in best
+        ]
     # Seed by seed, so that arms can be compared from the first ones on.
     work = [
         job_of(plan.folder, arm.name, arm.options, plan.first_seed + number)
@@ -267,32 +266,11 @@ def _compare(plan: Plan, lock: TextIO, console: Console) -> int:
         if number < arm.seeds
     ]
     run_all(work, plan.jobs, lock, console)
-    failed += [job for job in work if not job.done]
+    trials = [job for found in tried.values() for jobs in found.jobs.values() for job in jobs]
+    failed = [job for job in (*trials, *work) if not job.done]
     runs = {arm.name: [load_run(job.folder) for job in work if job.arm == arm.name and job.done] for arm in arms}
-    _report(plan.folder, arms, runs, scores, failed, console)
+    _report(plan.folder, arms, runs, tried, failed, console)
     return 1 if failed else 0
-
-
-# For each arm the average accuracy that each learning rate gave.
-_Scores = dict[str, dict[float, float]]
-
-
-def _tune(plan: Plan, lock: TextIO, console: Console) -> tuple[_Scores, list[Job]]:
-    """How well each arm does with each learning rate, and the runs that failed. A rate with a failed run is out."""
-    trials = {
-        (arm.name, rate): [
-            job_of(plan.folder / "tuning", f"{arm.name}-{rate:g}", {**arm.options, "learning_rate": rate}, seed)
-            for seed in plan.tuning_seeds
-        ]
-        for arm in plan.arms
-        for rate in plan.rates
-    }
-    run_all([job for jobs in trials.values() for job in jobs], plan.jobs, lock, console)
-    scores: _Scores = {arm.name: {} for arm in plan.arms}
-    for (name, rate), jobs in trials.items():
-        if all(job.done for job in jobs):
-            scores[name][rate] = fmean(load_run(job.folder).average for job in jobs)
-    return scores, [job for jobs in trials.values() for job in jobs if not job.done]
 
 
 # Reporting ------------------------------------------------------------------------------------------------------------
@@ -312,16 +290,21 @@ def _print_differences(plan: Plan, console: Console) -> None:
 
 
 def _report(
-    folder: Path, arms: list[Arm], runs: dict[str, list[Run]], scores: _Scores, failed: list[Job], console: Console
+    folder: Path,
+    arms: list[Arm],
+    runs: dict[str, list[Run]],
+    tried: dict[str, Tried],
+    failed: list[Job],
+    console: Console,
 ) -> None:
     rows = summarise(runs)
-    notes = [_rate_note(name, found) for name, found in scores.items()]
+    notes = [rate_note(name, found) for name, found in tried.items()]
     notes += [f"{job.arm}, seed {job.seed}, failed: {job.failure}" for job in failed]
     notes += _oracle_note(rows)
     result = {
         "arms": rows,
         "options": {arm.name: arm.options for arm in arms},
-        "tuning": scores,
+        "tuning": {name: found.scores for name, found in tried.items()},
         "failed": [{"arm": job.arm, "seed": job.seed, "reason": job.failure} for job in failed],
         "notes": notes,
         "runs": {
@@ -337,16 +320,6 @@ def _report(
         draw_comparison(runs, rows, folder / "compare.png")
     console.print(Markdown(text))
     console.print(f"compare.json, compare.md and compare.png are in {folder}", highlight=False)
-
-
-def _rate_note(name: str, found: Mapping[float, float]) -> str:
-    """What was chosen, from what; average accuracy on the seeds that are not reported."""
-    if not found:
-        return f"{name}: no learning rate went through"
-    best = max(found, key=found.__getitem__)
-    edge = " It is the last of those tried: there may be a better one." if best in (min(found), max(found)) else ""
-    listing = ", ".join(f"{rate:g}: {100 * score:.1f}" for rate, score in found.items())
-    return f"{name}: learning rate {best:g} (average accuracy on other seeds: {listing}).{edge}"
 
 
 def _oracle_note(rows: list[dict[str, Any]]) -> list[str]:

@@ -58,6 +58,13 @@ def positive(text: str) -> int:
     return number
 
 
+def not_negative(text: str) -> int:
+    number = int(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"must not be negative, got {number}")
+    return number
+
+
 def require_clip(clip: float) -> None:
     """Refuse an `evidence_clip` that is out of range."""
     if not 0 < clip < 1:
