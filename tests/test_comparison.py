@@ -58,8 +58,9 @@ def test_arms_are_compared_seed_by_seed():
     }  # fmt: skip
     untrained, grpo, cepo, late = summarise(arms)
     assert untrained["name"] == "base"
-    assert untrained["final"]["mean"] == pytest.approx(0.1)
-    assert "paired_difference_to_grpo" not in grpo
+    assert untrained["early"]["mean"] == untrained["final"]["mean"] == pytest.approx(0.1)
+    assert untrained["paired_difference_to_grpo"]["final"]["mean"] == pytest.approx(0.1 - base.mean())
+    assert (grpo["paired_difference_to_grpo"], grpo["seconds_ratio"], untrained["seconds_ratio"]) == (None, 1.0, 0.0)
     difference = cepo["paired_difference_to_grpo"]["final"]
     assert difference["mean"] == pytest.approx(gains.mean())
     assert 0.02 < difference["low"] < difference["high"] < 0.03

@@ -116,18 +116,20 @@ class Estimate:
 
 
 def summarise(arms: Mapping[str, Sequence[Run]]) -> list[dict[str, Any]]:
-    """One row for each arm, the untrained policy first: final and early accuracy, and differences to GRPO by seed.
+    """One row for each arm that has runs, the untrained policy first.
 
     Args:
         arms: The finished runs of each arm.
+
+    Returns:
+        Rows of `name`, `seeds`, `final`, `early`, `average` and `seconds`, and, against GRPO's runs of the same seeds,
+        `pairs`, `paired_difference_to_grpo` (of each measure) and `seconds_ratio`. The last two are None where no seed
+        is shared; GRPO has no difference to itself.
     """
     reference = {run.seed: run for run in arms.get(REFERENCE, [])}
-    before = {run.seed: run.accuracy[0][1] for runs in arms.values() for run in runs}
+    untrained = {run.seed: Run(run.seed, run.accuracy[:1], 0.0) for runs in arms.values() for run in runs}
     rows: list[dict[str, Any]] = []
-    if before:
-        untrained = Estimate.of(list(before.values())).as_dict()
-        rows.append({"name": BASE, "seeds": len(before), **dict.fromkeys(MEASURES, untrained)})
-    for name, runs in arms.items():
+    for name, runs in {BASE: list(untrained.values()), **arms}.items():
         if not runs:
             continue
         row: dict[str, Any] = {"name": name, "seeds": len(runs)}
@@ -135,13 +137,15 @@ def summarise(arms: Mapping[str, Sequence[Run]]) -> list[dict[str, Any]]:
             row[measure] = Estimate.of([getattr(run, measure) for run in runs]).as_dict()
         row["seconds"] = fmean(run.seconds for run in runs)
         pairs = [(run, reference[run.seed]) for run in runs if run.seed in reference]
+        row["pairs"] = len(pairs)
+        row["paired_difference_to_grpo"] = row["seconds_ratio"] = None
+        if pairs:
+            row["seconds_ratio"] = fmean(run.seconds / its.seconds for run, its in pairs)
         if pairs and name != REFERENCE:
-            row["pairs"] = len(pairs)
             row["paired_difference_to_grpo"] = {
                 measure: Estimate.of([getattr(run, measure) - getattr(its, measure) for run, its in pairs]).as_dict()
                 for measure in MEASURES
             }
-            row["seconds_ratio"] = fmean(run.seconds / its.seconds for run, its in pairs)
         rows.append(row)
     return rows
 
@@ -160,14 +164,14 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         f"|{'---|' * (4 + 2 * len(MEASURES))}",
     ]
     for row in rows:
-        differences = row.get("paired_difference_to_grpo", {})
+        differences = row["paired_difference_to_grpo"] or {}
         cells = [
             row["name"],
             str(row["seeds"]),
             *(_percent(row[measure]) for measure in MEASURES),
             *(_percent(differences.get(measure), signed=True) for measure in MEASURES),
-            f"{row['seconds']:.0f}" if "seconds" in row else "",
-            f"{row['seconds_ratio']:.2f}" if "seconds_ratio" in row else "",
+            f"{row['seconds']:.0f}",
+            "" if row["seconds_ratio"] is None else f"{row['seconds_ratio']:.2f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

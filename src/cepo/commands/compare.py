@@ -323,8 +323,8 @@ def _report(
 
 
 def _oracle_note(rows: list[dict[str, Any]]) -> list[str]:
-    difference = next((row.get("paired_difference_to_grpo") for row in rows if row["name"] == "oracle"), None)
-    if difference is None:
+    difference = next((row["paired_difference_to_grpo"] for row in rows if row["name"] == "oracle"), None)
+    if not difference:
         return []
     level = [measure for measure in MEASURES if difference[measure]["low"] is None or difference[measure]["low"] <= 0]
     if not level:

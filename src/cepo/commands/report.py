@@ -100,11 +100,10 @@ def draw_comparison(arms: Mapping[str, Sequence[Run]], rows: Sequence[Mapping[st
         for name, label in CURVES.items()
         if any(name in run.curves for runs in arms.values() for run in runs)
     }
-    wide = max(4, len(shown))
-    figure = pyplot.figure(figsize=(14, 8), layout="constrained")
-    grid = figure.add_gridspec(2, 2 * wide, height_ratios=[1.4, 1])
-    accuracy, differences = figure.add_subplot(grid[0, : wide + 1]), figure.add_subplot(grid[0, wide + 1 :])
-    others = [figure.add_subplot(grid[1, 2 * place : 2 * place + 2]) for place in range(len(shown))]
+    figure = pyplot.figure(figsize=(14, 8.4), layout="constrained")
+    upper, lower = figure.subfigures(2, 1, height_ratios=[1.6, 1])
+    accuracy, differences = upper.subplots(1, 2, width_ratios=[1.3, 1])
+    others = lower.subplots(1, max(1, len(shown)), squeeze=False)[0, : len(shown)]
     colours = {name: f"C{number % 10}" for number, name in enumerate(arms)}
     for number, (name, runs) in enumerate(arms.items()):
         if not runs:
@@ -121,7 +120,7 @@ def draw_comparison(arms: Mapping[str, Sequence[Run]], rows: Sequence[Mapping[st
                 seen.setdefault(step, []).append(value)
             axis.plot(sorted(seen), [fmean(seen[step]) for step in sorted(seen)], linewidth=1.2, **style)
     accuracy.set(title="held-out accuracy, %: mean and 95 % interval over seeds", xlabel="optimiser step")
-    accuracy.legend(frameon=False, fontsize=8)
+    upper.legend(*accuracy.get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside upper left", ncols=6)
     _draw_differences(differences, rows, colours)
     for axis, label in zip(others, shown.values(), strict=True):
         axis.set(title=label, xlabel="optimiser step")
@@ -134,7 +133,7 @@ def draw_comparison(arms: Mapping[str, Sequence[Run]], rows: Sequence[Mapping[st
 
 def _draw_differences(axis: Any, rows: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -> None:
     """Paired differences to GRPO with their intervals, a line for each arm."""
-    compared = [row for row in rows if "paired_difference_to_grpo" in row]
+    compared = [row for row in rows if row["paired_difference_to_grpo"]]
     for place, row in enumerate(compared):
         for measure, shape, shift in zip(MEASURES, ("o", "s", "D"), (-0.22, 0.0, 0.22), strict=True):
             found = row["paired_difference_to_grpo"][measure]
@@ -144,7 +143,7 @@ def _draw_differences(axis: Any, rows: Sequence[Mapping[str, Any]], colours: Map
                 place + shift,
                 xerr=[[100 * max(0.0, found["mean"] - low)], [100 * max(0.0, high - found["mean"])]],
                 fmt=shape,
-                color=colours[row["name"]],
+                color=colours.get(row["name"], "#000"),  # the untrained policy has no curve
                 markersize=5,
                 capsize=3,
             )
@@ -152,7 +151,7 @@ def _draw_differences(axis: Any, rows: Sequence[Mapping[str, Any]], colours: Map
         axis.plot([], [], shape, color="#555", markersize=5, label=measure)
     axis.axvline(0, color="#999", linewidth=1)
     axis.set(
-        title="accuracy minus GRPO's, points: paired by seed, 95 % interval",
+        title="points ahead of GRPO, paired by seed, 95 %",
         yticks=range(len(compared)),
         yticklabels=[row["name"] for row in compared],
     )
