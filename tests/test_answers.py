@@ -3,6 +3,9 @@
 import threading
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from math_verify import parse, verify
 
 from cepo.answers import final_answer, last_box, reference_answer, same_answer
 
@@ -55,6 +58,20 @@ def test_reference_answer(solution, answer):
 )
 def test_same_answer(one, other, same):
     assert same_answer(one, other) is same
+
+
+_WHOLE = st.tuples(st.sampled_from(["", "0", "-"]), st.integers(0, 3)).map(lambda parts: "".join(map(str, parts)))
+_LISTS = st.tuples(st.lists(_WHOLE, min_size=2, max_size=3), st.sampled_from([",", ", "])).map(
+    lambda parts: f"({parts[1].join(parts[0])})"
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(one=_WHOLE | _LISTS, other=_WHOLE | _LISTS)
+def test_whole_numbers_are_compared_as_math_verify_does(one, other):
+    """Which they are without it, because it takes long."""
+    parsed = [parse(f"\\boxed{{{answer}}}") for answer in (one, other)]
+    assert same_answer.__wrapped__(one, other) is (verify(*parsed) or verify(*reversed(parsed)))
 
 
 def test_nested_braces():

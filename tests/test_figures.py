@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import ImageChops
 from trl.rewards import accuracy_reward
 
-from cepo.tasks.figures import annotate, figures_reward, load_figures, make_problem, problem_of
+from cepo.tasks.figures import annotate, figures_labels, figures_reward, load_figures, make_problem, problem_of
 from cepo.tasks.figures.drawing import HEIGHT, WIDTH, draw
 from cepo.tasks.figures.mistakes import mistake_shares
 from cepo.tasks.figures.problem import split_of
@@ -122,6 +122,37 @@ def test_mistakes_by_hand():
     found = mistake_shares([(problem, text) for text in (right, wrong, elsewhere, f"{start} {one}")])
     assert found == {"reading": 1 / 9, "arithmetic": 1 / 6, "copying": 1 / 3, "box": 1 / 3, "form": 1 / 4}
     assert isnan(mistake_shares([])["box"])
+
+
+def _labels(*texts, correct):
+    """The digits that decide in each of these solutions of one problem, e.g. ``.. 5* ..`` for the 5."""
+    row = {"start": 60, "labels": [58, 70], "angles": [62, 48], "prompt": [{"content": ""}]}
+    labels = figures_labels(row, [list(text) for text in texts], list(correct))
+    for text, line in zip(texts, labels, strict=True):
+        assert all((label == -1) == (not character.isdigit()) for character, label in zip(text, line, strict=True))
+    return ["".join(c + "*" * (label == 1) for c, label in zip(*pair, strict=True)) for pair in zip(texts, labels)]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        # A misread label, and what follows from it.
+        ("60 53* 67. 67 70 43. \\boxed{(67, 43)}", "60 58* 62. 62 70 48. \\boxed{(62, 48)}"),
+        # A slip, and what follows from it.
+        ("60 58 7*2. 72 70 38. \\boxed{(72, 38)}", "60 58 6*2. 62 70 48. \\boxed{(62, 48)}"),
+        # Two mistakes, of which the second is a wrong copy.
+        ("5*0 58 72. 73* 70 37. \\boxed{(72, 37)}", "6*0 58 62. 62* 70 48. \\boxed{(62, 48)}"),
+        # The last line only; it has a number too many.
+        ("60 58 62. 62 70 48. \\boxed{(62, 49*, 1*1*)}", "60 58 62. 62 70 48. \\boxed{(62, 48*)}"),
+        # A result that is right though it does not follow.
+        ("60 53* 62. 62 70 47*. \\boxed{(62, 47)}", "60 58* 62. 62 70 48*. \\boxed{(62, 48)}"),
+    ],
+)
+def test_the_oracle_blames_mistakes_and_not_what_follows_from_them(wrong, right):
+    plain = [text.replace("*", "") for text in (wrong, right, right)]
+    assert _labels(*plain, correct=[False, True, True]) == [wrong, right, right]
+    assert "*" not in "".join(_labels(*plain[1:], correct=[True, True]))
+    assert "*" not in "".join(_labels(*plain, correct=[None, True, True]))
 
 
 @pytest.mark.parametrize(

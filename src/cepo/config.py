@@ -55,7 +55,7 @@ class CEPOConfig(GRPOConfig):
             arXiv 2402.03300; then the trainer is TRL's `GRPOTrainer` to the bit). Or self-distillation on the policy's
             own rollouts, without advantages: `"opsd"` (from a teacher told the reference solution, arXiv 2601.18734)
             or `"sdpo"` (from one told a right rollout of the group, arXiv 2601.20802). `"oracle"` places credit by the
-            figures task's ground truth: the most that any evidence could give there.
+            figures task's ground truth, where evidence should: at a rollout's own mistakes, and where others made one.
         evidence_coefficient (`float`, *optional*, defaults to `0.5`):
             lambda_0: share of a token's advantage that evidence redistributes at step 0, in [0, 1]. Paper, step 7.
         evidence_steps (`int`, *optional*, defaults to `25`):

@@ -103,7 +103,7 @@ METHODS: dict[str, Method] = {
     "cepo": Method(cepo_contexts, needs_negatives=True),
     "rlsd": Method(rlsd_contexts),
     "grpo": Method(None),
-    # No method, but a bound: credit by the figures task's ground truth.
+    # No method, but what evidence without fault would do: credit by the figures task's ground truth.
     "oracle": Method(None, labels=figures_labels),
     # arXiv 2601.18734: no reward; the teacher is the initial policy, told the reference solution.
     "opsd": Method(

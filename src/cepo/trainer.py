@@ -22,7 +22,7 @@ from transformers import TrainerCallback
 from trl import GRPOTrainer
 from trl.models.utils import _ForwardRedirection, disable_gradient_checkpointing
 
-from .answers import final_answer, text_of_completion
+from .answers import final_answer, reference_answer, text_of_completion
 from .batches import moving_rows, prompt_of, trained_tokens
 from .checks import check_dataset, check_size, check_solution, has_solutions
 from .config import CEPOConfig
@@ -373,9 +373,11 @@ class CEPOTrainer(GRPOTrainer):
         references: list[References] = []
         for start in range(0, len(graded.attempts), size):
             attempts, solution = graded.attempts[start : start + size], graded.solutions[start]
-            chosen = choose_references(
-                attempts, solution, rule=self.args.negative_reference, max_negatives=self.args.max_negatives
-            )
+            chosen = [References(reference_answer(solution), ())] * size
+            if self.method.needs_negatives:
+                chosen = choose_references(
+                    attempts, solution, rule=self.args.negative_reference, max_negatives=self.args.max_negatives
+                )
             references += self._tell(chosen, attempts, solution)
         return graded.own(references)
 

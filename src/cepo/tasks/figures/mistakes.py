@@ -1,14 +1,16 @@
-"""What a policy gets wrong in the figures task: reading, arithmetic, copying or the last line."""
+"""What a policy gets wrong in the figures task: reading, arithmetic, copying or the last line.
+
+Every number of a completion is judged by what the completion itself wrote before, so that a mistake counts once and what
+follows from it does not.
+"""
 
 from collections import Counter
 from collections.abc import Iterable
-from itertools import pairwise
+from dataclasses import dataclass
 
 from .problem import Problem
-from .solutions import annotate
+from .solutions import Span, annotate
 
-# Each is a share of its own chances, and is judged by what the completion itself wrote before, so that one mistake is
-# not counted again in all that follows from it.
 MISTAKES = {
     "reading": "a label or the first angle, written otherwise than printed",
     "arithmetic": "a step whose three numbers do not add up to 180",
@@ -18,11 +20,70 @@ MISTAKES = {
 }
 
 
+@dataclass(frozen=True)
+class Number:
+    """A number of a completion, and what it should be.
+
+    Attributes:
+        place: The same for the same number of another completion of the problem.
+        kind: Which of `MISTAKES` it is if it is wrong.
+        span: Where it stands.
+        text: The number as written.
+        expected: The number as it should be after those before it; None if there should be none.
+        truth: The number of the right solution; None if there is none.
+    """
+
+    place: int
+    kind: str
+    span: Span
+    text: str
+    expected: str | None
+    truth: str | None
+
+    def wrong_at(self, digits: slice) -> bool:
+        """Whether these digits of it are wrong. A number of the right solution is not, even where it does not follow."""
+        if self.text in (self.expected, self.truth):
+            return False
+        return self.expected is None or self.text[digits] != self.expected[digits]
+
+    @property
+    def right(self) -> bool:
+        return self.text == self.expected
+
+
+def judged_numbers(problem: Problem, completion: str) -> list[Number]:
+    """The numbers of a completion's steps, three a step, and those in its box."""
+    spans = annotate(problem, completion).spans
+    chain = [span for span in spans if span.kind != "answer"][: 3 * len(problem.labels)]
+    texts = [completion[span.start : span.end] for span in chain]
+    found = []
+    angles = (problem.start, *problem.angles)
+    for place, (span, text) in enumerate(zip(chain, texts, strict=True)):
+        step, part = divmod(place, 3)
+        truth = str((angles[step], problem.labels[step], angles[step + 1])[part])
+        if part == 2:
+            kind, expected = "arithmetic", str(180 - int(texts[place - 2]) - int(texts[place - 1]))
+        elif part == 0 and step > 0:
+            kind, expected = "copying", texts[place - 1]
+        else:
+            kind, expected = "reading", truth
+        found.append(Number(place, kind, span, text, expected, truth))
+    results = texts[2::3]
+    for span in spans:
+        if span.kind == "answer":
+            expected = results[span.step] if span.step < len(results) else None
+            truth = str(problem.angles[span.step]) if span.step < len(problem.angles) else None
+            place = 3 * len(problem.labels) + span.step
+            found.append(Number(place, "box", span, completion[span.start : span.end], expected, truth))
+    return found
+
+
 def mistake_shares(solved: Iterable[tuple[Problem, str]]) -> dict[str, float]:
     """The share of each kind of `MISTAKES` among the chances for it; NaN where there was none.
 
     Args:
-        solved: Problems and completions. A completion without three numbers a step counts under "form" alone.
+        solved: Problems and completions. A completion without three numbers a step counts under "form" alone, and a
+            box as one chance.
     """
     chances, wrong = Counter[str](), Counter[str]()
 
@@ -31,19 +92,14 @@ def mistake_shares(solved: Iterable[tuple[Problem, str]]) -> dict[str, float]:
         wrong[kind] += not right
 
     for problem, completion in solved:
-        spans = annotate(problem, completion).spans
-        chain = [int(completion[span.start : span.end]) for span in spans if span.kind != "answer"]
-        numbers = 3 * len(problem.labels)
-        note("form", len(chain) >= numbers)
-        if len(chain) < numbers:
+        numbers = judged_numbers(problem, completion)
+        boxed = [number for number in numbers if number.kind == "box"]
+        complete = len(numbers) - len(boxed) == 3 * len(problem.labels)
+        note("form", complete)
+        if not complete:
             continue
-        steps = [tuple(chain[start : start + 3]) for start in range(0, numbers, 3)]
-        note("reading", steps[0][0] == problem.start)
-        for (known, label, result), printed in zip(steps, problem.labels, strict=True):
-            note("reading", label == printed)
-            note("arithmetic", known + label + result == 180)
-        for before, after in pairwise(steps):
-            note("copying", after[0] == before[2])
-        boxed = [int(completion[span.start : span.end]) for span in spans if span.kind == "answer"]
-        note("box", boxed == [result for _, _, result in steps])
+        for number in numbers:
+            if number.kind != "box":
+                note(number.kind, number.right)
+        note("box", len(boxed) == len(problem.labels) and all(number.right for number in boxed))
     return {kind: wrong[kind] / chances[kind] if chances[kind] else float("nan") for kind in MISTAKES}
