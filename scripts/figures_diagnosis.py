@@ -120,6 +120,8 @@ def main() -> None:
         found = divergences(model, shipped, processor, plain, told)
         total = sum(kl for values in found.values() for kl, _ in values)
         for kind in (WORDS, *_NAMES.values(), AFTER_RIGHT, AFTER_WRONG):
+            if not found[kind]:
+                continue
             kls, entropies = zip(*found[kind], strict=True)
             numbers = f"{len(kls)} | {fmean(kls):.4f} | {100 * sum(kls) / total:.0f} | {fmean(entropies):.3f}"
             print(f"| {name} | {kind} | {numbers} |", flush=True)

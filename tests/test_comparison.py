@@ -14,8 +14,9 @@ from scipy.stats import binomtest
 
 from cepo import cli
 from cepo.commands import compare, tuning
-from cepo.commands.jobs import locked
+from cepo.commands.jobs import BusyError, job_of, locked
 from cepo.comparison import Estimate, Run, band, summarise, table
+from cepo.tasks.figures import policy_path
 
 
 def run(seed, *accuracies, seconds=10.0):
@@ -55,7 +56,7 @@ def test_arms_are_compared_seed_by_seed():
         "grpo": [run(seed, 0.1, value, value) for seed, value in enumerate(base)],
         "cepo": [run(seed, 0.1, value + gain, value + gain, seconds=12.0) for seed, (value, gain) in
                  enumerate(zip(base, gains, strict=True))],
-        "late": [run(7, 0.1, 0.5, 0.5)],
+        "late": [run(7, 0.9, 0.5, 0.5)],  # the untrained policy is taken from GRPO's run
     }  # fmt: skip
     untrained, grpo, cepo, late = summarise(arms)
     assert untrained["name"] == "base"
@@ -95,6 +96,11 @@ BAD_CONFIGS = [
     ("arms: {a: {method: grpo}}\nseeds: many", "arm a: seeds must be a number"),
     ("arms: {a: {method: grpo, seeds: 0}}", "arm a: seeds must be a number"),
     ("arms: {base: {method: grpo}}", "arm 'base': choose another name"),
+    ("arms: {lock: {method: grpo}}", "arm 'lock': choose another name"),
+    ("arms: {'': {method: grpo}}", "arm '': choose another name"),
+    ("arms: {..: {method: grpo}}", "arm '..': choose another name"),
+    ("arms: {a: {method: opsd}}\nbase: {beta: 0.1}", "arm a: method='opsd' has a loss of its own, in which beta"),
+    ("arms: {a: {skip_zero_advantage: true, entropy_coef: 0.1}}", "arm a: skip_zero_advantage would change"),
     ("arms: {../../x: {method: grpo}}", "choose another name"),
     ("arms: {a: {method: grpo}", "is not YAML"),
     ("arms: {a: {method: grpo}}\nseed: 1", "and nothing else"),
@@ -125,9 +131,44 @@ def test_arms_flags_and_what_a_method_implies(tmp_path, capsys, monkeypatch):
     assert cli.main(["compare", "--config", str(config), "--output_dir", str(tmp_path / "out"), *flags]) == 1
     assert [(job.arm, job.seed) for job in asked] == [("1", 0), ("grpo", 0), ("cepo", 0), ("grpo", 1), ("cepo", 1)]
     assert asked[0].options["save_strategy"] == "no"
-    printed = capsys.readouterr().out
+    printed, said = capsys.readouterr()
     assert "teacher_ema_decay=0.95" in printed
-    assert "arm 'grpo'" not in printed
+    assert said == ""
+
+
+def test_what_is_not_as_it_should_be_is_said(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(compare, "run_all", lambda *_: None)
+    config = tmp_path / "arms.yaml"
+    config.write_text("base: {teacher: ema}\narms:\n  one: {method: cepo, max_steps: 3}\n  two: {method: opsd}")
+    folder = tmp_path / "out"
+    assert cli.main(["compare", "--config", str(config), "--output_dir", str(folder), "--max_steps", "2"]) == 1
+    printed, said = capsys.readouterr()
+    assert "Arms differ in max_steps (3: one; 2: two)" in said
+    assert "no arm 'grpo'" in said
+    assert "positive_content='solution'" in printed
+    assert "teacher='initial'" not in printed  # the base has another
+    assert "Arms differ in max_steps" in (folder / "compare.md").read_text()
+    assert cli.main(["compare", "--methods", "grpo", "--output_dir", str(config)]) == 2
+    assert str(config) in capsys.readouterr().err
+
+
+def test_the_oracle_needs_a_task_whose_tokens_are_known(tmp_path, capsys):
+    rows = [{"prompt": [{"role": "user", "content": "1 + 1?"}], "solution": "2"}] * 64
+    for split in ("train", "test"):
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    arguments = ["--methods", "grpo,oracle", "--dataset_name", str(tmp_path), "--model_name_or_path", policy_path()]
+    assert cli.main(["compare", *arguments, "--output_dir", str(tmp_path / "out")]) == 2
+    assert "arm oracle: method='oracle' needs the figures task" in capsys.readouterr().err
+
+
+def test_only_finished_runs_hold_their_options(tmp_path):
+    folder = tmp_path / "a" / "seed-0"
+    folder.mkdir(parents=True)
+    (folder / "options.json").write_text("{}")
+    assert not job_of(tmp_path, "a", {"method": "grpo"}, 0).done
+    (folder / "summary.json").write_text("{}")
+    with pytest.raises(BusyError, match="other options"):
+        job_of(tmp_path, "a", {"method": "grpo"}, 0)
 
 
 MISTAKES = [
@@ -241,7 +282,7 @@ arms:
   opsd: {method: opsd, seeds: 1}
   sdpo: {method: sdpo, seeds: 1}
   oracle: {method: oracle, seeds: 1}
-  broken: {method: opsd, beta: 0.1, seeds: 1}
+  broken: {method: opsd, lr_scheduler_kwargs: {nonesuch: 1}, seeds: 1}
 seeds: 2
 """
     )
@@ -254,6 +295,7 @@ seeds: 2
     }  # fmt: skip
     assert [failure["arm"] for failure in result["failed"]] == ["broken"]
     assert [step for step, _ in result["runs"]["cepo"][1]["accuracy"]] == [0, 1, 2]
+    assert [sorted(versions) for versions in result["versions"]] == [["cepo", "torch", "transformers", "trl"]]
     assert rows["cepo"]["paired_difference_to_grpo"]["early"]["low"] is not None
     assert (folder / "compare.png").stat().st_size > 10_000
     printed = capsys.readouterr().out

@@ -1,5 +1,7 @@
 """What hints carry beyond answers."""
 
+from dataclasses import replace
+
 import pytest
 
 from cepo.contents import HintContent, with_contents
@@ -51,6 +53,10 @@ def test_a_right_rollout_is_another_one():
     alone = told(HintContent(positive="rollout"), attempts=ATTEMPTS[:2])
     assert [one.fallback for one in alone] == ["no_right_rollout", None]
     assert alone[0].positive == "7"
+    # With rejected rollouts to be told as well, that reason stays: it is what keeps a student from being taught.
+    none_right = [replace(attempt, correct=False) for attempt in ATTEMPTS]
+    both = told(HintContent(positive="rollout", negative="rollout"), attempts=none_right, rule="own")
+    assert {one.fallback for one in both} == {"no_right_rollout"}
 
 
 @pytest.mark.parametrize(("part", "positive"), [("prefix", "Long reasoning,"), ("suffix", r"so \boxed{7}")])

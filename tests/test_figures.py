@@ -130,7 +130,8 @@ def _labels(*texts, correct):
     labels = figures_labels(row, [list(text) for text in texts], list(correct))
     for text, line in zip(texts, labels, strict=True):
         assert all((label == -1) == (not character.isdigit()) for character, label in zip(text, line, strict=True))
-    return ["".join(c + "*" * (label == 1) for c, label in zip(*pair, strict=True)) for pair in zip(texts, labels)]
+    pairs = zip(texts, labels, strict=True)
+    return ["".join(c + "*" * (label == 1) for c, label in zip(*pair, strict=True)) for pair in pairs]
 
 
 @pytest.mark.parametrize(

@@ -38,12 +38,14 @@ class Run:
         seconds: Of its steps: sampling, grading, teachers, forward and backward. The optimiser's own and evaluation
             are left out.
         curves: Metrics over steps, by their names in `CURVES`.
+        versions: Of the libraries it ran with; empty where it did not say.
     """
 
     seed: int
     accuracy: list[tuple[int, float]]
     seconds: float
     curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
 
     @property
     def final(self) -> float:
@@ -78,7 +80,8 @@ def load_run(folder: Path) -> Run:
     accuracy = [(entry["step"], entry["accuracy"]) for entry in summary["accuracy"]]
     times = [entry["step_time"] for entry in history if "step_time" in entry]  # each a mean over a logging interval
     seconds = fmean(times) * summary["steps"]
-    return Run(summary["seed"], accuracy, seconds, {name: points for name, points in curves.items() if points})
+    curves = {name: points for name, points in curves.items() if points}
+    return Run(summary["seed"], accuracy, seconds, curves, summary.get("versions", {}))
 
 
 @dataclass(frozen=True)
@@ -127,7 +130,9 @@ def summarise(arms: Mapping[str, Sequence[Run]]) -> list[dict[str, Any]]:
         is shared; GRPO has no difference to itself.
     """
     reference = {run.seed: run for run in arms.get(REFERENCE, [])}
-    untrained = {run.seed: Run(run.seed, run.accuracy[:1], 0.0) for runs in arms.values() for run in runs}
+    # A seed's untrained policy is the reference's where there is one; all arms should have the same.
+    everyone = (*(run for runs in arms.values() for run in runs), *reference.values())
+    untrained = {run.seed: Run(run.seed, run.accuracy[:1], 0.0) for run in everyone}
     rows: list[dict[str, Any]] = []
     for name, runs in {BASE: list(untrained.values()), **arms}.items():
         if not runs:

@@ -98,8 +98,9 @@ class CEPOConfig(GRPOConfig):
             paper, and for `"sdpo"` to 0.95, as in its own repository.
         divergence (`str`, *optional*):
             For `"opsd"` and `"sdpo"`: over the `"full"` vocabulary, over the student's `"top_k"` tokens and the rest as
-            one, or of the `"sampled"` tokens alone (a policy gradient with log P_T - log P_S as token advantages).
-            Defaults to full for OPSD and to top_k for SDPO.
+            one, or of the `"sampled"` tokens alone (a policy gradient with log P_T - log P_S as token advantages, in
+            TRL's GRPO loss: its clip takes the place of `importance_clip`, and its mean is over all tokens, those
+            without a teacher too). Defaults to full for OPSD and to top_k for SDPO.
         divergence_beta (`float`, *optional*):
             0: forward KL; 1: reverse KL; between: Jensen-Shannon. Defaults to 0 for OPSD and to 0.5 for SDPO.
         divergence_top_k (`int`, *optional*, defaults to `100`):
@@ -267,6 +268,49 @@ class CEPOConfig(GRPOConfig):
             # TRL's default is bf16 everywhere; transformers refuses that on a CPU.
             self.bf16 = False
         super().__post_init__()
+        self._refuse_what_would_do_nothing()
+        if self.skip_zero_advantage:
+            self.require_skipping(self.why_no_skipping())
+
+    def _refuse_what_would_do_nothing(self) -> None:
+        """A divergence over the vocabulary is a loss of its own."""
+        if not METHODS[self.method].distils or self.divergence == "sampled":
+            return
+        foreign = {
+            "beta": self.beta != 0,
+            "loss_type": self.loss_type != "dapo",  # the mean over tokens, as there
+            "entropy_coef": self.entropy_coef != 0 or self.use_adaptive_entropy,
+            "top_entropy_quantile": self.top_entropy_quantile < 1,
+            "cast_lm_head_to_fp32": self.cast_lm_head_to_fp32,
+        }
+        names = [name for name, given in foreign.items() if given]
+        if names:
+            raise ValueError(
+                f"method={self.method!r} has a loss of its own, in which {', '.join(names)} would do nothing; "
+                "leave it out"
+            )
+
+    def why_no_skipping(self) -> str | None:
+        """What gives rollouts with zero advantage a gradient, or a part in that of others; None if no option does."""
+        if self.beta != 0:
+            return f"beta={self.beta}: the KL term has a gradient for every rollout"
+        if self.entropy_coef != 0 or self.use_adaptive_entropy:
+            return "the entropy bonus has a gradient for every rollout"
+        if self.top_entropy_quantile < 1:
+            return f"top_entropy_quantile={self.top_entropy_quantile} ranks the tokens of all rollouts"
+        return None
+
+    @staticmethod
+    def require_skipping(reason: str | None) -> None:
+        """Refuse `skip_zero_advantage` for a reason.
+
+        Raises:
+            ValueError: If there is one.
+        """
+        if reason is not None:
+            raise ValueError(
+                f"skip_zero_advantage would change the gradient: {reason}. Leave it out, or set it to False"
+            )
 
     @classmethod
     def preset(cls, name: str, **options: Any) -> "CEPOConfig":

@@ -82,7 +82,7 @@ def with_contents(
                 for source, answer in zip(sources, one.negatives, strict=True)
             )
             changed = replace(changed, negatives=texts)
-            if None in sources:
+            if None in sources and changed.fallback is None:
                 changed = replace(changed, fallback="no_wrong_rollout")
         told.append(changed)
     return told

@@ -21,7 +21,8 @@ class TeacherWeights:
     """The copy, and when it follows the policy.
 
     Args:
-        model: The policy. For LoRA the copy is of the adapters, so that the initial one is the base model.
+        model: The policy. For LoRA the copy is of the adapters, so that the initial one is the base model; of a model
+            that came with trained adapters it is the model with these.
         source: ``initial``: never; ``synced``: every `sync_steps` optimiser steps; ``ema``: after every step,
             ``copy <- decay copy + (1 - decay) policy``; ``policy``: there is no copy.
         sync_steps: For ``synced``.

@@ -24,7 +24,7 @@ from trl.models.utils import _ForwardRedirection, disable_gradient_checkpointing
 
 from .answers import final_answer, reference_answer, text_of_completion
 from .batches import moving_rows, prompt_of, trained_tokens
-from .checks import check_dataset, check_size, check_solution, has_solutions
+from .checks import check_dataset, check_labels, check_size, check_solution, has_solutions
 from .config import CEPOConfig
 from .contents import HintContent, Part, with_contents
 from .credit import token_advantages
@@ -113,8 +113,8 @@ class CEPOTrainer(GRPOTrainer):
             check_dataset(train_dataset, needs_solution=needs_solution, needs_prompt=not owns_prompts)
             if isinstance(train_dataset, Dataset):
                 check_size(train_dataset, args.generation_batch_size, args.num_generations)
-            if self.method.labels is not None and "labels" not in (train_dataset.column_names or []):
-                raise ValueError(f"method={args.method!r} needs the figures task, whose tokens are known")
+            if self.method.labels is not None:
+                check_labels(train_dataset, args.method)
         self._graded: Graded | None = None
         self._kept_step: int | None = None
         # Seconds that this process spent since it started; `update` is the loss, forward and backward.
@@ -177,20 +177,11 @@ class CEPOTrainer(GRPOTrainer):
         return {"tools": self.tools or None, "chat_template": self.chat_template, **self.chat_template_kwargs}
 
     def _check_distillation(self) -> None:
-        """Refuse what a divergence over the vocabulary would leave aside."""
-        foreign = {
-            "beta": self.beta != 0,
-            "loss_type": self.loss_type != "dapo",  # the mean over tokens, as here
-            "entropy_coef": self._entropy_bonus_enabled,
-            "top_entropy_quantile": self.top_entropy_quantile < 1,
-            "router_aux_loss_coef": self.aux_loss_enabled,
-            "cast_lm_head_to_fp32": self.args.cast_lm_head_to_fp32,
-        }
-        names = [name for name, given in foreign.items() if given]
-        if names:
+        """Refuse models with which a divergence over the vocabulary does not work."""
+        if self.aux_loss_enabled:
             raise ValueError(
-                f"method={self.args.method!r} has a loss of its own, in which {', '.join(names)} would do nothing; "
-                "leave it out (router_aux_loss_coef: set it to 0)"
+                f"method={self.args.method!r} has a loss of its own, in which router_aux_loss_coef would do nothing; "
+                "set it to 0"
             )
         if self.is_fsdp_enabled or self.is_deepspeed_enabled:
             raise ValueError(
@@ -510,24 +501,12 @@ class CEPOTrainer(GRPOTrainer):
         normalizer = inputs["teacher_tokens"].clamp(min=1.0) / self.accelerator.num_processes
         return total * args.steps_per_generation / (normalizer * self.current_gradient_accumulation_steps)
 
-    def _why_no_skipping(self) -> str | None:
-        """What gives rollouts with zero advantage a gradient, or a part in that of others; None if nothing does."""
-        if self.beta != 0:
-            return f"beta={self.beta}: the KL term has a gradient for every rollout"
-        if self.aux_loss_enabled:
-            return "the router's auxiliary loss has a gradient for every rollout"
-        if self._entropy_bonus_enabled:
-            return "the entropy bonus has a gradient for every rollout"
-        if self.top_entropy_quantile < 1:
-            return f"top_entropy_quantile={self.top_entropy_quantile} ranks the tokens of all rollouts"
-        return None
-
     def _decide_skipping(self) -> bool:
-        reason = self._why_no_skipping()
-        if self.args.skip_zero_advantage and reason is not None:
-            raise ValueError(
-                f"skip_zero_advantage would change the gradient: {reason}. Leave it out, or set it to False"
-            )
+        reason = self.args.why_no_skipping()
+        if self.aux_loss_enabled:
+            reason = "the router's auxiliary loss has a gradient for every rollout"
+        if self.args.skip_zero_advantage:
+            self.args.require_skipping(reason)
         if self.args.skip_zero_advantage is None:
             return reason is None and self.args.method != "grpo"
         return self.args.skip_zero_advantage

@@ -48,12 +48,12 @@ def job_of(folder: Path, name: str, options: dict[str, Any], seed: int) -> Job:
     """The run of an arm with a seed, in its folder.
 
     Raises:
-        BusyError: If the folder holds a run with other options.
+        BusyError: If the folder holds a finished run with other options.
     """
     job = Job(name, seed, {**options, "seed": seed}, folder / name / f"seed-{seed}")
     known = job.folder / "options.json"
     wanted = json.dumps(job.options, sort_keys=True, default=str)
-    if known.is_file() and known.read_text() != wanted:
+    if job.done and known.is_file() and known.read_text() != wanted:
         raise BusyError(
             f"{job.folder} holds a run with other options; name another --output_dir, or remove that folder"
         )

@@ -101,7 +101,7 @@ def draw_comparison(arms: Mapping[str, Sequence[Run]], rows: Sequence[Mapping[st
         if any(name in run.curves for runs in arms.values() for run in runs)
     }
     figure = pyplot.figure(figsize=(14, 8.4), layout="constrained")
-    upper, lower = figure.subfigures(2, 1, height_ratios=[1.6, 1])
+    upper, lower = figure.subfigures(2, 1, height_ratios=[1.6, 1], squeeze=False)[:, 0]
     accuracy, differences = upper.subplots(1, 2, width_ratios=[1.3, 1])
     others = lower.subplots(1, max(1, len(shown)), squeeze=False)[0, : len(shown)]
     colours = {name: f"C{number % 10}" for number, name in enumerate(arms)}

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -343,6 +344,7 @@ def _write_summary(
         "accuracy_after": after and after.as_dict(),
         "accuracy": [{"step": step, **found.as_dict()} for step, found in accuracy],
         "seconds": {"total": seconds, **trainer.seconds},
+        "versions": {name: version(name) for name in ("cepo", "trl", "transformers", "torch")},
     }
     (folder / "summary.json").write_text(json.dumps(_finite(summary), indent=2) + "\n")
     draw_curves(history, folder / "curves.png", title=f"{args.method}, seed {args.seed}", before=before, after=after)

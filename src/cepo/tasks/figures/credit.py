@@ -72,7 +72,9 @@ def figures_labels(row: dict[str, Any], completions: list[list[str]], correct: l
     def decides(verdict: bool | None, number: Number, digits: slice) -> bool:
         if verdict is False:
             return number.wrong_at(digits)
-        return bool(verdict) and any(found[number.place].wrong_at(digits) for found in mistaken if number.place in found)
+        return bool(verdict) and any(
+            found[number.place].wrong_at(digits) for found in mistaken if number.place in found
+        )
 
     labels = []
     for text, tokens, found, verdict in zip(texts, completions, numbers, correct, strict=True):

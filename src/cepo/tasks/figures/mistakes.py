@@ -1,7 +1,7 @@
 """What a policy gets wrong in the figures task: reading, arithmetic, copying or the last line.
 
-Every number of a completion is judged by what the completion itself wrote before, so that a mistake counts once and what
-follows from it does not.
+Every number of a completion is judged by what the completion itself wrote before, so that a mistake counts once, and
+what follows from it does not.
 """
 
 from collections import Counter
@@ -41,7 +41,7 @@ class Number:
     truth: str | None
 
     def wrong_at(self, digits: slice) -> bool:
-        """Whether these digits of it are wrong. A number of the right solution is not, even where it does not follow."""
+        """Whether these digits are wrong; none are of a number of the right solution, whatever it follows from."""
         if self.text in (self.expected, self.truth):
             return False
         return self.expected is None or self.text[digits] != self.expected[digits]
@@ -71,10 +71,10 @@ def judged_numbers(problem: Problem, completion: str) -> list[Number]:
     results = texts[2::3]
     for span in spans:
         if span.kind == "answer":
-            expected = results[span.step] if span.step < len(results) else None
-            truth = str(problem.angles[span.step]) if span.step < len(problem.angles) else None
+            repeated = results[span.step] if span.step < len(results) else None
+            asked = str(problem.angles[span.step]) if span.step < len(problem.angles) else None
             place = 3 * len(problem.labels) + span.step
-            found.append(Number(place, "box", span, completion[span.start : span.end], expected, truth))
+            found.append(Number(place, "box", span, completion[span.start : span.end], repeated, asked))
     return found
 
 

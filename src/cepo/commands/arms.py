@@ -1,0 +1,194 @@
+"""The arms of a comparison, as flags and a YAML file name them, and whether they can run and be compared."""
+
+import argparse
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..checks import check_dataset, check_labels
+from ..comparison import BASE, REFERENCE
+from ..methods import METHODS
+from .jobs import command_line
+from .tuning import Tuning, parse_rates
+
+# What every arm gets unless the user says otherwise.
+_BASE: dict[str, Any] = {"accuracy_every": 7, "eval_problems": 400, "save_strategy": "no", "log_completions": False}
+_SEEDS = 3
+# Names of the untrained policy's row, and of what is in the folder besides arms.
+_TAKEN = (BASE, "tuning", "lock", "compare.json", "compare.md", "compare.png", "", "..")
+# Options that should be the same for all arms: what they may spend, and on what they are judged.
+_BUDGET = (
+    *("model_name_or_path", "dataset_name", "dataset_config", "dataset_train_split", "figures_problems"),
+    *("max_steps", "num_train_epochs", "num_generations", "per_device_train_batch_size", "gradient_accumulation_steps"),
+    *("steps_per_generation", "num_iterations", "max_completion_length", "temperature", "top_p", "top_k"),
+    *("dataset_test_split", "eval_problems", "accuracy_every"),
+)
+CONFIG_KEYS = {"base", "arms", "seeds", "tune_learning_rate", "tune_seeds", "tune_beyond"}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to train: options of `cepo train`, and how many seeds."""
+
+    name: str
+    options: dict[str, Any]
+    seeds: int
+
+
+def read_config(path: Path | None) -> dict[str, Any]:
+    """The YAML file, with `CONFIG_KEYS`.
+
+    Raises:
+        ValueError: If it is missing, or not of that form.
+    """
+    if path is None:
+        return {}
+    if not path.is_file():
+        raise ValueError(f"--config: there is no such file: {path}")
+    try:
+        config = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except yaml.YAMLError as error:
+        raise ValueError(f"--config: {path} is not YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(config, dict) or set(config) - CONFIG_KEYS:
+        raise ValueError(
+            f"--config: {path} must hold {', '.join(sorted(CONFIG_KEYS))}, or some of them, and nothing else"
+        )
+    base, arms = config.get("base") or {}, config.get("arms") or {}
+    if not isinstance(base, dict) or not isinstance(arms, dict):
+        raise ValueError(f"--config: in {path}, `base` must hold options, and `arms` names with options below each")
+    for name, own in arms.items():
+        if not isinstance(own or {}, dict):
+            raise ValueError(f"--config: in {path}, arm {name} must hold options as `name: value` lines, not {own!r}")
+    return config
+
+
+def read_arms(options: argparse.Namespace, config: dict[str, Any], rest: list[str]) -> tuple[dict[str, Any], list[Arm]]:
+    """The options of all arms, and the arms; flags go over the file.
+
+    Args:
+        options: The flags of `cepo compare`.
+        config: Of `read_config`.
+        rest: Flags of `cepo train`.
+
+    Raises:
+        ValueError: Naming the arm.
+    """
+    base = {**_BASE, **(config.get("base") or {}), **_flags(rest)}
+    named = {str(name): dict(own or {}) for name, own in (config.get("arms") or {}).items()}
+    for method in [part.strip() for part in options.methods.split(",")] if options.methods else []:
+        if method not in METHODS:
+            raise ValueError(f"methods: unknown {method!r}; choose of {', '.join(METHODS)}")
+        named.setdefault(method, {"method": method})
+    if not named:
+        raise ValueError("which arms? Give --methods grpo,cepo or a --config with `arms`")
+    seeds = options.seeds or config.get("seeds", _SEEDS)
+    arms = []
+    for name, own in named.items():
+        if name in _TAKEN or Path(name).name != name:
+            raise ValueError(
+                f"arm {name!r}: choose another name, that can be a folder's and is none of "
+                f"{', '.join(filter(None, _TAKEN))}"
+            )
+        count = options.seeds or own.pop("seeds", seeds)
+        own.pop("seeds", None)
+        if not isinstance(count, int) or count < 1:
+            raise ValueError(f"arm {name}: seeds must be a number from 1 on, not {count!r}")
+        arms.append(Arm(name, {**base, **own}, count))
+    return base, arms
+
+
+def _flags(rest: list[str]) -> dict[str, Any]:
+    """`--name value`, `--name=value`, `--name value value` and `--name` as a dictionary."""
+    found: dict[str, Any] = {}
+    words = iter([part for word in rest for part in (word.split("=", 1) if word.startswith("--") else [word])])
+    name: str | None = None
+    for word in words:
+        if word.startswith("--"):
+            name = word[2:]
+            found[name] = True
+        elif name is None:
+            raise ValueError(f"unexpected {word!r}; options of cepo train take the form --name value")
+        elif found[name] is True:
+            found[name] = word
+        else:
+            found[name] = [*(found[name] if isinstance(found[name], list) else [found[name]]), word]
+    return found
+
+
+def read_tuning(options: argparse.Namespace, config: dict[str, Any]) -> Tuning:
+    """Of learning rates; flags go over the file.
+
+    Raises:
+        ValueError: Naming what is wrong.
+    """
+    given = {name: getattr(options, f"tune_{name}") for name in ("seeds", "beyond")}
+    counts = {name: config.get(f"tune_{name}") if count is None else count for name, count in given.items()}
+    for name, count in counts.items():
+        if count is not None and (not isinstance(count, int) or count < (name == "seeds")):
+            raise ValueError(f"tune_{name} must be a number{' from 1 on' if name == 'seeds' else ''}, not {count!r}")
+    rates = parse_rates(options.tune_learning_rate or config.get("tune_learning_rate"))
+    return Tuning(rates, **{name: count for name, count in counts.items() if count is not None})
+
+
+def check_arms(arms: list[Arm]) -> list[str]:
+    """Refuse now what a run would refuse in an hour; what else a reader of the results should know is returned."""
+    from .train import check_sources, parse
+
+    parsed = {}
+    for arm in arms:
+        for own in ("seed", "output_dir"):
+            if own in arm.options:
+                raise ValueError(f"arm {arm.name}: {own} is chosen for each run; leave it out")
+        with _named(arm):
+            parsed[arm.name] = parse(command_line({**arm.options, "output_dir": "unused"}))
+    seen = []
+    for arm in arms:
+        script_args, training_args, model_args = parsed[arm.name]
+        method = METHODS[training_args.method]
+        needs = (method.needs_teachers or method.labels is not None, method.labels is not None)
+        if (script_args, model_args, needs) in seen:
+            continue
+        seen.append((script_args, model_args, needs))
+        with _named(arm):
+            *_, train_dataset, held_out = check_sources(script_args, training_args, model_args)
+            if held_out is None:
+                raise ValueError(
+                    f"no held-out problems to compare on (eval_problems={script_args.eval_problems}, "
+                    f"dataset_test_split={script_args.dataset_test_split!r} of {script_args.dataset_name}); give a "
+                    "folder or a dataset on the Hub with that split, and at least one problem"
+                )
+            if needs[0]:
+                check_dataset(train_dataset, needs_solution=True)
+            if needs[1]:
+                check_labels(train_dataset, training_args.method)
+    notes = _budget_notes(parsed)
+    if REFERENCE not in parsed:
+        notes.append(f"There is no arm {REFERENCE!r}, so that no differences to it are given.")
+    return notes
+
+
+def _budget_notes(parsed: Mapping[str, Sequence[Any]]) -> list[str]:
+    """In what the arms' budgets, or what they are judged on, differ."""
+    notes = []
+    for option in _BUDGET:
+        values: dict[str, list[str]] = {}
+        for name, arguments in parsed.items():
+            value = next(getattr(part, option) for part in arguments if hasattr(part, option))
+            values.setdefault(repr(value), []).append(name)
+        if len(values) > 1:
+            listed = "; ".join(f"{value}: {', '.join(names)}" for value, names in values.items())
+            notes.append(f"Arms differ in {option} ({listed}): this is no comparison at one budget.")
+    return notes
+
+
+@contextmanager
+def _named(arm: Arm) -> Iterator[None]:
+    """Says in which arm a mistake is."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"arm {arm.name}: {error}") from error
