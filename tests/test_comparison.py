@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,8 @@ from cepo.commands import compare, tuning
 from cepo.commands.jobs import BusyError, job_of, locked
 from cepo.comparison import Estimate, Run, band, summarise, table
 from cepo.tasks.figures import policy_path
+
+DOCS = Path(__file__).parents[1] / "docs"
 
 
 def run(seed, *accuracies, seconds=10.0):
@@ -134,6 +137,39 @@ def test_arms_flags_and_what_a_method_implies(tmp_path, capsys, monkeypatch):
     printed, said = capsys.readouterr()
     assert "teacher_ema_decay=0.95" in printed
     assert said == ""
+
+
+def test_a_comparison_again(tmp_path, monkeypatch):
+    """The arms of a compare.json, with the learning rates chosen there: the same runs, without the tuning."""
+    asked = []
+    monkeypatch.setattr(compare, "run_all", lambda work, *_: asked.extend(work))
+    result = DOCS / "comparison.json"
+    arguments = ["compare", "--config", str(result), "--output_dir", str(tmp_path / "out")]
+    cli.main(arguments)
+    known = json.loads(result.read_text())
+    runs = {(name, run["seed"]) for name, found in known["runs"].items() for run in found}
+    assert {(job.arm, job.seed) for job in asked} == runs
+    assert len(asked) == len(runs) == 104
+    for job in asked:
+        assert job.options == {**known["options"][job.arm], "seed": job.seed}
+    asked.clear()
+    cli.main([*arguments, "--seeds", "1"])
+    assert [(job.arm, job.seed) for job in asked] == [(name, 0) for name in known["options"]]
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ('{"arms": ', "is not JSON"),
+        ('{"options": {"a": 1}, "runs": {}, "failed": []}', "is not as cepo compare writes it"),
+        ('{"options": {"a": {}}, "runs": [], "failed": []}', "is not as cepo compare writes it"),
+    ],
+)
+def test_a_damaged_result_is_named(text, named, tmp_path, capsys):
+    config = tmp_path / "compare.json"
+    config.write_text(text)
+    assert cli.main(["compare", "--config", str(config), "--output_dir", str(tmp_path / "out")]) == 2
+    assert f"{config} {named}" in capsys.readouterr().err
 
 
 def test_what_is_not_as_it_should_be_is_said(tmp_path, capsys, monkeypatch):

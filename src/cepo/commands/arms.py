@@ -1,6 +1,7 @@
 """The arms of a comparison, as flags and a YAML file name them, and whether they can run and be compared."""
 
 import argparse
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ class Arm:
 
 
 def read_config(path: Path | None) -> dict[str, Any]:
-    """The YAML file, with `CONFIG_KEYS`.
+    """The YAML file, with `CONFIG_KEYS`, or the compare.json of an earlier comparison: its arms, to be run again.
 
     Raises:
         ValueError: If it is missing, or not of that form.
@@ -49,10 +50,17 @@ def read_config(path: Path | None) -> dict[str, Any]:
         return {}
     if not path.is_file():
         raise ValueError(f"--config: there is no such file: {path}")
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-    except yaml.YAMLError as error:
-        raise ValueError(f"--config: {path} is not YAML: {str(error).splitlines()[0]}") from error
+    text = path.read_text(encoding="utf-8")
+    try:  # YAML takes 5e-05 for a word, JSON does not
+        config = (json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)) or {}
+    except (yaml.YAMLError, json.JSONDecodeError) as error:
+        form = "JSON" if path.suffix == ".json" else "YAML"
+        raise ValueError(f"--config: {path} is not {form}: {str(error).splitlines()[0]}") from error
+    if isinstance(config, dict) and {"options", "runs", "failed"} <= set(config):
+        try:
+            config = _again(config)
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(f"--config: {path} is not as cepo compare writes it") from error
     if not isinstance(config, dict) or set(config) - CONFIG_KEYS:
         raise ValueError(
             f"--config: {path} must hold {', '.join(sorted(CONFIG_KEYS))}, or some of them, and nothing else"
@@ -64,6 +72,19 @@ def read_config(path: Path | None) -> dict[str, Any]:
         if not isinstance(own or {}, dict):
             raise ValueError(f"--config: in {path}, arm {name} must hold options as `name: value` lines, not {own!r}")
     return config
+
+
+def _again(result: dict[str, Any]) -> dict[str, Any]:
+    """The arms that a compare.json tells of, with the learning rates that were chosen and as many seeds."""
+    named = result["options"]
+    some = next(iter(named.values()), {})
+    base = {key: value for key, value in some.items() if all(own.get(key) == value for own in named.values())}
+    arms = {}
+    for name, own in named.items():
+        failed = sum(job["arm"] == name for job in result["failed"])
+        seeds = len(result["runs"].get(name, [])) + failed
+        arms[name] = {**{key: value for key, value in own.items() if key not in base}, "seeds": seeds}
+    return {"base": base, "arms": arms}
 
 
 def read_arms(options: argparse.Namespace, config: dict[str, Any], rest: list[str]) -> tuple[dict[str, Any], list[Arm]]:

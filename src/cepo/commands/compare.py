@@ -34,7 +34,8 @@ def make_parser() -> argparse.ArgumentParser:
         "--config",
         type=Path,
         default=None,
-        help=f"YAML with {', '.join(sorted(CONFIG_KEYS))}; an arm has options and `seeds`",
+        help=f"YAML with {', '.join(sorted(CONFIG_KEYS))}; an arm has options and `seeds`. Or a compare.json: its arms "
+        "again, with the learning rates chosen there",
     )
     add("--seeds", type=positive, default=None, help="seeds of each arm: 0, 1, ... (none: as the config says, or 3)")
     add("--first_seed", type=int, default=0, help="the first of them, for trials whose seeds are not to be reported")
