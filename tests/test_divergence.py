@@ -27,7 +27,7 @@ def made(seed, positions=4):
 def distribution(hidden, head, temperature=1.0):
     """One position's probabilities, as a list."""
     logits = [
-        head.scale * (sum(float(h) * float(w) for h, w in zip(hidden, row, strict=True)) + float(bias))
+        head.scale * (sum(float(h) * float(w) for h, w in zip(hidden.detach(), row, strict=True)) + float(bias))
         for row, bias in zip(head.weight, head.bias, strict=True)
     ]
     if head.softcap is not None:

@@ -77,7 +77,7 @@ def read_config(path: Path | None) -> dict[str, Any]:
 def _again(result: dict[str, Any]) -> dict[str, Any]:
     """The arms that a compare.json tells of, with the learning rates that were chosen and as many seeds."""
     named = result["options"]
-    some = next(iter(named.values()), {})
+    some: dict[str, Any] = next(iter(named.values()), {})
     base = {key: value for key, value in some.items() if all(own.get(key) == value for own in named.values())}
     arms = {}
     for name, own in named.items():
