@@ -130,7 +130,7 @@ def test_arms_flags_and_what_a_method_implies(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(compare, "run_all", lambda work, *_: asked.extend(work))
     config = tmp_path / "arms.yaml"
     config.write_text("arms:\n  1: {method: sdpo, seeds: 1}\nseeds: 2")
-    flags = ["--methods", "grpo, cepo", "--save_strategy", "no", "--reward_weights", "1", "--bf16", "false"]
+    flags = ["--methods", "base, grpo, cepo", "--save_strategy", "no", "--reward_weights", "1", "--bf16", "false"]
     assert cli.main(["compare", "--config", str(config), "--output_dir", str(tmp_path / "out"), *flags]) == 1
     assert [(job.arm, job.seed) for job in asked] == [("1", 0), ("grpo", 0), ("cepo", 0), ("grpo", 1), ("cepo", 1)]
     assert asked[0].options["save_strategy"] == "no"

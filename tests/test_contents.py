@@ -61,6 +61,10 @@ def test_a_right_rollout_is_another_one():
 
 @pytest.mark.parametrize(("part", "positive"), [("prefix", "Long reasoning,"), ("suffix", r"so \boxed{7}")])
 def test_parts(part, positive):
-    (one, *_) = told(HintContent(positive="solution", negative="rollout", part=part, tokens=2), rule="most_common")
+    content = HintContent("solution", "rollout", positive_part=part, negative_part="suffix", tokens=2)
+    (one, *_) = told(content, rule="most_common")
     assert one.positive == positive
     assert one.negatives == ("perhaps 3",)
+    (whole, *_) = told(replace(content, positive_part="whole", negative_part=part, tokens=1), rule="most_common")
+    assert whole.positive == SOLUTION
+    assert whole.negatives == ("perhaps" if part == "prefix" else "3",)

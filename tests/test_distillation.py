@@ -293,6 +293,19 @@ def test_lora_starts_from_the_base_model(tmp_path, text_figures, text_model_path
     assert not torch.equal(trained, base)
 
 
+def test_a_head_that_is_trained_beside_adapters_is_the_one_that_learns(tmp_path, text_figures, text_model_path):
+    """An adapter on the head, which the head's own weight would leave out, TRL refuses."""
+    adapted = LoraConfig(r=4, target_modules=["q_proj", "lm_head"])
+    with pytest.raises(ValueError, match="adapter to `lm_head` is not supported"):
+        make(tmp_path, text_figures, text_model_path, method="opsd", peft_config=adapted)
+    whole = LoraConfig(r=4, target_modules=["q_proj"], modules_to_save=["lm_head"])
+    options = {"method": "opsd", "max_steps": 1, "learning_rate": 0.05}
+    trainer = train(tmp_path, text_figures, text_model_path, half_right, peft_config=whole, **options)
+    head = trainer.model.get_output_embeddings()
+    before, after = head.original_module.weight, head.modules_to_save["default"].weight
+    assert not torch.equal(before, after)
+
+
 @pytest.mark.parametrize("teacher", ["ema", "initial"])
 def test_a_teacher_goes_on_where_it_was_after_resuming(tmp_path, text_figures, text_model_path, teacher):
     options = {
@@ -346,7 +359,7 @@ def test_whole_rollouts_in_hints(tmp_path, text_figures, text_model_path, monkey
     assert logged(trainer, "cepo/fallback/no_wrong_rollout") == [2 / 8]
     assert len(set(told) - completions) == 2
     told.clear()
-    options |= {"content_part": "suffix", "content_tokens": 3}
+    options |= {"positive_part": "suffix", "negative_part": "suffix", "content_tokens": 3}
     trainer = train(tmp_path, text_figures, text_model_path, half_right, **options)
     completions = {messages[0]["content"] for messages in trainer._logs["completion"]}
     # A cut may go through a character.
@@ -388,7 +401,8 @@ def test_the_oracle_knows_figures_only(tmp_path, text_model_path, text_figures):
         ({"importance_clip": 0.5}, "importance_clip"),
         ({"positive_content": "hope"}, "unknown positive_content"),
         ({"negative_content": "solution"}, "unknown negative_content"),
-        ({"content_part": "middle"}, "unknown content_part"),
+        ({"positive_part": "middle"}, "unknown positive_part"),
+        ({"negative_part": "middle"}, "unknown negative_part"),
         ({"content_tokens": 0}, "content_tokens"),
     ],
 )

@@ -83,8 +83,10 @@ class CEPOConfig(GRPOConfig):
             to a rollout.
         negative_content (`str`, *optional*, defaults to `"answer"`):
             What stands for r-: `"answer"`, or the rejected `"rollout"` that it comes from.
-        content_part (`str`, *optional*, defaults to `"whole"`):
-            Of a solution or a rollout in a hint: the `"whole"`, or a `"prefix"` or `"suffix"` of it.
+        positive_part (`str`, *optional*, defaults to `"whole"`):
+            Of a solution or a rollout that stands for r+: the `"whole"`, or a `"prefix"` or `"suffix"` of it.
+        negative_part (`str`, *optional*, defaults to `"whole"`):
+            The same of a rollout that stands for r-.
         content_tokens (`int`, *optional*, defaults to `64`):
             Length of that prefix or suffix, in tokens.
         teacher (`str`, *optional*):
@@ -170,8 +172,11 @@ class CEPOConfig(GRPOConfig):
     negative_content: NegativeContent = field(
         default="answer", metadata={"help": "What stands for r- in the hint: answer or rollout."}
     )
-    content_part: Part = field(
-        default="whole", metadata={"help": "Of a solution or rollout in a hint: whole, prefix or suffix."}
+    positive_part: Part = field(
+        default="whole", metadata={"help": "Of a solution or rollout that stands for r+: whole, prefix or suffix."}
+    )
+    negative_part: Part = field(
+        default="whole", metadata={"help": "Of a rollout that stands for r-: whole, prefix or suffix."}
     )
     content_tokens: int = field(default=64, metadata={"help": "Length of that prefix or suffix, in tokens."})
     teacher: TeacherSource = field(
@@ -235,7 +240,8 @@ class CEPOConfig(GRPOConfig):
                 setattr(self, name, value)
         _require_choice("positive_content", self.positive_content, get_args(PositiveContent))
         _require_choice("negative_content", self.negative_content, get_args(NegativeContent))
-        _require_choice("content_part", self.content_part, get_args(Part))
+        _require_choice("positive_part", self.positive_part, get_args(Part))
+        _require_choice("negative_part", self.negative_part, get_args(Part))
         _require_choice("teacher", self.teacher, get_args(TeacherSource))
         _require_choice("divergence", self.divergence, ("full", "top_k", "sampled"))
         if not 0 <= self.divergence_beta <= 1:

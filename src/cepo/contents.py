@@ -21,13 +21,15 @@ class HintContent:
             group other than the one that is read.
         negative: ``answer``, r-; ``rollout``, the rejected rollout that r- comes from, or, where that is the one that
             is read, another that ends in the same answer: a teacher that is told a text finds all of it likely.
-        part: Of a solution or a rollout: the ``whole``, or a ``prefix`` or ``suffix``.
+        positive_part, negative_part: Of a solution or a rollout on that side: the ``whole``, or a ``prefix`` or
+            ``suffix``.
         tokens: Length of a prefix or suffix.
     """
 
     positive: PositiveContent = "answer"
     negative: NegativeContent = "answer"
-    part: Part = "whole"
+    positive_part: Part = "whole"
+    negative_part: Part = "whole"
     tokens: int = 64
 
 
@@ -53,8 +55,8 @@ def with_contents(
         same: Tells whether two answers are the same.
     """
 
-    def part_of(text: str) -> str:
-        return text if content.part == "whole" else cut(text, content.part, content.tokens)
+    def part_of(text: str, part: Part) -> str:
+        return text if part == "whole" else cut(text, part, content.tokens)
 
     def other_with_answer_of(source: int) -> int | None:
         answer = attempts[source].answer or ""
@@ -68,17 +70,17 @@ def with_contents(
     for place, one in enumerate(references):
         changed = one
         if content.positive == "solution":
-            changed = replace(changed, positive=part_of(solution))
+            changed = replace(changed, positive=part_of(solution, content.positive_part))
         elif content.positive == "rollout":
             other = next((candidate for candidate in right if candidate != place), None)
             if other is None:
                 changed = replace(changed, fallback="no_right_rollout")
             else:
-                changed = replace(changed, positive=part_of(attempts[other].text))
+                changed = replace(changed, positive=part_of(attempts[other].text, content.positive_part))
         if content.negative == "rollout":
             sources = [other_with_answer_of(source) if source == place else source for source in one.sources]
             texts = tuple(
-                answer if source is None else part_of(attempts[source].text)
+                answer if source is None else part_of(attempts[source].text, content.negative_part)
                 for source, answer in zip(sources, one.negatives, strict=True)
             )
             changed = replace(changed, negatives=texts)

@@ -143,7 +143,9 @@ class CEPOTrainer(GRPOTrainer):
             self.model, args.teacher, sync_steps=args.teacher_sync_steps, decay=args.teacher_ema_decay
         )
         self.add_callback(_FollowPolicy(self._teacher))
-        content = HintContent(args.positive_content, args.negative_content, args.content_part, args.content_tokens)
+        content = HintContent(
+            args.positive_content, args.negative_content, args.positive_part, args.negative_part, args.content_tokens
+        )
         self._tell = partial(with_contents, content=content, cut=self._cut)
         if needs_solution:
             self._encoder = PromptEncoder(self.processing_class, self._is_vlm, self._template_options())

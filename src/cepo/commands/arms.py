@@ -101,6 +101,8 @@ def read_arms(options: argparse.Namespace, config: dict[str, Any], rest: list[st
     base = {**_BASE, **(config.get("base") or {}), **_flags(rest)}
     named = {str(name): dict(own or {}) for name, own in (config.get("arms") or {}).items()}
     for method in [part.strip() for part in options.methods.split(",")] if options.methods else []:
+        if method == BASE:  # the untrained policy has a row in every comparison
+            continue
         if method not in METHODS:
             raise ValueError(f"methods: unknown {method!r}; choose of {', '.join(METHODS)}")
         named.setdefault(method, {"method": method})

@@ -29,7 +29,7 @@ def make_parser() -> argparse.ArgumentParser:
         "Further options are those of cepo train, for all arms.",
     )
     add = parser.add_argument
-    add("--methods", default=None, help="arms by method: grpo,rlsd,cepo,opsd,sdpo,oracle")
+    add("--methods", default=None, help="arms by method: grpo,rlsd,cepo,opsd,sdpo,oracle; base (untrained) is added")
     add(
         "--config",
         type=Path,
