@@ -11,12 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
 from scipy.stats import binomtest
 
 from cepo import cli
-from cepo.commands import compare, tuning
-from cepo.commands.jobs import BusyError, job_of, locked
-from cepo.comparison import Estimate, Run, band, summarise, table
+from cepo.commands import compare, jobs, tuning
+from cepo.commands.jobs import BusyError, Job, job_of, locked
+from cepo.comparison import Estimate, Run, band, mean_curves, summarise, table
+from cepo.config import PRESETS
 from cepo.tasks.figures import policy_path
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -83,6 +85,13 @@ def test_the_band_has_every_evaluated_step():
     assert [(step, round(estimate.mean, 3)) for step, estimate in points] == [(0, 0.15), (5, 0.4)]
 
 
+def test_curves_are_means_over_the_runs_that_have_them():
+    one = Run(0, [(0, 0.5)], 1.0, {"entropy": [(1, 0.2), (2, 0.4)]})
+    other = Run(1, [(0, 0.5)], 1.0, {"entropy": [(1, 0.4)]})
+    found = mean_curves([one, other, Run(2, [(0, 0.5)], 1.0)])
+    assert found == {"entropy": [(1, pytest.approx(0.3)), (2, 0.4)]}
+
+
 def test_intervals_hold_the_mean_as_often_as_they_say():
     """Of 400 samples of five the t interval misses about 20; the bootstrap about three times as many."""
     draw = np.random.default_rng(1)
@@ -111,6 +120,9 @@ BAD_CONFIGS = [
     ("arms: {a: {method: grpo, model_name_or_path: ./nowhere}}", "./nowhere"),
     ("arms: {a: {method: grpo}}\ntune_learning_rate: [-1]", "above 0"),
     ("arms: {a: {method: grpo}}\ntune_beyond: often", "tune_beyond must be a number, not 'often'"),
+    ("arms: {a: {method: grpo}}\nfirst_seed: last", "first_seed must be a number, not 'last'"),
+    ("arms: {a: {preset: papers}}", "arm a: unknown preset 'papers'"),
+    ("arms: {a: {method: grpo}}\nbase: {preset: papers}", "unknown preset 'papers'"),
     ("arms: {a: {method: grpo}}\ntune_seeds: 0", "tune_seeds must be a number from 1 on, not 0"),
 ]
 
@@ -135,8 +147,29 @@ def test_arms_flags_and_what_a_method_implies(tmp_path, capsys, monkeypatch):
     assert [(job.arm, job.seed) for job in asked] == [("1", 0), ("grpo", 0), ("cepo", 0), ("grpo", 1), ("cepo", 1)]
     assert asked[0].options["save_strategy"] == "no"
     printed, said = capsys.readouterr()
-    assert "teacher_ema_decay=0.95" in printed
-    assert said == ""
+    assert "- teacher_ema_decay: 0.95: 1; 0.999: grpo, cepo" in printed
+    assert "- skip_zero_advantage: False: 1, grpo; True: cepo" in printed
+    assert "- max_steps" not in printed
+    assert "Arm 1: the shipped policy has learned to read one form of hint, and not this one" in said
+    assert len(said.splitlines()) == 1
+    result = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert result["differences"]["method"] == {"1": "sdpo", "grpo": "grpo", "cepo": "cepo"}
+    assert "- teacher_ema_decay: 0.95: 1;" in (tmp_path / "out" / "compare.md").read_text()
+    assert any(note.startswith("Rollouts without advantage are left out") for note in result["notes"])
+
+
+def test_an_arms_preset_goes_over_the_base_and_its_own_options_over_both(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(compare, "run_all", lambda work, *_: asked.extend(work))
+    config = tmp_path / "arms.yaml"
+    config.write_text(
+        "base: {evidence_clip: 0.9, teacher: ema}\nseeds: 1\n"
+        "arms: {grpo: {method: grpo}, rlsd: {preset: rlsd, evidence_steps: 24}}"
+    )
+    cli.main(["compare", "--config", str(config), "--output_dir", str(tmp_path / "out")])
+    grpo, rlsd = (job.options for job in asked)
+    assert rlsd | PRESETS["rlsd"] | {"evidence_steps": 24} == rlsd
+    assert (grpo["evidence_clip"], grpo["teacher"]) == (0.9, "ema")
 
 
 def test_a_comparison_again(tmp_path, monkeypatch):
@@ -152,6 +185,12 @@ def test_a_comparison_again(tmp_path, monkeypatch):
     assert len(asked) == len(runs) == 104
     for job in asked:
         assert job.options == {**known["options"][job.arm], "seed": job.seed}
+    asked.clear()
+    moved = {**known, "runs": {name: [{**r, "seed": r["seed"] + 7} for r in f] for name, f in known["runs"].items()}}
+    other = tmp_path / "compare.json"
+    other.write_text(json.dumps(moved))
+    cli.main(["compare", "--config", str(other), "--output_dir", str(tmp_path / "out")])
+    assert {job.seed for job in asked} == set(range(7, 23))
     asked.clear()
     cli.main([*arguments, "--seeds", "1"])
     assert [(job.arm, job.seed) for job in asked] == [(name, 0) for name in known["options"]]
@@ -181,8 +220,8 @@ def test_what_is_not_as_it_should_be_is_said(tmp_path, capsys, monkeypatch):
     printed, said = capsys.readouterr()
     assert "Arms differ in max_steps (3: one; 2: two)" in said
     assert "no arm 'grpo'" in said
-    assert "positive_content='solution'" in printed
-    assert "teacher='initial'" not in printed  # the base has another
+    assert "- positive_content: 'answer': one; 'solution': two" in printed
+    assert "- teacher: " not in printed  # the base has one for both
     assert "Arms differ in max_steps" in (folder / "compare.md").read_text()
     assert cli.main(["compare", "--methods", "grpo", "--output_dir", str(config)]) == 2
     assert str(config) in capsys.readouterr().err
@@ -286,6 +325,86 @@ def test_a_folder_is_one_commands_at_a_time(tmp_path, capsys):
     assert "runs are under way" in capsys.readouterr().err
     with locked(tmp_path):
         pass
+
+
+# A run that prints, waits for a file, and does what it is told next.
+RUN = """
+import os, pathlib, signal, sys, time
+folder, print_first, then = pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3]
+print(print_first, flush=True)
+if then == "kill":
+    os.kill(os.getpid(), signal.SIGKILL)
+if then == "fail":
+    sys.exit("no such thing")
+(folder / "began").touch()
+while not (folder.parent / "go").exists():
+    time.sleep(0.05)
+(folder / "summary.json").touch()
+"""
+
+
+@pytest.fixture
+def fake_runs(tmp_path, monkeypatch):
+    """Runs all that are named; what each prints and does is in its options."""
+    started = []
+
+    def start(job, threads, lock):
+        job.folder.mkdir(parents=True, exist_ok=True)
+        with job.log.open("w") as log:
+            words = [str(job.folder), job.options.get("prints", "step 1/9"), job.options.get("then", "end")]
+            job.process = subprocess.Popen([sys.executable, "-c", RUN, *words], stdout=log, stderr=subprocess.STDOUT)
+        started.append(job.arm)
+
+    monkeypatch.setattr(jobs, "_start", start)
+    work = [Job(name, 0, {}, tmp_path / name) for name in ("one", "two", "three")]
+
+    def run(**options):
+        for job in work:
+            job.options.update(options.get(job.arm, {}))
+        jobs.run_all(work, 2, None, Console(quiet=True))
+        return work
+
+    return run, started
+
+
+def test_a_second_run_waits_until_the_first_has_shown_its_memory(tmp_path, fake_runs, monkeypatch):
+    run, started = fake_runs
+    seen = []
+    sleep = time.sleep
+
+    def look(seconds):
+        seen.append(list(started))
+        if len(seen) == 4:  # the first has begun and printed nothing of a step
+            (tmp_path / "one" / "log.txt").write_text("step 1/9\n")
+        if len(seen) == 8:
+            (tmp_path / "go").touch()
+        sleep(0.1)
+
+    monkeypatch.setattr(jobs.time, "sleep", look)
+    done = run(one={"prints": "loading"})
+    assert all(job.done for job in done)
+    assert seen[3] == ["one"]
+    assert seen[7] == ["one", "two"]  # two at a time
+
+
+def test_no_run_is_started_into_memory_that_others_will_take(monkeypatch):
+    class Memory:
+        available = 10.0
+
+    monkeypatch.setattr(jobs.psutil, "virtual_memory", Memory)
+    assert jobs._room_for_another([4.0], 4.0)
+    assert not jobs._room_for_another([1.0, 2.0], 4.0)  # 3 and 2 are still to come
+    assert not jobs._room_for_another([8.0], 8.0)
+
+
+def test_why_a_run_failed(tmp_path, fake_runs):
+    run, _ = fake_runs
+    (tmp_path / "go").touch()
+    one, two, three = run(one={"then": "kill"}, two={"then": "fail"})
+    assert one.failure == ("killed (SIGKILL, as by a system that is out of memory; try fewer --jobs) after: step 1/9")
+    assert two.failure == "no such thing"
+    assert three.done
+    assert three.failure is None
 
 
 @pytest.mark.slow

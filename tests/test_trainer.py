@@ -578,6 +578,9 @@ def test_the_paper_as_a_preset_and_what_we_change(tmp_path):
     assert mixed.negative_reference == "own"
     with pytest.raises(ValueError, match="choose one of paper"):
         CEPOConfig.preset("papers")
+    rlsd = CEPOConfig.preset("rlsd", output_dir=str(tmp_path), bf16=False)
+    assert (rlsd.method, rlsd.evidence_clip, rlsd.evidence_steps) == ("rlsd", 0.2, 50)
+    assert (rlsd.teacher, rlsd.teacher_sync_steps) == ("synced", 10)
 
 
 def test_every_method_trains_on_the_default_task(tmp_path, figures):

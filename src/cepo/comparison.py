@@ -161,6 +161,18 @@ def band(runs: Sequence[Run]) -> list[tuple[int, Estimate]]:
     return [(step, Estimate.of([value for run in runs for at, value in run.accuracy if at == step])) for step in steps]
 
 
+def mean_curves(runs: Sequence[Run]) -> dict[str, list[tuple[int, float]]]:
+    """Each metric of `CURVES` over steps, a mean over the runs that have it."""
+    curves = {}
+    for metric in CURVES:
+        seen: dict[int, list[float]] = {}
+        for step, value in (point for run in runs for point in run.curves.get(metric, [])):
+            seen.setdefault(step, []).append(value)
+        if seen:
+            curves[metric] = [(step, fmean(seen[step])) for step in sorted(seen)]
+    return curves
+
+
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows in Markdown; accuracies and differences in percent."""
     lines = [

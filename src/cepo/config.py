@@ -36,7 +36,17 @@ PRESETS: dict[str, dict[str, Any]] = {
         "teacher": "policy",
         "epsilon": 0.2,
         "epsilon_high": 0.28,
-    }
+    },
+    # arXiv 2604.03128
+    "rlsd": {
+        "method": "rlsd",
+        "evidence_coefficient": 0.5,
+        "evidence_steps": 50,
+        "evidence_schedule": "linear",
+        "evidence_clip": 0.2,
+        "teacher": "synced",
+        "teacher_sync_steps": 10,
+    },
 }
 
 
@@ -306,6 +316,15 @@ class CEPOConfig(GRPOConfig):
             return f"top_entropy_quantile={self.top_entropy_quantile} ranks the tokens of all rollouts"
         return None
 
+    @property
+    def skips(self) -> bool:
+        """Whether the update leaves out rollouts with zero advantage, as far as options decide that."""
+        if METHODS[self.method].distils:  # which has no advantages
+            return False
+        if self.skip_zero_advantage is None:
+            return self.method != "grpo" and self.why_no_skipping() is None
+        return self.skip_zero_advantage
+
     @staticmethod
     def require_skipping(reason: str | None) -> None:
         """Refuse `skip_zero_advantage` for a reason.
@@ -323,7 +342,8 @@ class CEPOConfig(GRPOConfig):
         """A configuration with the values of a preset, over which `options` win.
 
         Args:
-            name: A key of `PRESETS`: ``paper``, every option of the method as the paper has it.
+            name: A key of `PRESETS`: ``paper``, every option of the method as the paper has it; ``rlsd``, RLSD as its
+                own paper has it.
             options: Any options of `CEPOConfig`.
 
         Raises:

@@ -504,14 +504,11 @@ class CEPOTrainer(GRPOTrainer):
         return total * args.steps_per_generation / (normalizer * self.current_gradient_accumulation_steps)
 
     def _decide_skipping(self) -> bool:
-        reason = self.args.why_no_skipping()
-        if self.aux_loss_enabled:
-            reason = "the router's auxiliary loss has a gradient for every rollout"
+        if not self.aux_loss_enabled:
+            return self.args.skips
         if self.args.skip_zero_advantage:
-            self.args.require_skipping(reason)
-        if self.args.skip_zero_advantage is None:
-            return reason is None and self.args.method != "grpo"
-        return self.args.skip_zero_advantage
+            self.args.require_skipping("the router's auxiliary loss has a gradient for every rollout")
+        return False
 
     # What is left for people ------------------------------------------------------------------------------------------
 

@@ -4,7 +4,7 @@ import argparse
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,11 @@ import yaml
 
 from ..checks import check_dataset, check_labels
 from ..comparison import BASE, REFERENCE
+from ..config import PRESETS
+from ..hints import DEFAULT_HINT_TEMPLATE
+from ..loading import FIGURES
 from ..methods import METHODS
+from ..tasks.figures import policy_path
 from .jobs import command_line
 from .tuning import Tuning, parse_rates
 
@@ -28,7 +32,9 @@ _BUDGET = (
     *("steps_per_generation", "num_iterations", "max_completion_length", "temperature", "top_p", "top_k"),
     *("dataset_test_split", "eval_problems", "accuracy_every"),
 )
-CONFIG_KEYS = {"base", "arms", "seeds", "tune_learning_rate", "tune_seeds", "tune_beyond"}
+CONFIG_KEYS = {"base", "arms", "seeds", "first_seed", "tune_learning_rate", "tune_seeds", "tune_beyond"}
+# For each option in which arms differ, its value in each arm.
+Differences = dict[str, dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -75,16 +81,17 @@ def read_config(path: Path | None) -> dict[str, Any]:
 
 
 def _again(result: dict[str, Any]) -> dict[str, Any]:
-    """The arms that a compare.json tells of, with the learning rates that were chosen and as many seeds."""
+    """The arms that a compare.json tells of, with the learning rates that were chosen and the same seeds."""
     named = result["options"]
     some: dict[str, Any] = next(iter(named.values()), {})
     base = {key: value for key, value in some.items() if all(own.get(key) == value for own in named.values())}
-    arms = {}
+    arms, first = {}, []
     for name, own in named.items():
-        failed = sum(job["arm"] == name for job in result["failed"])
-        seeds = len(result["runs"].get(name, [])) + failed
-        arms[name] = {**{key: value for key, value in own.items() if key not in base}, "seeds": seeds}
-    return {"base": base, "arms": arms}
+        seeds = [run["seed"] for run in result["runs"].get(name, [])]
+        seeds += [job["seed"] for job in result["failed"] if job["arm"] == name]
+        first += seeds
+        arms[name] = {**{key: value for key, value in own.items() if key not in base}, "seeds": len(seeds)}
+    return {"base": base, "arms": arms, "first_seed": min(first, default=0)}
 
 
 def read_arms(options: argparse.Namespace, config: dict[str, Any], rest: list[str]) -> tuple[dict[str, Any], list[Arm]]:
@@ -98,7 +105,7 @@ def read_arms(options: argparse.Namespace, config: dict[str, Any], rest: list[st
     Raises:
         ValueError: Naming the arm.
     """
-    base = {**_BASE, **(config.get("base") or {}), **_flags(rest)}
+    base = {**_BASE, **_with_preset({**(config.get("base") or {}), **_flags(rest)})}
     named = {str(name): dict(own or {}) for name, own in (config.get("arms") or {}).items()}
     for method in [part.strip() for part in options.methods.split(",")] if options.methods else []:
         if method == BASE:  # the untrained policy has a row in every comparison
@@ -120,8 +127,22 @@ def read_arms(options: argparse.Namespace, config: dict[str, Any], rest: list[st
         own.pop("seeds", None)
         if not isinstance(count, int) or count < 1:
             raise ValueError(f"arm {name}: seeds must be a number from 1 on, not {count!r}")
-        arms.append(Arm(name, {**base, **own}, count))
+        try:
+            arms.append(Arm(name, {**base, **_with_preset(own)}, count))
+        except ValueError as error:
+            raise ValueError(f"arm {name}: {error}") from error
     return base, arms
+
+
+def _with_preset(options: dict[str, Any]) -> dict[str, Any]:
+    """A preset as what it stands for, so that an arm's goes over the base's options."""
+    rest = dict(options)
+    name = rest.pop("preset", None)
+    if name is None:
+        return rest
+    if name not in PRESETS:
+        raise ValueError(f"unknown preset {name!r}; choose one of {', '.join(PRESETS)}")
+    return {**PRESETS[name], **rest}
 
 
 def _flags(rest: list[str]) -> dict[str, Any]:
@@ -157,8 +178,15 @@ def read_tuning(options: argparse.Namespace, config: dict[str, Any]) -> Tuning:
     return Tuning(rates, **{name: count for name, count in counts.items() if count is not None})
 
 
-def check_arms(arms: list[Arm]) -> list[str]:
-    """Refuse now what a run would refuse in an hour; what else a reader of the results should know is returned."""
+def check_arms(arms: list[Arm]) -> tuple[Differences, list[str]]:
+    """Refuse now what a run would refuse in an hour.
+
+    Returns:
+        In what the arms differ, what a method implies included; and what else a reader of the results should know.
+
+    Raises:
+        ValueError: Naming the arm.
+    """
     from .train import check_sources, parse
 
     parsed = {}
@@ -188,24 +216,46 @@ def check_arms(arms: list[Arm]) -> list[str]:
                 check_dataset(train_dataset, needs_solution=True)
             if needs[1]:
                 check_labels(train_dataset, training_args.method)
-    notes = _budget_notes(parsed)
+    differences = _differences(parsed)
+    notes = [
+        f"Arms differ in {option} ({grouped(differences[option])}): this is no comparison at one budget."
+        for option in _BUDGET
+        if option in differences
+    ]
+    notes += [note for name, arguments in parsed.items() for note in _hint_notes(name, *arguments)]
     if REFERENCE not in parsed:
         notes.append(f"There is no arm {REFERENCE!r}, so that no differences to it are given.")
-    return notes
+    return differences, notes
 
 
-def _budget_notes(parsed: Mapping[str, Sequence[Any]]) -> list[str]:
-    """In what the arms' budgets, or what they are judged on, differ."""
-    notes = []
-    for option in _BUDGET:
-        values: dict[str, list[str]] = {}
-        for name, arguments in parsed.items():
-            value = next(getattr(part, option) for part in arguments if hasattr(part, option))
-            values.setdefault(repr(value), []).append(name)
-        if len(values) > 1:
-            listed = "; ".join(f"{value}: {', '.join(names)}" for value, names in values.items())
-            notes.append(f"Arms differ in {option} ({listed}): this is no comparison at one budget.")
-    return notes
+def _differences(parsed: Mapping[str, Sequence[Any]]) -> Differences:
+    values: Differences = {}
+    for name, arguments in parsed.items():
+        for part in arguments:
+            for option in fields(part):
+                values.setdefault(option.name, {})[name] = getattr(part, option.name)
+        _, training_args, _ = arguments
+        values["skip_zero_advantage"][name] = training_args.skips
+    return {option: found for option, found in values.items() if len(set(map(repr, found.values()))) > 1}
+
+
+def grouped(values: Mapping[str, Any]) -> str:
+    """An option's values, and which arms have each."""
+    names: dict[str, list[str]] = {}
+    for name, value in values.items():
+        names.setdefault(repr(value), []).append(name)
+    return "; ".join(f"{value}: {', '.join(having)}" for value, having in names.items())
+
+
+def _hint_notes(name: str, script_args: Any, training_args: Any, model_args: Any) -> list[str]:
+    """The shipped policy follows hints because it was trained on them, which it was on one form alone."""
+    shipped = script_args.dataset_name == FIGURES and model_args.model_name_or_path == policy_path()
+    if not shipped or not METHODS[training_args.method].distils or training_args.hint_template == DEFAULT_HINT_TEMPLATE:
+        return []
+    return [
+        f"Arm {name}: the shipped policy has learned to read one form of hint, and not this one; "
+        f"positive_content='answer' and hint_template={DEFAULT_HINT_TEMPLATE!r} give it that."
+    ]
 
 
 @contextmanager

@@ -11,9 +11,8 @@ from typing import Any, TextIO
 from rich.console import Console
 from rich.markdown import Markdown
 
-from ..comparison import MEASURES, Run, load_run, summarise, table
-from ..methods import METHODS
-from .arms import CONFIG_KEYS, Arm, check_arms, read_arms, read_config, read_tuning
+from ..comparison import MEASURES, Run, load_run, mean_curves, summarise, table
+from .arms import CONFIG_KEYS, Arm, Differences, check_arms, grouped, read_arms, read_config, read_tuning
 from .jobs import BusyError, Job, job_of, locked, run_all, stopped_by_signals
 from .options import make_command_parser, not_negative, positive
 from .report import draw_comparison
@@ -38,7 +37,7 @@ def make_parser() -> argparse.ArgumentParser:
         "again, with the learning rates chosen there",
     )
     add("--seeds", type=positive, default=None, help="seeds of each arm: 0, 1, ... (none: as the config says, or 3)")
-    add("--first_seed", type=int, default=0, help="the first of them, for trials whose seeds are not to be reported")
+    add("--first_seed", type=int, default=None, help="the first of them, for trials whose seeds are not to be reported")
     add("--tune_learning_rate", default=None, help="learning rates to choose from, for each arm: 1e-4,3e-4,1e-3")
     add("--tune_seeds", type=positive, default=None, help="seeds on which they are chosen, not reported (none: 2)")
     add(
@@ -63,6 +62,7 @@ class Plan:
         first_seed: The first seed that is reported.
         tuning: Of learning rates.
         jobs: Runs at a time; None: one for each core.
+        differences: In what the arms differ.
         notes: What a reader of the results should know.
     """
 
@@ -72,6 +72,7 @@ class Plan:
     first_seed: int
     tuning: Tuning
     jobs: int | None
+    differences: Differences
     notes: list[str]
 
 
@@ -85,17 +86,20 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
     config = read_config(options.config)
     base, arms = read_arms(options, config, rest)
     tuning = read_tuning(options, config)
-    reported = range(options.first_seed, options.first_seed + max(arm.seeds for arm in arms))
+    first_seed = config.get("first_seed", 0) if options.first_seed is None else options.first_seed
+    if not isinstance(first_seed, int):
+        raise ValueError(f"first_seed must be a number, not {first_seed!r}")
+    reported = range(first_seed, first_seed + max(arm.seeds for arm in arms))
     others = tuning.seed_numbers
     if tuning.rates and set(reported) & set(others):
         raise ValueError(
             f"seeds {others.start} to {others.stop - 1} choose learning rates and cannot be "
             "reported too; give another --first_seed or fewer --seeds"
         )
-    notes = check_arms(arms)
+    differences, notes = check_arms(arms)
     for note in notes:
         print(f"cepo: {note}", file=sys.stderr)
-    plan = Plan(options.output_dir, base, arms, options.first_seed, tuning, options.jobs, notes)
+    plan = Plan(options.output_dir, base, arms, first_seed, tuning, options.jobs, differences, notes)
     plan.folder.mkdir(parents=True, exist_ok=True)
 
     def compare(console: Console) -> int:
@@ -149,9 +153,15 @@ def _print_differences(plan: Plan, console: Console) -> None:
     console.print(f"all arms: {_listing(plan.base)}", highlight=False, markup=False)
     for arm in plan.arms:
         own = {name: value for name, value in arm.options.items() if plan.base.get(name) != value}
-        implied = {k: v for k, v in METHODS[arm.options.get("method", "cepo")].defaults.items() if k not in arm.options}
-        by_method = f"; by its method {_listing(implied)}" if implied else ""
-        console.print(f"{arm.name}: {_listing(own) or 'nothing of its own'}{by_method}", highlight=False, markup=False)
+        console.print(f"{arm.name}: {_listing(own) or 'nothing of its own'}", highlight=False, markup=False)
+    for line in _differing(plan):
+        console.print(line, highlight=False, markup=False)
+
+
+def _differing(plan: Plan) -> list[str]:
+    """A line for each option in which the arms differ, what their methods imply included."""
+    lines = [f"- {option}: {grouped(values)}" for option, values in plan.differences.items()]
+    return ["Options in which the arms differ:", *lines] if lines else []
 
 
 def _report(
@@ -169,10 +179,11 @@ def _report(
     versions = _versions(runs)
     if len(versions) > 1:
         notes.append(f"The runs were made with different versions: {'; '.join(map(_listing, versions))}.")
-    notes += _oracle_note(rows)
+    notes += _skipping_note(plan.differences) + _oracle_note(rows)
     result = {
         "arms": rows,
         "options": {arm.name: arm.options for arm in arms},
+        "differences": plan.differences,
         "tuning": {name: found.scores for name, found in tried.items()},
         "failed": [{"arm": job.arm, "seed": job.seed, "reason": job.failure} for job in failed],
         "notes": notes,
@@ -180,10 +191,12 @@ def _report(
             name: [{"seed": run.seed, "accuracy": run.accuracy, "seconds": run.seconds} for run in found]
             for name, found in runs.items()
         },
+        "curves": {name: mean_curves(found) for name, found in runs.items()},
         "versions": versions,
     }
     (folder / "compare.json").write_text(json.dumps(result, indent=1, default=str) + "\n")
-    text = table(rows) + "\n" + "".join(f"- {note}\n" for note in notes)
+    differing = "".join(f"{line}\n" for line in ["", *_differing(plan)])
+    text = table(rows) + "\n" + "".join(f"- {note}\n" for note in notes) + differing
     (folder / "compare.md").write_text(text)
     if any(runs.values()):
         draw_comparison(runs, rows, folder / "compare.png")
@@ -198,6 +211,16 @@ def _versions(runs: Mapping[str, Sequence[Run]]) -> list[dict[str, str]]:
         if run.versions and run.versions not in found:
             found.append(run.versions)
     return found
+
+
+def _skipping_note(differences: Differences) -> list[str]:
+    skips = differences.get("skip_zero_advantage")
+    if not skips:
+        return []
+    return [
+        f"Rollouts without advantage are left out of the update in some arms ({grouped(skips)}): there entropy over "
+        "training is that of the others, and the update takes less time."
+    ]
 
 
 def _oracle_note(rows: list[dict[str, Any]]) -> list[str]:

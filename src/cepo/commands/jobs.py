@@ -18,8 +18,6 @@ import torch
 from rich.console import Console
 
 _LOCK = "lock"
-# Seconds after which a run holds most of the memory that it will.
-_SETTLING = 15.0
 
 
 class BusyError(ValueError):
@@ -36,12 +34,16 @@ class Job:
     folder: Path
     failure: str | None = None
     process: Any = field(default=None, repr=False)
-    started: float = 0.0
 
     @property
     def done(self) -> bool:
         """Whether it has run to its end, now or before."""
         return (self.folder / "summary.json").is_file()
+
+    @property
+    def log(self) -> Path:
+        """What the run prints."""
+        return self.folder / "log.txt"
 
 
 def job_of(folder: Path, name: str, options: dict[str, Any], seed: int) -> Job:
@@ -130,19 +132,23 @@ def run_all(work: list[Job], jobs: int | None, lock: TextIO, console: Console) -
         console.print(f"{len(work) - len(waiting)} of {len(work)} runs are there already")
     running: list[Job] = []
     started, total, largest = time.monotonic(), len(waiting), 0.0
+    stepped = False  # whether a run has got as far as the update, which takes the most memory
     try:
         while waiting or running:
-            largest = max([largest, *map(_memory_of, running)])
-            if waiting and len(running) < jobs and _room_for_another(running, largest):
+            held = [_memory_of(job) for job in running]
+            largest = max([largest, *held])
+            stepped = stepped or any(map(_has_stepped, running))
+            if waiting and len(running) < jobs and (not running or (stepped and _room_for_another(held, largest))):
                 running.append(waiting.pop(0))
                 _start(running[-1], max(1, cores // jobs), lock)
             time.sleep(0.5)
             for job in [job for job in running if job.process.poll() is not None]:
                 running.remove(job)
+                stepped = stepped or job.done
                 ended = total - len(waiting) - len(running)
                 left = (time.monotonic() - started) / ended * (total - ended)
                 if not job.done:
-                    job.failure = _last_line(job.folder / "log.txt")
+                    job.failure = _failure(job)
                 state = "done" if job.done else f"FAILED: {job.failure}"
                 console.print(
                     f"{ended}/{total} {job.arm}, seed {job.seed}: {state}; about {left / 60:.0f} minutes left",
@@ -154,12 +160,17 @@ def run_all(work: list[Job], jobs: int | None, lock: TextIO, console: Console) -
             _stop(job)
 
 
-def _room_for_another(running: list[Job], largest: float) -> bool:
-    """Whether another run fits beside those that run; they are given time to show how much they hold."""
-    if not running:
-        return True
-    settled = time.monotonic() - running[-1].started >= _SETTLING
-    return settled and psutil.virtual_memory().available > 1.3 * largest
+def _room_for_another(held: list[float], largest: float) -> bool:
+    """Whether another run fits beside those that hold so much, when all have grown to the largest seen [bytes]."""
+    still_to_grow = sum(largest - memory for memory in held)
+    return psutil.virtual_memory().available - still_to_grow > 1.3 * largest
+
+
+def _has_stepped(job: Job) -> bool:
+    """Whether a run has trained for a step."""
+    return job.log.is_file() and any(
+        line.startswith("step ") for line in job.log.read_text(errors="replace").split("\n")
+    )
 
 
 def _memory_of(job: Job) -> float:
@@ -187,7 +198,7 @@ def _start(job: Job, threads: int, lock: TextIO) -> None:
     (job.folder / "options.json").write_text(json.dumps(job.options, sort_keys=True, default=str))
     words = command_line({**job.options, "output_dir": str(job.folder)})
     command = [sys.executable, "-m", "cepo.cli", "train", *words]
-    with (job.folder / "log.txt").open("w") as log:
+    with job.log.open("w") as log:
         # A session of its own: Ctrl-C is for this process, which stops them all.
         job.process = subprocess.Popen(
             command,
@@ -197,9 +208,15 @@ def _start(job: Job, threads: int, lock: TextIO) -> None:
             start_new_session=True,
             pass_fds=() if sys.platform == "win32" else (lock.fileno(),),
         )
-    job.started = time.monotonic()
 
 
-def _last_line(log: Path) -> str:
-    lines = [line for line in log.read_text(errors="replace").splitlines() if line.strip()]
-    return lines[-1] if lines else "it left no word"
+def _failure(job: Job) -> str:
+    """Why a run ended before its end: the signal that killed it, or else the last line that it printed."""
+    lines = [line for line in job.log.read_text(errors="replace").splitlines() if line.strip()]
+    last = lines[-1] if lines else "it left no word"
+    status = job.process.returncode
+    if status >= 0:
+        return last
+    name = signal.Signals(-status).name
+    hint = ", as by a system that is out of memory; try fewer --jobs" if name == "SIGKILL" else ""
+    return f"killed ({name}{hint}) after: {last}"

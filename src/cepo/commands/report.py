@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
-from ..comparison import CURVES, MEASURES, Run, band
+from ..comparison import CURVES, MEASURES, Run, band, mean_curves
 
 _CURVES = (
     ("reward", "reward", "mean reward of a step"),
@@ -114,11 +113,10 @@ def draw_comparison(arms: Mapping[str, Sequence[Run]], rows: Sequence[Mapping[st
         accuracy.plot(steps, [100 * e.mean for _, e in points], label=f"{name} ({len(runs)} seeds)", **style)
         low, high = ([100 * getattr(e, bound) for _, e in points] for bound in ("low", "high"))
         accuracy.fill_between(steps, low, high, color=colours[name], alpha=0.08, linewidth=0)
+        curves = mean_curves(runs)
         for axis, metric in zip(others, shown, strict=True):
-            seen: dict[int, list[float]] = {}
-            for step, value in (point for run in runs for point in run.curves.get(metric, [])):
-                seen.setdefault(step, []).append(value)
-            axis.plot(sorted(seen), [fmean(seen[step]) for step in sorted(seen)], linewidth=1.2, **style)
+            if metric in curves:
+                axis.plot(*zip(*curves[metric], strict=True), linewidth=1.2, **style)
     accuracy.set(title="held-out accuracy, %: mean and 95 % interval over seeds", xlabel="optimiser step")
     upper.legend(*accuracy.get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside upper left", ncols=6)
     _draw_differences(differences, rows, colours)

@@ -50,7 +50,10 @@ class TrainArguments(ScriptArguments):
         metadata={"help": "Held-out problems on which accuracy is measured before and after; 0: do not measure."},
     )
     preset: str | None = field(
-        default=None, metadata={"help": "Values to start from: paper, every option of the method as the paper has it."}
+        default=None,
+        metadata={
+            "help": "Values to start from: paper, every option of the method as the paper has it; rlsd, RLSD's own."
+        },
     )
     accuracy_every: int = field(
         default=0, metadata={"help": "Measure held-out accuracy every so many steps too; 0: before and after only."}
