@@ -47,6 +47,17 @@ def test_nobody_is_told_its_own_text():
     assert mixture[4].negatives == ("perhaps 3", "4")
 
 
+def test_a_rollout_with_the_same_text_is_not_another_one():
+    right, wrong = ATTEMPTS[0], ATTEMPTS[4]
+    found = told(HintContent(positive="rollout", negative="rollout"), "own", [right, right, wrong, wrong])
+    assert [one.positive for one in found] == ["7", "7", right.text, right.text]
+    assert [one.negatives for one in found] == [(wrong.text,), (wrong.text,), ("4",), ("4",)]
+    assert [one.fallback for one in found] == ["no_right_rollout"] * 2 + ["no_wrong_rollout"] * 2
+    other = ATTEMPTS[2]
+    found = told(HintContent(positive="rollout"), "own", [right, right, other, wrong])
+    assert [one.positive for one in found] == [other.text, other.text, right.text, right.text]
+
+
 def test_a_right_rollout_is_another_one():
     found = told(HintContent(positive="rollout"))
     assert [one.positive for one in found] == ["surely 7", "so it is 7", "so it is 7", "so it is 7", "so it is 7"]

@@ -6,6 +6,7 @@ import pytest
 import torch
 from peft import LoraConfig
 from torch.testing import assert_close
+from trl import GRPOTrainer
 from trl.rewards import accuracy_reward
 
 import cepo.trainer
@@ -146,6 +147,9 @@ def test_micro_batches_add_up(tmp_path, figures, method):
     parts = train(tmp_path, figures, reward=half_right, **options, **cut)
     assert logged(parts, "grad_norm") == pytest.approx(logged(whole, "grad_norm"), rel=1e-3)
     assert logged(whole, "grad_norm")[0] > 0
+    for metric in ("cepo/divergence", "entropy"):
+        assert logged(parts, metric) == pytest.approx(logged(whole, metric), rel=1e-4)
+    assert logged(whole, "cepo/divergence")[0] == pytest.approx(logged(whole, "loss")[0], rel=1e-4)
     for name, weight in weights_of(whole).items():
         assert_close(weights_of(parts)[name], weight, atol=1e-5, rtol=1e-3)
 
@@ -211,6 +215,30 @@ def test_reused_rollouts_are_weighed_by_how_the_policy_has_moved(tmp_path, text_
     expected = (values * ratios.clamp(max=1.5)).mean().item()
     assert loss.item() == pytest.approx(expected, rel=1e-3)
     assert expected != pytest.approx(values.mean().item(), rel=1e-2)
+
+
+@pytest.mark.parametrize("of_sequences", [False, True])
+def test_another_sampler_is_corrected_for(tmp_path, text_figures, text_model_path, lessons, monkeypatch, of_sequences):
+    """By TRL's ratio of the policy to the engine that sampled, of tokens or of sequences; masked ones count as 0."""
+    drawn = torch.rand(8, 1 if of_sequences else 999, generator=torch.Generator().manual_seed(0))
+    drawn[0] = 0.0
+    generate = GRPOTrainer._generate_and_score_completions
+
+    def sampled_elsewhere(self, inputs):
+        output = generate(self, inputs)
+        return {**output, "importance_sampling_ratio": drawn[:, : output["completion_ids"].shape[1]]}
+
+    monkeypatch.setattr(GRPOTrainer, "_generate_and_score_completions", sampled_elsewhere)
+    train(tmp_path, text_figures, text_model_path, half_right, method="opsd", max_steps=1)
+    ((batch, policy, loss),) = lessons
+    values, ratios = [], []
+    for row in range(8):
+        told, own = told_prompt(batch, row), own_prompt(batch, row)
+        values.append(forward_kl(distributions(policy, batch, told, row), distributions(policy, batch, own, row)))
+        ratio = batch["importance_sampling_ratio"][row]
+        ratios.append(ratio[: len(values[-1])].expand(len(values[-1])))
+    expected = (torch.cat(values) * torch.cat(ratios)).mean().item()
+    assert loss.item() == pytest.approx(expected, rel=1e-3)
 
 
 # Teachers' weights ----------------------------------------------------------------------------------------------------
@@ -416,6 +444,8 @@ def test_bad_options_are_refused(options, named):
     [
         ({"beta": 0.1}, "beta would do nothing"),
         ({"loss_type": "grpo", "top_entropy_quantile": 0.5}, "loss_type, top_entropy_quantile would do nothing"),
+        ({"delta": 2.0, "off_policy_mask_threshold": 1.0}, "delta, off_policy_mask_threshold would do nothing"),
+        ({"importance_sampling_level": "sequence"}, "importance_sampling_level would do nothing"),
     ],
 )
 def test_what_a_divergence_would_leave_aside_is_refused(tmp_path, text_figures, text_model_path, options, named):

@@ -123,6 +123,37 @@ def test_a_tail_that_has_hardly_any_probability_is_not_rounded_away():
     assert values.item() == pytest.approx(sum((t.exp() * (t - s)).item() for t, s in pairs), rel=1e-5)
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+@pytest.mark.parametrize("top_k", [None, 20])
+def test_half_precision_does_not_round_logits(autocast, top_k):
+    """Student and teacher nearly agree, and their logits are so large that rounding them is all that would be seen."""
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(16, 64, generator=generator)
+    taught = hidden + 0.01 * torch.randn(16, 64, generator=generator)
+    weight = torch.randn(200, 64, generator=generator)
+    halves = [part.bfloat16() for part in (hidden, taught, weight)]
+    exact_h, exact_t, exact_w = (part.double() for part in halves)
+    given_h, given_t, given_w = halves if not autocast else [part.float() for part in halves]
+    exact_h.requires_grad_()
+    given_h.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        values, _ = divergence(given_h, Head(given_w), given_t, Head(given_w), beta=0.5, top_k=top_k)
+    log_s, log_t = ((h @ exact_w.T).log_softmax(-1) for h in (exact_h, exact_t))
+    if top_k:
+        kept = log_s.topk(top_k).indices
+        rest = torch.ones_like(log_s).scatter(-1, kept, 0.0).bool()
+        tails = [x.masked_fill(~rest, -math.inf).logsumexp(-1, keepdim=True) for x in (log_s, log_t)]
+        log_s, log_t = (torch.cat([x.gather(-1, kept), t], -1) for x, t in zip((log_s, log_t), tails, strict=True))
+    mixture = ((log_s.exp() + log_t.exp()) / 2).log()
+    exact = sum((x.exp() * (x - mixture)).sum(-1) for x in (log_s, log_t)) / 2
+    assert 0 < exact.max() < 1e-2
+    assert_close(values.double(), exact, rtol=1e-2, atol=1e-6)
+    (gradient,) = torch.autograd.grad(values.sum(), given_h)
+    (exact_gradient,) = torch.autograd.grad(exact.sum(), exact_h)
+    cosine = torch.cosine_similarity(gradient.double().flatten(), exact_gradient.flatten(), dim=0)
+    assert cosine > 0.999
+
+
 def test_chunks_change_nothing(monkeypatch):
     args = made(6)
     whole = divergence(*args, beta=0.5, top_k=3)

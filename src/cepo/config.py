@@ -33,7 +33,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "evidence_steps": 25,
         "evidence_schedule": "linear",
         "evidence_clip": 0.5,
-        "teacher": "policy",
         "epsilon": 0.2,
         "epsilon_high": 0.28,
     },
@@ -111,8 +110,8 @@ class CEPOConfig(GRPOConfig):
         divergence (`str`, *optional*):
             For `"opsd"` and `"sdpo"`: over the `"full"` vocabulary, over the student's `"top_k"` tokens and the rest as
             one, or of the `"sampled"` tokens alone (a policy gradient with log P_T - log P_S as token advantages, in
-            TRL's GRPO loss: its clip takes the place of `importance_clip`, and its mean is over all tokens, those
-            without a teacher too). Defaults to full for OPSD and to top_k for SDPO.
+            TRL's GRPO loss: its clip takes the place of `importance_clip`, `divergence_beta` has no part, and its mean
+            is over all tokens, those without a teacher too). Defaults to full for OPSD and to top_k for SDPO.
         divergence_beta (`float`, *optional*):
             0: forward KL; 1: reverse KL; between: Jensen-Shannon. Defaults to 0 for OPSD and to 0.5 for SDPO.
         divergence_top_k (`int`, *optional*, defaults to `100`):
@@ -298,6 +297,9 @@ class CEPOConfig(GRPOConfig):
             "entropy_coef": self.entropy_coef != 0 or self.use_adaptive_entropy,
             "top_entropy_quantile": self.top_entropy_quantile < 1,
             "cast_lm_head_to_fp32": self.cast_lm_head_to_fp32,
+            "delta": self.delta is not None,
+            "off_policy_mask_threshold": self.off_policy_mask_threshold is not None,
+            "importance_sampling_level": self.importance_sampling_level != "token",
         }
         names = [name for name, given in foreign.items() if given]
         if names:

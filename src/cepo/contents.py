@@ -20,7 +20,8 @@ class HintContent:
         positive: ``answer``, r+; ``solution``, the `solution` column as it is; ``rollout``, a right rollout of the
             group other than the one that is read.
         negative: ``answer``, r-; ``rollout``, the rejected rollout that r- comes from, or, where that is the one that
-            is read, another that ends in the same answer: a teacher that is told a text finds all of it likely.
+            is read, another that ends in the same answer. Another has another text: a teacher that is told a text finds
+            all of it likely.
         positive_part, negative_part: Of a solution or a rollout on that side: the ``whole``, or a ``prefix`` or
             ``suffix``.
         tokens: Length of a prefix or suffix.
@@ -59,26 +60,26 @@ def with_contents(
         return text if part == "whole" else cut(text, part, content.tokens)
 
     def other_with_answer_of(source: int) -> int | None:
-        answer = attempts[source].answer or ""
+        text, answer = attempts[source].text, attempts[source].answer or ""
         for place, attempt in enumerate(attempts):
-            if place != source and attempt.correct is False and attempt.answer and same(attempt.answer, answer):
+            if attempt.text != text and attempt.correct is False and attempt.answer and same(attempt.answer, answer):
                 return place
         return None
 
     right = [place for place, attempt in enumerate(attempts) if attempt.correct]
     told = []
     for place, one in enumerate(references):
-        changed = one
+        changed, own = one, attempts[place].text
         if content.positive == "solution":
             changed = replace(changed, positive=part_of(solution, content.positive_part))
         elif content.positive == "rollout":
-            other = next((candidate for candidate in right if candidate != place), None)
+            other = next((candidate for candidate in right if attempts[candidate].text != own), None)
             if other is None:
                 changed = replace(changed, fallback="no_right_rollout")
             else:
                 changed = replace(changed, positive=part_of(attempts[other].text, content.positive_part))
         if content.negative == "rollout":
-            sources = [other_with_answer_of(source) if source == place else source for source in one.sources]
+            sources = [other_with_answer_of(s) if attempts[s].text == own else s for s in one.sources]
             texts = tuple(
                 answer if source is None else part_of(attempts[source].text, content.negative_part)
                 for source, answer in zip(sources, one.negatives, strict=True)

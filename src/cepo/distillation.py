@@ -45,6 +45,8 @@ class Lesson:
         counted: Which of all completion tokens the loss counts; N of them.
         tokens: (N,) their ids.
         old: (N,) their log-probs when they were sampled [nats], where known.
+        sampler_ratio: (N,) how much likelier the policy finds them than the engine that sampled them did, within TRL's
+            bounds; None where the policy itself sampled them.
         empty: There is no such row; one row is here all the same, for the passes that all processes make together.
     """
 
@@ -54,6 +56,7 @@ class Lesson:
     counted: Tensor
     tokens: Tensor
     old: Tensor | None
+    sampler_ratio: Tensor | None
     empty: bool
 
     @classmethod
@@ -75,7 +78,7 @@ class Lesson:
             return torch.cat([values[row, : len(ids)] for row, ids in zip(chosen, completions, strict=True)])
 
         counted = of_all(trained)
-        old = batch.get("old_per_token_logps")
+        old, ratio = batch.get("old_per_token_logps"), batch.get("importance_sampling_ratio")
         return cls(
             prompts,
             student,
@@ -83,6 +86,7 @@ class Lesson:
             counted,
             of_all(batch["completion_ids"])[counted],
             None if old is None else of_all(old)[counted],
+            None if ratio is None else of_all(ratio.expand(trained.shape))[counted],  # (B, T), or (B, 1) of sequences
             not rows,
         )
 
@@ -131,5 +135,7 @@ def learn(
     if lesson.old is not None and importance_clip is not None:
         now = sampled_log_probs(hidden.detach(), head, lesson.tokens, temperature)
         weights = (now - lesson.old).exp().clamp(max=importance_clip)
+    if lesson.sampler_ratio is not None:
+        weights = weights * lesson.sampler_ratio
     factor = 0.0 if lesson.empty else 1.0
     return factor * (values * weights).sum(), factor * values.detach().sum(), factor * entropies.sum()

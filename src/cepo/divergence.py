@@ -56,9 +56,21 @@ class Head:
         bias = None if self.bias is None else self.bias.detach()
         return Head(self.weight.detach(), bias, self.scale, self.softcap)
 
-    def log_probs(self, hidden: Tensor, temperature: float) -> Tensor:
-        """(N, V) log-probs [nats] of (N, H) hidden states."""
-        logits = torch.nn.functional.linear(hidden, self.weight, self.bias).float() * self.scale
+    def log_probs(self, hidden: Tensor, temperature: float, *, rounded: bool = True) -> Tensor:
+        """(N, V) log-probs [nats] of (N, H) hidden states.
+
+        In half precision the logits are rounded to it, as a model's own are; a logit of 20 then has steps of 1/8. Not
+        `rounded`, only what goes into the products is, at the cost of a copy of the head in float32.
+        """
+        if rounded:
+            logits = torch.nn.functional.linear(hidden, self.weight, self.bias).float()
+        else:
+            device = hidden.device.type
+            dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
+            bias = None if self.bias is None else self.bias.float()
+            with torch.autocast(device, enabled=False):
+                logits = torch.nn.functional.linear(hidden.to(dtype).float(), self.weight.to(dtype).float(), bias)
+        logits = logits * self.scale
         if self.softcap is not None:
             logits = self.softcap * torch.tanh(logits / self.softcap)
         return (logits / temperature).log_softmax(-1)
@@ -114,9 +126,10 @@ def divergence(
         )
 
     def of_chunk(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        log_s = student_head.log_probs(student, temperature)
+        # Rounding would drown the small differences that there are at most positions.
+        log_s = student_head.log_probs(student, temperature, rounded=False)
         with torch.no_grad():
-            log_t = teacher_head.log_probs(teacher, temperature)
+            log_t = teacher_head.log_probs(teacher, temperature, rounded=False)
         kept = log_s.detach().topk(top_k, dim=-1).indices
         values = jensen_shannon(_with_tail(log_s, kept), _with_tail(log_t, kept), beta)
         return values, -(log_s.detach().exp() * log_s.detach()).nan_to_num().sum(-1)
@@ -131,7 +144,7 @@ def divergence(
 
 @torch.no_grad()
 def sampled_log_probs(hidden: Tensor, head: Head, tokens: Tensor, temperature: float) -> Tensor:
-    """(N,) log-probs [nats] of the (N,) tokens."""
+    """(N,) log-probs [nats] of the (N,) tokens, rounded as those are that TRL took when they were sampled."""
     parts = zip(hidden.split(_CHUNK), tokens.split(_CHUNK), strict=True)
     return torch.cat([head.log_probs(h, temperature).gather(-1, t.unsqueeze(-1)).squeeze(-1) for h, t in parts])
 

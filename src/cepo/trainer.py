@@ -120,6 +120,7 @@ class CEPOTrainer(GRPOTrainer):
         # Seconds that this process spent since it started; `update` is the loss, forward and backward.
         self.seconds = {"generation": 0.0, "teachers": 0.0, "update": 0.0}
         self._generation_seconds = self._preparation_seconds = self._update_seconds = 0.0
+        self._lessons: list[Tensor] = []
         super().__init__(model, reward_funcs, args, train_dataset, *rest, **kwargs)
         tokenizer: Any = getattr(self.processing_class, "tokenizer", self.processing_class)
         if self._is_vlm and tokenizer.padding_side != "left":
@@ -240,6 +241,7 @@ class CEPOTrainer(GRPOTrainer):
             self._log_credit("coefficient", self._coefficient())
             self._log_seconds("update", self._update_seconds)
             self._update_seconds = 0.0
+            self._log_lessons()
         return loss
 
     def _compute_loss(self, model, inputs):
@@ -493,12 +495,9 @@ class CEPOTrainer(GRPOTrainer):
                 )
 
         # Through the wrapper's forward, which DDP has to see.
-        total, *sums = _ForwardRedirection()(model, unwrapped, student)
-        count = 0.0 if lesson.empty else float(lesson.counted.sum())
-        plain, entropy, tokens = self._sum_over_processes([*(part.item() for part in sums), count])
-        if tokens:
-            self._log_credit("divergence", plain / tokens)
-            self._metrics["train"]["entropy"].append(entropy / tokens)
+        total, plain, entropy = _ForwardRedirection()(model, unwrapped, student)
+        count = lesson.counted.sum() * (not lesson.empty)
+        self._lessons.append(torch.stack([plain.float(), entropy.float(), count.to(plain.device).float()]))
         # The tokens are those of the generation batch; TRL scales its token means in the same way.
         normalizer = inputs["teacher_tokens"].clamp(min=1.0) / self.accelerator.num_processes
         return total * args.steps_per_generation / (normalizer * self.current_gradient_accumulation_steps)
@@ -561,6 +560,16 @@ class CEPOTrainer(GRPOTrainer):
     def _log_seconds(self, part: str, seconds: float) -> None:
         self.seconds[part] += seconds
         self._log_credit(f"seconds/{part}", seconds)
+
+    def _log_lessons(self) -> None:
+        """Mean divergence and entropy [nats] over the tokens that the micro-batches of a step have learned from."""
+        if not self._distils_whole():
+            return
+        plain, entropy, tokens = self._sum_over_processes(torch.stack(self._lessons).sum(0).tolist())
+        self._lessons.clear()
+        if tokens:
+            self._log_credit("divergence", plain / tokens)
+            self._metrics["train"]["entropy"].append(entropy / tokens)
 
     def _log_fallbacks(self, fallbacks: list[Fallback | None]) -> None:
         if not self.method.needs_negatives:
