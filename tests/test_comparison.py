@@ -1,5 +1,6 @@
 """Comparing arms: the numbers by hand, and the real command on the smallest runs."""
 
+import io
 import json
 import math
 import shutil
@@ -17,7 +18,8 @@ from scipy.stats import binomtest
 from cepo import cli
 from cepo.commands import compare, jobs, tuning
 from cepo.commands.jobs import BusyError, Job, job_of, locked
-from cepo.comparison import Estimate, Run, band, mean_curves, summarise, table
+from cepo.commands.report import comparison_table
+from cepo.comparison import Estimate, Run, band, mean_curves, percent, summarise, table
 from cepo.config import PRESETS
 from cepo.tasks.figures import policy_path
 
@@ -83,6 +85,21 @@ def test_arms_are_compared_seed_by_seed():
 def test_the_band_has_every_evaluated_step():
     points = band([run(0, 0.1, 0.3), run(1, 0.2, 0.5)])
     assert [(step, round(estimate.mean, 3)) for step, estimate in points] == [(0, 0.15), (5, 0.4)]
+
+
+def test_a_terminal_of_80_columns_shows_every_number_whole():
+    rows = json.loads((DOCS / "comparison.json").read_text())["arms"]
+    rows[2]["name"] = "cepo [bold]"
+    console = Console(width=80, soft_wrap=True, file=io.StringIO())
+    console.print(comparison_table(rows), soft_wrap=False)
+    shown = console.file.getvalue()
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "…" not in shown
+    assert "cepo [bold]" in shown
+    for row in rows:
+        for measure, estimate in (row["paired_difference_to_grpo"] or {}).items():
+            assert percent(row[measure]) in shown
+            assert percent(estimate, signed=True) in shown
 
 
 def test_curves_are_means_over_the_runs_that_have_them():
@@ -220,6 +237,7 @@ def test_what_is_not_as_it_should_be_is_said(tmp_path, capsys, monkeypatch):
     printed, said = capsys.readouterr()
     assert "Arms differ in max_steps (3: one; 2: two)" in said
     assert "no arm 'grpo'" in said
+    assert "No run went through.\n- Arms differ in max_steps" in printed
     assert "- positive_content: 'answer': one; 'solution': two" in printed
     assert "- teacher: " not in printed  # the base has one for both
     assert "Arms differ in max_steps" in (folder / "compare.md").read_text()

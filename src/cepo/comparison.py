@@ -185,8 +185,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         cells = [
             row["name"],
             str(row["seeds"]),
-            *(_percent(row[measure]) for measure in MEASURES),
-            *(_percent(differences.get(measure), signed=True) for measure in MEASURES),
+            *(percent(row[measure]) for measure in MEASURES),
+            *(percent(differences.get(measure), signed=True) for measure in MEASURES),
             f"{row['seconds']:.0f}",
             "" if row["seconds_ratio"] is None else f"{row['seconds_ratio']:.2f}",
         ]
@@ -194,7 +194,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _percent(estimate: Mapping[str, float | None] | None, *, signed: bool = False) -> str:
+def percent(estimate: Mapping[str, float | None] | None, *, signed: bool = False) -> str:
+    """A mean and its interval in percent, "" for None."""
     if estimate is None or estimate["mean"] is None:
         return ""
     form = "+.1f" if signed else ".1f"

@@ -9,13 +9,12 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from rich.console import Console
-from rich.markdown import Markdown
 
 from ..comparison import MEASURES, Run, load_run, mean_curves, summarise, table
 from .arms import CONFIG_KEYS, Arm, Differences, check_arms, grouped, read_arms, read_config, read_tuning
 from .jobs import BusyError, Job, job_of, locked, run_all, stopped_by_signals
 from .options import make_command_parser, not_negative, positive
-from .report import draw_comparison
+from .report import comparison_table, draw_comparison
 from .tuning import Tried, Tuning, rate_note, tune
 
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
@@ -195,12 +194,15 @@ def _report(
         "versions": versions,
     }
     (folder / "compare.json").write_text(json.dumps(result, indent=1, default=str) + "\n")
+    said = "".join(f"- {note}\n" for note in notes)
     differing = "".join(f"{line}\n" for line in ["", *_differing(plan)])
-    text = table(rows) + "\n" + "".join(f"- {note}\n" for note in notes) + differing
-    (folder / "compare.md").write_text(text)
-    if any(runs.values()):
-        draw_comparison(runs, rows, folder / "compare.png")
-    console.print(Markdown(text))
+    (folder / "compare.md").write_text(f"{table(rows)}\n{said}{differing}")
+    if not rows:
+        console.print(f"No run went through.\n{said}", highlight=False, markup=False)
+        return
+    draw_comparison(runs, rows, folder / "compare.png")
+    console.print(comparison_table(rows), soft_wrap=False)
+    console.print(said, highlight=False, markup=False)
     console.print(f"compare.json, compare.md and compare.png are in {folder}", highlight=False)
 
 

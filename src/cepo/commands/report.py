@@ -1,10 +1,14 @@
-"""Pictures that the commands leave behind for people."""
+"""Pictures and tables of what the commands found, for people."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..comparison import CURVES, MEASURES, Run, band, mean_curves
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
+from rich.table import Table
+
+from ..comparison import CURVES, MEASURES, Run, band, mean_curves, percent
 
 _CURVES = (
     ("reward", "reward", "mean reward of a step"),
@@ -79,6 +83,27 @@ def draw_credit_quality(rows: list[dict[str, Any]], path: Path) -> None:
     axes[0][0].legend(frameon=False, fontsize=8)
     figure.savefig(path, dpi=130)
     pyplot.close(figure)
+
+
+def comparison_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """What `summarise` made of the arms, for a terminal of 80 columns: three lines an arm, no number cut."""
+    caption = "means over seeds, 95 % intervals; minus GRPO's: paired by seed; time: of GRPO's"
+    shown = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), caption=caption, caption_justify="left")
+    shown.add_column("arm", overflow="fold")
+    for name in ("seeds", "", "accuracy, %", "minus GRPO's", "time"):
+        shown.add_column(name, no_wrap=True)
+    for row in rows:
+        differences = row["paired_difference_to_grpo"] or {}
+        ratio = "" if row["seconds_ratio"] is None else f"{row['seconds_ratio']:.2f}"
+        first = (escape(row["name"]), str(row["seeds"]), ratio)
+        for measure in MEASURES:
+            name, seeds, time = first
+            shown.add_row(
+                name, seeds, measure, percent(row[measure]), percent(differences.get(measure), signed=True), time
+            )
+            first = ("", "", "")
+        shown.add_section()
+    return shown
 
 
 def draw_comparison(arms: Mapping[str, Sequence[Run]], rows: Sequence[Mapping[str, Any]], path: Path) -> None:
