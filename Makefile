@@ -36,6 +36,7 @@ credit: $(READY)  ## how well each method finds the tokens that decide: docs/cre
 
 comparison: $(READY)  ## the methods side by side: docs/comparison.md's runs, hours; goes on where it was stopped
 	$(VENV)/bin/cepo compare --config docs/comparison.yaml --output_dir comparison
+	$(VENV)/bin/cepo compare --config docs/comparison-rlsd.yaml --output_dir comparison-rlsd
 	$(VENV)/bin/cepo compare --config docs/comparison-long.yaml --output_dir comparison-long
 
 bench: $(READY)  ## speed against TRL and the reference way, into benchmarks/results (an hour; GPU if there is one)
