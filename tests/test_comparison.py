@@ -48,10 +48,10 @@ def test_an_estimate_is_a_mean_with_an_interval_around_it():
     assert (found.low, found.high) == pytest.approx((found.mean - half, found.mean + half), rel=1e-4)
     assert found.low < found.bootstrap_low < found.mean < found.bootstrap_high < found.high
     assert Estimate.of(values) == found  # the bootstrap has a seed
-    alone = Estimate.of([0.5])
-    assert alone.mean == 0.5
-    assert math.isnan(alone.low)
-    assert Estimate.of([0.5, 0.5, 0.5]) == Estimate(*[0.5] * 5)
+    for without_spread in ([0.5], [0.5, 0.5, 0.5]):
+        alone = Estimate.of(without_spread)
+        assert alone.mean == 0.5
+        assert alone.as_dict() == {"mean": 0.5} | dict.fromkeys(("low", "high", "bootstrap_low", "bootstrap_high"))
 
 
 def test_arms_are_compared_seed_by_seed():
@@ -469,7 +469,10 @@ seeds: 2
     assert [failure["arm"] for failure in result["failed"]] == ["broken"]
     assert [step for step, _ in result["runs"]["cepo"][1]["accuracy"]] == [0, 1, 2]
     assert [sorted(versions) for versions in result["versions"]] == [["cepo", "torch", "transformers", "trl"]]
-    assert rows["cepo"]["paired_difference_to_grpo"]["early"]["low"] is not None
+    finals = {name: [run["accuracy"][-1][1] for run in result["runs"][name]] for name in ("grpo", "cepo")}
+    ahead = np.subtract(finals["cepo"], finals["grpo"]).mean()
+    assert rows["cepo"]["paired_difference_to_grpo"]["final"]["mean"] == pytest.approx(ahead)
+    assert rows["cepo"]["pairs"] == 2
     assert (folder / "compare.png").stat().st_size > 10_000
     printed = capsys.readouterr().out
     assert "broken, seed 0: FAILED" in printed

@@ -86,7 +86,7 @@ def load_run(folder: Path) -> Run:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over seeds with 95 % intervals; NaN bounds for a single seed.
+    """A mean over seeds with 95 % intervals; NaN bounds where the seeds show no spread, as a single one, or equal ones.
 
     Attributes:
         mean: The mean.
@@ -105,10 +105,8 @@ class Estimate:
     def of(cls, values: Sequence[float]) -> "Estimate":
         """From one value for each seed."""
         mean = fmean(values)
-        if len(values) < 2:
+        if max(values) - min(values) < 1e-12:  # accuracies are fractions: few seeds agree by chance
             return cls(mean, *[math.nan] * 4)
-        if max(values) - min(values) < 1e-12:
-            return cls(*[mean] * 5)
         within = ttest_1samp(values, 0.0).confidence_interval(0.95)
         drawn = bootstrap((np.asarray(values),), np.mean, n_resamples=9999, rng=np.random.default_rng(0))
         around = drawn.confidence_interval
