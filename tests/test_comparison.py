@@ -354,7 +354,6 @@ if then == "kill":
     os.kill(os.getpid(), signal.SIGKILL)
 if then == "fail":
     sys.exit("no such thing")
-(folder / "began").touch()
 while not (folder.parent / "go").exists():
     time.sleep(0.05)
 (folder / "summary.json").touch()
@@ -473,6 +472,7 @@ seeds: 2
     ahead = np.subtract(finals["cepo"], finals["grpo"]).mean()
     assert rows["cepo"]["paired_difference_to_grpo"]["final"]["mean"] == pytest.approx(ahead)
     assert rows["cepo"]["pairs"] == 2
+    assert rows["grpo"]["final"]["low"] is not None
     assert (folder / "compare.png").stat().st_size > 10_000
     printed = capsys.readouterr().out
     assert "broken, seed 0: FAILED" in printed

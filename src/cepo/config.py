@@ -49,6 +49,16 @@ PRESETS: dict[str, dict[str, Any]] = {
 }
 
 
+def preset_options(name: str) -> dict[str, Any]:
+    """The options of a preset.
+
+    Raises:
+        ValueError: If `name` is no key of `PRESETS`.
+    """
+    _require_choice("preset", name, tuple(PRESETS))
+    return PRESETS[name]
+
+
 @dataclass
 class CEPOConfig(GRPOConfig):
     r"""
@@ -351,8 +361,7 @@ class CEPOConfig(GRPOConfig):
         Raises:
             ValueError: If there is no such preset.
         """
-        _require_choice("preset", name, tuple(PRESETS))
-        return cls(**{**PRESETS[name], **options})
+        return cls(**{**preset_options(name), **options})
 
     def coefficient_at(self, step: int) -> float:
         """lambda at an optimiser step."""

@@ -12,7 +12,7 @@ import yaml
 
 from ..checks import check_dataset, check_labels
 from ..comparison import BASE, REFERENCE
-from ..config import PRESETS
+from ..config import preset_options
 from ..hints import DEFAULT_HINT_TEMPLATE
 from ..loading import FIGURES
 from ..methods import METHODS
@@ -127,10 +127,8 @@ def read_arms(options: argparse.Namespace, config: dict[str, Any], rest: list[st
         own.pop("seeds", None)
         if not isinstance(count, int) or count < 1:
             raise ValueError(f"arm {name}: seeds must be a number from 1 on, not {count!r}")
-        try:
+        with _named(name):
             arms.append(Arm(name, {**base, **_with_preset(own)}, count))
-        except ValueError as error:
-            raise ValueError(f"arm {name}: {error}") from error
     return base, arms
 
 
@@ -138,11 +136,7 @@ def _with_preset(options: dict[str, Any]) -> dict[str, Any]:
     """A preset as what it stands for, so that an arm's goes over the base's options."""
     rest = dict(options)
     name = rest.pop("preset", None)
-    if name is None:
-        return rest
-    if name not in PRESETS:
-        raise ValueError(f"unknown preset {name!r}; choose one of {', '.join(PRESETS)}")
-    return {**PRESETS[name], **rest}
+    return rest if name is None else {**preset_options(name), **rest}
 
 
 def _flags(rest: list[str]) -> dict[str, Any]:
@@ -194,7 +188,7 @@ def check_arms(arms: list[Arm]) -> tuple[Differences, list[str]]:
         for own in ("seed", "output_dir"):
             if own in arm.options:
                 raise ValueError(f"arm {arm.name}: {own} is chosen for each run; leave it out")
-        with _named(arm):
+        with _named(arm.name):
             parsed[arm.name] = parse(command_line({**arm.options, "output_dir": "unused"}))
     seen = []
     for arm in arms:
@@ -204,7 +198,7 @@ def check_arms(arms: list[Arm]) -> tuple[Differences, list[str]]:
         if (script_args, model_args, needs) in seen:
             continue
         seen.append((script_args, model_args, needs))
-        with _named(arm):
+        with _named(arm.name):
             *_, train_dataset, held_out = check_sources(script_args, training_args, model_args)
             if held_out is None:
                 raise ValueError(
@@ -259,9 +253,9 @@ def _hint_notes(name: str, script_args: Any, training_args: Any, model_args: Any
 
 
 @contextmanager
-def _named(arm: Arm) -> Iterator[None]:
+def _named(arm: str) -> Iterator[None]:
     """Says in which arm a mistake is."""
     try:
         yield
     except (ValueError, TypeError) as error:
-        raise ValueError(f"arm {arm.name}: {error}") from error
+        raise ValueError(f"arm {arm}: {error}") from error

@@ -16,7 +16,7 @@ from transformers.trainer_callback import PrinterCallback
 from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
 
 from ..checks import check_dataset
-from ..config import PRESETS, CEPOConfig
+from ..config import CEPOConfig, preset_options
 from ..evaluation import Accuracy, evaluate_accuracy
 from ..loading import FIGURES, LoadingError, load_reward_funcs, load_split, require_chat_template, resolve_model
 from ..methods import METHODS
@@ -95,9 +95,7 @@ def parse(arguments: list[str]) -> tuple[TrainArguments, CEPOConfig, ModelConfig
     if dataset == FIGURES:
         parser.set_defaults_with_config(model_name_or_path=policy_path(), **figures_recipe())
     if preset is not None:
-        if preset not in PRESETS:
-            raise ValueError(f"unknown preset {preset!r}; choose one of {', '.join(PRESETS)}")
-        parser.set_defaults_with_config(**PRESETS[preset])
+        parser.set_defaults_with_config(**preset_options(preset))
     try:
         *parsed, unknown = parser.parse_args_and_config(arguments, return_remaining_strings=True)
     except TypeError as error:  # a value in the YAML file of a type that the option cannot take
