@@ -17,7 +17,8 @@ from accelerate import Accelerator
 from transformers import Qwen3VLForConditionalGeneration
 from trl import GRPOTrainer
 
-from cepo.passes import Ids, Policy, Prompt, Reading, SharedPrompt, why_not_shared
+from cepo.passes import Policy, SharedPrompt, why_not_shared
+from cepo.readings import Ids, Prompt, Reading
 from cepo.teachers import evaluating
 
 from .measure import in_random_order, median, seconds_and_memory

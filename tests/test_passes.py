@@ -9,7 +9,8 @@ from peft import LoraConfig, get_peft_model
 from torch.testing import assert_close
 from trl.trainer.utils import add_fused_lm_head
 
-from cepo.passes import Concatenated, Policy, Prompt, Reading, SharedPrompt, batches_of, why_not_shared
+from cepo.passes import Concatenated, Policy, SharedPrompt, why_not_shared
+from cepo.readings import Prompt, Reading, batches_of
 from cepo.teachers import evaluating
 
 from . import tiny_models

@@ -9,7 +9,8 @@ from trl.trainer.utils import add_fused_lm_head
 
 from cepo import policy_path
 from cepo.hints import DEFAULT_HINT_TEMPLATE, add_hint
-from cepo.passes import Concatenated, Policy, Prompt
+from cepo.passes import Concatenated, Policy
+from cepo.readings import Prompt
 from cepo.teachers import PromptEncoder, Rollouts, evaluating, score
 
 ANSWER = "(62, 75, 43)"

@@ -13,7 +13,8 @@ from trl.trainer.utils import pad
 
 from .batches import Batch, prompt_of, trained_tokens
 from .divergence import Head, divergence, sampled_log_probs
-from .passes import Ids, Prompt, Reading, hidden_states
+from .passes import hidden_states
+from .readings import Ids, Prompt, Reading
 from .teachers import Rollouts
 
 

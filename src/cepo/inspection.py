@@ -19,7 +19,8 @@ from .answers import final_answer
 from .credit import evidence_weights, token_advantages
 from .hints import DEFAULT_HINT_TEMPLATE, Messages, add_hint
 from .methods import METHODS, STUDENT, Context
-from .passes import Ids, Policy, Prompt, Reader
+from .passes import Policy, Reader
+from .readings import Ids, Prompt
 from .references import Attempt, NegativeRule, References, choose_references
 from .sampling import Sampling, conversation_of, sample, text_of, verdicts
 from .teachers import PromptEncoder, Read, Rollouts, evaluating, score_contexts

@@ -14,7 +14,7 @@ from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
 from trl.data_utils import prepare_multimodal_messages
 
 from .hints import Messages
-from .passes import Ids
+from .readings import Ids
 from .teachers import evaluating, left_padding
 
 

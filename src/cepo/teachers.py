@@ -18,7 +18,7 @@ from trl.data_utils import prepare_multimodal_messages
 
 from .hints import Messages
 from .methods import STUDENT, Context
-from .passes import TOKEN_TYPES, Ids, Prompt, Reading, common_length, end_of_images
+from .readings import TOKEN_TYPES, Ids, Prompt, Reading, common_length, end_of_images
 
 
 @dataclass(frozen=True)

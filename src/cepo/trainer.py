@@ -34,7 +34,8 @@ from .hints import Messages, add_hint
 from .loading import freeze_vision_tower, require_chat_template
 from .methods import METHODS, STUDENT, Context, Evidence, label_evidence
 from .metrics import credit_metrics, credit_sums
-from .passes import Ids, Policy, Prompt, Reader
+from .passes import Policy, Reader
+from .readings import Ids, Prompt
 from .references import Attempt, Fallback, References, choose_references
 from .sampling import token_texts
 from .saved import rows_of, save_rows

@@ -7,7 +7,7 @@ from typing import Any
 from ..config import CEPOConfig
 from ..inspection import Group, Tell, all_variants, inspect
 from ..methods import METHODS
-from ..passes import Prompt
+from ..readings import Prompt
 from ..teachers import PromptEncoder, Read
 from .page import credit_page
 from .shown import show

@@ -1,0 +1,181 @@
+"""What teachers read: prompts, readings, and how these are cut into passes. No model is needed.
+
+Dimensions: P prompt tokens.
+"""
+
+import itertools
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Ids = tuple[int, ...]
+
+# Companions of the token ids, one number per token, that some models take.
+TOKEN_TYPES = ("mm_token_type_ids", "token_type_ids")
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A prompt as the student read it.
+
+    Attributes:
+        ids: P token ids, images expanded to their tokens.
+        images: What the processor made of its images, as the model takes it; empty without images.
+        token_types: Per-token companions of the ids that the model takes, each (P,).
+        images_end: How many tokens it takes until all images are past; None if they could not be found.
+    """
+
+    ids: Ids
+    images: dict[str, Tensor] = field(default_factory=dict)
+    token_types: dict[str, Tensor] = field(default_factory=dict)
+    images_end: int | None = 0
+
+
+def end_of_images(ids: Ids, token_types: Iterable[Tensor], image_token: int | None) -> int | None:
+    """How many tokens of a prompt with images it takes until all of them are past; None if they are not found.
+
+    Args:
+        ids: P token ids.
+        token_types: Per-token companions of the ids, each (P,), not 0 at images.
+        image_token: The token that stands for a part of an image, if the model has one.
+    """
+    shown = torch.tensor([token == image_token for token in ids])
+    for types in token_types:
+        shown |= types.cpu() != 0
+    return int(shown.nonzero().max()) + 1 if shown.any() else None
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One completion, read after one prompt in one context. Equal readings are equal, and hash so.
+
+    Attributes:
+        prompt: Index of the prompt.
+        context: Token ids of the prompt in this context, a hint included; the images as in the prompt.
+        completion: Token ids of the completion, as sampled.
+    """
+
+    prompt: int
+    context: Ids
+    completion: Ids
+
+
+@dataclass(frozen=True)
+class Tree:
+    """Prompts whose caches are held together, the contexts that branch from them, the completions that branch from
+    those.
+
+    Attributes:
+        prompts: Index and shared prefix of each prompt.
+        stems: Row in `prompts` and tokens that follow there, the same number for all: no padding may stand between
+            cached tokens, for a sliding window counts it.
+        leaves: For each pass: row in `stems`, what is left of the context, and the reading.
+    """
+
+    prompts: list[tuple[int, Ids]]
+    stems: list[tuple[int, Ids]]
+    leaves: list[list[tuple[int, Ids, Reading]]]
+
+
+def batches_of(items: Sequence[Any], length: Callable[[Any], int], max_tokens: int) -> Iterator[Sequence[Any]]:
+    """Cuts items, sorted by length, into batches of at most `max_tokens` with their padding; one item always fits."""
+    start = 0
+    for end, item in enumerate(items):
+        if end > start and (end + 1 - start) * length(item) > max_tokens:
+            yield items[start:end]
+            start = end
+    if items:
+        yield items[start:]
+
+
+def common_length(sequences: Collection[Ids]) -> int:
+    """How many leading tokens all sequences have in common."""
+    # The first and the last in lexicographic order differ earliest.
+    first, last = min(sequences), max(sequences)
+    return next((i for i, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first))
+
+
+def shared_prefixes(prompts: Sequence[Prompt], readings: Sequence[Reading]) -> dict[int, Ids]:
+    """The prefix that all contexts of a prompt share, for every prompt that has one with all of its images."""
+    contexts: dict[int, set[Ids]] = {}
+    for reading in readings:
+        contexts.setdefault(reading.prompt, set()).add(reading.context)
+    prefixes = {}
+    for index, members in contexts.items():
+        # Two tokens are left to each context: one for its stem, one from which the completion is predicted.
+        length = min(common_length(members), min(map(len, members)) - 2)
+        images_end = prompts[index].images_end
+        # One text token after the images: from its position on, positions count by one.
+        if length >= 1 and images_end is not None and length > images_end:
+            prefixes[index] = next(iter(members))[:length]
+    return prefixes
+
+
+def trees_of(readings: Sequence[Reading], prefixes: dict[int, Ids], max_tokens: int) -> Iterator[Tree]:
+    """Prompts of similar length together, as many as `max_tokens` of cache allow."""
+    by_prompt: dict[int, list[Reading]] = {}
+    for reading in readings:
+        by_prompt.setdefault(reading.prompt, []).append(reading)
+    indices = sorted(by_prompt, key=lambda index: len(prefixes[index]))
+
+    def contexts_of(index: int) -> list[Ids]:
+        return list(dict.fromkeys(reading.context for reading in by_prompt[index]))
+
+    start = held = 0
+    for end, index in enumerate(indices):
+        rows = 1 + len(contexts_of(index))
+        if end > start and (held + rows) * max(map(len, contexts_of(index))) > max_tokens:
+            yield _tree(indices[start:end], by_prompt, prefixes, max_tokens)
+            start, held = end, 0
+        held += rows
+    if indices:
+        yield _tree(indices[start:], by_prompt, prefixes, max_tokens)
+
+
+def _tree(
+    indices: Sequence[int], by_prompt: dict[int, list[Reading]], prefixes: dict[int, Ids], max_tokens: int
+) -> Tree:
+    prompts = [(index, prefixes[index]) for index in indices]
+    rests = {
+        (index, reading.context): reading.context[len(prefixes[index]) :]
+        for index in indices
+        for reading in by_prompt[index]
+    }
+    stem_length = min(map(len, rests.values())) - 1
+    rows = {index: row for row, index in enumerate(indices)}
+    stems = [(rows[index], rest[:stem_length]) for (index, _), rest in rests.items()]
+    stem_of = {key: row for row, key in enumerate(rests)}
+    leaves = [
+        (stem_of[index, reading.context], rests[index, reading.context][stem_length:], reading)
+        for index in indices
+        for reading in by_prompt[index]
+    ]
+    leaves.sort(key=_leaf_length)
+    cached = max(len(prefix) for _, prefix in prompts) + stem_length
+    batches = batches_of(leaves, lambda leaf: cached + _leaf_length(leaf), max_tokens)
+    return Tree(prompts, stems, [list(batch) for batch in batches])
+
+
+def _leaf_length(leaf: tuple[int, Ids, Reading]) -> int:
+    _, rest, reading = leaf
+    return len(rest) + len(reading.completion)
+
+
+def length_of(reading: Reading) -> int:
+    return len(reading.context) + len(reading.completion)
+
+
+def two_contexts(readings: Sequence[Reading]) -> list[Reading]:
+    """A reading, and another of the same prompt in another context if there is one."""
+    for first, second in itertools.pairwise(sorted(readings, key=lambda reading: reading.prompt)):
+        if first.prompt == second.prompt and first.context != second.context:
+            return [first, second]
+    return list(readings[:1])
+
+
+def spare_reading(prompts: Sequence[Prompt]) -> Reading:
+    """The shortest reading there is, of the first prompt."""
+    return Reading(0, prompts[0].ids, prompts[0].ids[-1:])
