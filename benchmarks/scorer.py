@@ -17,9 +17,9 @@ from accelerate import Accelerator
 from transformers import Qwen3VLForConditionalGeneration
 from trl import GRPOTrainer
 
-from cepo.passes import Policy, SharedPrompt, why_not_shared
-from cepo.readings import Ids, Prompt, Reading
-from cepo.teachers import evaluating
+from cepo.scoring.passes import Policy, SharedPrompt, why_not_shared
+from cepo.scoring.requests import Ids, Prompt, Reading
+from cepo.scoring.scoring import evaluating
 
 from .measure import in_random_order, median, seconds_and_memory
 from .models import IDS, MERGE, Work, scorable

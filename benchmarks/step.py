@@ -29,7 +29,7 @@ from transformers import (
 from trl import GRPOConfig, GRPOTrainer
 from trl.rewards import accuracy_reward
 
-import cepo.trainer
+import cepo.trainer.cepo_trainer
 from cepo import CEPOConfig, CEPOTrainer, load_figures, policy_path
 
 from . import models
@@ -274,13 +274,13 @@ def run(
     """One row of results for each task, method and rule; TRL's trainer first. A first step of each is not counted."""
     results = []
     for task in tasks:
-        final_answer = cepo.trainer.final_answer
-        cepo.trainer.final_answer = final_answer if task.answers else _answer_of
+        final_answer = cepo.trainer.cepo_trainer.final_answer
+        cepo.trainer.cepo_trainer.final_answer = final_answer if task.answers else _answer_of
         try:
             with tempfile.TemporaryDirectory() as folder:
                 results += _run_task(task, [("trl", ""), *methods], repeats, canned, folder)
         finally:
-            cepo.trainer.final_answer = final_answer
+            cepo.trainer.cepo_trainer.final_answer = final_answer
         for row in results[-len(methods) - 1 :]:
             say(row)
     return results

@@ -15,12 +15,13 @@ from typing import Any
 import torch
 from datasets import Dataset
 
-from cepo.answers import reference_answer
 from cepo.commands import quiet_libraries
-from cepo.evaluation import evaluate_accuracy
-from cepo.hints import Messages, add_hint
-from cepo.loading import load_policy
-from cepo.sampling import Sampling, conversation_of, sample, seeded, token_texts
+from cepo.data.evaluation import evaluate_accuracy
+from cepo.data.loading import load_policy
+from cepo.data.sampling import Sampling, conversation_of, sample, seeded, token_texts
+from cepo.references.answers import reference_answer
+from cepo.references.hints import Messages, add_hint
+from cepo.scoring.scoring import evaluating, left_padding
 from cepo.tasks.figures import (
     Annotation,
     Problem,
@@ -33,7 +34,6 @@ from cepo.tasks.figures import (
     token_spans,
 )
 from cepo.tasks.figures.mistakes import MISTAKES, mistake_shares
-from cepo.teachers import evaluating, left_padding
 
 WORDS, AFTER_RIGHT, AFTER_WRONG = "words", "result after right numbers", "result after a wrong number"
 _NAMES = {"read": "reading", "copy": "copy of a result", "answer": "box"}

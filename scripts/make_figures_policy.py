@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from cepo.hints import DEFAULT_HINT_TEMPLATE, add_hint
+from cepo.references.hints import DEFAULT_HINT_TEMPLATE, add_hint
 from cepo.tasks.figures.architecture import build_model, build_processor
 from cepo.tasks.figures.data import PLAIN_HINT_TEMPLATE
 from cepo.tasks.figures.drawing import JITTER, draw

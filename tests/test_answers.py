@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from math_verify import parse, verify
 
-from cepo.answers import final_answer, last_box, reference_answer, same_answer
+from cepo.references.answers import final_answer, last_box, reference_answer, same_answer
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import pytest
 from datasets import Dataset, Image, IterableDataset, Sequence
 
-from cepo.checks import DatasetError, check_dataset
+from cepo.data.checks import DatasetError, check_dataset
 
 PROMPT = [{"role": "user", "content": "How many?"}]
 

@@ -16,12 +16,13 @@ from rich.console import Console
 from scipy.stats import binomtest
 
 from cepo import cli
-from cepo.commands import compare, jobs, tuning
-from cepo.commands.jobs import BusyError, Job, job_of, locked
-from cepo.commands.report import comparison_table
-from cepo.comparison import Estimate, Run, band, mean_curves, percent, summarise, table
-from cepo.config import PRESETS
+from cepo.commands import compare
+from cepo.compare import jobs, tuning
+from cepo.compare.jobs import BusyError, Job, job_of, locked
+from cepo.compare.report import comparison_table
+from cepo.compare.statistics import Estimate, Run, band, mean_curves, percent, summarise, table
 from cepo.tasks.figures import policy_path
+from cepo.trainer.cepo_config import PRESETS
 
 DOCS = Path(__file__).parents[1] / "docs"
 

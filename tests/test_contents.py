@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 
-from cepo.contents import HintContent, with_contents
-from cepo.references import Attempt, choose_references
+from cepo.references.choosing import Attempt, choose_references
+from cepo.references.contents import HintContent, with_contents
 
 ATTEMPTS = [
     Attempt("7", 1.0, True, "so it is 7"),

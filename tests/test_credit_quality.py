@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import mannwhitneyu
 
-from cepo.credit_quality import Ranked, Tokens, measure
+from cepo.inspection.quality import Ranked, Tokens, measure
 
 scored = st.lists(st.tuples(st.sampled_from([0.0, 0.1, 0.5, 2.0]), st.booleans(), st.integers(0, 3)), max_size=30)
 

@@ -9,9 +9,9 @@ from torch.testing import assert_close
 from trl import GRPOTrainer
 from trl.rewards import accuracy_reward
 
-import cepo.trainer
+import cepo.trainer.cepo_trainer
 from cepo import CEPOConfig, CEPOTrainer
-from cepo.teachers import evaluating
+from cepo.scoring.scoring import evaluating
 
 from .test_trainer import half_right, logged, loss_inputs, make, task, train, weights_of, wrong_answers
 
@@ -157,13 +157,13 @@ def test_micro_batches_add_up(tmp_path, figures, method):
 def test_teacher_and_student_read_in_the_same_precision(tmp_path, text_figures, text_model_path, monkeypatch):
     seen = {}
     for name in ("taught", "learn"):
-        stage = getattr(cepo.trainer, name)
+        stage = getattr(cepo.trainer.cepo_trainer, name)
 
         def noted(*args, name=name, stage=stage, **options):
             seen[name] = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
             return stage(*args, **options)
 
-        monkeypatch.setattr(cepo.trainer, name, noted)
+        monkeypatch.setattr(cepo.trainer.cepo_trainer, name, noted)
     train(tmp_path, text_figures, text_model_path, method="opsd", max_steps=1, bf16=True, use_cpu=True)
     assert seen == {"taught": (True, torch.bfloat16), "learn": (True, torch.bfloat16)}
 
@@ -275,7 +275,7 @@ def test_a_teacher_that_stays_behind_is_another(tmp_path, text_figures, text_mod
 def test_the_student_is_the_policy_whoever_teaches(tmp_path, text_figures, text_model_path, monkeypatch):
     """RLSD with a teacher of step 0: log P_T+ by the weights of step 0, log P_S by those of now."""
     seen, at_work = [], []
-    score, teacher_logps = cepo.trainer.score_contexts, CEPOTrainer._teacher_logps
+    score, teacher_logps = cepo.trainer.cepo_trainer.score_contexts, CEPOTrainer._teacher_logps
 
     def spy(contexts, *rest, student=None, **way):
         told = {context for answers in contexts for context in answers}
@@ -286,7 +286,7 @@ def test_the_student_is_the_policy_whoever_teaches(tmp_path, text_figures, text_
         at_work[:] = [self]
         return teacher_logps(self, *args)
 
-    monkeypatch.setattr(cepo.trainer, "score_contexts", spy)
+    monkeypatch.setattr(cepo.trainer.cepo_trainer, "score_contexts", spy)
     monkeypatch.setattr(CEPOTrainer, "_teacher_logps", noted)
     options = {"method": "rlsd", "teacher": "initial", "max_steps": 2, "learning_rate": 0.05}
     train(tmp_path, text_figures, text_model_path, half_right, **options)
@@ -372,9 +372,9 @@ def test_a_checkpoint_without_the_teacher_is_refused(tmp_path, text_figures, tex
 def test_whole_rollouts_in_hints(tmp_path, text_figures, text_model_path, monkeypatch):
     wrong_answers(monkeypatch)
     told = []
-    add_hint = cepo.trainer.add_hint
+    add_hint = cepo.trainer.cepo_trainer.add_hint
     monkeypatch.setattr(
-        cepo.trainer,
+        cepo.trainer.cepo_trainer,
         "add_hint",
         lambda messages, text, template: told.append(text) or add_hint(messages, text, template),
     )

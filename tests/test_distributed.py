@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from cepo.saved import load_saved
+from cepo.data.saved import load_saved
 
 
 @pytest.fixture(scope="module")

@@ -5,13 +5,13 @@ import torch
 from torch.testing import assert_close
 from trl.rewards import accuracy_reward
 
-import cepo.trainer
-import cepo.views.training
+import cepo.trainer.cepo_trainer
+import cepo.trainer.credit_page
 from cepo import CEPOConfig, CEPOTrainer, load_figures, policy_path
-from cepo.inspection import Variant, all_variants, group_advantages, inspect_with, sampled_groups
-from cepo.loading import load_policy
-from cepo.sampling import Sampling, seeded, text_of, token_texts
-from cepo.saved import SavedError, load_saved, restore
+from cepo.data.loading import load_policy
+from cepo.data.sampling import Sampling, seeded, text_of, token_texts
+from cepo.data.saved import SavedError, load_saved, restore
+from cepo.inspection.inspection import Variant, all_variants, group_advantages, inspect_with, sampled_groups
 from cepo.tasks.figures import filler_tokens, group_kinds, problem_of
 
 
@@ -33,10 +33,10 @@ def half_right(completions, **kwargs):
 
 @pytest.mark.parametrize("rule", ["lowest_reward", "own_or_mixture"])
 def test_a_page_of_training_shows_the_evidence_that_was_trained_on(tmp_path, figures, monkeypatch, rule):
-    monkeypatch.setattr(cepo.trainer, "final_answer", lambda text: str(len(text)))
+    monkeypatch.setattr(cepo.trainer.cepo_trainer, "final_answer", lambda text: str(len(text)))
     drawn = []
     monkeypatch.setattr(
-        cepo.views.training, "credit_page", lambda shown, **options: drawn.append((shown, options)) or "page"
+        cepo.trainer.credit_page, "credit_page", lambda shown, **options: drawn.append((shown, options)) or "page"
     )
     args = CEPOConfig(
         output_dir=str(tmp_path),

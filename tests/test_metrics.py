@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from cepo.methods import Evidence, contrast
-from cepo.metrics import credit_metrics, credit_sums
+from cepo.methods.registry import Evidence, contrast
+from cepo.trainer.metrics import credit_metrics, credit_sums
 
 
 def sums_of(delta, advantages, mask=None, clip=0.5):

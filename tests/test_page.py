@@ -15,11 +15,11 @@ from PIL import Image
 from rich.console import Console
 
 from cepo.credit import evidence_weights, token_advantages
-from cepo.inspection import Credit, Group, Inspected, Rollout, all_variants
-from cepo.references import Attempt, Fallback, References
-from cepo.views.page import credit_page
-from cepo.views.shown import Shown
-from cepo.views.terminal import print_credit
+from cepo.inspection.inspection import Credit, Group, Inspected, Rollout, all_variants
+from cepo.inspection.page import credit_page
+from cepo.inspection.shown import Shown
+from cepo.inspection.terminal import print_credit
+from cepo.references.choosing import Attempt, Fallback, References
 
 HOSTILE = "</script><script>window.broken = 1</script><img src=x onerror='window.broken = 2'><!-- [bold red]"
 VARIANTS = all_variants()

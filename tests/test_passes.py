@@ -9,9 +9,9 @@ from peft import LoraConfig, get_peft_model
 from torch.testing import assert_close
 from trl.trainer.utils import add_fused_lm_head
 
-from cepo.passes import Concatenated, Policy, SharedPrompt, why_not_shared
-from cepo.readings import Prompt, Reading, batches_of
-from cepo.teachers import evaluating
+from cepo.scoring.passes import Concatenated, Policy, SharedPrompt, why_not_shared
+from cepo.scoring.requests import Prompt, Reading, batches_of
+from cepo.scoring.scoring import evaluating
 
 from . import tiny_models
 from .tiny_models import BEGIN, END, HYBRID_MODELS, IMAGE, IMAGE_MODELS, TEXT_MODELS, VOCABULARY

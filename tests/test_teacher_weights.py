@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from cepo.teacher_weights import TeacherWeights
+from cepo.scoring.teacher_weights import TeacherWeights
 
 
 def model():

@@ -8,10 +8,10 @@ from trl.data_utils import prepare_multimodal_messages
 from trl.trainer.utils import add_fused_lm_head
 
 from cepo import policy_path
-from cepo.hints import DEFAULT_HINT_TEMPLATE, add_hint
-from cepo.passes import Concatenated, Policy
-from cepo.readings import Prompt
-from cepo.teachers import PromptEncoder, Rollouts, evaluating, score
+from cepo.references.hints import DEFAULT_HINT_TEMPLATE, add_hint
+from cepo.scoring.passes import Concatenated, Policy
+from cepo.scoring.requests import Prompt
+from cepo.scoring.scoring import PromptEncoder, Rollouts, evaluating, score
 
 ANSWER = "(62, 75, 43)"
 

@@ -11,12 +11,12 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl import GRPOConfig, GRPOTrainer
 from trl.rewards import accuracy_reward
 
-import cepo.passes
-import cepo.teachers
-import cepo.trainer
+import cepo.scoring.passes
+import cepo.scoring.scoring
+import cepo.trainer.cepo_trainer
 from cepo import CEPOConfig, CEPOTrainer, References, policy_path
-from cepo.methods import METHODS
-from cepo.teachers import evaluating
+from cepo.methods.registry import METHODS
+from cepo.scoring.scoring import evaluating
 
 LOSSES = ["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo"]
 QUICK = {
@@ -47,7 +47,7 @@ def half_right(completions, **kwargs):
 
 def wrong_answers(monkeypatch):
     """Short completions reach no answer; pretend that each rollout gave one."""
-    monkeypatch.setattr(cepo.trainer, "final_answer", lambda text: str(len(text)))
+    monkeypatch.setattr(cepo.trainer.cepo_trainer, "final_answer", lambda text: str(len(text)))
 
 
 def make(tmp_path, dataset, model=None, reward=letters, trainer_class=CEPOTrainer, peft_config=None, **options):
@@ -90,7 +90,7 @@ def test_grpo_is_trls_own_to_the_bit(tmp_path, task):
 def test_cepo_with_equal_references_is_grpo_to_the_bit(tmp_path, task, monkeypatch):
     dataset, model = task
     monkeypatch.setattr(
-        cepo.trainer,
+        cepo.trainer.cepo_trainer,
         "choose_references",
         lambda attempts, solution, **_: [References(solution, (solution,))] * len(attempts),
     )
@@ -110,14 +110,14 @@ def test_teachers_move_the_policy_elsewhere(tmp_path, task, method, lora, monkey
     dataset, model = task
     peft_config = LoraConfig(r=4, lora_dropout=0.3, target_modules=["q_proj", "v_proj"]) if lora else None
     seen = []
-    score = cepo.teachers.score
+    score = cepo.scoring.scoring.score
 
     def spy(*args, **kwargs):
         first, second = score(*args, **kwargs), score(*args, **kwargs)
         seen.append((first, second))
         return first
 
-    monkeypatch.setattr(cepo.teachers, "score", spy)
+    monkeypatch.setattr(cepo.scoring.scoring, "score", spy)
     placed = train(tmp_path, dataset, model, half_right, method=method, peft_config=peft_config)
     assert seen
     for first, second in seen:
@@ -184,7 +184,7 @@ def test_lambda_belongs_to_the_optimiser_step_also_when_rollouts_are_reused(
 def test_micro_batches_get_their_own_rows(tmp_path, text_figures, text_model_path, monkeypatch, loss_inputs):
     """Accumulated over two micro-batches, TRL shuffles the generation batch: evidence must stay with its rollout."""
     wrong_answers(monkeypatch)
-    monkeypatch.setattr(cepo.teachers, "score", _score_of_first_tokens)
+    monkeypatch.setattr(cepo.scoring.scoring, "score", _score_of_first_tokens)
     train(
         tmp_path,
         text_figures,
@@ -209,8 +209,10 @@ def _score_of_first_tokens(table, rollouts, *rest):
 def test_lambda_falls_with_the_step_and_then_no_teacher_runs(tmp_path, figures, monkeypatch):
     wrong_answers(monkeypatch)
     calls = []
-    score = cepo.teachers.score
-    monkeypatch.setattr(cepo.teachers, "score", lambda *args, **kwargs: calls.append(1) or score(*args, **kwargs))
+    score = cepo.scoring.scoring.score
+    monkeypatch.setattr(
+        cepo.scoring.scoring, "score", lambda *args, **kwargs: calls.append(1) or score(*args, **kwargs)
+    )
     trainer = train(tmp_path, figures, reward=half_right, max_steps=4, evidence_steps=2)
     assert logged(trainer, "cepo/coefficient") == [0.5, 0.25, 0.0, 0.0]
     assert len(calls) == 2
@@ -237,9 +239,11 @@ def test_rollouts_that_move_nothing_are_not_scored(tmp_path, figures, monkeypatc
     """One group gets equal rewards: its advantages are 0, and no teacher reads it."""
     wrong_answers(monkeypatch)
     tables = []
-    score = cepo.teachers.score
+    score = cepo.scoring.scoring.score
     monkeypatch.setattr(
-        cepo.teachers, "score", lambda table, *args, **kwargs: tables.append(table) or score(table, *args, **kwargs)
+        cepo.scoring.scoring,
+        "score",
+        lambda table, *args, **kwargs: tables.append(table) or score(table, *args, **kwargs),
     )
 
     def half(completions, **kwargs):
@@ -254,9 +258,11 @@ def test_rollouts_that_move_nothing_are_not_scored(tmp_path, figures, monkeypatc
 def test_teachers_read_the_references_in_the_last_user_turn(tmp_path, figures, monkeypatch):
     wrong_answers(monkeypatch)
     tables = []
-    score = cepo.teachers.score
+    score = cepo.scoring.scoring.score
     monkeypatch.setattr(
-        cepo.teachers, "score", lambda table, *args, **kwargs: tables.append(table) or score(table, *args, **kwargs)
+        cepo.scoring.scoring,
+        "score",
+        lambda table, *args, **kwargs: tables.append(table) or score(table, *args, **kwargs),
     )
     options = {"hint_template": " <{answer}>", "negative_reference": "lowest_reward"}
     trainer = train(tmp_path, figures, reward=half_right, max_steps=1, **options)
@@ -306,7 +312,7 @@ def test_the_teacher_without_a_hint_is_trls_own_student(tmp_path, task, monkeypa
 @pytest.mark.parametrize(("fallback", "scored"), [("student", 1.0), ("uniform", 0.0)])
 def test_without_a_wrong_answer(tmp_path, figures, monkeypatch, fallback, scored):
     """No rollout announces an answer: `student` compares with P_S (RLSD), `uniform` keeps GRPO's advantage."""
-    monkeypatch.setattr(cepo.trainer, "final_answer", lambda text: None)
+    monkeypatch.setattr(cepo.trainer.cepo_trainer, "final_answer", lambda text: None)
     trainer = train(tmp_path, figures, reward=half_right, max_steps=1, no_negative=fallback)
     assert logged(trainer, "cepo/rows_scored") == [scored]
     assert logged(trainer, "cepo/fallback/no_wrong_answer") == [1.0]
@@ -319,9 +325,9 @@ def test_correctness_is_the_verdict_of_the_chosen_reward(tmp_path, figures, monk
     """A right answer marked down for its format never serves as r-."""
     wrong_answers(monkeypatch)
     groups = []
-    choose = cepo.trainer.choose_references
+    choose = cepo.trainer.cepo_trainer.choose_references
     monkeypatch.setattr(
-        cepo.trainer,
+        cepo.trainer.cepo_trainer,
         "choose_references",
         lambda attempts, *args, **kwargs: groups.append(attempts) or choose(attempts, *args, **kwargs),
     )
@@ -347,7 +353,7 @@ def test_an_unknown_correctness_reward_is_refused(tmp_path, figures):
 
 
 def test_evaluation_runs_no_teacher(tmp_path, figures, monkeypatch):
-    monkeypatch.setattr(cepo.teachers, "score", lambda *args, **kwargs: pytest.fail("a teacher ran"))
+    monkeypatch.setattr(cepo.scoring.scoring, "score", lambda *args, **kwargs: pytest.fail("a teacher ran"))
     args = CEPOConfig(output_dir=str(tmp_path), per_device_eval_batch_size=4, **QUICK)
     trainer = CEPOTrainer(policy_path(), half_right, args, figures, eval_dataset=figures.select(range(2)))
     assert "eval_reward" in trainer.evaluate()
@@ -512,11 +518,11 @@ def test_shared_prompts_place_the_same_credit(tmp_path, task, method, monkeypatc
 
 def test_a_model_that_cannot_share_prompts_says_so_once(tmp_path, text_figures, text_model_path, monkeypatch, caplog):
     wrong_answers(monkeypatch)
-    monkeypatch.setattr(cepo.passes, "why_not_shared", lambda *args: "it forgets")
+    monkeypatch.setattr(cepo.scoring.passes, "why_not_shared", lambda *args: "it forgets")
     read = []
-    monkeypatch.setattr(cepo.passes.SharedPrompt, "read", lambda *args: pytest.fail("shared"))
-    whole = cepo.passes.Concatenated.read
-    monkeypatch.setattr(cepo.passes.Concatenated, "read", lambda *args: read.append(1) or whole(*args))
+    monkeypatch.setattr(cepo.scoring.passes.SharedPrompt, "read", lambda *args: pytest.fail("shared"))
+    whole = cepo.scoring.passes.Concatenated.read
+    monkeypatch.setattr(cepo.scoring.passes.Concatenated, "read", lambda *args: read.append(1) or whole(*args))
     train(tmp_path, text_figures, text_model_path, half_right)
     assert len(read) == 2
     assert [record.message for record in caplog.records if "it forgets" in record.message] != []
@@ -528,8 +534,8 @@ def test_the_students_log_probs_are_not_computed_twice(tmp_path, text_figures, t
     """Where TRL has computed them for its ratio, RLSD's teachers read one context; not if dropout had a hand in it."""
     wrong_answers(monkeypatch)
     tables = []
-    score = cepo.teachers.score
-    monkeypatch.setattr(cepo.teachers, "score", lambda table, *args: tables.append(table) or score(table, *args))
+    score = cepo.scoring.scoring.score
+    monkeypatch.setattr(cepo.scoring.scoring, "score", lambda table, *args: tables.append(table) or score(table, *args))
     lora = LoraConfig(r=4, lora_dropout=dropout, target_modules=["q_proj"])
     options = {"num_iterations": 2, "method": "rlsd", "reward": half_right, "peft_config": lora}
     train(tmp_path, text_figures, text_model_path, **options)

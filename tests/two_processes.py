@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-import cepo.trainer
+import cepo.trainer.cepo_trainer
 from cepo import CEPOConfig, CEPOTrainer, load_figures, policy_path
 
 rank = int(os.environ["RANK"])
@@ -63,7 +63,7 @@ class Spy(CEPOTrainer):
 
 
 def run(name, reward, rows, num_generations, **options):
-    cepo.trainer.final_answer = lambda text: f"{rank}"
+    cepo.trainer.cepo_trainer.final_answer = lambda text: f"{rank}"
     args = CEPOConfig(
         output_dir=str(folder / name),
         max_steps=2,

@@ -5,28 +5,28 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .config import CEPOConfig
     from .credit import evidence, evidence_coefficient, evidence_weights, token_advantages
-    from .evaluation import Accuracy, evaluate_accuracy
-    from .references import Attempt, References, choose_references
+    from .data.evaluation import Accuracy, evaluate_accuracy
+    from .references.choosing import Attempt, References, choose_references
     from .tasks.figures import load_figures, policy_path
-    from .trainer import CEPOTrainer
+    from .trainer.cepo_config import CEPOConfig
+    from .trainer.cepo_trainer import CEPOTrainer
 
 __version__ = version("cepo")
 
 # Loaded on first use: `cepo --help` should not wait for torch.
 _HOME = {
-    "CEPOConfig": "config",
-    "CEPOTrainer": "trainer",
-    "Accuracy": "evaluation",
-    "evaluate_accuracy": "evaluation",
+    "CEPOConfig": "trainer.cepo_config",
+    "CEPOTrainer": "trainer.cepo_trainer",
+    "Accuracy": "data.evaluation",
+    "evaluate_accuracy": "data.evaluation",
     "evidence": "credit",
     "evidence_coefficient": "credit",
     "evidence_weights": "credit",
     "token_advantages": "credit",
-    "Attempt": "references",
-    "References": "references",
-    "choose_references": "references",
+    "Attempt": "references.choosing",
+    "References": "references.choosing",
+    "choose_references": "references.choosing",
     "load_figures": "tasks.figures",
     "policy_path": "tasks.figures",
 }

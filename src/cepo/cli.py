@@ -68,7 +68,7 @@ def _train_help(everything: bool) -> str:
     from trl import GRPOConfig
 
     from .commands.train import figures_recipe, make_parser
-    from .config import CEPOConfig
+    from .trainer.cepo_config import CEPOConfig
 
     parser = make_parser()
     if everything:
@@ -139,7 +139,7 @@ def _run(command: str, arguments: list[str], traceback: bool) -> int:
             raise
         print(f"cepo: error: {str(error).strip() or type(error).__name__}", file=sys.stderr)
         return 2
-    from .checks import DatasetError
+    from .data.checks import DatasetError
 
     try:
         return job(Console(soft_wrap=True))

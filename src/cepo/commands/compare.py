@@ -10,12 +10,12 @@ from typing import Any, TextIO
 
 from rich.console import Console
 
-from ..comparison import MEASURES, Run, load_run, mean_curves, summarise, table
-from .arms import CONFIG_KEYS, Arm, Differences, check_arms, grouped, read_arms, read_config, read_tuning
-from .jobs import BusyError, Job, job_of, locked, run_all, stopped_by_signals
+from ..compare.arms import CONFIG_KEYS, Arm, Differences, check_arms, grouped, read_arms, read_config, read_tuning
+from ..compare.jobs import BusyError, Job, job_of, locked, run_all, stopped_by_signals
+from ..compare.report import comparison_table, draw_comparison
+from ..compare.statistics import MEASURES, Run, load_run, mean_curves, summarise, table
+from ..compare.tuning import Tried, Tuning, rate_note, tune
 from .options import make_command_parser, not_negative, positive
-from .report import comparison_table, draw_comparison
-from .tuning import Tried, Tuning, rate_note, tune
 
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 

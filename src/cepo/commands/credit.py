@@ -15,17 +15,17 @@ from rich.console import Console
 from rich.table import Table
 from trl.rewards import accuracy_reward
 
-from ..answers import final_answer, same_answer
-from ..credit_quality import Estimate, Tokens, concatenated, measure
-from ..hints import DEFAULT_HINT_TEMPLATE, add_hint
-from ..inspection import Group, Inspected, Variant, all_variants, inspect_with, sampled_groups
-from ..loading import FIGURES, load_policy, load_split
-from ..references import choose_references
-from ..sampling import Sampling, sample, seeded, text_of, token_texts
+from ..compare.report import draw_credit_quality
+from ..data.loading import FIGURES, load_policy, load_split
+from ..data.sampling import Sampling, sample, seeded, text_of, token_texts
+from ..inspection.inspection import Group, Inspected, Variant, all_variants, inspect_with, sampled_groups
+from ..inspection.quality import Estimate, Tokens, concatenated, measure
+from ..references.answers import final_answer, same_answer
+from ..references.choosing import choose_references
+from ..references.hints import DEFAULT_HINT_TEMPLATE, add_hint
 from ..tasks.figures import PLAIN_HINT_TEMPLATE, TokenKind, group_kinds, policy_path, problem_of
 from . import quiet_libraries
 from .options import add_model, make_command_parser, positive, require_clip
-from .report import draw_credit_quality
 
 HINTS = {"default": DEFAULT_HINT_TEMPLATE, "plain": PLAIN_HINT_TEMPLATE}
 MIXTURES = (2, 4)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from ..checks import check_dataset
-from ..evaluation import evaluate_accuracy
-from ..loading import load_policy, load_reward_funcs, load_split, resolve_model
+from ..data.checks import check_dataset
+from ..data.evaluation import evaluate_accuracy
+from ..data.loading import load_policy, load_reward_funcs, load_split, resolve_model
 from ..tasks.figures import policy_path
 from . import quiet_libraries
 from .options import add_dataset, add_model, add_sampling, add_verifier, make_command_parser, positive

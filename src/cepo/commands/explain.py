@@ -11,17 +11,17 @@ from typing import Any
 from datasets import IterableDataset
 from rich.console import Console
 
-from ..checks import check_dataset
-from ..hints import require_placeholder
-from ..inspection import Group, Variant, all_variants, inspect_with, sampled_groups
-from ..loading import FIGURES, load_policy, load_reward_funcs, load_split
-from ..references import DEFAULT_RULE
-from ..sampling import Sampling, seeded
-from ..saved import SavedError, load_saved, restore
+from ..data.checks import check_dataset
+from ..data.loading import FIGURES, load_policy, load_reward_funcs, load_split
+from ..data.sampling import Sampling, seeded
+from ..data.saved import SavedError, load_saved, restore
+from ..inspection.inspection import Group, Variant, all_variants, inspect_with, sampled_groups
+from ..inspection.page import credit_page
+from ..inspection.shown import show
+from ..inspection.terminal import print_credit
+from ..references.choosing import DEFAULT_RULE
+from ..references.hints import require_placeholder
 from ..tasks.figures import filler_tokens, policy_path, problem_of
-from ..views.page import credit_page
-from ..views.shown import show
-from ..views.terminal import print_credit
 from . import quiet_libraries
 from .options import (
     add_credit,

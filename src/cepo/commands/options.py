@@ -2,8 +2,8 @@
 
 import argparse
 
-from ..hints import DEFAULT_HINT_TEMPLATE
-from ..loading import FIGURES
+from ..data.loading import FIGURES
+from ..references.hints import DEFAULT_HINT_TEMPLATE
 
 
 def make_command_parser(command: str, description: str) -> argparse.ArgumentParser:

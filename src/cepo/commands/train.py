@@ -15,16 +15,16 @@ from rich.console import Console
 from transformers.trainer_callback import PrinterCallback
 from trl import ModelConfig, ScriptArguments, TrlParser, get_peft_config, get_quantization_config
 
-from ..checks import check_dataset
-from ..config import CEPOConfig, preset_options
-from ..evaluation import Accuracy, evaluate_accuracy
-from ..loading import FIGURES, LoadingError, load_reward_funcs, load_split, require_chat_template, resolve_model
-from ..methods import METHODS
+from ..compare.report import draw_curves
+from ..data.checks import check_dataset
+from ..data.evaluation import Accuracy, evaluate_accuracy
+from ..data.loading import FIGURES, LoadingError, load_reward_funcs, load_split, require_chat_template, resolve_model
+from ..methods.registry import METHODS
 from ..tasks.figures import policy_path
-from ..trainer import CEPOTrainer
+from ..trainer.cepo_config import CEPOConfig, preset_options
+from ..trainer.cepo_trainer import CEPOTrainer
 from . import quiet_libraries
 from .progress import AccuracyCurve, ProgressLines, StopOnInterrupt
-from .report import draw_curves
 
 # What was trained on, for commands that come later.
 RUN_FILE = "run.json"
@@ -74,7 +74,7 @@ def make_parser() -> TrlParser:
 
 def figures_recipe() -> dict[str, Any]:
     """Options that fit the embedded task, under those that the user gives."""
-    return yaml.safe_load((files("cepo") / "recipes" / "figures.yaml").read_text())
+    return yaml.safe_load((files("cepo.tasks.figures") / "recipe.yaml").read_text())
 
 
 def parse(arguments: list[str]) -> tuple[TrainArguments, CEPOConfig, ModelConfig]:

@@ -1,1 +1,1 @@
-"""Tasks that come with cepo."""
+"""Tasks that come with cepo; importing it registers their data sets and methods. Imports data and below."""

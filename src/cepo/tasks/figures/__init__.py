@@ -2,8 +2,8 @@
 
 from importlib.resources import files
 
-from .credit import TokenKind, figures_labels, group_kinds
 from .data import PLAIN_HINT_TEMPLATE, load_figures, problem_of
+from .labels import TokenKind, figures_labels, group_kinds
 from .problem import Problem, make_problem
 from .solutions import Annotation, Span, annotate, filler_tokens, token_spans
 from .verifier import figures_reward

@@ -8,8 +8,8 @@ from typing import Any, TextIO
 
 from rich.console import Console
 
-from ..comparison import load_run
 from .jobs import Job, job_of, run_all
+from .statistics import load_run
 
 # Far from those that are reported.
 FIRST_SEED = 1000

@@ -11,11 +11,11 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from trl.trainer.utils import pad
 
-from .batches import Batch, prompt_of, trained_tokens
+from ..scoring.passes import hidden_states
+from ..scoring.requests import Ids, Prompt, Reading
+from ..scoring.scoring import Rollouts
+from ..trainer.batches import Batch, prompt_of, trained_tokens
 from .divergence import Head, divergence, sampled_log_probs
-from .passes import hidden_states
-from .readings import Ids, Prompt, Reading
-from .teachers import Rollouts
 
 
 def add_teacher_prompts(batch: Batch, prompts: Sequence[Ids | None]) -> Tensor:

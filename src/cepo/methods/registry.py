@@ -12,10 +12,10 @@ from typing import Any
 
 from torch import Tensor
 
-from .credit import evidence, mean_probability, unscorable
-from .hints import SOLUTION_HINT_TEMPLATE
-from .references import References
-from .tasks.figures import figures_labels
+from ..credit import evidence, mean_probability, unscorable
+from ..references.choosing import References
+from ..references.hints import SOLUTION_HINT_TEMPLATE
+from ..tasks.figures import figures_labels
 
 # A context is the answer that a teacher is told, or STUDENT: the policy without a hint.
 STUDENT = None

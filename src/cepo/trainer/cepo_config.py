@@ -6,12 +6,12 @@ from typing import Any, Literal, get_args
 import torch
 from trl import GRPOConfig
 
-from .contents import NegativeContent, Part, PositiveContent
-from .credit import Schedule, evidence_coefficient
-from .hints import DEFAULT_HINT_TEMPLATE, require_placeholder
-from .methods import METHODS
-from .references import DEFAULT_RULE, NegativeRule
-from .teacher_weights import TeacherSource
+from ..credit import Schedule, evidence_coefficient
+from ..methods.registry import METHODS
+from ..references.choosing import DEFAULT_RULE, NegativeRule
+from ..references.contents import NegativeContent, Part, PositiveContent
+from ..references.hints import DEFAULT_HINT_TEMPLATE, require_placeholder
+from ..scoring.teacher_weights import TeacherSource
 
 NoNegative = Literal["student", "uniform"]
 

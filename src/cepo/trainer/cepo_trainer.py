@@ -22,26 +22,26 @@ from transformers import TrainerCallback
 from trl import GRPOTrainer
 from trl.models.utils import _ForwardRedirection, disable_gradient_checkpointing
 
-from .answers import final_answer, reference_answer, text_of_completion
+from ..credit import token_advantages
+from ..data.checks import check_dataset, check_labels, check_size, check_solution, has_solutions
+from ..data.loading import freeze_vision_tower, require_chat_template
+from ..data.sampling import token_texts
+from ..data.saved import rows_of, save_rows
+from ..distillation.batches import Lesson, add_teacher_prompts, learn, taught
+from ..methods.registry import METHODS, STUDENT, Context, Evidence, label_evidence
+from ..references.answers import final_answer, reference_answer, text_of_completion
+from ..references.choosing import Attempt, Fallback, References, choose_references
+from ..references.contents import HintContent, Part, with_contents
+from ..references.hints import Messages, add_hint
+from ..scoring.passes import Policy, Reader
+from ..scoring.requests import Ids, Prompt
+from ..scoring.scoring import PromptEncoder, Read, Rollouts, evaluating, has_dropout, score_contexts
+from ..scoring.teacher_weights import TeacherWeights
 from .batches import moving_rows, prompt_of, trained_tokens
-from .checks import check_dataset, check_labels, check_size, check_solution, has_solutions
-from .config import CEPOConfig
-from .contents import HintContent, Part, with_contents
-from .credit import token_advantages
-from .distillation import Lesson, add_teacher_prompts, learn, taught
-from .graded import Graded
-from .hints import Messages, add_hint
-from .loading import freeze_vision_tower, require_chat_template
-from .methods import METHODS, STUDENT, Context, Evidence, label_evidence
+from .cepo_config import CEPOConfig
+from .completion_batch import Graded
+from .credit_page import NUMBER_OF_GROUPS, write_credit_page
 from .metrics import credit_metrics, credit_sums
-from .passes import Policy, Reader
-from .readings import Ids, Prompt
-from .references import Attempt, Fallback, References, choose_references
-from .sampling import token_texts
-from .saved import rows_of, save_rows
-from .teacher_weights import TeacherWeights
-from .teachers import PromptEncoder, Read, Rollouts, evaluating, has_dropout, score_contexts
-from .views.training import NUMBER_OF_GROUPS, write_credit_page
 
 
 class _FollowPolicy(TrainerCallback):

@@ -15,15 +15,15 @@ from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 from trl.trainer.utils import add_fused_lm_head
 
-from .answers import final_answer
-from .credit import evidence_weights, token_advantages
-from .hints import DEFAULT_HINT_TEMPLATE, Messages, add_hint
-from .methods import METHODS, STUDENT, Context
-from .passes import Policy, Reader
-from .readings import Ids, Prompt
-from .references import Attempt, NegativeRule, References, choose_references
-from .sampling import Sampling, conversation_of, sample, text_of, verdicts
-from .teachers import PromptEncoder, Read, Rollouts, evaluating, score_contexts
+from ..credit import evidence_weights, token_advantages
+from ..data.sampling import Sampling, conversation_of, sample, text_of, verdicts
+from ..methods.registry import METHODS, STUDENT, Context
+from ..references.answers import final_answer
+from ..references.choosing import Attempt, NegativeRule, References, choose_references
+from ..references.hints import DEFAULT_HINT_TEMPLATE, Messages, add_hint
+from ..scoring.passes import Policy, Reader
+from ..scoring.requests import Ids, Prompt
+from ..scoring.scoring import PromptEncoder, Read, Rollouts, evaluating, score_contexts
 
 # (references, attempts, solution) of a group -> its references with what teachers are told in place of the answers.
 Tell = Callable[[Sequence[References], Sequence[Attempt], str], list[References]]

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..config import CEPOConfig
-from ..inspection import Group, Tell, all_variants, inspect
-from ..methods import METHODS
-from ..readings import Prompt
-from ..teachers import PromptEncoder, Read
-from .page import credit_page
-from .shown import show
+from ..inspection.inspection import Group, Tell, all_variants, inspect
+from ..inspection.page import credit_page
+from ..inspection.shown import show
+from ..methods.registry import METHODS
+from ..scoring.requests import Prompt
+from ..scoring.scoring import PromptEncoder, Read
+from .cepo_config import CEPOConfig
 
 NUMBER_OF_GROUPS = 2
 

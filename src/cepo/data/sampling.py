@@ -13,9 +13,9 @@ from PIL import Image
 from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
 from trl.data_utils import prepare_multimodal_messages
 
-from .hints import Messages
-from .readings import Ids
-from .teachers import evaluating, left_padding
+from ..references.hints import Messages
+from ..scoring.requests import Ids
+from ..scoring.scoring import evaluating, left_padding
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ def load_split(
         LoadingError: If the dataset or the split does not exist.
     """
     if name == FIGURES:
-        from .tasks.figures import load_figures
+        from ..tasks.figures import load_figures
 
         variant = config or "default"
         if variant not in FIGURES_VARIANTS:

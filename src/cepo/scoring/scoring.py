@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from transformers import ProcessorMixin
 from trl.data_utils import prepare_multimodal_messages
 
-from .hints import Messages
-from .methods import STUDENT, Context
-from .readings import TOKEN_TYPES, Ids, Prompt, Reading, common_length, end_of_images
+from ..methods.registry import STUDENT, Context
+from ..references.hints import Messages
+from .requests import TOKEN_TYPES, Ids, Prompt, Reading, common_length, end_of_images
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from .answers import same_answer
-from .references import Attempt, References
+from .choosing import Attempt, References
 
 PositiveContent = Literal["answer", "solution", "rollout"]
 NegativeContent = Literal["answer", "rollout"]

@@ -8,7 +8,7 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from ..comparison import CURVES, MEASURES, Run, band, mean_curves, percent
+from .statistics import CURVES, MEASURES, Run, band, mean_curves, percent
 
 _CURVES = (
     ("reward", "reward", "mean reward of a step"),

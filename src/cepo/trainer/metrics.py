@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from .credit import signed_evidence
-from .methods import Evidence
+from ..credit import signed_evidence
+from ..methods.registry import Evidence
 
 # Shares and moments are ratios of two of these sums, so that processes can add theirs before dividing.
 _RATIOS = {

@@ -6,11 +6,11 @@ Dimensions: B rollouts of this process, G rollouts of a group.
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from ..inspection.inspection import Group, Rollout
+from ..references.choosing import Attempt
+from ..references.hints import Messages
+from ..scoring.scoring import Rollouts
 from .batches import Batch, trained_tokens
-from .hints import Messages
-from .inspection import Group, Rollout
-from .references import Attempt
-from .teachers import Rollouts
 
 _T = TypeVar("_T")
 

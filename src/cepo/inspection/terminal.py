@@ -7,8 +7,8 @@ from rich.style import Style
 from rich.table import Table
 from rich.text import Text
 
-from ..inspection import Credit, Variant
-from ..sampling import text_of_messages
+from ..data.sampling import text_of_messages
+from .inspection import Credit, Variant
 from .shown import NEAR_ONE, Shown, explain_references, explain_variant, share_near_one
 
 _MORE, _LESS = (32, 102, 186), (204, 102, 0)

@@ -10,14 +10,14 @@ from typing import Any
 
 import yaml
 
-from ..checks import check_dataset, check_labels
-from ..comparison import BASE, REFERENCE
-from ..config import preset_options
-from ..hints import DEFAULT_HINT_TEMPLATE
-from ..loading import FIGURES
-from ..methods import METHODS
+from ..data.checks import check_dataset, check_labels
+from ..data.loading import FIGURES
+from ..methods.registry import METHODS
+from ..references.hints import DEFAULT_HINT_TEMPLATE
 from ..tasks.figures import policy_path
+from ..trainer.cepo_config import preset_options
 from .jobs import command_line
+from .statistics import BASE, REFERENCE
 from .tuning import Tuning, parse_rates
 
 # What every arm gets unless the user says otherwise.
@@ -181,7 +181,7 @@ def check_arms(arms: list[Arm]) -> tuple[Differences, list[str]]:
     Raises:
         ValueError: Naming the arm.
     """
-    from .train import check_sources, parse
+    from ..commands.train import check_sources, parse
 
     parsed = {}
     for arm in arms:

@@ -14,9 +14,9 @@ from typing import Any
 from PIL import Image
 from torch import Tensor
 
-from ..inspection import Credit, Variant
-from ..references import Attempt
-from ..sampling import images_of_messages, text_of_messages
+from ..data.sampling import images_of_messages, text_of_messages
+from ..references.choosing import Attempt
+from .inspection import Credit, Variant
 from .shown import NEAR_ONE, Shown, explain_references, explain_variant
 
 _LARGEST_SIDE = 1024  # pixels; larger images are shown smaller

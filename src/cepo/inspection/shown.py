@@ -4,10 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..inspection import Credit, Group, Inspected, Variant
-from ..methods import STUDENT
-from ..references import Fallback
-from ..sampling import token_texts
+from ..data.sampling import token_texts
+from ..methods.registry import STUDENT
+from ..references.choosing import Fallback
+from .inspection import Credit, Group, Inspected, Variant
 
 # A weight this close to 1 leaves a token with GRPO's advantage, for the eye.
 NEAR_ONE = 0.01

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_by_grid
 
-from .readings import TOKEN_TYPES, Prompt, end_of_images
+from ..scoring.requests import TOKEN_TYPES, Prompt, end_of_images
 
 Batch = dict[str, Any]
 

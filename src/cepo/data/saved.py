@@ -14,9 +14,9 @@ from typing import Any
 import pandas
 from datasets import Dataset
 
-from .hints import Messages
-from .inspection import Group, Rollout
-from .references import Attempt
+from ..inspection.inspection import Group, Rollout
+from ..references.choosing import Attempt
+from ..references.hints import Messages
 from .sampling import conversation_of, images_of_messages, text_of_messages
 
 FOLDER = "rollouts"

@@ -1,1 +1,0 @@
-"""Ways to look at credit: a page for the browser and a form for the terminal."""
