@@ -17,9 +17,9 @@ from accelerate import Accelerator
 from transformers import Qwen3VLForConditionalGeneration
 from trl import GRPOTrainer
 
-from cepo.scoring.passes import Policy, SharedPrompt, why_not_shared
-from cepo.scoring.requests import Ids, Prompt, Reading
-from cepo.scoring.scoring import evaluating
+from cepo.scoring.passes import ScoringModel, SharedPrompt, why_not_shared
+from cepo.scoring.requests import Ids, Prompt, Request
+from cepo.scoring.score import evaluating
 
 from .measure import in_random_order, median, seconds_and_memory
 from .models import IDS, MERGE, Work, scorable
@@ -66,9 +66,9 @@ class Batch:
     completions: list[list[Ids]]
     alive: list[bool]
 
-    def readings(self, *, dead_too: bool) -> list[Reading]:
+    def requests(self, *, dead_too: bool) -> list[Request]:
         return [
-            Reading(index, context, completion)
+            Request(index, context, completion)
             for index, (contexts, completions) in enumerate(zip(self.contexts, self.completions, strict=True))
             if dead_too or self.alive[index]
             for context in contexts
@@ -111,33 +111,33 @@ class Ways:
     def __init__(self, model: Qwen3VLForConditionalGeneration, batch: Batch, rows: int):
         self.model, self.batch, self.rows = model, batch, rows
         self.device = model.device
-        everything = batch.readings(dead_too=True)
+        everything = batch.requests(dead_too=True)
         self.concatenated = [self._all_rows(position) for position in range(len(batch.contexts[0]))]
-        longest = max(len(reading.context) for reading in everything)
-        longest += max(len(reading.completion) for reading in everything)
-        self.ours = SharedPrompt(Policy(model, model), rows * longest)
-        self.wanted = batch.readings(dead_too=False)
+        longest = max(len(request.context) for request in everything)
+        longest += max(len(request.completion) for request in everything)
+        self.ours = SharedPrompt(ScoringModel(model, model, fused=True), rows * longest)
+        self.wanted = batch.requests(dead_too=False)
 
     def _all_rows(self, position: int) -> list[dict[str, Any]]:
         """One context for all rollouts, as TRL pads them, in micro-batches."""
-        readings = [
-            Reading(index, contexts[position], completion)
+        requests = [
+            Request(index, contexts[position], completion)
             for index, contexts in enumerate(self.batch.contexts)
             for completion in self.batch.completions[index]
         ]
-        prompt_width = max(len(reading.context) for reading in readings)
-        width = max(len(reading.completion) for reading in readings)
+        prompt_width = max(len(request.context) for request in requests)
+        width = max(len(request.completion) for request in requests)
         batches = []
-        for start in range(0, len(readings), self.rows):
-            rows = readings[start : start + self.rows]
+        for start in range(0, len(requests), self.rows):
+            rows = requests[start : start + self.rows]
             ids, mask, types = torch.zeros(3, len(rows), prompt_width + width, dtype=torch.long).unbind()
-            for row, reading in enumerate(rows):
-                begin = prompt_width - len(reading.context)
-                tokens = reading.context + reading.completion
+            for row, request in enumerate(rows):
+                begin = prompt_width - len(request.context)
+                tokens = request.context + request.completion
                 ids[row, begin : begin + len(tokens)] = torch.tensor(tokens)
                 mask[row, begin : begin + len(tokens)] = 1
             types[ids == IDS["<|image_pad|>"]] = 1
-            prompts = [self.batch.prompts[reading.prompt] for reading in rows]
+            prompts = [self.batch.prompts[request.prompt] for request in rows]
             fields = {
                 "input_ids": ids,
                 "attention_mask": mask,
@@ -181,7 +181,7 @@ class Ways:
 
     def cepo(self) -> list[torch.Tensor]:
         """Prompts shared, dead rows left out."""
-        return self.ours.read(self.batch.prompts, self.wanted)
+        return self.ours.log_probs(self.batch.prompts, self.wanted)
 
     def check(self) -> None:
         """All three give the same log-probs."""

@@ -31,6 +31,7 @@ from trl.rewards import accuracy_reward
 
 import cepo.trainer.cepo_trainer
 from cepo import CEPOConfig, CEPOTrainer, load_figures, policy_path
+from cepo.methods.options import readable
 
 from . import models
 from .measure import in_random_order, median, seconds_and_memory
@@ -254,8 +255,9 @@ def make_trainer(
         **task.options,
     }
     if not theirs:
-        options |= {"method": method, "evidence_schedule": "constant", "evidence_steps": steps}
-        options |= {"negative_reference": rule} if rule else {}
+        own = {"evidence_schedule": "constant", "evidence_steps": steps}
+        own |= {"negative_reference": rule} if rule else {}
+        options |= {"method": method, **readable(own, method)}
     set_seed(0)
     args = (GRPOConfig if theirs else CEPOConfig)(output_dir=folder, **options)
     trainer = trainer_class(task.fresh_model(), task.reward, args, task.dataset, processing_class=task.processor)

@@ -18,10 +18,12 @@ from datasets import Dataset
 from cepo.commands import quiet_libraries
 from cepo.data.evaluation import evaluate_accuracy
 from cepo.data.loading import load_policy
-from cepo.data.sampling import Sampling, conversation_of, sample, seeded, token_texts
+from cepo.data.sampling import Sampling, conversation_of, sample, seeded
 from cepo.references.answers import reference_answer
-from cepo.references.hints import Messages, add_hint
-from cepo.scoring.scoring import evaluating, left_padding
+from cepo.references.groups import Messages
+from cepo.references.hints import DEFAULT_HINT_TEMPLATE, add_hint, fill_hint
+from cepo.scoring.prompts import left_padding, token_texts
+from cepo.scoring.score import evaluating
 from cepo.tasks.figures import (
     Annotation,
     Problem,
@@ -101,7 +103,11 @@ def main() -> None:
     options = parser.parse_args()
     quiet_libraries()
     plain = load_figures("test", options.num_problems)
-    told = plain.map(lambda row: {"prompt": add_hint(row["prompt"], reference_answer(row["solution"]))})
+    told = plain.map(
+        lambda row: {
+            "prompt": add_hint(row["prompt"], fill_hint(DEFAULT_HINT_TEMPLATE, reference_answer(row["solution"])))
+        }
+    )
     shipped, processor = load_policy(policy_path())
     models = {"shipped policy": shipped, **{name: load_policy(name)[0] for name in options.models}}
 

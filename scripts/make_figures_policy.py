@@ -22,7 +22,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from cepo.references.hints import DEFAULT_HINT_TEMPLATE, add_hint
+from cepo.references.hints import DEFAULT_HINT_TEMPLATE, add_hint, fill_hint
 from cepo.tasks.figures.architecture import build_model, build_processor
 from cepo.tasks.figures.data import PLAIN_HINT_TEMPLATE
 from cepo.tasks.figures.drawing import JITTER, draw
@@ -122,7 +122,7 @@ def make_batch(processor, problems: list[Problem], rng: random.Random) -> dict[s
         completion = write_solution(numbers, rng, styled=template == DEFAULT_HINT_TEMPLATE)
         messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": problem.question}]}]
         if template is not None:
-            messages = add_hint(messages, format_answer([result for *_, result in numbers]), template)
+            messages = add_hint(messages, fill_hint(template, format_answer([result for *_, result in numbers])))
         prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         images.append(draw(problem))
         rows.append((prompt, completion))

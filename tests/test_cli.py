@@ -70,8 +70,15 @@ def test_train_leaves_model_logs_summary_and_curves(trained):
 
 def test_evaluate_gives_accuracy_with_its_interval(trained, capsys, tmp_path):
     folder, _ = trained
-    output = tmp_path / "deep" / "accuracy.json"
-    arguments = ["evaluate", "--model_name_or_path", str(folder), "--num_problems=6", "--output", str(output)]
+    output = tmp_path / "deep" / "evaluation.json"
+    arguments = [
+        "evaluate",
+        "--model_name_or_path",
+        str(folder),
+        "--num_problems=6",
+        "--output_dir",
+        str(output.parent),
+    ]
     assert cli.main([*arguments, "--max_completion_length=24"]) == 0
     result = json.loads(output.read_text())
     assert result["problems"] == 6
@@ -246,7 +253,7 @@ def test_a_mistake_in_a_process_of_its_own(tmp_path):
     """As a user meets it: exit status 2, one line, no traceback."""
     result = subprocess.run(command("train", "--method", "ppo"), capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 2
-    assert result.stderr.splitlines()[-1].startswith("cepo: error: argument --method: invalid choice: 'ppo'")
+    assert result.stderr.splitlines()[-1].startswith("cepo: error: unknown method 'ppo'; there are cepo, rlsd, grpo")
     assert "Traceback" not in result.stderr
 
 
@@ -256,7 +263,7 @@ def test_a_mistake_in_a_process_of_its_own(tmp_path):
         (["evaluate", "--model_name_or_path", "./nowhere"], "./nowhere"),
         (["evaluate", "--num_problems", "0"], "at least 1"),
         (["explain", "--index", "-1"], "index must not be negative"),
-        (["explain", "--show", "cepo best"], "choose one of grpo, rlsd, cepo lowest_reward"),
+        (["explain", "--show", "cepo best"], "choose one of grpo, cepo lowest_reward"),
         (["explain", "--hint_template", "no place"], "{answer}"),
         (["explain", "--evidence_clip", "1.5"], "evidence_clip"),
         (["explain", "--from", "./nowhere"], "--from: there is no such folder: ./nowhere"),
@@ -320,8 +327,8 @@ def test_ctrl_c_saves_a_checkpoint_that_can_be_resumed(tmp_path):
 @pytest.fixture(scope="module")
 def explained(tmp_path_factory):
     """The page of a group of the shipped policy."""
-    path = tmp_path_factory.mktemp("explain") / "deep" / "credit.html"
-    arguments = ["explain", "--index=1", "--num_generations=4", "--output", str(path)]
+    path = tmp_path_factory.mktemp("explain") / "deep" / "explain.html"
+    arguments = ["explain", "--index=1", "--num_generations=4", "--output_dir", str(path.parent)]
     assert cli.main(arguments) == 0
     return path
 
@@ -350,8 +357,8 @@ def test_explain_the_rollouts_of_a_run(tmp_path, capsys):
         "step-00000.html",
         "step-00001.html",
     ]
-    output = tmp_path / "page.html"
-    assert cli.main(["explain", "--from", run, "--step=0", "--output", str(output)]) == 0
+    output = tmp_path / "explain.html"
+    assert cli.main(["explain", "--from", run, "--step=0", "--output_dir", str(tmp_path)]) == 0
     assert "sampled at step 0" in output.read_text(encoding="utf-8")
     capsys.readouterr()
     assert cli.main(["explain", "--from", run, "--step=9"]) == 2
@@ -359,7 +366,7 @@ def test_explain_the_rollouts_of_a_run(tmp_path, capsys):
 
 
 def test_credit_measures_and_leaves_numbers_and_a_picture(tmp_path, capsys):
-    arguments = ["--groups=3", "--num_generations=4", "--resamples=20", "--hints", "plain"]
+    arguments = ["--num_prompts=3", "--num_generations=4", "--resamples=20", "--hints", "plain"]
     assert cli.main(["credit", *arguments, "--output_dir", str(tmp_path / "credit")]) == 0
     result = json.loads((tmp_path / "credit" / "credit.json").read_text())
     assert {row["rollouts"] for row in result["rows"]} == {"correct", "wrong"}

@@ -21,8 +21,8 @@ from cepo.compare import jobs, tuning
 from cepo.compare.jobs import BusyError, Job, job_of, locked
 from cepo.compare.report import comparison_table
 from cepo.compare.statistics import Estimate, Run, band, mean_curves, percent, summarise, table
+from cepo.methods.options import preset_options, readable
 from cepo.tasks.figures import policy_path
-from cepo.trainer.cepo_config import PRESETS
 
 DOCS = Path(__file__).parents[1] / "docs"
 
@@ -165,7 +165,7 @@ def test_arms_flags_and_what_a_method_implies(tmp_path, capsys, monkeypatch):
     assert [(job.arm, job.seed) for job in asked] == [("1", 0), ("grpo", 0), ("cepo", 0), ("grpo", 1), ("cepo", 1)]
     assert asked[0].options["save_strategy"] == "no"
     printed, said = capsys.readouterr()
-    assert "- teacher_ema_decay: 0.95: 1; 0.999: grpo, cepo" in printed
+    assert "- teacher_ema_decay: 0.95: 1; 0.999: cepo" in printed
     assert "- skip_zero_advantage: False: 1, grpo; True: cepo" in printed
     assert "- max_steps" not in printed
     assert "Arm 1: the shipped policy has learned to read one form of hint, and not this one" in said
@@ -186,8 +186,8 @@ def test_an_arms_preset_goes_over_the_base_and_its_own_options_over_both(tmp_pat
     )
     cli.main(["compare", "--config", str(config), "--output_dir", str(tmp_path / "out")])
     grpo, rlsd = (job.options for job in asked)
-    assert rlsd | PRESETS["rlsd"] | {"evidence_steps": 24} == rlsd
-    assert (grpo["evidence_clip"], grpo["teacher"]) == (0.9, "ema")
+    assert rlsd | preset_options("rlsd") | {"evidence_steps": 24} == rlsd
+    assert not {"evidence_clip", "teacher"} & set(grpo)  # which reads neither
 
 
 def test_a_comparison_again(tmp_path, monkeypatch):
@@ -202,7 +202,8 @@ def test_a_comparison_again(tmp_path, monkeypatch):
     assert {(job.arm, job.seed) for job in asked} == runs
     assert len(asked) == len(runs) == 104
     for job in asked:
-        assert job.options == {**known["options"][job.arm], "seed": job.seed}
+        options = known["options"][job.arm]
+        assert job.options == {**readable(options, options["method"]), "seed": job.seed}
     asked.clear()
     moved = {**known, "runs": {name: [{**r, "seed": r["seed"] + 7} for r in f] for name, f in known["runs"].items()}}
     other = tmp_path / "compare.json"
@@ -252,7 +253,10 @@ def test_the_oracle_needs_a_task_whose_tokens_are_known(tmp_path, capsys):
         (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
     arguments = ["--methods", "grpo,oracle", "--dataset_name", str(tmp_path), "--model_name_or_path", policy_path()]
     assert cli.main(["compare", *arguments, "--output_dir", str(tmp_path / "out")]) == 2
-    assert "arm oracle: method='oracle' needs the figures task" in capsys.readouterr().err
+    assert (
+        "arm oracle: method='oracle' cannot train on this data set: it needs the figures task"
+        in capsys.readouterr().err
+    )
 
 
 def test_only_finished_runs_hold_their_options(tmp_path):

@@ -4,8 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from cepo.references.choosing import Attempt, choose_references
+from cepo.references.choosing import choose_references
 from cepo.references.contents import HintContent, with_contents
+from cepo.references.groups import Attempt
 
 ATTEMPTS = [
     Attempt("7", 1.0, True, "so it is 7"),

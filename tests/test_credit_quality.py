@@ -51,10 +51,10 @@ def test_auroc_is_scipys():
     assert Ranked(scores, positive).auroc(np.ones(200)) == pytest.approx(expected)
 
 
-def tokens(evidence, decisive, sign, groups, weights=None):
+def tokens(evidence, decisive, sign, groups, at_bound=None):
     return Tokens(
         np.array(evidence, dtype=float),
-        np.ones(len(evidence)) if weights is None else np.array(weights, dtype=float),
+        np.array([False] * len(evidence) if at_bound is None else at_bound, dtype=bool),
         np.array(decisive, dtype=bool),
         sign,
         np.array(groups),
@@ -62,8 +62,10 @@ def tokens(evidence, decisive, sign, groups, weights=None):
 
 
 def test_measures_by_hand():
-    wrong = tokens([-2.0, 1.0, 0.1, -0.3], [True, True, False, False], -1, [0, 1, 0, 1], weights=[1.5, 0.5, 1.0, 1.2])
-    found = {name: estimate.value for name, estimate in measure(wrong, clip=0.5, resamples=5).items()}
+    wrong = tokens(
+        [-2.0, 1.0, 0.1, -0.3], [True, True, False, False], -1, [0, 1, 0, 1], at_bound=[True, True, False, False]
+    )
+    found = {name: estimate.value for name, estimate in measure(wrong, resamples=5).items()}
     assert found == {
         "auroc": 1.0,  # both decisive tokens have more evidence than either filler token
         "average_precision": 1.0,
@@ -76,13 +78,13 @@ def test_measures_by_hand():
 def test_intervals_come_from_whole_groups():
     """Two groups that differ: a bootstrap over groups has three outcomes, one over tokens would have many."""
     two = tokens([0.0] * 50 + [1.0] * 50, [False] * 100, 1, [0] * 50 + [1] * 50)
-    estimate = measure(two, clip=0.5, resamples=400)["filler_abs_mean"]
+    estimate = measure(two, resamples=400)["filler_abs_mean"]
     assert (estimate.low, estimate.value, estimate.high) == (0.0, 0.5, 1.0)
 
 
 def test_nothing_to_measure_is_not_a_number():
     none_decisive = tokens([0.1, 0.2], [False, False], 1, [0, 0])
-    found = measure(none_decisive, clip=0.5, resamples=10)
+    found = measure(none_decisive, resamples=10)
     assert np.isnan(found["auroc"].value)
     assert np.isnan(found["wrong_sign"].high)
     assert found["filler_abs_mean"].value == pytest.approx(0.15)

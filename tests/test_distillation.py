@@ -9,9 +9,11 @@ from torch.testing import assert_close
 from trl import GRPOTrainer
 from trl.rewards import accuracy_reward
 
+import cepo.scoring.passes
+import cepo.scoring.pipeline
 import cepo.trainer.cepo_trainer
 from cepo import CEPOConfig, CEPOTrainer
-from cepo.scoring.scoring import evaluating
+from cepo.scoring.score import evaluating
 
 from .test_trainer import half_right, logged, loss_inputs, make, task, train, weights_of, wrong_answers
 
@@ -156,7 +158,7 @@ def test_micro_batches_add_up(tmp_path, figures, method):
 
 def test_teacher_and_student_read_in_the_same_precision(tmp_path, text_figures, text_model_path, monkeypatch):
     seen = {}
-    for name in ("taught", "learn"):
+    for name in ("teacher_states", "student_divergence"):
         stage = getattr(cepo.trainer.cepo_trainer, name)
 
         def noted(*args, name=name, stage=stage, **options):
@@ -165,7 +167,7 @@ def test_teacher_and_student_read_in_the_same_precision(tmp_path, text_figures, 
 
         monkeypatch.setattr(cepo.trainer.cepo_trainer, name, noted)
     train(tmp_path, text_figures, text_model_path, method="opsd", max_steps=1, bf16=True, use_cpu=True)
-    assert seen == {"taught": (True, torch.bfloat16), "learn": (True, torch.bfloat16)}
+    assert seen == dict.fromkeys(("teacher_states", "student_divergence"), (True, torch.bfloat16))
 
 
 def test_the_steps_of_one_generation_share_its_mean(tmp_path, text_figures, text_model_path):
@@ -274,25 +276,24 @@ def test_a_teacher_that_stays_behind_is_another(tmp_path, text_figures, text_mod
 
 def test_the_student_is_the_policy_whoever_teaches(tmp_path, text_figures, text_model_path, monkeypatch):
     """RLSD with a teacher of step 0: log P_T+ by the weights of step 0, log P_S by those of now."""
-    seen, at_work = [], []
-    score, teacher_logps = cepo.trainer.cepo_trainer.score_contexts, CEPOTrainer._teacher_logps
+    asked, weights, at_work = [], [], []
+    score, passes = cepo.scoring.pipeline.score_contexts, cepo.scoring.passes.Scorer.log_probs
 
     def spy(contexts, *rest, student=None, **way):
-        told = {context for answers in contexts for context in answers}
-        seen.append((weights_of(at_work[0]), told, student))
+        asked.append(({context for answers in contexts for context in answers}, student))
         return score(contexts, *rest, student=student, **way)
 
-    def noted(self, *args):
-        at_work[:] = [self]
-        return teacher_logps(self, *args)
+    def noted(*args, **options):
+        weights.append(weights_of(at_work[0]))
+        return passes(*args, **options)
 
-    monkeypatch.setattr(cepo.trainer.cepo_trainer, "score_contexts", spy)
-    monkeypatch.setattr(CEPOTrainer, "_teacher_logps", noted)
+    monkeypatch.setattr(cepo.scoring.pipeline, "score_contexts", spy)
+    monkeypatch.setattr(cepo.scoring.passes.Scorer, "log_probs", noted)
     options = {"method": "rlsd", "teacher": "initial", "max_steps": 2, "learning_rate": 0.05}
-    train(tmp_path, text_figures, text_model_path, half_right, **options)
-    assert [told == {None} for _, told, _ in seen] == [True, False] * 2  # the student first, then the answers
-    assert [student is None for *_, student in seen] == [True, False] * 2  # which is handed over, and not read again
-    start, taught, now, taught_later = (weights for weights, *_ in seen)
+    at_work[:] = [make(tmp_path, text_figures, text_model_path, half_right, **options)]
+    at_work[0].train()
+    assert [told == {None} for told, _ in asked] == [True, False] * 2  # the student first, then the answers
+    start, taught, now, taught_later = weights
     for name, weight in start.items():
         assert torch.equal(taught[name], weight)
         assert torch.equal(taught_later[name], weight)
@@ -315,7 +316,7 @@ def test_lora_starts_from_the_base_model(tmp_path, text_figures, text_model_path
     with model.disable_adapter():
         base = logits()
     trained = logits()
-    with trainer._teacher.in_place():
+    with trainer._teachers.weights.in_place():
         assert torch.equal(logits(), base)
     assert torch.equal(logits(), trained)
     assert not torch.equal(trained, base)
@@ -348,12 +349,12 @@ def test_a_teacher_goes_on_where_it_was_after_resuming(tmp_path, text_figures, t
     whole = train(tmp_path, text_figures, text_model_path, half_right, **options)
     resume = {"resume_from_checkpoint": str(tmp_path / "out" / "checkpoint-2")}
     resumed = make(tmp_path, text_figures, text_model_path, half_right, **options, **resume)
-    for weight in resumed._teacher._copy.values():
+    for weight in resumed._teachers.weights._copy.values():
         weight.zero_()  # what the checkpoint holds has to come back
     resumed.train(resume_from_checkpoint=resumed.args.resume_from_checkpoint)
     for name, weight in weights_of(whole).items():
         assert_close(weights_of(resumed)[name], weight)
-    with whole._teacher.in_place(), resumed._teacher.in_place():
+    with whole._teachers.weights.in_place(), resumed._teachers.weights.in_place():
         for name, weight in weights_of(whole).items():
             assert_close(weights_of(resumed)[name], weight)
 
@@ -372,11 +373,9 @@ def test_a_checkpoint_without_the_teacher_is_refused(tmp_path, text_figures, tex
 def test_whole_rollouts_in_hints(tmp_path, text_figures, text_model_path, monkeypatch):
     wrong_answers(monkeypatch)
     told = []
-    add_hint = cepo.trainer.cepo_trainer.add_hint
+    fill_hint = cepo.scoring.pipeline.fill_hint
     monkeypatch.setattr(
-        cepo.trainer.cepo_trainer,
-        "add_hint",
-        lambda messages, text, template: told.append(text) or add_hint(messages, text, template),
+        cepo.scoring.pipeline, "fill_hint", lambda template, text: told.append(text) or fill_hint(template, text)
     )
     options = {"positive_content": "rollout", "negative_content": "rollout", "max_steps": 1}
     options |= {"negative_reference": "most_common", "log_completions": True, "num_completions_to_print": 0}
@@ -423,10 +422,10 @@ def test_the_oracle_knows_figures_only(tmp_path, text_model_path, text_figures):
         ({"teacher": "friend"}, "unknown teacher 'friend'"),
         ({"teacher_ema_decay": 1.0}, "teacher_ema_decay"),
         ({"teacher_sync_steps": 0}, "teacher_sync_steps"),
-        ({"divergence": "whole"}, "unknown divergence"),
-        ({"divergence_beta": 1.5}, "divergence_beta"),
-        ({"divergence_top_k": 0}, "divergence_top_k"),
-        ({"importance_clip": 0.5}, "importance_clip"),
+        ({"method": "opsd", "divergence": "whole"}, "unknown divergence"),
+        ({"method": "opsd", "divergence_beta": 1.5}, "divergence_beta"),
+        ({"method": "sdpo", "divergence_top_k": 0}, "divergence_top_k"),
+        ({"method": "sdpo", "importance_clip": 0.5}, "importance_clip"),
         ({"positive_content": "hope"}, "unknown positive_content"),
         ({"negative_content": "solution"}, "unknown negative_content"),
         ({"positive_part": "middle"}, "unknown positive_part"),

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 import cepo.distillation.divergence
-from cepo.distillation.divergence import Head, divergence, sampled_log_probs
+from cepo.distillation.divergence import divergence
+from cepo.scoring.head import Head, sampled_log_probs
 
 V, H = 7, 5
 
@@ -158,7 +159,7 @@ def test_chunks_change_nothing(monkeypatch):
     args = made(6)
     whole = divergence(*args, beta=0.5, top_k=3)
     whole_gradient = torch.autograd.grad(whole[0].sum(), args[0])
-    monkeypatch.setattr(cepo.distillation.divergence, "_CHUNK", 2)
+    monkeypatch.setattr(cepo.distillation.divergence, "CHUNK", 2)
     parts = divergence(*args, beta=0.5, top_k=3)
     assert_close(parts, whole)
     assert_close(torch.autograd.grad(parts[0].sum(), args[0]), whole_gradient)

@@ -9,9 +9,10 @@ import cepo.trainer.cepo_trainer
 import cepo.trainer.credit_page
 from cepo import CEPOConfig, CEPOTrainer, load_figures, policy_path
 from cepo.data.loading import load_policy
-from cepo.data.sampling import Sampling, seeded, text_of, token_texts
+from cepo.data.sampling import Sampling, group_advantages, sampled_groups, seeded
 from cepo.data.saved import SavedError, load_saved, restore
-from cepo.inspection.inspection import Variant, all_variants, group_advantages, inspect_with, sampled_groups
+from cepo.inspection.inspect import all_variants, inspect_with, make_variant
+from cepo.scoring.prompts import text_of, token_texts
 from cepo.tasks.figures import filler_tokens, group_kinds, problem_of
 
 
@@ -23,8 +24,9 @@ def policy():
 class Spy(CEPOTrainer):
     def _find_evidence(self, batch):
         self.batch = batch
-        self.found = super()._find_evidence(batch)[0]
-        return self.found, 1.0
+        share = super()._find_evidence(batch)
+        self.found = batch["evidence"]
+        return share
 
 
 def half_right(completions, **kwargs):
@@ -57,7 +59,7 @@ def test_a_page_of_training_shows_the_evidence_that_was_trained_on(tmp_path, fig
     trainer.train()
     ((shown, options),) = drawn
     assert (tmp_path / "credit" / "step-00000.html").read_text() == "page"
-    assert (options["selected"].method, options["selected"].rule) == ("cepo", rule)
+    assert (options["selected"].method.name, options["selected"].rule) == ("cepo", rule)
     lengths = trainer.batch["completion_mask"].sum(dim=1).tolist()
     inspected = [one for group in shown for one in group.inspected]
     assert len(inspected) == 8
@@ -75,6 +77,7 @@ def test_a_page_of_training_shows_the_evidence_that_was_trained_on(tmp_path, fig
     originals = {group.group.solution: group.group for group in shown}
     for group in groups:
         assert group.attempts == originals[group.solution].attempts
+        assert group.row["labels"] == originals[group.solution].row["labels"]
         assert group.rollouts == originals[group.solution].rollouts
 
     with pytest.raises(SavedError, match="--dataset_name"):
@@ -104,7 +107,7 @@ def test_variants_are_told_apart_and_agree_where_they_must(policy):
         groups = sampled_groups(model, processing_class, rows, 4, Sampling(200), accuracy_reward)
     mixed = [group for group in groups if any(rollout.advantage for rollout in group.rollouts)]
     assert mixed
-    variants = [*all_variants(), Variant("cepo", "mixture", 1)]
+    variants = [*all_variants(), make_variant("cepo", {"max_negatives": 1}, {"negative_reference": "mixture"})]
     assert len({variant.name for variant in variants}) == len(variants)
     for group, inspected in zip(
         mixed, inspect_with(model, processing_class, mixed, variants, max_tokens=4096), strict=True

@@ -5,14 +5,19 @@ import math
 import pytest
 import torch
 
-from cepo.methods.registry import Evidence, contrast
+from cepo.methods import MethodOptions, PlacementInputs
+from cepo.methods.method import contrast
 from cepo.trainer.metrics import credit_metrics, credit_sums
 
 
-def sums_of(delta, advantages, mask=None, clip=0.5):
+def sums_of(delta, advantages, mask=None, clip=0.5, verdicts=None, unscorable=None):
+    """Of rollouts that were all read, placed by CEPO."""
     mask = torch.ones_like(delta, dtype=torch.bool) if mask is None else mask
-    evidence = Evidence(delta, torch.zeros_like(delta, dtype=torch.bool))
-    return credit_sums(evidence, advantages, advantages, mask, clip=clip)
+    verdicts = advantages if verdicts is None else verdicts
+    inputs = PlacementInputs(advantages, delta, mask, torch.ones(len(delta), dtype=torch.bool), verdicts)
+    options = MethodOptions(evidence_clip=clip)
+    placed = options.chosen.place(inputs, options, 0)
+    return credit_sums(inputs, placed, torch.zeros_like(mask) if unscorable is None else unscorable)
 
 
 def test_by_hand():
@@ -25,7 +30,8 @@ def test_by_hand():
     assert metrics["evidence/correct_std"] == pytest.approx(torch.tensor([1.0, -0.2, 0.0]).std(correction=0).item())
     assert metrics["evidence/wrong_std"] == pytest.approx(1.05)
     assert metrics["evidence/wrong_sign"] == pytest.approx(0.3 / 3.3)  # -0.2 on the right one, 0.1 on the wrong one
-    assert metrics["weights/clipped"] == pytest.approx(2 / 5)  # e^1 > 1.5 and e^2 > 1.5
+    assert metrics["credit/at_bound"] == pytest.approx(2 / 5)  # e^1 > 1.5 and e^2 > 1.5
+    assert metrics["credit/moved"] == pytest.approx(4 / 5)
     assert metrics["evidence/unscorable"] == 0.0
 
 
@@ -33,7 +39,7 @@ def test_unscorable_tokens_are_counted():
     positive = torch.tensor([[-1.0, -math.inf], [math.nan, -1.0]])
     mask = torch.tensor([[True, True], [True, False]])
     evidence = contrast(torch.stack([positive, torch.zeros(2, 2)]), torch.ones(2, 2, dtype=torch.bool))
-    sums = credit_sums(evidence, torch.ones(2), torch.ones(2), mask, clip=0.5)
+    sums = sums_of(evidence.values, torch.ones(2), mask, unscorable=evidence.unscorable)
     assert credit_metrics(sums)["evidence/unscorable"] == pytest.approx(2 / 3)
 
 
@@ -54,9 +60,16 @@ def test_nothing_to_measure_is_nan():
 
 def test_right_and_wrong_are_the_verifiers_word_not_the_sign_of_the_advantage():
     """A wrong rollout that is better than its group, for its format say, has a positive advantage."""
-    evidence = Evidence(torch.tensor([[1.0], [3.0]]), torch.zeros(2, 1, dtype=torch.bool))
-    mask = torch.ones(2, 1, dtype=torch.bool)
-    sums = credit_sums(evidence, torch.tensor([1.0, -1.0]), torch.tensor([-1.0, 0.0]), mask, clip=0.5)
+    sums = sums_of(torch.tensor([[1.0], [3.0]]), torch.tensor([1.0, -1.0]), verdicts=torch.tensor([-1.0, 0.0]))
     metrics = credit_metrics(sums)
     assert metrics["evidence/wrong_mean"] == 1.0
     assert math.isnan(metrics["evidence/correct_mean"])
+
+
+def test_rollouts_that_were_not_read_do_not_count():
+    delta, advantages = torch.tensor([[1.0, -0.2], [0.0, 0.0]]), torch.tensor([1.0, -1.0])
+    mask, verdicts = torch.ones(2, 2, dtype=torch.bool), torch.tensor([1.0, -1.0])
+    inputs = PlacementInputs(advantages, delta, mask, torch.tensor([True, False]), verdicts)
+    options = MethodOptions()
+    sums = credit_sums(inputs, options.chosen.place(inputs, options, 0), torch.zeros_like(mask))
+    assert (sums["tokens"], sums["at_bound"], sums["tokens_wrong"]) == (2, 1, 0)

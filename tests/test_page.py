@@ -14,16 +14,17 @@ from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
 
-from cepo.credit import evidence_weights, token_advantages
-from cepo.inspection.inspection import Credit, Group, Inspected, Rollout, all_variants
+from cepo.inspection.inspect import Credit, Inspected, all_variants
 from cepo.inspection.page import credit_page
 from cepo.inspection.shown import Shown
 from cepo.inspection.terminal import print_credit
-from cepo.references.choosing import Attempt, Fallback, References
+from cepo.methods import PlacementInputs
+from cepo.references.groups import Attempt, Fallback, Group, References, Rollout
 
 HOSTILE = "</script><script>window.broken = 1</script><img src=x onerror='window.broken = 2'><!-- [bold red]"
 VARIANTS = all_variants()
-GRPO, RLSD, PAPER = VARIANTS[:3]
+BY_NAME = {variant.name: variant for variant in VARIANTS}
+GRPO, RLSD, PAPER = (BY_NAME[name] for name in ("grpo", "rlsd", "cepo lowest_reward"))
 
 
 def shown(texts, *, solution="(1, 2)", question="How many?"):
@@ -39,13 +40,23 @@ def shown(texts, *, solution="(1, 2)", question="How many?"):
             evidence = torch.zeros(1, count) if variant == GRPO else torch.linspace(-1, 1, count).unsqueeze(0) * number
             own = advantages[row : row + 1]
             student = torch.linspace(-3, -0.5, count)
-            weights = evidence_weights(evidence, own, clip=0.5)
-            placed = token_advantages(own, evidence, torch.ones(1, count), coefficient=0.5, clip=0.5)
+            yes = torch.ones(1, count, dtype=torch.bool)
+            inputs = PlacementInputs(own, evidence, yes, yes[:, 0], own.sign())
+            placed = variant.method.place(inputs, variant.options, 0)
             positive = None if variant == GRPO else student
             negative = None if variant == GRPO else student - evidence[0]
             contexts = [] if variant == GRPO else ["(1, 2)", None if variant == RLSD else texts[0]]
             credit[variant] = Credit(
-                References("(1, 2)", (texts[0],)), contexts, positive, negative, evidence[0], weights[0], placed[0]
+                References("(1, 2)", (texts[0],)),
+                contexts,
+                positive,
+                negative,
+                evidence[0],
+                placed.advantages[0],
+                placed.shift[0],
+                placed.moved[0],
+                placed.at_bound[0],
+                float(placed.scale[0]),
             )
         inspected.append(Inspected(student, credit))
     picture = Image.new("RGB", (30, 20), "red")
@@ -56,7 +67,7 @@ def shown(texts, *, solution="(1, 2)", question="How many?"):
 
 def page_of(one, selected=PAPER):
     about = {"model": HOSTILE, "data": "somewhere"}
-    return credit_page([one], title=HOSTILE, about=about, variants=VARIANTS, selected=selected, clip=0.5)
+    return credit_page([one], title=HOSTILE, about=about, variants=VARIANTS, selected=selected)
 
 
 def data_of(page):
@@ -81,7 +92,7 @@ def test_the_page_has_the_numbers_and_loads_nothing():
     credit = one.inspected[1].credit[PAPER]
     written = data["groups"][0]["rollouts"][1]["credit"][VARIANTS.index(PAPER)]
     assert written["evidence"] == pytest.approx(credit.evidence.tolist(), abs=1e-4)
-    assert written["weights"] == pytest.approx(credit.weights.tolist(), abs=1e-4)
+    assert written["shift"] == pytest.approx(credit.shift.tolist(), abs=1e-4)
     assert written["advantages"] == pytest.approx(credit.advantages.tolist(), abs=1e-4)
     assert written["negatives"] == ["a"]
     assert data["groups"][0]["images"][0].startswith("data:image/png;base64,")
@@ -106,7 +117,7 @@ def test_every_fallback_has_words(fallback):
 
 def test_the_terminal_form():
     out = io.StringIO()
-    print_credit(Console(file=out, width=100), [shown([HOSTILE, "7", "8"])], PAPER, clip=0.5)
+    print_credit(Console(file=out, width=100), [shown([HOSTILE, "7", "8"])], PAPER)
     printed = out.getvalue()
     assert "rollout 1: right, reward 1.00, advantage +0.70; r- </script>" in " ".join(printed.split())
     assert "[bold red]" in printed  # text, not a style
@@ -181,7 +192,7 @@ def test_in_a_browser_the_switch_changes_the_credit(opened):
     from selenium.webdriver.common.keys import Keys
 
     browser.switch_to.active_element.send_keys(Keys.ARROW_DOWN)
-    assert "rlsd" in browser.find_element("id", "variant-note").text
+    assert "cepo lowest_reward" in browser.find_element("id", "variant-note").text
     assert len(set(colours(browser))) == 3
     assert browser.get_log("browser") == []
 
@@ -196,7 +207,7 @@ def test_in_a_browser_a_token_tells_its_numbers(opened):
     ActionChains(browser).move_to_element(tokens[2]).perform()
     numbers = browser.find_element("id", "numbers").text.replace("\u2212", "-")
     credit = one.inspected[0].credit[PAPER]
-    for value in (credit.positive, credit.negative, credit.evidence, credit.weights, credit.advantages):
+    for value in (credit.positive, credit.negative, credit.evidence, credit.advantages):
         assert f"{value[2].item():.3f}" in numbers
     browser.execute_script("arguments[0].focus()", tokens[0])
     browser.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)

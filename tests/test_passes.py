@@ -1,4 +1,4 @@
-"""Two ways to make the same forward passes: each equals the model run on one reading alone, with all its logits."""
+"""Two ways to make the same forward passes: each equals the model run on one request alone, with all its logits."""
 
 import random
 from itertools import zip_longest
@@ -9,9 +9,9 @@ from peft import LoraConfig, get_peft_model
 from torch.testing import assert_close
 from trl.trainer.utils import add_fused_lm_head
 
-from cepo.scoring.passes import Concatenated, Policy, SharedPrompt, why_not_shared
-from cepo.scoring.requests import Prompt, Reading, batches_of
-from cepo.scoring.scoring import evaluating
+from cepo.scoring.passes import Concatenated, ScoringModel, SharedPrompt, why_not_shared
+from cepo.scoring.requests import Prompt, Request, batches_of
+from cepo.scoring.score import evaluating
 
 from . import tiny_models
 from .tiny_models import BEGIN, END, HYBRID_MODELS, IMAGE, IMAGE_MODELS, TEXT_MODELS, VOCABULARY
@@ -57,59 +57,63 @@ def a_batch(name, seed=0, images=(1, 2, 1)):
     draw = random.Random(seed)
     torch.manual_seed(seed)
     prompts = [prompt_for(name, draw, number) for number in images]
-    readings = []
+    requests = []
     for index, prompt in enumerate(prompts):
         body, header = prompt.ids[:-3], prompt.ids[-3:]
         contexts = [body + words(draw, 2, 6) + header for _ in range(2)] + [prompt.ids] * (index == 1)
         completions = [words(draw, 1, 14) for _ in range(4)]
-        readings += [Reading(index, context, completion) for context in contexts for completion in completions]
-    draw.shuffle(readings)
-    return prompts, readings
+        requests += [Request(index, context, completion) for context in contexts for completion in completions]
+    draw.shuffle(requests)
+    return prompts, requests
 
 
-def policy_of(model):
-    add_fused_lm_head(model)
-    return Policy(model, model)
+def policy_of(model, *, fused=True):
+    if fused:
+        add_fused_lm_head(model)
+    return ScoringModel(model, model, fused=fused)
 
 
-def alone(model, prompts, reading):
-    """The reading by itself, from all logits, without padding, cache or fused head."""
-    prompt = prompts[reading.prompt]
-    ids = torch.tensor([reading.context + reading.completion])
+def alone(model, prompts, request):
+    """The request by itself, from all logits, without padding, cache or fused head."""
+    prompt = prompts[request.prompt]
+    ids = torch.tensor([request.context + request.completion])
     types = {
         name: torch.cat([values[: prompt.images_end], values.new_zeros(ids.shape[1] - prompt.images_end)])[None]
         for name, values in prompt.token_types.items()
     }
     logits = model(input_ids=ids, **types, **prompt.images).logits[0].double()
     log_probs = logits[:-1].log_softmax(-1).gather(-1, ids[0, 1:, None]).squeeze(-1)
-    return log_probs[len(reading.context) - 1 :].float()
+    return log_probs[len(request.context) - 1 :].float()
 
 
-def assert_right(model, prompts, readings, results, **tolerance):
+def assert_right(model, prompts, requests, results, **tolerance):
     tolerance = {"atol": 2e-5, "rtol": 1e-4} | tolerance
-    for reading, result in zip(readings, results, strict=True):
-        assert_close(result, alone(model, prompts, reading), **tolerance)
+    for request, result in zip(requests, results, strict=True):
+        assert_close(result, alone(model, prompts, request), **tolerance)
 
 
+@pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("name", [*SHAREABLE, *HYBRID_MODELS])
 @pytest.mark.parametrize("max_tokens", [1, 150, 10_000])
-def test_concatenated_passes_are_right(name, max_tokens):
+def test_concatenated_passes_are_right(name, max_tokens, fused):
+    """By TRL's fused head, and by the head that needs no TRL."""
     model = tiny_models.make(name)
-    prompts, readings = a_batch(name)
+    prompts, requests = a_batch(name)
     with evaluating(model):
-        results = Concatenated(policy_of(model), max_tokens).read(prompts, readings)
-        assert_right(model, prompts, readings, results)
+        results = Concatenated(policy_of(model, fused=fused), max_tokens).log_probs(prompts, requests)
+        assert_right(model, prompts, requests, results)
 
 
+@pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("name", SHAREABLE)
 @pytest.mark.parametrize(("max_tokens", "seed"), [(1, 0), (150, 1), (10_000, 2)])
-def test_shared_prompts_are_right(name, max_tokens, seed):
+def test_shared_prompts_are_right(name, max_tokens, seed, fused):
     model = tiny_models.make(name, seed)
-    prompts, readings = a_batch(name, seed)
-    shared = SharedPrompt(policy_of(model), max_tokens)
+    prompts, requests = a_batch(name, seed)
+    shared = SharedPrompt(policy_of(model, fused=fused), max_tokens)
     with evaluating(model):
-        assert why_not_shared(shared, prompts, readings) is None
-        assert_right(model, prompts, readings, shared.read(prompts, readings))
+        assert why_not_shared(shared, prompts, requests) is None
+        assert_right(model, prompts, requests, shared.log_probs(prompts, requests))
 
 
 def counted(policy):
@@ -133,16 +137,16 @@ def test_a_prompt_and_its_contexts_are_run_once():
     draw = random.Random(3)
     contexts = [(*prompt.ids[:-3], *hint, *prompt.ids[-3:]) for hint in ((20, 21, 22), (30, 31, 32))]
     completions = [words(draw, 9, 9) for _ in range(8)]
-    readings = [Reading(0, context, completion) for context in contexts for completion in completions]
+    requests = [Request(0, context, completion) for context in contexts for completion in completions]
     policy = policy_of(model)
     calls = counted(policy)
     with evaluating(model):
-        SharedPrompt(policy, 10_000).read(prompts, readings)
+        SharedPrompt(policy, 10_000).log_probs(prompts, requests)
     prefix = len(prompt.ids) - 3
     assert calls == [(1, prefix), (2, 5), (16, 10)]
     calls.clear()
     with evaluating(model):
-        Concatenated(policy, 10_000).read(prompts, readings)
+        Concatenated(policy, 10_000).log_probs(prompts, requests)
     assert calls == [(16, len(contexts[0]) + 9)]
 
 
@@ -150,15 +154,15 @@ def test_a_prompt_and_its_contexts_are_run_once():
 def test_a_pass_holds_no_more_tokens_than_allowed(max_tokens):
     """Rows times cached and run tokens; a single row is always let through."""
     model = tiny_models.make("llama")
-    prompts, readings = a_batch("llama")
+    prompts, requests = a_batch("llama")
     policy = policy_of(model)
     held = []
     forward = model.forward
     model.forward = lambda *args, **kwargs: held.append(kwargs["attention_mask"].shape) or forward(*args, **kwargs)
     with evaluating(model):
-        SharedPrompt(policy, max_tokens).read(prompts, readings)
-        Concatenated(policy, max_tokens).read(prompts, readings)
-    longest = max(len(reading.context) + len(reading.completion) for reading in readings)
+        SharedPrompt(policy, max_tokens).log_probs(prompts, requests)
+        Concatenated(policy, max_tokens).log_probs(prompts, requests)
+    longest = max(len(request.context) + len(request.completion) for request in requests)
     contexts = 3
     assert all(rows * width <= max(max_tokens, contexts * longest) for rows, width in held)
     assert len(held) > 6
@@ -177,8 +181,8 @@ def test_no_readings_no_passes():
     policy = policy_of(model)
     calls = counted(policy)
     prompts, _ = a_batch("qwen3")
-    assert SharedPrompt(policy, 100).read(prompts, []) == []
-    assert Concatenated(policy, 100).read(prompts, []) == []
+    assert SharedPrompt(policy, 100).log_probs(prompts, []) == []
+    assert Concatenated(policy, 100).log_probs(prompts, []) == []
     assert calls == []
 
 
@@ -188,7 +192,7 @@ def test_every_process_makes_as_many_passes(way):
     model = tiny_models.make("qwen3_vl")
     policy = policy_of(model)
     calls = counted(policy)
-    prompts, readings = a_batch("qwen3_vl")
+    prompts, requests = a_batch("qwen3_vl")
     wanted = []
 
     def busy(numbers):
@@ -196,30 +200,30 @@ def test_every_process_makes_as_many_passes(way):
         return list(numbers)
 
     with evaluating(model):
-        results = way(policy, 150, busy).read(prompts, readings)
+        results = way(policy, 150, busy).log_probs(prompts, requests)
         of_the_busy = len(calls)
         answers = iter(wanted)
         calls.clear()
-        assert way(policy, 150, lambda numbers: next(answers)).read(prompts, []) == []
+        assert way(policy, 150, lambda numbers: next(answers)).log_probs(prompts, []) == []
         assert len(calls) == of_the_busy
         answers = iter(wanted)
         calls.clear()
         few = way(policy, 150, lambda numbers: [max(pair) for pair in zip_longest(next(answers), numbers, fillvalue=0)])
-        assert_close(few.read(prompts, readings[:1])[0], results[0], atol=2e-5, rtol=1e-4)
+        assert_close(few.log_probs(prompts, requests[:1])[0], results[0], atol=2e-5, rtol=1e-4)
         assert len(calls) == of_the_busy
 
 
 @pytest.mark.parametrize("name", HYBRID_MODELS)
 def test_recurrent_layers_are_not_shared(name):
     model = tiny_models.make(name)
-    prompts, readings = a_batch(name)
-    assert "LinearAttention" in why_not_shared(SharedPrompt(policy_of(model), 1000), prompts, readings)
+    prompts, requests = a_batch(name)
+    assert "LinearAttention" in why_not_shared(SharedPrompt(policy_of(model), 1000), prompts, requests)
 
 
 def test_a_cache_that_branches_wrongly_is_found_out(monkeypatch):
     """A model that looks like any other but takes no notice of the positions it is given, one that raises."""
     model = tiny_models.make("qwen3")
-    prompts, readings = a_batch("qwen3")
+    prompts, requests = a_batch("qwen3")
     policy = policy_of(model)
     forward = model.base_model.forward
 
@@ -234,13 +238,13 @@ def test_a_cache_that_branches_wrongly_is_found_out(monkeypatch):
 
     shared = SharedPrompt(policy, 1000)
     with evaluating(model):
-        assert why_not_shared(shared, prompts, readings) is None
+        assert why_not_shared(shared, prompts, requests) is None
         monkeypatch.setattr(model.base_model, "forward", misplaced)
-        assert "nats" in why_not_shared(shared, prompts, readings)
+        assert "nats" in why_not_shared(shared, prompts, requests)
         monkeypatch.setattr(model.base_model, "forward", broken)
-        assert "no cache" in why_not_shared(shared, prompts, readings)
+        assert "no cache" in why_not_shared(shared, prompts, requests)
         monkeypatch.undo()
-        assert "another process" in why_not_shared(SharedPrompt(policy, 1000, _failing_elsewhere), prompts, readings)
+        assert "another process" in why_not_shared(SharedPrompt(policy, 1000, _failing_elsewhere), prompts, requests)
 
 
 def _failing_elsewhere(numbers):
@@ -250,33 +254,33 @@ def _failing_elsewhere(numbers):
 @pytest.mark.parametrize("images_end", [None, 1_000])
 def test_a_prompt_that_ends_with_its_images_is_read_whole(images_end):
     model = tiny_models.make("qwen3_vl")
-    prompts, readings = a_batch("qwen3_vl")
+    prompts, requests = a_batch("qwen3_vl")
     unclear = [*prompts[:2], Prompt(prompts[2].ids, prompts[2].images, prompts[2].token_types, images_end)]
     policy = policy_of(model)
     calls = counted(policy)
     with evaluating(model):
-        results = SharedPrompt(policy, 10_000).read(unclear, readings)
+        results = SharedPrompt(policy, 10_000).log_probs(unclear, requests)
         assert len(calls) == 4  # prompts, contexts, completions; and one whole
         if images_end is None:
-            assert_right(model, prompts, readings, results)
+            assert_right(model, prompts, requests, results)
 
 
 @pytest.mark.parametrize("name", ["qwen3", "qwen3_vl", "gemma3"])
 def test_bfloat16_stays_within_its_rounding(name):
     """Both ways are as far from the truth, and the trial lets them pass."""
     model = tiny_models.make(name)
-    prompts, readings = a_batch(name)
+    prompts, requests = a_batch(name)
     policy = policy_of(model)
     with evaluating(model):
-        exact = torch.cat(SharedPrompt(policy, 10_000).read(prompts, readings))
+        exact = torch.cat(SharedPrompt(policy, 10_000).log_probs(prompts, requests))
         model.bfloat16()
         rounded = [
             Prompt(p.ids, {k: _half(v) for k, v in p.images.items()}, p.token_types, p.images_end) for p in prompts
         ]
         shared, whole = SharedPrompt(policy, 10_000), Concatenated(policy, 10_000)
-        off_shared = (torch.cat(shared.read(rounded, readings)) - exact).abs().mean()
-        off_whole = (torch.cat(whole.read(rounded, readings)) - exact).abs().mean()
-        assert why_not_shared(shared, rounded, readings) is None
+        off_shared = (torch.cat(shared.log_probs(rounded, requests)) - exact).abs().mean()
+        off_whole = (torch.cat(whole.log_probs(rounded, requests)) - exact).abs().mean()
+        assert why_not_shared(shared, rounded, requests) is None
     assert off_shared < 1.5 * off_whole + 1e-3
 
 
@@ -288,19 +292,19 @@ def test_adapters_and_checkpointing_change_nothing():
     """LoRA with dropout, gradient checkpointing on, as in training: teachers are exact and without dropout."""
     model = tiny_models.make("qwen3")
     add_fused_lm_head(model)
-    prompts, readings = a_batch("qwen3")
+    prompts, requests = a_batch("qwen3")
     adapted = get_peft_model(
         model, LoraConfig(r=4, lora_dropout=0.5, init_lora_weights=False, target_modules="all-linear")
     )
     model.gradient_checkpointing_enable()
     adapted.train()
-    policy = Policy(adapted, model)
+    policy = ScoringModel(adapted, model)
     with evaluating(adapted):
-        assert why_not_shared(SharedPrompt(policy, 150), prompts, readings) is None
-        assert_right(model, prompts, readings, SharedPrompt(policy, 150).read(prompts, readings))
+        assert why_not_shared(SharedPrompt(policy, 150), prompts, requests) is None
+        assert_right(model, prompts, requests, SharedPrompt(policy, 150).log_probs(prompts, requests))
         with adapted.disable_adapter():
-            base = SharedPrompt(policy, 150).read(prompts, readings)
-            assert_right(model, prompts, readings, base)
+            base = SharedPrompt(policy, 150).log_probs(prompts, requests)
+            assert_right(model, prompts, requests, base)
     assert adapted.training
 
 
@@ -311,8 +315,8 @@ def test_no_logits_of_the_vocabulary_are_held(monkeypatch):
     config = tiny_models.TEXT | {"vocab_size": vocabulary}
     model = tiny_models.LlamaForCausalLM(tiny_models.LlamaConfig(**config)).eval()
     policy = policy_of(model)
-    prompts, readings = a_batch("llama")
-    completions = [Reading(r.prompt, r.context, r.completion * 20) for r in readings]
+    prompts, requests = a_batch("llama")
+    completions = [Request(r.prompt, r.context, r.completion * 20) for r in requests]
     sizes = []
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
@@ -325,5 +329,5 @@ def test_no_logits_of_the_vocabulary_are_held(monkeypatch):
     for way in (SharedPrompt, Concatenated):
         sizes.clear()
         with evaluating(model), Watch():
-            way(policy, 100_000).read(prompts, completions)
+            way(policy, 100_000).log_probs(prompts, completions)
         assert max(sizes) < 0.1 * tokens * vocabulary

@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cepo.references.choosing import Attempt, References, choose_references
+from cepo.references.choosing import choose_references
+from cepo.references.groups import Attempt, References
 
 RULES = ("lowest_reward", "most_common", "own", "mixture", "own_or_mixture")
 

@@ -8,12 +8,14 @@ from trl.data_utils import prepare_multimodal_messages
 from trl.trainer.utils import add_fused_lm_head
 
 from cepo import policy_path
-from cepo.references.hints import DEFAULT_HINT_TEMPLATE, add_hint
-from cepo.scoring.passes import Concatenated, Policy
+from cepo.references.hints import DEFAULT_HINT_TEMPLATE, add_hint, fill_hint
+from cepo.scoring.passes import Concatenated, ScoringModel
+from cepo.scoring.prompts import PromptEncoder
 from cepo.scoring.requests import Prompt
-from cepo.scoring.scoring import PromptEncoder, Rollouts, evaluating, score
+from cepo.scoring.score import Completions, evaluating, score
 
 ANSWER = "(62, 75, 43)"
+HINT = fill_hint(DEFAULT_HINT_TEMPLATE, ANSWER)
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +65,11 @@ def rollouts_of(processor, texts, pad_to=None, filler=0):
     width = pad_to or max(map(len, ids))
     table = torch.tensor([row + [filler] * (width - len(row)) for row in ids])
     wanted = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in ids])
-    return Rollouts(table, wanted, range(len(texts)))
+    return Completions(table, wanted, range(len(texts)))
 
 
 def test_the_hint_closes_the_last_user_turn_before_the_assistant_header(processor, encoder, messages, prompts):
-    ids = encoder.with_hint(prompts[0], messages[0], add_hint(messages[0], ANSWER))
+    ids = encoder.with_hint(prompts[0], messages[0], add_hint(messages[0], HINT))
     text = processor.tokenizer.decode(ids)
     hint = DEFAULT_HINT_TEMPLATE.replace("{answer}", ANSWER)
     assert text.endswith(f"{hint}<|im_end|>\n<|im_start|>assistant\n")
@@ -90,7 +92,7 @@ def test_grafted_ids_are_those_of_the_whole_conversation(processor, encoder, mes
     """Text tokenised apart from images, then grafted: the processor's own ids, whatever merges at the seam."""
     monkeypatch.setattr(PromptEncoder, "_encoded", lambda *args: pytest.fail("images were processed again"))
     for prompt, conversation in zip(prompts, messages, strict=True):
-        hinted = add_hint(conversation, ANSWER, template)
+        hinted = add_hint(conversation, fill_hint(template, ANSWER))
         assert encoder.with_hint(prompt, conversation, hinted) == encoded(processor, hinted).ids
 
 
@@ -102,13 +104,13 @@ def test_grafted_ids_of_text(text_figures, text_model_path, template):
         return tuple(tokenizer.apply_chat_template(conversation, add_generation_prompt=True)["input_ids"])
 
     plain = text_figures[0]["prompt"]
-    hinted = add_hint(plain, ANSWER, template)
+    hinted = add_hint(plain, fill_hint(template, ANSWER))
     assert PromptEncoder(tokenizer, is_vlm=False).with_hint(Prompt(ids(plain)), plain, hinted) == ids(hinted)
 
 
 def test_where_grafting_fails_the_processor_makes_the_ids(processor, encoder, messages, prompts):
     """A prompt that is not what its text alone becomes: longer by a token at its end."""
-    hinted = add_hint(messages[0], ANSWER)
+    hinted = add_hint(messages[0], HINT)
     odd = Prompt((*prompts[0].ids, 7), prompts[0].images, prompts[0].token_types, prompts[0].images_end)
     assert encoder.with_hint(odd, messages[0], hinted) == encoded(processor, hinted).ids
 
@@ -116,7 +118,7 @@ def test_where_grafting_fails_the_processor_makes_the_ids(processor, encoder, me
 def test_an_image_after_the_hint_is_refused(encoder, messages, prompts):
     late = Prompt(prompts[0].ids, prompts[0].images, prompts[0].token_types, len(prompts[0].ids))
     with pytest.raises(ValueError, match="image"):
-        encoder.with_hint(late, messages[0], add_hint(messages[0], ANSWER))
+        encoder.with_hint(late, messages[0], add_hint(messages[0], HINT))
 
 
 @pytest.mark.parametrize(
@@ -132,7 +134,7 @@ def test_an_image_after_the_hint_is_refused(encoder, messages, prompts):
     ],
 )
 def test_the_hint_goes_to_the_last_user_turn_of_any_conversation(messages):
-    hinted = add_hint(messages, "r{0}%", " Hint: {answer}!")
+    hinted = add_hint(messages, fill_hint(" Hint: {answer}!", "r{0}%"))
     assert hinted[:-1] == messages[:-1]
     content, before = hinted[-1]["content"], messages[-1]["content"]
     if isinstance(before, str):
@@ -147,21 +149,21 @@ def test_the_hint_goes_to_the_last_user_turn_of_any_conversation(messages):
 )
 def test_a_hint_that_cannot_be_placed_is_refused(messages, template, named):
     with pytest.raises(ValueError, match=named):
-        add_hint(messages, ANSWER, template)
+        add_hint(messages, fill_hint(template, ANSWER))
 
 
 def test_scores_stand_where_their_rollout_and_context_do(model, processor, encoder, messages, prompts):
     hinted = [
-        encoder.with_hint(prompt, conversation, add_hint(conversation, ANSWER))
+        encoder.with_hint(prompt, conversation, add_hint(conversation, HINT))
         for prompt, conversation in zip(prompts, messages, strict=True)
     ]
     contexts = [hinted, [None, prompts[1].ids, None]]
     rollouts = rollouts_of(processor, TEXTS, pad_to=30)
     with evaluating(model):
-        together = score(contexts, rollouts, prompts, Concatenated(Policy(model, model), 10_000).read)
+        together = score(contexts, rollouts, prompts, Concatenated(ScoringModel(model, model), 10_000).log_probs)
         for row, context in enumerate(hinted):
-            one = Rollouts(rollouts.completion_ids[[row]], rollouts.wanted[[row]], [0])
-            alone = score([[context]], one, [prompts[row]], Concatenated(Policy(model, model), 1).read)
+            one = Completions(rollouts.completion_ids[[row]], rollouts.wanted[[row]], [0])
+            alone = score([[context]], one, [prompts[row]], Concatenated(ScoringModel(model, model), 1).log_probs)
             assert_close(together[0, row], alone[0, 0], atol=1e-5, rtol=1e-4)
     assert together.shape == (2, 3, 30)
     assert together[1, [0, 2]].isnan().all()
@@ -172,7 +174,7 @@ def test_scores_stand_where_their_rollout_and_context_do(model, processor, encod
 
 def test_padding_content_never_changes_a_score(model, processor, prompts):
     contexts = [[prompt.ids for prompt in prompts]]
-    read = Concatenated(Policy(model, model), 10_000).read
+    read = Concatenated(ScoringModel(model, model), 10_000).log_probs
     with evaluating(model):
         plain = score(contexts, rollouts_of(processor, TEXTS, 30), prompts, read)
         garbage = score(contexts, rollouts_of(processor, TEXTS, 30, filler=40), prompts, read)
@@ -194,7 +196,7 @@ def test_the_teacher_sees_the_image(model, processor, figures):
             [[seen.ids, unseen.ids]],
             rollouts_of(processor, [text, text]),
             [seen, unseen],
-            Concatenated(Policy(model, model), 10_000).read,
+            Concatenated(ScoringModel(model, model), 10_000).log_probs,
         )
     assert not torch.allclose(result[0, 0], result[0, 1])
 
@@ -207,13 +209,13 @@ def test_the_completion_tokens_are_the_sampled_ones(processor, prompts):
     assert tokenizer.decode(whole) == tokenizer.decode(pieces)
     seen = []
 
-    def read(prompts, readings):
-        seen.extend(readings)
-        return [torch.zeros(len(reading.completion)) for reading in readings]
+    def read(prompts, requests):
+        seen.extend(requests)
+        return [torch.zeros(len(request.completion)) for request in requests]
 
-    rollouts = Rollouts(torch.tensor([pieces]), torch.ones(1, len(pieces), dtype=torch.bool), [0])
+    rollouts = Completions(torch.tensor([pieces]), torch.ones(1, len(pieces), dtype=torch.bool), [0])
     score([[prompts[0].ids]], rollouts, prompts, read)
-    assert [reading.completion for reading in seen] == [tuple(pieces)]
+    assert [request.completion for request in seen] == [tuple(pieces)]
 
 
 def test_equal_rollouts_are_read_once_and_nothing_after_the_last_wanted_token():
@@ -222,24 +224,26 @@ def test_equal_rollouts_are_read_once_and_nothing_after_the_last_wanted_token():
     wanted = torch.tensor([[True, False, True, False]] * 3)
     read = []
 
-    def count(prompts, readings):
-        read.extend(readings)
-        return [torch.full((len(reading.completion),), -float(i)) for i, reading in enumerate(readings, 1)]
+    def count(prompts, requests):
+        read.extend(requests)
+        return [torch.full((len(request.completion),), -float(i)) for i, request in enumerate(requests, 1)]
 
     context = (1, 2, 4, 3)
-    result = score([[context, context, context], [None] * 3], Rollouts(ids, wanted, [0, 0, 1]), prompts, count)
-    assert [(reading.prompt, reading.completion) for reading in read] == [(0, (7, 8, 9)), (1, (7, 8, 9))]
+    result = score([[context, context, context], [None] * 3], Completions(ids, wanted, [0, 0, 1]), prompts, count)
+    assert [(request.prompt, request.completion) for request in read] == [(0, (7, 8, 9)), (1, (7, 8, 9))]
     assert result[0].tolist() == [[-1, -1, -1, 0], [-1, -1, -1, 0], [-2, -2, -2, 0]]
     assert result[1].isnan().all()
 
 
 def test_a_rollout_without_a_wanted_token_is_not_read():
-    result = score([[(1, 2)]], Rollouts(torch.tensor([[7, 8]]), torch.zeros(1, 2, dtype=torch.bool), [0]), [], _nothing)
+    result = score(
+        [[(1, 2)]], Completions(torch.tensor([[7, 8]]), torch.zeros(1, 2, dtype=torch.bool), [0]), [], _nothing
+    )
     assert result.tolist() == [[[0.0, 0.0]]]
 
 
-def _nothing(prompts, readings):
-    assert not readings
+def _nothing(prompts, requests):
+    assert not requests
     return []
 
 

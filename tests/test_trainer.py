@@ -12,11 +12,12 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.rewards import accuracy_reward
 
 import cepo.scoring.passes
-import cepo.scoring.scoring
+import cepo.scoring.score
 import cepo.trainer.cepo_trainer
 from cepo import CEPOConfig, CEPOTrainer, References, policy_path
-from cepo.methods.registry import METHODS
-from cepo.scoring.scoring import evaluating
+from cepo.methods import METHODS
+from cepo.scoring.pipeline import Pipeline
+from cepo.scoring.score import evaluating
 
 LOSSES = ["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo"]
 QUICK = {
@@ -90,7 +91,7 @@ def test_grpo_is_trls_own_to_the_bit(tmp_path, task):
 def test_cepo_with_equal_references_is_grpo_to_the_bit(tmp_path, task, monkeypatch):
     dataset, model = task
     monkeypatch.setattr(
-        cepo.trainer.cepo_trainer,
+        cepo.methods.method,
         "choose_references",
         lambda attempts, solution, **_: [References(solution, (solution,))] * len(attempts),
     )
@@ -110,14 +111,14 @@ def test_teachers_move_the_policy_elsewhere(tmp_path, task, method, lora, monkey
     dataset, model = task
     peft_config = LoraConfig(r=4, lora_dropout=0.3, target_modules=["q_proj", "v_proj"]) if lora else None
     seen = []
-    score = cepo.scoring.scoring.score
+    score = cepo.scoring.score.score
 
     def spy(*args, **kwargs):
         first, second = score(*args, **kwargs), score(*args, **kwargs)
         seen.append((first, second))
         return first
 
-    monkeypatch.setattr(cepo.scoring.scoring, "score", spy)
+    monkeypatch.setattr(cepo.scoring.score, "score", spy)
     placed = train(tmp_path, dataset, model, half_right, method=method, peft_config=peft_config)
     assert seen
     for first, second in seen:
@@ -184,7 +185,7 @@ def test_lambda_belongs_to_the_optimiser_step_also_when_rollouts_are_reused(
 def test_micro_batches_get_their_own_rows(tmp_path, text_figures, text_model_path, monkeypatch, loss_inputs):
     """Accumulated over two micro-batches, TRL shuffles the generation batch: evidence must stay with its rollout."""
     wrong_answers(monkeypatch)
-    monkeypatch.setattr(cepo.scoring.scoring, "score", _score_of_first_tokens)
+    monkeypatch.setattr(cepo.scoring.score, "score", _score_of_first_tokens)
     train(
         tmp_path,
         text_figures,
@@ -209,10 +210,8 @@ def _score_of_first_tokens(table, rollouts, *rest):
 def test_lambda_falls_with_the_step_and_then_no_teacher_runs(tmp_path, figures, monkeypatch):
     wrong_answers(monkeypatch)
     calls = []
-    score = cepo.scoring.scoring.score
-    monkeypatch.setattr(
-        cepo.scoring.scoring, "score", lambda *args, **kwargs: calls.append(1) or score(*args, **kwargs)
-    )
+    score = cepo.scoring.score.score
+    monkeypatch.setattr(cepo.scoring.score, "score", lambda *args, **kwargs: calls.append(1) or score(*args, **kwargs))
     trainer = train(tmp_path, figures, reward=half_right, max_steps=4, evidence_steps=2)
     assert logged(trainer, "cepo/coefficient") == [0.5, 0.25, 0.0, 0.0]
     assert len(calls) == 2
@@ -239,9 +238,9 @@ def test_rollouts_that_move_nothing_are_not_scored(tmp_path, figures, monkeypatc
     """One group gets equal rewards: its advantages are 0, and no teacher reads it."""
     wrong_answers(monkeypatch)
     tables = []
-    score = cepo.scoring.scoring.score
+    score = cepo.scoring.score.score
     monkeypatch.setattr(
-        cepo.scoring.scoring,
+        cepo.scoring.score,
         "score",
         lambda table, *args, **kwargs: tables.append(table) or score(table, *args, **kwargs),
     )
@@ -258,9 +257,9 @@ def test_rollouts_that_move_nothing_are_not_scored(tmp_path, figures, monkeypatc
 def test_teachers_read_the_references_in_the_last_user_turn(tmp_path, figures, monkeypatch):
     wrong_answers(monkeypatch)
     tables = []
-    score = cepo.scoring.scoring.score
+    score = cepo.scoring.score.score
     monkeypatch.setattr(
-        cepo.scoring.scoring,
+        cepo.scoring.score,
         "score",
         lambda table, *args, **kwargs: tables.append(table) or score(table, *args, **kwargs),
     )
@@ -287,9 +286,18 @@ def test_the_teacher_without_a_hint_is_trls_own_student(tmp_path, task, monkeypa
     dataset, model = task
     seen = []
 
+    contexts = Pipeline._contexts
+
+    def noted(self, *args):
+        found = contexts(self, *args)
+        seen.append(found[0][0])
+        return found
+
+    monkeypatch.setattr(Pipeline, "_contexts", noted)
+
     class Spy(CEPOTrainer):
-        def _teacher_logps(self, batch, contexts):
-            logps, present = super()._teacher_logps(batch, contexts)
+        def _find_evidence(self, batch):
+            share = super()._find_evidence(batch)
             fields = ("pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids")
             with evaluating(self.model):
                 own, _, _ = self._get_per_token_logps_and_entropies(
@@ -299,8 +307,8 @@ def test_the_teacher_without_a_hint_is_trls_own_student(tmp_path, task, monkeypa
                     batch["completion_ids"].shape[1],
                     **{field: batch.get(field) for field in fields},
                 )
-            seen.append((logps, own, batch["completion_mask"].bool()))
-            return logps, present
+            seen[-1] = (seen[-1], own, batch["completion_mask"].bool())
+            return share
 
     options = QUICK | {"max_steps": 1, "method": "rlsd", "temperature": 0.7}
     Spy(model, half_right, CEPOConfig(output_dir=str(tmp_path), **options), dataset).train()
@@ -325,9 +333,9 @@ def test_correctness_is_the_verdict_of_the_chosen_reward(tmp_path, figures, monk
     """A right answer marked down for its format never serves as r-."""
     wrong_answers(monkeypatch)
     groups = []
-    choose = cepo.trainer.cepo_trainer.choose_references
+    choose = cepo.methods.method.choose_references
     monkeypatch.setattr(
-        cepo.trainer.cepo_trainer,
+        cepo.methods.method,
         "choose_references",
         lambda attempts, *args, **kwargs: groups.append(attempts) or choose(attempts, *args, **kwargs),
     )
@@ -353,7 +361,7 @@ def test_an_unknown_correctness_reward_is_refused(tmp_path, figures):
 
 
 def test_evaluation_runs_no_teacher(tmp_path, figures, monkeypatch):
-    monkeypatch.setattr(cepo.scoring.scoring, "score", lambda *args, **kwargs: pytest.fail("a teacher ran"))
+    monkeypatch.setattr(cepo.scoring.score, "score", lambda *args, **kwargs: pytest.fail("a teacher ran"))
     args = CEPOConfig(output_dir=str(tmp_path), per_device_eval_batch_size=4, **QUICK)
     trainer = CEPOTrainer(policy_path(), half_right, args, figures, eval_dataset=figures.select(range(2)))
     assert "eval_reward" in trainer.evaluate()
@@ -520,9 +528,9 @@ def test_a_model_that_cannot_share_prompts_says_so_once(tmp_path, text_figures, 
     wrong_answers(monkeypatch)
     monkeypatch.setattr(cepo.scoring.passes, "why_not_shared", lambda *args: "it forgets")
     read = []
-    monkeypatch.setattr(cepo.scoring.passes.SharedPrompt, "read", lambda *args: pytest.fail("shared"))
-    whole = cepo.scoring.passes.Concatenated.read
-    monkeypatch.setattr(cepo.scoring.passes.Concatenated, "read", lambda *args: read.append(1) or whole(*args))
+    monkeypatch.setattr(cepo.scoring.passes.SharedPrompt, "log_probs", lambda *args: pytest.fail("shared"))
+    whole = cepo.scoring.passes.Concatenated.log_probs
+    monkeypatch.setattr(cepo.scoring.passes.Concatenated, "log_probs", lambda *args: read.append(1) or whole(*args))
     train(tmp_path, text_figures, text_model_path, half_right)
     assert len(read) == 2
     assert [record.message for record in caplog.records if "it forgets" in record.message] != []
@@ -534,8 +542,8 @@ def test_the_students_log_probs_are_not_computed_twice(tmp_path, text_figures, t
     """Where TRL has computed them for its ratio, RLSD's teachers read one context; not if dropout had a hand in it."""
     wrong_answers(monkeypatch)
     tables = []
-    score = cepo.scoring.scoring.score
-    monkeypatch.setattr(cepo.scoring.scoring, "score", lambda table, *args: tables.append(table) or score(table, *args))
+    score = cepo.scoring.score.score
+    monkeypatch.setattr(cepo.scoring.score, "score", lambda table, *args: tables.append(table) or score(table, *args))
     lora = LoraConfig(r=4, lora_dropout=dropout, target_modules=["q_proj"])
     options = {"num_iterations": 2, "method": "rlsd", "reward": half_right, "peft_config": lora}
     train(tmp_path, text_figures, text_model_path, **options)
@@ -599,7 +607,6 @@ def test_every_method_trains_on_the_default_task(tmp_path, figures):
             method=method,
             max_steps=1,
             max_completion_length=176,
-            negative_reference="own_or_mixture",
         )
         assert logged(trainer, "cepo/seconds/generation")[0] > 0
         assert (logged(trainer, "cepo/rows_scored")[0] > 0) == METHODS[method].needs_teachers

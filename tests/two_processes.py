@@ -16,6 +16,7 @@ import torch
 
 import cepo.trainer.cepo_trainer
 from cepo import CEPOConfig, CEPOTrainer, load_figures, policy_path
+from cepo.scoring.pipeline import Pipeline
 
 rank = int(os.environ["RANK"])
 folder = Path(sys.argv[1])
@@ -36,12 +37,7 @@ class Spy(CEPOTrainer):
         self.negatives, self.passes, self.updated = [], [], []
         super().__init__(*args, **kwargs)
 
-    def _references(self):
-        references = super()._references()
-        self.negatives += [reference.negatives for reference in references]
-        return references
-
-    def _teacher_logps(self, batch, contexts):
+    def _find_evidence(self, batch):
         forward = self.model.forward
         calls = []
 
@@ -50,11 +46,17 @@ class Spy(CEPOTrainer):
             calls.append("pixel_values" in kwargs)
             return forward(*args, **kwargs)
 
+        def noted(pipeline, *args):
+            found = plan(pipeline, *args)
+            self.negatives += [reference.negatives for reference in found.references]
+            return found
+
+        plan, Pipeline.plan = Pipeline.plan, noted
         self.model.forward = counted
         try:
-            return super()._teacher_logps(batch, contexts)
+            return super()._find_evidence(batch)
         finally:
-            self.model.forward = forward
+            self.model.forward, Pipeline.plan = forward, plan
             self.passes.append(calls)
 
     def _get_per_token_logps_and_entropies(self, model, input_ids, *args, **kwargs):

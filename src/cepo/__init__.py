@@ -5,53 +5,65 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from .credit import evidence, evidence_coefficient, evidence_weights, token_advantages
+    from . import credit
     from .data.evaluation import Accuracy, evaluate_accuracy
-    from .references.choosing import Attempt, References, choose_references
+    from .methods import METHODS, Method, MethodOptions
+    from .references.answers import final_answer, reference_answer, same_answer
+    from .references.choosing import choose_references
+    from .references.groups import Attempt, References
     from .tasks.figures import load_figures, policy_path
     from .trainer.cepo_config import CEPOConfig
     from .trainer.cepo_trainer import CEPOTrainer
 
 __version__ = version("cepo")
 
-# Loaded on first use: `cepo --help` should not wait for torch.
+# The public surface (docs/api.md). Loaded on first use: `cepo --help` should not wait for torch, nor the method's
+# own file for TRL.
 _HOME = {
+    "credit": "",
+    "Attempt": "references.groups",
+    "References": "references.groups",
+    "choose_references": "references.choosing",
+    "final_answer": "references.answers",
+    "reference_answer": "references.answers",
+    "same_answer": "references.answers",
+    "METHODS": "methods",
+    "Method": "methods",
+    "MethodOptions": "methods",
     "CEPOConfig": "trainer.cepo_config",
     "CEPOTrainer": "trainer.cepo_trainer",
     "Accuracy": "data.evaluation",
     "evaluate_accuracy": "data.evaluation",
-    "evidence": "credit",
-    "evidence_coefficient": "credit",
-    "evidence_weights": "credit",
-    "token_advantages": "credit",
-    "Attempt": "references.choosing",
-    "References": "references.choosing",
-    "choose_references": "references.choosing",
     "load_figures": "tasks.figures",
     "policy_path": "tasks.figures",
 }
 
 __all__ = [
+    "METHODS",
     "Accuracy",
     "Attempt",
     "CEPOConfig",
     "CEPOTrainer",
+    "Method",
+    "MethodOptions",
     "References",
     "choose_references",
+    "credit",
     "evaluate_accuracy",
-    "evidence",
-    "evidence_coefficient",
-    "evidence_weights",
+    "final_answer",
     "load_figures",
     "policy_path",
-    "token_advantages",
+    "reference_answer",
+    "same_answer",
 ]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _HOME:
-        return getattr(import_module(f".{_HOME[name]}", __name__), name)
-    raise AttributeError(f"module 'cepo' has no attribute {name!r}")
+    if name not in _HOME:
+        raise AttributeError(f"module 'cepo' has no attribute {name!r}")
+    if not _HOME[name]:
+        return import_module(f".{name}", __name__)
+    return getattr(import_module(f".{_HOME[name]}", __name__), name)
 
 
 def __dir__() -> list[str]:

@@ -23,83 +23,13 @@ examples:
   cepo train --model_name_or_path Qwen/Qwen3-VL-2B-Instruct --dataset_name my-org/geometry --use_peft --bf16 true
   cepo train --config run.yaml --learning_rate 5e-6
   cepo evaluate --model_name_or_path cepo-figures
-  cepo explain --index 3 --output credit.html
+  cepo explain --index 3 --output_dir credit
 
 options:
   --help      this page
   --version   the version
   --traceback show where in the code an error arose (put it anywhere)
 """
-
-_TRAIN_HELP_HEAD = """\
-usage: cepo train [--config FILE.yaml] [OPTIONS]
-
-Train a policy. Options are TRL's GRPO options and the ones below, as flags or as `name: value` lines of the YAML file;
-flags win. With neither model nor dataset: CEPO on the embedded figures task, sized for two CPU cores.
-"""
-
-# The options that most runs touch; `--help-all` has every one.
-_COMMON = (
-    "model_name_or_path",
-    "dataset_name",
-    "dataset_config",
-    "preset",
-    "reward_funcs",
-    "output_dir",
-    "max_steps",
-    "learning_rate",
-    "num_generations",
-    "per_device_train_batch_size",
-    "gradient_accumulation_steps",
-    "max_completion_length",
-    "use_peft",
-    "lora_r",
-    "bf16",
-    "seed",
-    "report_to",
-    "eval_problems",
-    "resume_from_checkpoint",
-)
-
-
-def _train_help(everything: bool) -> str:
-    from dataclasses import fields
-
-    from trl import GRPOConfig
-
-    from .commands.train import figures_recipe, make_parser
-    from .trainer.cepo_config import CEPOConfig
-
-    parser = make_parser()
-    if everything:
-        return parser.format_help()
-    actions = {action.dest: action for action in parser._actions}
-    recipe = figures_recipe()
-    inherited = {field.name for field in fields(GRPOConfig)}
-    method = [field.name for field in fields(CEPOConfig) if field.name not in inherited]
-
-    def table(names) -> list[str]:
-        lines = []
-        for name in names:
-            action = actions[name]
-            text = " ".join(str(action.help).split()).replace("%%", "%").split(". ")[0].rstrip(".")
-            figures = f"; figures: {recipe[name]!r}" if name in recipe else ""
-            lines += [f"  --{name}", f"      {text} (default: {action.default!r}{figures})"]
-        return lines
-
-    return "\n".join(
-        [
-            _TRAIN_HELP_HEAD,
-            "the method:",
-            *table(method),
-            "",
-            "common options:",
-            *table(_COMMON),
-            "",
-            "cepo train --help-all lists every option.",
-            "",
-        ]
-    )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -120,7 +50,9 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"cepo: error: unknown command {command!r}; cepo --help lists the commands", file=sys.stderr)
         return 2
     if command == "train" and ("--help" in rest or "-h" in rest or "--help-all" in rest):
-        print(_train_help("--help-all" in rest), end="")
+        from .commands.train_help import train_help
+
+        print(train_help("--help-all" in rest), end="")
         return 0
     return _run(command, rest, traceback)
 

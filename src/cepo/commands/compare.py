@@ -15,6 +15,7 @@ from ..compare.jobs import BusyError, Job, job_of, locked, run_all, stopped_by_s
 from ..compare.report import comparison_table, draw_comparison
 from ..compare.statistics import MEASURES, Run, load_run, mean_curves, summarise, table
 from ..compare.tuning import Tried, Tuning, rate_note, tune
+from ..methods.registry import METHODS
 from .options import make_command_parser, not_negative, positive
 
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
@@ -26,8 +27,13 @@ def make_parser() -> argparse.ArgumentParser:
         "Train each method with the same seeds, data, rollouts and evaluation problems, and compare them seed by seed. "
         "Further options are those of cepo train, for all arms.",
     )
-    add = parser.add_argument
-    add("--methods", default=None, help="arms by method: grpo,rlsd,cepo,opsd,sdpo,oracle; base (untrained) is added")
+    add = parser.add_argument_group("arms").add_argument
+    add(
+        "--methods",
+        default=None,
+        help=f"arms by method, with commas between: {', '.join(METHODS)}, or package.module:name; base (untrained) "
+        "is added",
+    )
     add(
         "--config",
         type=Path,
@@ -36,8 +42,14 @@ def make_parser() -> argparse.ArgumentParser:
         "again, with the learning rates chosen there",
     )
     add("--seeds", type=positive, default=None, help="seeds of each arm: 0, 1, ... (none: as the config says, or 3)")
-    add("--first_seed", type=int, default=None, help="the first of them, for trials whose seeds are not to be reported")
-    add("--tune_learning_rate", default=None, help="learning rates to choose from, for each arm: 1e-4,3e-4,1e-3")
+    add(
+        "--first_seed",
+        type=int,
+        default=None,
+        help="the first of them, for trials whose seeds are not to be reported (none: 0)",
+    )
+    add = parser.add_argument_group("learning rates").add_argument
+    add("--tune_learning_rate", default=None, help="to choose from, for each arm: 1e-4,3e-4,1e-3 (none: as given)")
     add("--tune_seeds", type=positive, default=None, help="seeds on which they are chosen, not reported (none: 2)")
     add(
         "--tune_beyond",
@@ -45,6 +57,7 @@ def make_parser() -> argparse.ArgumentParser:
         default=None,
         help="how often an arm whose best rate is the lowest or highest tried gets a further one (none: 0)",
     )
+    add = parser.add_argument_group("the run").add_argument
     add("--jobs", type=positive, default=None, help="runs at a time (none: one for each core, as memory allows)")
     add("--output_dir", type=Path, default=Path("comparison"), help="a second call with it goes on there")
     return parser

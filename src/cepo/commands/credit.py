@@ -15,19 +15,24 @@ from rich.console import Console
 from rich.table import Table
 from trl.rewards import accuracy_reward
 
-from ..compare.report import draw_credit_quality
-from ..data.loading import FIGURES, load_policy, load_split
-from ..data.sampling import Sampling, sample, seeded, text_of, token_texts
-from ..inspection.inspection import Group, Inspected, Variant, all_variants, inspect_with, sampled_groups
+from ..data.loading import load_policy, load_split
+from ..data.sampling import Sampling, sample, sampled_groups, seeded
+from ..inspection.inspect import Inspected, Variant, all_variants, inspect_with
 from ..inspection.quality import Estimate, Tokens, concatenated, measure
+from ..inspection.quality_picture import draw_credit_quality
+from ..methods.options import MethodOptions
 from ..references.answers import final_answer, same_answer
 from ..references.choosing import choose_references
-from ..references.hints import DEFAULT_HINT_TEMPLATE, add_hint
+from ..references.groups import Group
+from ..references.hints import DEFAULT_HINT_TEMPLATE, add_hint, fill_hint
+from ..scoring.prompts import text_of, token_texts
+from ..tasks.figures import NAME as FIGURES
 from ..tasks.figures import PLAIN_HINT_TEMPLATE, TokenKind, group_kinds, policy_path, problem_of
 from . import quiet_libraries
-from .options import add_model, make_command_parser, positive, require_clip
+from .options import add_credit, add_model, add_sampling, credit_options, make_command_parser, positive
 
 HINTS = {"default": DEFAULT_HINT_TEMPLATE, "plain": PLAIN_HINT_TEMPLATE}
+CREDIT = ("evidence_clip",)
 MIXTURES = (2, 4)
 _CHUNK = 20  # groups that are read at a time
 MEASURES = ("auroc", "average_precision", "filler_abs_mean", "wrong_sign", "clipped")
@@ -37,19 +42,20 @@ def make_parser() -> argparse.ArgumentParser:
     parser = make_command_parser(
         "credit", "Measure, on the figures task, whether evidence lies on the tokens that decide a rollout."
     )
-    add = parser.add_argument
     add_model(parser)
-    add("--dataset_config", default="default", help="easy, default, long or hard")
-    add("--groups", type=positive, default=200, help="prompts to sample rollouts of")
-    add("--num_generations", type=positive, default=8, help="rollouts of a prompt")
+    data = parser.add_argument_group("data")
+    data.add_argument(
+        "--dataset_config", default="default", help="variant of the figures task: easy, default, long, hard"
+    )
+    data.add_argument("--num_prompts", type=positive, default=200, help="prompts to sample rollouts of")
+    sampling = add_sampling(parser, batch_size=128)
+    sampling.add_argument("--num_generations", type=positive, default=8, help="rollouts of a prompt")
+    add_credit(parser, *CREDIT)
+    add = parser.add_argument_group("output").add_argument
     add("--hints", nargs="+", choices=list(HINTS), default=list(HINTS), help="wordings of the hint")
-    add("--evidence_clip", type=float, default=0.5, help="eps_w: weights stay within 1 - eps_w and 1 + eps_w")
-    add("--max_completion_length", type=positive, default=256, help="longest answer, in tokens")
-    add("--teacher_batch_tokens", type=positive, default=16384, help="most tokens in a teacher's forward pass")
-    add("--batch_size", type=positive, default=128, help="answers sampled at a time")
+    add("--method", default=None, help="a method of your own to measure beside ours: package.module:name")
     add("--resamples", type=positive, default=1000, help="bootstrap samples for the intervals")
-    add("--seed", type=int, default=0, help="of sampling and of the bootstrap")
-    add("--output_dir", type=Path, default=Path("credit"), help="where credit.json and credit.png go")
+    add("--output_dir", type=Path, default=Path("credit"), help="where credit.json, credit.md and credit.png go")
     return parser
 
 
@@ -61,17 +67,17 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
     """
     options = make_parser().parse_args(arguments)
     quiet_libraries()
-    require_clip(options.evidence_clip)
+    credit_options(options, *CREDIT)
     if options.num_generations < 2:
         raise ValueError("num_generations: a group of one rollout has no advantage to place; take at least 2")
-    rows = list(load_split(FIGURES, "test", config=options.dataset_config, size=options.groups))
+    rows = list(load_split(FIGURES, "test", config=options.dataset_config, size=options.num_prompts))
     model, processing_class = load_policy(options.model_name_or_path or policy_path())
     return lambda console: _measure(options, model, processing_class, rows, console)
 
 
 def _measure(options, model, processing_class, rows: list[dict[str, Any]], console: Console) -> int:
     started = time.monotonic()
-    sampling = Sampling(options.max_completion_length, batch_size=options.batch_size)
+    sampling = Sampling(options.max_completion_length, options.temperature, batch_size=options.batch_size)
     with seeded(options.seed), console.status("sampling rollouts"):
         groups = sampled_groups(model, processing_class, rows, options.num_generations, sampling, accuracy_reward)
     kinds = [
@@ -95,9 +101,10 @@ def _measure(options, model, processing_class, rows: list[dict[str, Any]], conso
     results: list[dict[str, Any]] = []
     followed = {}
     for wording in options.hints:
+        variants = _variants(options, HINTS[wording])
         with console.status(f"reading the rollouts again, {wording} hint"):
-            inspected = _inspect(options, model, processing_class, [groups[i] for i in mixed], HINTS[wording])
-        results += _rows(options, wording, [groups[i] for i in mixed], [kinds[i] for i in mixed], inspected)
+            inspected = _inspect(options, model, processing_class, [groups[i] for i in mixed], variants)
+        results += _rows(options, wording, variants, [groups[i] for i in mixed], [kinds[i] for i in mixed], inspected)
         with console.status(f"does the policy follow the hint? {wording} hint"), seeded(options.seed):
             followed[wording] = _followed(model, processing_class, [groups[i] for i in mixed], HINTS[wording], sampling)
         # A file is as wide as it needs to be.
@@ -113,7 +120,7 @@ def _measure(options, model, processing_class, rows: list[dict[str, Any]], conso
         "groups_with_advantage": len(mixed),
         "num_generations": options.num_generations,
         "seed": options.seed,
-        "evidence_clip": options.evidence_clip,
+        "evidence_clip": MethodOptions(**credit_options(options, *CREDIT)).evidence_clip,
         "hints": {wording: HINTS[wording] for wording in options.hints},
         "ends_with_the_answer_told": followed,
         "seconds": round(time.monotonic() - started, 1),
@@ -128,17 +135,25 @@ def _measure(options, model, processing_class, rows: list[dict[str, Any]], conso
     return 0
 
 
-def _inspect(options, model, processing_class, groups: list[Group], hint: str) -> list[list[Inspected]]:
+def _variants(options: argparse.Namespace, hint: str) -> list[Variant]:
+    """Every method that asks teachers, and GRPO, told in one wording where the method's own is the house's."""
+    given = {**credit_options(options, *CREDIT), **({} if options.method is None else {"method": options.method})}
+    return [
+        variant if variant.options.hint_template != DEFAULT_HINT_TEMPLATE else variant.with_options(hint_template=hint)
+        for variant in all_variants(given, mixtures=MIXTURES)
+    ]
+
+
+def _inspect(options, model, processing_class, groups: list[Group], variants: list[Variant]) -> list[list[Inspected]]:
     inspected: list[list[Inspected]] = []
     for start in range(0, len(groups), _CHUNK):
         inspected += inspect_with(
             model,
             processing_class,
             groups[start : start + _CHUNK],
-            all_variants(MIXTURES),
+            variants,
             max_tokens=options.teacher_batch_tokens,
-            hint_template=hint,
-            clip=options.evidence_clip,
+            seed=str(options.seed),
         )
     return inspected
 
@@ -156,6 +171,7 @@ class _One:
 def _rows(
     options: argparse.Namespace,
     wording: str,
+    variants: list[Variant],
     groups: list[Group],
     kinds: list[list[list[TokenKind]]],
     inspected: list[list[Inspected]],
@@ -167,14 +183,13 @@ def _rows(
         if attempt.correct is not None
     ]
     rows = []
-    for variant in all_variants(MIXTURES):
+    for variant in variants:
         for name, correct in (("correct", True), ("wrong", False)):
             chosen = [one for one in everyone if one.correct == correct]
             credit = [one.inspected.credit[variant] for one in chosen]
             estimates = {
                 found: measure(
                     concatenated([_tokens(one, variant, found) for one in chosen]),
-                    clip=options.evidence_clip,
                     resamples=options.resamples,
                     seed=options.seed,
                 )
@@ -183,9 +198,11 @@ def _rows(
             rows.append(
                 {
                     "hint": wording,
-                    "method": variant.method,
-                    "rule": variant.rule or variant.method,
-                    "max_negatives": variant.max_negatives if variant.rule and "mixture" in variant.rule else None,
+                    "method": variant.method.name,
+                    "rule": variant.rule or variant.method.name,
+                    "max_negatives": variant.options.max_negatives
+                    if variant.rule and "mixture" in variant.rule
+                    else None,
                     "name": variant.name,
                     "rollouts": name,
                     "number": len(chosen),
@@ -207,7 +224,7 @@ def _tokens(one: _One, variant: Variant, found: TokenKind) -> Tokens:
     credit = one.inspected.credit[variant]
     return Tokens(
         credit.evidence.double().numpy()[counted],
-        credit.weights.double().numpy()[counted],
+        credit.at_bound.numpy()[counted],
         np.array([kind == found for kind in one.kinds], dtype=bool)[counted],
         1 if one.correct else -1,
         np.full(int(counted.sum()), one.group),
@@ -227,7 +244,7 @@ def _followed(model, processing_class, groups: list[Group], hint: str, sampling:
         told["r-"] += [(group.messages, answer) for answer in reference.negatives]
     shares = {}
     for name, cases in told.items():
-        conversations = [add_hint(messages, answer, hint) for messages, answer in cases]
+        conversations = [add_hint(messages, fill_hint(hint, answer)) for messages, answer in cases]
         texts = [text_of(processing_class, ids) for ids in sample(model, processing_class, conversations, sampling)]
         answers = [final_answer(text) for text in texts]
         shares[name] = (

@@ -19,13 +19,12 @@ def make_parser() -> argparse.ArgumentParser:
     parser = make_command_parser(
         "evaluate", "Sample one answer to each held-out problem and let the verifier judge it."
     )
-    add = parser.add_argument
     add_model(parser)
-    add_dataset(parser, split="--dataset_test_split")
-    add("--num_problems", type=positive, default=400, help="how many problems")
-    add_sampling(parser)
-    add_verifier(parser)
-    add("--output", type=Path, default=None, help="JSON file to write (none: evaluation.json in the model's folder)")
+    data = add_dataset(parser)
+    data.add_argument("--num_problems", type=positive, default=400, help="how many problems")
+    add_verifier(add_sampling(parser))
+    add = parser.add_argument_group("output").add_argument
+    add("--output_dir", type=Path, default=None, help="where evaluation.json goes (none: the model's folder, or here)")
     return parser
 
 
@@ -41,12 +40,13 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
     name = policy_path() if shipped else options.model_name_or_path
     resolved = Path(resolve_model(name))
     # Beside the model, if it is a folder of the user's.
-    output = options.output or (resolved if resolved.is_dir() and not shipped else Path()) / "evaluation.json"
-    (reward_func,) = load_reward_funcs([options.reward_func])
+    beside = resolved if resolved.is_dir() and not shipped else Path()
+    output = (options.output_dir or beside) / "evaluation.json"
+    (reward_func,) = load_reward_funcs(options.reward_funcs)
     dataset = load_split(
-        options.dataset_name, options.dataset_test_split, config=options.dataset_config, size=options.num_problems
+        options.dataset_name, options.dataset_split, config=options.dataset_config, size=options.num_problems
     )
-    check_dataset(dataset, needs_solution=True, name=f"the split {options.dataset_test_split!r}")
+    check_dataset(dataset, needs_solution=True, name=f"the split {options.dataset_split!r}")
     dataset = dataset.select(range(min(options.num_problems, len(dataset))))
     model, processing_class = load_policy(name)
     return lambda console: _evaluate(options, model, processing_class, dataset, reward_func, output, console)
@@ -69,7 +69,7 @@ def _evaluate(options, model, processing_class, dataset, reward_func, output: Pa
         "model": options.model_name_or_path or "shipped",
         "dataset": options.dataset_name,
         "dataset_config": options.dataset_config,
-        "split": options.dataset_test_split,
+        "split": options.dataset_split,
         "temperature": options.temperature,
         "seed": options.seed,
         **accuracy.as_dict(),

@@ -4,7 +4,7 @@ import argparse
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +12,17 @@ from datasets import IterableDataset
 from rich.console import Console
 
 from ..data.checks import check_dataset
-from ..data.loading import FIGURES, load_policy, load_reward_funcs, load_split
-from ..data.sampling import Sampling, seeded
+from ..data.loading import load_policy, load_reward_funcs, load_split, load_teacher_model
+from ..data.sampling import Sampling, sampled_groups, seeded
 from ..data.saved import SavedError, load_saved, restore
-from ..inspection.inspection import Group, Variant, all_variants, inspect_with, sampled_groups
+from ..inspection.inspect import Variant, all_variants, inspect_with
 from ..inspection.page import credit_page
 from ..inspection.shown import show
 from ..inspection.terminal import print_credit
+from ..methods.registry import METHODS, find_method
 from ..references.choosing import DEFAULT_RULE
-from ..references.hints import require_placeholder
+from ..references.groups import Group
+from ..tasks.figures import NAME as FIGURES
 from ..tasks.figures import filler_tokens, policy_path, problem_of
 from . import quiet_libraries
 from .options import (
@@ -29,12 +31,14 @@ from .options import (
     add_model,
     add_sampling,
     add_verifier,
+    credit_options,
     make_command_parser,
     positive,
-    require_clip,
 )
 from .train import RUN_FILE
 
+# The options of methods that this command takes.
+CREDIT = ("evidence_coefficient", "evidence_clip", "max_negatives", "hint_template", "teacher_model_name_or_path")
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
@@ -42,20 +46,21 @@ def make_parser() -> argparse.ArgumentParser:
     parser = make_command_parser(
         "explain", "Sample a group of rollouts, or take those of a run, and show which tokens get the credit."
     )
-    add = parser.add_argument
     add_model(parser)
-    add_dataset(parser, split="--dataset_split")
-    add("--index", type=int, default=0, help="row of the dataset")
-    add("--num_generations", type=positive, default=8, help="rollouts to sample")
-    add("--from", dest="run", default=None, metavar="DIR", help="output directory of a run with log_completions")
-    add("--step", type=int, default=None, help="with --from: the optimiser step (none: the last one saved)")
-    add("--num_prompts", type=positive, default=2, help="with --from: how many groups at most")
+    data = add_dataset(parser)
+    data.add_argument("--index", type=int, default=0, help="row of the data set")
+    verifier = add_sampling(parser)
+    verifier.add_argument("--num_generations", type=positive, default=8, help="rollouts to sample")
+    add_verifier(verifier)
+    run = parser.add_argument_group("a run's own rollouts")
+    run.add_argument("--from", dest="run", default=None, metavar="DIR", help="output_dir of a run with log_completions")
+    run.add_argument("--step", type=int, default=None, help="the optimiser step (none: the last one saved)")
+    run.add_argument("--num_prompts", type=positive, default=2, help="how many groups at most")
+    add_credit(parser, *CREDIT)
+    add = parser.add_argument_group("output").add_argument
+    add("--method", default=None, help="a method of your own to show beside ours: package.module:name")
     add("--show", default=f"cepo {DEFAULT_RULE}", help="method and rule to show first: grpo, rlsd, 'cepo own', ...")
-    add("--evidence_coefficient", type=float, default=0.5, help="lambda, for the token advantages")
-    add_credit(parser)
-    add_sampling(parser)
-    add_verifier(parser)
-    add("--output", type=Path, default=Path("explain.html"), help="the page to write")
+    add("--output_dir", type=Path, default=Path(), help="where explain.html goes")
     add("--terminal", action="store_true", help="print to the terminal, and write no page")
     return parser
 
@@ -69,6 +74,7 @@ class _Job:
     about: dict[str, str]
     rows: list[dict[str, Any]]
     groups: list[Group] | None = None
+    other_model: Any = None
 
 
 def prepare(arguments: list[str]) -> Callable[[Console], int]:
@@ -79,19 +85,28 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
     """
     options = make_parser().parse_args(arguments)
     quiet_libraries()
-    require_clip(options.evidence_clip)
-    require_placeholder(options.hint_template)
-    if not 0 <= options.evidence_coefficient <= 1:
-        raise ValueError(f"evidence_coefficient (lambda) must lie in [0, 1], got {options.evidence_coefficient}")
-    variants = all_variants((options.max_negatives,))
-    selected = _variant(options.show, variants)
-    (reward_func,) = load_reward_funcs([options.reward_func])
+    given = credit_options(options, *CREDIT)
+    if options.method is not None:
+        given["method"] = options.method
+        options.show = find_method(options.method).name
+    (reward_func,) = load_reward_funcs(options.reward_funcs)
+    if options.show not in METHODS:  # what there is of those depends on the data
+        _variant(options.show, all_variants(given))  # refused before anything is loaded
     job = _of_run(options) if options.run else _of_dataset(options)
-    return lambda console: _explain(options, job, variants, selected, reward_func, console)
+    if options.teacher_model_name_or_path is not None:
+        other = load_teacher_model(options.teacher_model_name_or_path, job.processing_class, job.model.dtype)
+        job = replace(job, other_model=other.to(job.model.device))
+    variants = all_variants(given, columns=_columns_of(job))
+    return lambda console: _explain(options, job, variants, _variant(options.show, variants), reward_func, console)
+
+
+def _columns_of(job: "_Job") -> list[str]:
+    rows = job.rows or [group.row for group in job.groups or []]
+    return list(rows[0]) if rows else []
 
 
 def _variant(name: str, variants: Sequence[Variant]) -> Variant:
-    short = {" ".join(filter(None, (variant.method, variant.rule))): variant for variant in variants}
+    short = {variant.short: variant for variant in variants}
     if name not in short:
         raise ValueError(f"there is no {name!r} to show; choose one of {', '.join(short)}")
     return short[name]
@@ -178,9 +193,8 @@ def _explain(
             groups,
             variants,
             max_tokens=options.teacher_batch_tokens,
-            hint_template=options.hint_template,
-            coefficient=options.evidence_coefficient,
-            clip=options.evidence_clip,
+            seed=str(options.seed),
+            other_model=job.other_model,
         )
     known = options.dataset_name == FIGURES and bool(job.rows)
     shown = show(
@@ -190,12 +204,10 @@ def _explain(
         (lambda index, texts: filler_tokens(problem_of(job.rows[index]), texts)) if known else None,
     )
     if options.terminal:
-        print_credit(console, shown, selected, clip=options.evidence_clip)
+        print_credit(console, shown, selected)
         return 0
     about = job.about | {
-        "hint": json.dumps(options.hint_template, ensure_ascii=False),
-        "lambda": f"{options.evidence_coefficient:g}",
-        "weights": f"within {1 - options.evidence_clip:g} and {1 + options.evidence_clip:g}",
+        **{name: _shown(getattr(selected.options, name)) for name in CREDIT if name in selected.method.options},
     }
     page = credit_page(
         shown,
@@ -203,14 +215,18 @@ def _explain(
         about=about,
         variants=variants,
         selected=selected,
-        clip=options.evidence_clip,
     )
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(page, encoding="utf-8")
+    output = options.output_dir / "explain.html"
+    output.parent.mkdir(parents=True, exist_ok=True)
+    output.write_text(page, encoding="utf-8")
     right = sum(attempt.correct is True for group in groups for attempt in group.attempts)
     total = sum(len(group.attempts) for group in groups)
     console.print(f"{right} of {total} rollouts are right", highlight=False)
     if not 0 < right < total:
         console.print("All are alike, so there is no advantage to place; try another --index or --seed.")
-    console.print(f"written to {options.output}", highlight=False, markup=False)
+    console.print(f"written to {output}", highlight=False, markup=False)
     return 0
+
+
+def _shown(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else f"{value:g}"

@@ -1,54 +1,121 @@
-"""Options that several commands share."""
+"""Options that several commands share, and the one style of their help pages."""
 
 import argparse
+import textwrap
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-from ..data.loading import FIGURES
-from ..references.hints import DEFAULT_HINT_TEMPLATE
+from ..methods.options import MethodOptions, default_text, readable
+from ..tasks.figures import NAME as FIGURES
+
+# (flag, what it is, its default in words; "" for none)
+Entry = tuple[str, str, str]
 
 
-def make_command_parser(command: str, description: str) -> argparse.ArgumentParser:
-    return argparse.ArgumentParser(
-        prog=f"cepo {command}",
-        description=description,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        allow_abbrev=False,
-    )
+def help_page(usage: str, description: str, groups: Mapping[str, Iterable[Entry]], footer: str = "") -> str:
+    """A help page: what a command does, then its options by group, each with its default."""
+    lines = [f"usage: {usage}", "", *textwrap.wrap(description, 100)]
+    for title, entries in groups.items():
+        lines += ["", f"{title}:"]
+        for flag, text, default in entries:
+            shown = f"{text.rstrip('.')} (default: {default})" if default else text.rstrip(".")
+            lines.append(f"  {flag}")
+            lines += textwrap.wrap(shown, 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
+    return "\n".join([*lines, *(["", footer] if footer else []), ""])
+
+
+def shown_default(value: Any) -> str:
+    """A default as people read it; "" where there is none, and the option's text says what follows."""
+    if value is None or value is argparse.SUPPRESS or value is False:
+        return ""
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+class CommandParser(argparse.ArgumentParser):
+    """Options by group, a help page in the house's style, and errors of one line."""
+
+    def error(self, message: str):
+        raise ValueError(f"{message}; {self.prog} --help lists the options")
+
+    def format_help(self) -> str:
+        groups = {
+            group.title or "options": [
+                (
+                    action.option_strings[-1]
+                    + ("" if action.nargs == 0 else f" {action.metavar or action.dest.upper()}"),
+                    str(action.help),
+                    shown_default(action.default),
+                )
+                for action in group._group_actions
+            ]
+            for group in self._action_groups
+            if group._group_actions
+        }
+        return help_page(f"{self.prog} [OPTIONS]", self.description or "", groups)
+
+
+def make_command_parser(command: str, description: str) -> CommandParser:
+    parser = CommandParser(prog=f"cepo {command}", description=description, allow_abbrev=False, add_help=False)
+    parser.add_argument_group("help").add_argument("--help", "-h", action="help", help="this page")
+    return parser
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
+    parser.add_argument_group("model").add_argument(
         "--model_name_or_path", default=None, help="folder or name of a model or PEFT adapter (none: the shipped one)"
     )
 
 
-def add_dataset(parser: argparse.ArgumentParser, *, split: str) -> None:
-    add = parser.add_argument
-    add("--dataset_name", default=FIGURES, help="figures, a file, a folder, or a name on the Hub")
-    add("--dataset_config", default=None, help="configuration; for figures: easy, default, long, hard or blank")
-    add(split, default="test", help="which split")
+def add_dataset(parser: argparse.ArgumentParser) -> Any:
+    """The data set's options; their group, for more of them."""
+    group = parser.add_argument_group("data")
+    group.add_argument("--dataset_name", default=FIGURES, help="figures, a file, a folder, or a name on the Hub")
+    group.add_argument("--dataset_config", default=None, help="its configuration; figures: easy, default, long, ...")
+    group.add_argument("--dataset_split", default="test", help="which split")
+    return group
 
 
-def add_sampling(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--max_completion_length", type=positive, default=256, help="longest answer, in tokens")
-    add("--temperature", type=float, default=1.0, help="of sampling; 0 takes the most likely token")
-    add("--batch_size", type=positive, default=64, help="answers sampled at a time")
-    add("--seed", type=int, default=0, help="of sampling")
+def add_sampling(parser: argparse.ArgumentParser, *, batch_size: int = 64) -> Any:
+    """The options of sampling; their group, for more of them."""
+    group = parser.add_argument_group("sampling")
+    group.add_argument("--max_completion_length", type=positive, default=256, help="longest answer, in tokens")
+    group.add_argument("--temperature", type=float, default=1.0, help="0 takes the most likely token")
+    group.add_argument("--batch_size", type=positive, default=batch_size, help="answers sampled at a time")
+    group.add_argument("--seed", type=int, default=0, help="of sampling, and of what methods draw")
+    return group
 
 
-def add_verifier(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--reward_func", default="accuracy_reward", help="the verifier: a name in trl.rewards, or module.function"
+def add_verifier(group: Any) -> None:
+    group.add_argument(
+        "--reward_funcs",
+        nargs=1,
+        default=["accuracy_reward"],
+        help="the verifier: a name in trl.rewards, or module.function",
     )
 
 
-def add_credit(parser: argparse.ArgumentParser) -> None:
-    """The method's own options, as `cepo train` has them."""
-    add = parser.add_argument
-    add("--evidence_clip", type=float, default=0.5, help="eps_w: weights stay within 1 - eps_w and 1 + eps_w")
-    add("--max_negatives", type=positive, default=4, help="K: the most wrong answers in a mixture")
-    add("--teacher_batch_tokens", type=positive, default=16384, help="most tokens in a teacher's forward pass")
-    add("--hint_template", default=DEFAULT_HINT_TEMPLATE, help="what a teacher reads at the end of the last user turn")
+def add_credit(parser: argparse.ArgumentParser, *names: str) -> None:
+    """Options of methods, as `cepo train` has them."""
+    group = parser.add_argument_group("credit")
+    for name in names:
+        field = MethodOptions.__dataclass_fields__[name]
+        kinds = {"evidence_coefficient": float, "evidence_clip": float, "max_negatives": int}
+        text = f"{field.metadata['help'].rstrip('.')} (default: {default_text(name)})"
+        group.add_argument(f"--{name}", type=kinds.get(name, str), default=None, help=text)
+    group.add_argument(
+        "--teacher_batch_tokens", type=positive, default=16384, help="most tokens in a teacher's forward pass"
+    )
+
+
+def credit_options(options: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Those of the options of methods that the user gave, refused where they cannot be.
+
+    Raises:
+        ValueError: Naming the option.
+    """
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    MethodOptions(**readable(given, MethodOptions.method))
+    return given
 
 
 def positive(text: str) -> int:
@@ -63,9 +130,3 @@ def not_negative(text: str) -> int:
     if number < 0:
         raise argparse.ArgumentTypeError(f"must not be negative, got {number}")
     return number
-
-
-def require_clip(clip: float) -> None:
-    """Refuse an `evidence_clip` that is out of range."""
-    if not 0 < clip < 1:
-        raise ValueError(f"evidence_clip (eps_w) must lie strictly between 0 and 1, got {clip}")

@@ -1,1 +1,1 @@
-"""Arms against each other, seed by seed: their options, runs, learning rates, statistics, tables. Imports trainer and below."""
+"""Arms side by side, seed by seed: options, runs, learning rates, statistics, tables. Imports trainer and below."""

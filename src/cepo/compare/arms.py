@@ -10,12 +10,14 @@ from typing import Any
 
 import yaml
 
-from ..data.checks import check_dataset, check_labels
-from ..data.loading import FIGURES
-from ..methods.registry import METHODS
+from ..data.checks import check_dataset
+from ..methods.options import SELECTIVE, preset_options, readable
+from ..methods.registry import find_method
 from ..references.hints import DEFAULT_HINT_TEMPLATE
+from ..tasks.figures import NAME as FIGURES
 from ..tasks.figures import policy_path
-from ..trainer.cepo_config import preset_options
+from ..trainer.arguments import check_sources, parse
+from ..trainer.cepo_config import CEPOConfig
 from .jobs import command_line
 from .statistics import BASE, REFERENCE
 from .tuning import Tuning, parse_rates
@@ -39,11 +41,19 @@ Differences = dict[str, dict[str, Any]]
 
 @dataclass(frozen=True)
 class Arm:
-    """One way to train: options of `cepo train`, and how many seeds."""
+    """One way to train.
+
+    Attributes:
+        name: Its name, and its folder's.
+        options: Of `cepo train`.
+        seeds: How many.
+        unread: Options of all arms that its method does not read, and that were therefore left out of `options`.
+    """
 
     name: str
     options: dict[str, Any]
     seeds: int
+    unread: tuple[str, ...] = ()
 
 
 def read_config(path: Path | None) -> dict[str, Any]:
@@ -90,7 +100,9 @@ def _again(result: dict[str, Any]) -> dict[str, Any]:
         seeds = [run["seed"] for run in result["runs"].get(name, [])]
         seeds += [job["seed"] for job in result["failed"] if job["arm"] == name]
         first += seeds
-        arms[name] = {**{key: value for key, value in own.items() if key not in base}, "seeds": len(seeds)}
+        its = {key: value for key, value in own.items() if key not in base}
+        # Earlier versions let arms have options that their methods do not read.
+        arms[name] = {**readable(its, own.get("method", CEPOConfig.method)), "seeds": len(seeds)}
     return {"base": base, "arms": arms, "first_seed": min(first, default=0)}
 
 
@@ -110,9 +122,7 @@ def read_arms(options: argparse.Namespace, config: dict[str, Any], rest: list[st
     for method in [part.strip() for part in options.methods.split(",")] if options.methods else []:
         if method == BASE:  # the untrained policy has a row in every comparison
             continue
-        if method not in METHODS:
-            raise ValueError(f"methods: unknown {method!r}; choose of {', '.join(METHODS)}")
-        named.setdefault(method, {"method": method})
+        named.setdefault(find_method(method).name, {"method": method})
     if not named:
         raise ValueError("which arms? Give --methods grpo,cepo or a --config with `arms`")
     seeds = options.seeds or config.get("seeds", _SEEDS)
@@ -128,7 +138,11 @@ def read_arms(options: argparse.Namespace, config: dict[str, Any], rest: list[st
         if not isinstance(count, int) or count < 1:
             raise ValueError(f"arm {name}: seeds must be a number from 1 on, not {count!r}")
         with _named(name):
-            arms.append(Arm(name, {**base, **_with_preset(own)}, count))
+            own = _with_preset(own)
+            method = own.get("method", base.get("method", CEPOConfig.method))
+            # What all arms begin with reaches those that read it; an option of an arm's own that does not is refused.
+            read = readable(base, method)
+            arms.append(Arm(name, {**read, **own}, count, tuple(option for option in base if option not in read)))
     return base, arms
 
 
@@ -181,8 +195,6 @@ def check_arms(arms: list[Arm]) -> tuple[Differences, list[str]]:
     Raises:
         ValueError: Naming the arm.
     """
-    from ..commands.train import check_sources, parse
-
     parsed = {}
     for arm in arms:
         for own in ("seed", "output_dir"):
@@ -193,8 +205,8 @@ def check_arms(arms: list[Arm]) -> tuple[Differences, list[str]]:
     seen = []
     for arm in arms:
         script_args, training_args, model_args = parsed[arm.name]
-        method = METHODS[training_args.method]
-        needs = (method.needs_teachers or method.labels is not None, method.labels is not None)
+        method = training_args.chosen
+        needs = (method.needs_solution, method.refuses)
         if (script_args, model_args, needs) in seen:
             continue
         seen.append((script_args, model_args, needs))
@@ -208,14 +220,19 @@ def check_arms(arms: list[Arm]) -> tuple[Differences, list[str]]:
                 )
             if needs[0]:
                 check_dataset(train_dataset, needs_solution=True)
-            if needs[1]:
-                check_labels(train_dataset, training_args.method)
+            reason = method.refuses and method.refuses(train_dataset.column_names or [], training_args)
+            if reason:
+                raise ValueError(f"method={training_args.method!r} cannot train on this data set: {reason}")
     differences = _differences(parsed)
     notes = [
         f"Arms differ in {option} ({grouped(differences[option])}): this is no comparison at one budget."
         for option in _BUDGET
         if option in differences
     ]
+    left_out = {option: [arm.name for arm in arms if option in arm.unread] for arm in arms for option in arm.unread}
+    if left_out:
+        listed = "; ".join(f"{option}: {', '.join(names)}" for option, names in left_out.items())
+        notes.append(f"Options of all arms that an arm's method does not read are left out of it ({listed}).")
     notes += [note for name, arguments in parsed.items() for note in _hint_notes(name, *arguments)]
     if REFERENCE not in parsed:
         notes.append(f"There is no arm {REFERENCE!r}, so that no differences to it are given.")
@@ -227,7 +244,9 @@ def _differences(parsed: Mapping[str, Sequence[Any]]) -> Differences:
     for name, arguments in parsed.items():
         for part in arguments:
             for option in fields(part):
-                values.setdefault(option.name, {})[name] = getattr(part, option.name)
+                value = getattr(part, option.name)
+                if value is not None or option.name not in SELECTIVE:  # None: the method does not read it
+                    values.setdefault(option.name, {})[name] = value
         _, training_args, _ = arguments
         values["skip_zero_advantage"][name] = training_args.skips
     return {option: found for option, found in values.items() if len(set(map(repr, found.values()))) > 1}
@@ -244,7 +263,7 @@ def grouped(values: Mapping[str, Any]) -> str:
 def _hint_notes(name: str, script_args: Any, training_args: Any, model_args: Any) -> list[str]:
     """The shipped policy follows hints because it was trained on them, which it was on one form alone."""
     shipped = script_args.dataset_name == FIGURES and model_args.model_name_or_path == policy_path()
-    if not shipped or not METHODS[training_args.method].distils or training_args.hint_template == DEFAULT_HINT_TEMPLATE:
+    if not shipped or not training_args.chosen.distils or training_args.hint_template == DEFAULT_HINT_TEMPLATE:
         return []
     return [
         f"Arm {name}: the shipped policy has learned to read one form of hint, and not this one; "

@@ -1,1 +1,1 @@
-"""Models, data sets and reward functions by name, their checks, sampling, evaluation, saved rollouts. Imports scoring and below."""
+"""Models, data sets, rewards by name; checks, sampling, evaluation, saved rollouts. Imports scoring and below."""

@@ -105,16 +105,6 @@ def _listed(columns: list[str]) -> str:
     return ", ".join(f"'{column}'" for column in columns)
 
 
-def check_labels(dataset: Any, method: str) -> None:
-    """Refuse a dataset whose tokens nobody knows, for a method that places credit by them.
-
-    Raises:
-        DatasetError: Naming the method.
-    """
-    if "labels" not in (dataset.column_names or []):
-        raise DatasetError(f"method={method!r} needs the figures task, whose tokens are known")
-
-
 def has_solutions(dataset: Any) -> bool:
     """Whether every row has a solution. Of a stream nobody knows."""
     if not isinstance(dataset, Dataset) or "solution" not in dataset.column_names:

@@ -9,7 +9,8 @@ from scipy.stats import binomtest
 from transformers import PreTrainedModel
 from trl.rewards import accuracy_reward
 
-from .sampling import Sampling, conversation_of, sample, seeded, text_of, verdicts
+from ..scoring.prompts import text_of
+from .sampling import Sampling, conversation_of, sample, seeded, verdicts
 
 
 @dataclass(frozen=True)

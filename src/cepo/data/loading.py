@@ -18,18 +18,8 @@ from datasets import (
     load_from_disk,
 )
 from torch import nn
-from trl import rewards as trl_rewards
 
-FIGURES = "figures"
-# Variants of the figures task, chosen with --dataset_config: `steps` is the smallest and largest number of unknown
-# angles; `blank` leaves the printed numbers out, the control that shows that the figure is needed.
-FIGURES_VARIANTS: dict[str, dict[str, Any]] = {
-    "easy": {"steps": (2, 3)},
-    "default": {"steps": (3, 4)},
-    "long": {"steps": (4, 5)},
-    "hard": {"steps": (5, 5)},
-    "blank": {"steps": (3, 4), "blank": True},
-}
+from .embedded import EMBEDDED
 
 _FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
@@ -43,8 +33,8 @@ def looks_like_path(name: str) -> bool:
     return name.startswith((".", "/", "~")) or name.count("/") > 1 or Path(name).suffix in _FORMATS
 
 
-def resolve_model(name: str) -> str:
-    """The model's folder or Hub name.
+def resolve_model(name: str, option: str = "model_name_or_path") -> str:
+    """The model's folder or Hub name; `option` is what errors call it.
 
     Raises:
         LoadingError: If it is a path at which there is no model.
@@ -52,12 +42,10 @@ def resolve_model(name: str) -> str:
     path = Path(name).expanduser()
     if path.exists():
         if not (path / "config.json").is_file() and not (path / "adapter_config.json").is_file():
-            raise LoadingError(
-                f"model_name_or_path: {name} holds no model (neither config.json nor adapter_config.json)"
-            )
+            raise LoadingError(f"{option}: {name} holds no model (neither config.json nor adapter_config.json)")
         return str(path)
     if looks_like_path(name):
-        raise LoadingError(f"model_name_or_path: there is no such folder: {name}")
+        raise LoadingError(f"{option}: there is no such folder: {name}")
     return name
 
 
@@ -67,24 +55,23 @@ def load_split(
     """A split of a dataset.
 
     Args:
-        name: ``figures``, a JSON, CSV or parquet file, a folder (of `save_to_disk`, or of data files), or a Hub name.
+        name: A task of ours (``figures``), a JSON, CSV or parquet file, a folder (of `save_to_disk`, or of data files),
+            or a Hub name.
         split: Name of the split. A single file has one only, which serves for any name.
-        config: Configuration of the dataset; for ``figures`` one of easy, default, long, hard, blank.
-        size: Number of problems to make, for ``figures``.
+        config: Configuration of the dataset, or variant of the task.
+        size: Number of problems to make, for a task of ours.
         streaming: Do not download the whole dataset first.
 
     Raises:
         LoadingError: If the dataset or the split does not exist.
     """
-    if name == FIGURES:
-        from ..tasks.figures import load_figures
-
-        variant = config or "default"
-        if variant not in FIGURES_VARIANTS:
+    if name in EMBEDDED:
+        made, variant = EMBEDDED[name], config or "default"
+        if variant not in made.variants:
             raise LoadingError(
-                f"dataset_config: the figures task comes as {', '.join(FIGURES_VARIANTS)}; there is no {variant!r}"
+                f"dataset_config: the {name} task comes as {', '.join(made.variants)}; there is no {variant!r}"
             )
-        return load_figures(split, size, **FIGURES_VARIANTS[variant])
+        return made.make(split, size, **made.variants[variant])
 
     path = Path(name).expanduser()
     if not path.exists() and looks_like_path(name):
@@ -167,6 +154,36 @@ def load_policy(name: str) -> tuple[Any, Any]:
     return model, processing_class
 
 
+def load_teacher_model(name: str, processing_class: Any, dtype: Any) -> Any:
+    """A model that teaches another: same vocabulary, eval mode, no gradient.
+
+    Args:
+        name: Its folder or Hub name.
+        processing_class: The tokenizer or processor of the model that is taught; its tokens are what the teacher reads.
+        dtype: Of its weights.
+
+    Raises:
+        LoadingError: If there is no such model, or its vocabulary is another.
+    """
+    from transformers import AutoTokenizer
+    from trl.trainer.utils import create_model_from_path
+
+    path = resolve_model(name, "teacher_model_name_or_path")
+    try:
+        model = create_model_from_path(path, dtype=dtype)
+        vocabulary = AutoTokenizer.from_pretrained(path).get_vocab()
+    except (OSError, ValueError) as error:
+        raise LoadingError(f"teacher_model_name_or_path: cannot load {name}: {_first_line(error)}") from error
+    own = getattr(processing_class, "tokenizer", processing_class).get_vocab()
+    if vocabulary != own:
+        differ = len(vocabulary.items() ^ own.items())
+        raise LoadingError(
+            f"teacher_model_name_or_path: {name} has another vocabulary than the policy ({differ} entries differ), so "
+            "it cannot read the policy's tokens"
+        )
+    return model.eval().requires_grad_(False)
+
+
 def require_chat_template(processing_class: Any) -> None:
     """Refuse a model that cannot be given a conversation.
 
@@ -187,6 +204,8 @@ def load_reward_funcs(names: list[str]) -> list[Any]:
     Raises:
         LoadingError: If there is no such function.
     """
+    from trl import rewards as trl_rewards
+
     functions = []
     for name in names:
         if "." not in name:

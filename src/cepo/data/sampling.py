@@ -1,8 +1,9 @@
-"""Rollouts sampled outside of training: what `cepo evaluate`, `explain` and `credit` read.
+"""Rollouts sampled outside of the trainer: for `cepo evaluate`, `explain`, `credit`, and for loops of your own. No TRL.
 
 Dimensions: G rollouts of a prompt, T completion tokens.
 """
 
+import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,11 +12,11 @@ from typing import Any
 import torch
 from PIL import Image
 from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
-from trl.data_utils import prepare_multimodal_messages
 
-from ..references.hints import Messages
-from ..scoring.requests import Ids
-from ..scoring.scoring import evaluating, left_padding
+from ..references.answers import final_answer
+from ..references.groups import Attempt, Group, Ids, Messages, Rollout
+from ..scoring.prompts import left_padding, text_of, tokenizer_of, with_parts
+from ..scoring.score import evaluating
 
 
 @dataclass(frozen=True)
@@ -46,17 +47,12 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def tokenizer_of(processing_class: Any) -> Any:
-    """The tokenizer, of a processor its own."""
-    return getattr(processing_class, "tokenizer", processing_class)
-
-
 def conversation_of(row: dict[str, Any], processing_class: Any) -> Messages:
     """The prompt of a dataset row, its images in place where the model reads images."""
     if not isinstance(processing_class, ProcessorMixin):
         return row["prompt"]
     images = row.get("images") or ([row["image"]] if row.get("image") is not None else [])
-    return prepare_multimodal_messages(row["prompt"], images=images)
+    return with_parts(row["prompt"], images)
 
 
 def sample(
@@ -97,11 +93,6 @@ def _until_end(ids: list[int], ends: set[int]) -> Ids:
     return tuple(ids[: end + 1])
 
 
-def text_of(processing_class: Any, ids: Ids) -> str:
-    """A completion as text, without special tokens."""
-    return tokenizer_of(processing_class).decode(ids, skip_special_tokens=True)
-
-
 def verdicts(
     reward_func: Callable[..., Sequence[float | None]], rows: Sequence[dict[str, Any]], texts: Sequence[str]
 ) -> Sequence[float | None]:
@@ -111,16 +102,40 @@ def verdicts(
     return reward_func(prompts=[row["prompt"] for row in rows], completions=completions, **columns)
 
 
-def token_texts(processing_class: Any, ids: Ids) -> list[str]:
-    """The text that each token adds. A character cut into several tokens stands with its last one."""
-    tokenizer = tokenizer_of(processing_class)
-    beginnings = tokenizer.batch_decode([list(ids[:end]) for end in range(1, len(ids) + 1)], skip_special_tokens=False)
-    texts, seen = [], ""
-    for position, beginning in enumerate(beginnings):
-        whole = position == len(ids) - 1 or not beginning.endswith("�")
-        texts.append(beginning[len(seen) :] if whole else "")
-        seen = beginning if whole else seen
-    return texts
+def group_advantages(rewards: Sequence[float]) -> list[float]:
+    """GRPO's advantages of a group: (reward - mean) / (standard deviation + 1e-4), as TRL computes them."""
+    mean = statistics.fmean(rewards)
+    deviation = statistics.stdev(rewards) if len(rewards) > 1 else 0.0
+    return [(reward - mean) / (deviation + 1e-4) for reward in rewards]
+
+
+def sampled_groups(
+    model: PreTrainedModel,
+    processing_class: Any,
+    rows: Sequence[dict[str, Any]],
+    num_generations: int,
+    sampling: Sampling,
+    reward_func: Callable[..., Sequence[float | None]],
+    *,
+    threshold: float = 0.5,
+) -> list[Group]:
+    """A group of rollouts for each row of a dataset, judged as in training."""
+    each = [row for row in rows for _ in range(num_generations)]
+    conversations = [conversation_of(row, processing_class) for row in rows]
+    completions = sample(model, processing_class, [c for c in conversations for _ in range(num_generations)], sampling)
+    texts = [text_of(processing_class, ids) for ids in completions]
+    judged = zip(texts, verdicts(reward_func, each, texts), strict=True)
+    attempts = [
+        Attempt(final_answer(text), reward or 0.0, None if reward is None else reward >= threshold, text)
+        for text, reward in judged
+    ]
+    groups = []
+    for index, (row, messages) in enumerate(zip(rows, conversations, strict=True)):
+        own = slice(index * num_generations, (index + 1) * num_generations)
+        advantages = group_advantages([attempt.reward for attempt in attempts[own]])
+        rollouts = [Rollout(ids, a) for ids, a in zip(completions[own], advantages, strict=True)]
+        groups.append(Group(messages, row["solution"], attempts[own], rollouts, row=row, number=index))
+    return groups
 
 
 def text_of_messages(messages: Messages) -> list[tuple[str, str]]:

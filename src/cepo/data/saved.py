@@ -14,9 +14,7 @@ from typing import Any
 import pandas
 from datasets import Dataset
 
-from ..inspection.inspection import Group, Rollout
-from ..references.choosing import Attempt
-from ..references.hints import Messages
+from ..references.groups import Attempt, Group, Messages, Rollout
 from .sampling import conversation_of, images_of_messages, text_of_messages
 
 FOLDER = "rollouts"
@@ -42,6 +40,7 @@ def rows_of(groups: Sequence[Group], first_index: int) -> list[dict[str, Any]]:
             "reward": group.attempts[group.first + place].reward,
             "correct": group.attempts[group.first + place].correct,
             "text": group.attempts[group.first + place].text,
+            "first_error": group.attempts[group.first + place].first_error,
         }
         for index, group in enumerate(groups)
         for place, rollout in enumerate(group.rollouts)
@@ -106,7 +105,14 @@ def restore(saved: Sequence[list[dict[str, Any]]], dataset: Dataset, processing_
                 "--dataset_config and --dataset_split."
             )
         attempts = [
-            Attempt(_or_none(row["answer"]), row["reward"], _verdict(row["correct"]), row["text"]) for row in rows
+            Attempt(
+                _or_none(row["answer"]),
+                row["reward"],
+                _verdict(row["correct"]),
+                row["text"],
+                None if (error := _or_none(row.get("first_error"))) is None else int(error),
+            )
+            for row in rows
         ]
         rollouts = [
             Rollout(
@@ -116,24 +122,26 @@ def restore(saved: Sequence[list[dict[str, Any]]], dataset: Dataset, processing_
             )
             for row in rows
         ]
-        groups.append(Group(found[key], head["solution"], attempts, rollouts))
+        messages, row = found[key]
+        groups.append(Group(messages, head["solution"], attempts, rollouts, row=row, number=int(head["group"])))
     return groups
 
 
 def _find(
     wanted: set[tuple[str, str, str]], dataset: Dataset, processing_class: Any
-) -> dict[tuple[str, str, str], Messages]:
-    """The conversations of the wanted prompts; images are decoded only where text and solution fit."""
+) -> dict[tuple[str, str, str], tuple[Messages, dict[str, Any]]]:
+    """The conversations and rows of the wanted prompts; images are decoded only where text and solution fit."""
     texts = {(prompt, solution) for prompt, solution, _ in wanted}
-    found: dict[tuple[str, str, str], Messages] = {}
+    found: dict[tuple[str, str, str], tuple[Messages, dict[str, Any]]] = {}
     columns = dataset.select_columns(["prompt", "solution"])
     for index, row in enumerate(columns):
         text = _prompt_text(row["prompt"])
         if (text, row["solution"]) in texts:
-            messages = conversation_of(dataset[index], processing_class)
+            whole = dataset[index]
+            messages = conversation_of(whole, processing_class)
             key = (text, row["solution"], _digests(messages))
             if key in wanted:
-                found[key] = messages
+                found[key] = messages, whole
         if len(found) == len(wanted):
             break
     return found

@@ -5,75 +5,13 @@ Both distributions are made from hidden states, a chunk of positions at a time, 
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
-from transformers import PreTrainedModel
 from trl.kernels.chunked_divergence import ChunkedDivergenceFunction
 
-# Positions whose distributions are held at a time where only the largest entries are compared.
-_CHUNK = 512
-
-
-@dataclass(frozen=True)
-class Head:
-    """How hidden states become logits.
-
-    Attributes:
-        weight: (V, H).
-        bias: (V,), or None.
-        scale: Multiplies the logits.
-        softcap: Squeezes them into (-softcap, softcap), as Gemma does; None: not.
-    """
-
-    weight: Tensor
-    bias: Tensor | None = None
-    scale: float = 1.0
-    softcap: float | None = None
-
-    @classmethod
-    def of(cls, model: PreTrainedModel) -> "Head":
-        """The head of a transformers model."""
-        layer, config = model.get_output_embeddings(), model.config.get_text_config()
-        scale = next(
-            (
-                value
-                for name in ("logit_scale", "output_multiplier", "lm_head_multiplier")
-                if (value := getattr(config, name, None)) is not None
-            ),
-            None,
-        )
-        if scale is None and (scaling := getattr(config, "logits_scaling", None)) is not None:
-            # Granite and MiniCPM3 divide by it, HyperCLOVA X multiplies.
-            scale = scaling if config.model_type == "hyperclovax" else 1 / scaling
-        softcap = getattr(config, "final_logit_softcapping", None)
-        return cls(layer.weight, layer.bias, 1.0 if scale is None else scale, softcap)
-
-    def detached(self) -> "Head":
-        """The same head without gradient, which stays what it is when the model's weights are exchanged."""
-        bias = None if self.bias is None else self.bias.detach()
-        return Head(self.weight.detach(), bias, self.scale, self.softcap)
-
-    def log_probs(self, hidden: Tensor, temperature: float, *, rounded: bool = True) -> Tensor:
-        """(N, V) log-probs [nats] of (N, H) hidden states.
-
-        In half precision the logits are rounded to it, as a model's own are; a logit of 20 then has steps of 1/8. Not
-        `rounded`, only what goes into the products is, at the cost of a copy of the head in float32.
-        """
-        if rounded:
-            logits = torch.nn.functional.linear(hidden, self.weight, self.bias).float()
-        else:
-            device = hidden.device.type
-            dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-            bias = None if self.bias is None else self.bias.float()
-            with torch.autocast(device, enabled=False):
-                logits = torch.nn.functional.linear(hidden.to(dtype).float(), self.weight.to(dtype).float(), bias)
-        logits = logits * self.scale
-        if self.softcap is not None:
-            logits = self.softcap * torch.tanh(logits / self.softcap)
-        return (logits / temperature).log_softmax(-1)
+from ..scoring.head import CHUNK, Head
 
 
 def divergence(
@@ -136,17 +74,10 @@ def divergence(
 
     parts = [
         checkpoint(of_chunk, student, teacher, use_reentrant=False)
-        for student, teacher in zip(student_hidden.split(_CHUNK), teacher_hidden.split(_CHUNK), strict=True)
+        for student, teacher in zip(student_hidden.split(CHUNK), teacher_hidden.split(CHUNK), strict=True)
     ]
     values, entropies = zip(*parts, strict=True)
     return torch.cat(values), torch.cat(entropies)
-
-
-@torch.no_grad()
-def sampled_log_probs(hidden: Tensor, head: Head, tokens: Tensor, temperature: float) -> Tensor:
-    """(N,) log-probs [nats] of the (N,) tokens, rounded as those are that TRL took when they were sampled."""
-    parts = zip(hidden.split(_CHUNK), tokens.split(_CHUNK), strict=True)
-    return torch.cat([head.log_probs(h, temperature).gather(-1, t.unsqueeze(-1)).squeeze(-1) for h, t in parts])
 
 
 def jensen_shannon(log_s: Tensor, log_t: Tensor, beta: float) -> Tensor:

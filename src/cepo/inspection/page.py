@@ -15,9 +15,11 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.sampling import images_of_messages, text_of_messages
-from ..references.choosing import Attempt
-from .inspection import Credit, Variant
-from .shown import NEAR_ONE, Shown, explain_references, explain_variant
+from ..methods.placement import NEAR
+from ..references.answers import reference_answer
+from ..references.groups import Attempt
+from .inspect import Credit, Variant
+from .shown import Shown, explain_references, explain_variant
 
 _LARGEST_SIDE = 1024  # pixels; larger images are shown smaller
 
@@ -29,7 +31,6 @@ def credit_page(
     about: dict[str, str],
     variants: Sequence[Variant],
     selected: Variant,
-    clip: float,
 ) -> str:
     """The page as HTML.
 
@@ -39,17 +40,16 @@ def credit_page(
         about: What was inspected and how, by name: model, dataset, hint, lambda and so on.
         variants: The methods and rules to choose from, each in every group's credit.
         selected: The one that is shown first.
-        clip: eps_w, at which a token's colour is full.
     """
     data = {
         "title": title,
         "about": about,
         "variants": [
-            {"name": variant.name, "method": variant.method, "text": explain_variant(variant)} for variant in variants
+            {"name": variant.name, "method": variant.method.name, "text": explain_variant(variant)}
+            for variant in variants
         ],
         "selected": variants.index(selected),
-        "clip": clip,
-        "near": NEAR_ONE,
+        "near": NEAR,
         "groups": [_group(one, variants) for one in shown],
     }
     template = (files(__package__) / "page.html").read_text(encoding="utf-8")
@@ -66,12 +66,11 @@ def _json(data: Any) -> str:
 
 def _group(one: Shown, variants: Sequence[Variant]) -> dict[str, Any]:
     group = one.group
-    positive = next(iter(one.inspected[0].credit.values())).references.positive
     return {
         "messages": [{"role": role, "text": text} for role, text in text_of_messages(group.messages)],
         "images": [_data_uri(image) for image in images_of_messages(group.messages)],
         "solution": group.solution,
-        "positive": positive,
+        "positive": reference_answer(group.solution),
         "answers": [_attempt(attempt) for attempt in group.attempts],
         "first": group.first,
         "rollouts": [
@@ -100,8 +99,10 @@ def _credit(credit: Credit) -> dict[str, Any]:
         "positive": None if credit.positive is None else _numbers(credit.positive),
         "negative": None if credit.negative is None else _numbers(credit.negative),
         "evidence": _numbers(credit.evidence),
-        "weights": _numbers(credit.weights),
+        "told": [context for context in credit.contexts if isinstance(context, str)],
         "advantages": _numbers(credit.advantages),
+        "shift": _numbers(credit.shift),
+        "scale": _number(credit.scale),
     }
 
 

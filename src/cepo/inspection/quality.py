@@ -18,14 +18,14 @@ class Tokens:
 
     Attributes:
         evidence: (N,) [nats].
-        weights: (N,) w_t.
+        at_bound: (N,) bool: whether a bound of the placement has stopped its advantage.
         decisive: (N,) bool: whether a token decides the outcome; the others are filler.
         sign: 1 on right rollouts, -1 on wrong ones: the sign that evidence should have at decisive tokens.
         groups: (N,) the index of each token's group, the unit that is resampled.
     """
 
     evidence: Floats
-    weights: Floats
+    at_bound: NDArray[np.bool_]
     decisive: NDArray[np.bool_]
     sign: int
     groups: NDArray[np.int64]
@@ -44,23 +44,22 @@ class Estimate:
 SIGN_TOLERANCE = 0.01
 
 
-def measure(tokens: Tokens, *, clip: float, resamples: int = 1000, seed: int = 0) -> dict[str, Estimate]:
+def measure(tokens: Tokens, *, resamples: int = 1000, seed: int = 0) -> dict[str, Estimate]:
     """What `cepo credit` reports of one rule on rollouts with one verdict.
 
     Args:
         tokens: The tokens.
-        clip: eps_w.
         resamples: Bootstrap samples; whole groups are drawn.
         seed: Of the bootstrap.
 
     Returns:
         `auroc` and `average_precision` of |evidence| for decisive against filler tokens; `filler_abs_mean`, the mean
         |evidence| at filler [nats]; `wrong_sign`, the share of decisive tokens whose evidence speaks against the
-        verdict by more than `SIGN_TOLERANCE`; `clipped`, the share of these tokens whose weight is at a bound.
+        verdict by more than `SIGN_TOLERANCE`; `clipped`, the share of these tokens at a bound of the placement.
     """
     size, decisive = np.abs(tokens.evidence), tokens.decisive
     against = (-tokens.sign * tokens.evidence > SIGN_TOLERANCE).astype(float)
-    clipped = (np.abs(tokens.weights - 1) >= clip - 1e-6).astype(float)
+    clipped = tokens.at_bound.astype(float)
     ranked = Ranked(size, decisive)
     ways: dict[str, Callable[[Floats], float]] = {
         "auroc": ranked.auroc,
@@ -127,7 +126,7 @@ def concatenated(parts: Sequence[Tokens]) -> Tokens:
     """Several rollouts' tokens as one."""
     return Tokens(
         np.concatenate([part.evidence for part in parts]),
-        np.concatenate([part.weights for part in parts]),
+        np.concatenate([part.at_bound for part in parts]),
         np.concatenate([part.decisive for part in parts]),
         parts[0].sign,
         np.concatenate([part.groups for part in parts]),

@@ -4,13 +4,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..data.sampling import token_texts
-from ..methods.registry import STUDENT
-from ..references.choosing import Fallback
-from .inspection import Credit, Group, Inspected, Variant
-
-# A weight this close to 1 leaves a token with GRPO's advantage, for the eye.
-NEAR_ONE = 0.01
+from ..methods.method import STUDENT
+from ..references.groups import Fallback, Group
+from ..scoring.prompts import token_texts
+from .inspect import Credit, Inspected, Variant
 
 _RULES = {
     "lowest_reward": "the answer of the rejected rollout with the lowest reward (the paper's rule)",
@@ -18,11 +15,6 @@ _RULES = {
     "own": "a rejected rollout's own answer; for the others the most common wrong one",
     "mixture": "the group's distinct wrong answers, their mean probability",
     "own_or_mixture": "a rejected rollout's own answer; for the others the mixture of all wrong ones",
-}
-_METHODS = {
-    "grpo": "every token has the same share: no teacher is asked",
-    "rlsd": "a teacher that is told r+, against the policy itself without a hint",
-    "cepo": "a teacher that is told r+, against one that is told r-: ",
 }
 _FALLBACKS: dict[Fallback, str] = {
     "no_rejected": "no rollout of the group was rejected",
@@ -52,22 +44,28 @@ class Shown:
 
 def explain_variant(variant: Variant) -> str:
     """A method and its rule in words."""
-    return _METHODS[variant.method] + (_RULES[variant.rule] if variant.rule else "")
+    summary = variant.method.summary
+    return f"{summary}; r-: {_RULES[variant.rule]}" if variant.rule else summary
+
+
+def told_of(credit: Credit) -> list[str]:
+    """What teachers were told beside r+."""
+    return [context for context in credit.contexts[1:] if isinstance(context, str)]
 
 
 def explain_references(credit: Credit) -> tuple[list[str], str | None]:
     """The wrong answers that a rollout was read with, and what had to be done instead of the rule, if anything."""
-    negatives = [answer for answer in credit.contexts[1:] if answer is not STUDENT]
+    negatives = list(credit.references.negatives) if told_of(credit) else []
     reason = credit.references.fallback and _FALLBACKS[credit.references.fallback]
-    if reason and credit.contexts and not negatives:
+    if reason and credit.contexts and STUDENT in credit.contexts and not negatives:
         reason += "; the policy without a hint stands in for r-"
     return negatives, reason
 
 
-def share_near_one(weights: Sequence[float], counted: Sequence[bool] | None = None) -> float | None:
-    """Share of tokens, or of the counted ones, whose weight is 1 for the eye; None if there are none."""
-    kept = [w for position, w in enumerate(weights) if counted is None or counted[position]]
-    return sum(abs(weight - 1) <= NEAR_ONE for weight in kept) / len(kept) if kept else None
+def share_not_moved(moved: Sequence[bool], counted: Sequence[bool] | None = None) -> float | None:
+    """Share of tokens, or of the counted ones, that keep their rollout's advantage; None if there are none."""
+    kept = [m for position, m in enumerate(moved) if counted is None or counted[position]]
+    return sum(not m for m in kept) / len(kept) if kept else None
 
 
 def show(

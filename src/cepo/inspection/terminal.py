@@ -1,4 +1,4 @@
-"""Credit in the terminal: the tokens of each rollout, coloured and underlined by their weight."""
+"""Credit in the terminal: the tokens of each rollout, coloured and underlined by how far they are moved."""
 
 from collections.abc import Sequence
 
@@ -8,23 +8,21 @@ from rich.table import Table
 from rich.text import Text
 
 from ..data.sampling import text_of_messages
-from .inspection import Credit, Variant
-from .shown import NEAR_ONE, Shown, explain_references, explain_variant, share_near_one
+from ..methods.placement import NEAR
+from .inspect import Credit, Variant
+from .shown import Shown, explain_references, explain_variant, share_not_moved
 
 _MORE, _LESS = (32, 102, 186), (204, 102, 0)
 _VERDICT = {True: "right", False: "wrong", None: "no verdict"}
 
 
-def print_credit(
-    console: Console, shown: Sequence[Shown], variant: Variant, *, clip: float, strongest: int = 5
-) -> None:
+def print_credit(console: Console, shown: Sequence[Shown], variant: Variant, *, strongest: int = 5) -> None:
     """Print the groups' rollouts under one variant, with the tokens whose evidence is strongest.
 
     Args:
         console: Where to.
         shown: The groups.
         variant: The method and rule.
-        clip: eps_w, at which a token's colour is full.
         strongest: How many tokens of each rollout to give numbers of.
     """
 
@@ -33,11 +31,7 @@ def print_credit(
         console.print(text if isinstance(text, Text) else Text(text), highlight=False)
 
     line(Text.assemble((variant.name, "bold"), f": {explain_variant(variant)}"))
-    line(
-        Text.assemble(
-            "more than GRPO gives: ", _piece("blue", 1 + clip, clip), ", less: ", _piece("orange", 1 - clip, clip)
-        )
-    )
+    line(Text.assemble("more than GRPO gives: ", _piece("blue", 1.0), ", less: ", _piece("orange", -1.0)))
     for one in shown:
         line()
         for role, text in text_of_messages(one.group.messages):
@@ -55,42 +49,39 @@ def print_credit(
                     (f"rollout {place + 1}", "bold"), f": {about}{against}", f"; {fallback}" if fallback else ""
                 )
             )
-            weights = credit.weights.tolist()
-            line(Text.assemble(*(_piece(t, w, clip) for t, w in zip(one.tokens[place], weights, strict=True))))
-            share = share_near_one(weights)
-            line(Text(f"weight 1: {share:.0%} of the tokens", style="dim") if share is not None else "")
-            if credit.positive is not None and rollout.advantage:
+            pieces = zip(one.tokens[place], credit.shift.tolist(), strict=True)
+            line(Text.assemble(*(_piece(text, shift) for text, shift in pieces)))
+            share = share_not_moved(credit.moved.tolist())
+            line(Text(f"not moved: {share:.0%} of the tokens", style="dim") if share is not None else "")
+            if credit.positive is not None and credit.shift.any():
                 console.print(_strongest(one.tokens[place], credit, inspected.student.tolist(), strongest))
 
 
-def _piece(text: str, weight: float, clip: float) -> Text:
-    strength = min(1.0, abs(weight - 1) / clip)
-    if abs(weight - 1) <= NEAR_ONE:
+def _piece(text: str, shift: float) -> Text:
+    strength = min(1.0, abs(shift))
+    if strength <= NEAR:
         return Text(text)
-    red, green, blue = _MORE if weight > 1 else _LESS
+    red, green, blue = _MORE if shift > 0 else _LESS
     faded = [round(255 + (channel - 255) * strength) for channel in (red, green, blue)]
     style = Style(
         bgcolor="#{:02x}{:02x}{:02x}".format(*faded),
         color="white" if strength > 0.5 else "black",
         bold=strength > 0.5,
-        underline=weight > 1,
+        underline=shift > 0,
     )
     return Text(text, style)
 
 
 def _strongest(tokens: list[str], credit: Credit, student: list[float], number: int) -> Table:
     table = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("token", "log P_T+", "log P_T-", "log P_S", "evidence", "weight", "token advantage"):
+    for name in ("token", "log P_T+", "log P_T-", "log P_S", "evidence", "token advantage"):
         table.add_column(name, justify="left" if name == "token" else "right")
     assert credit.positive is not None
     assert credit.negative is not None
-    columns = [
-        values.tolist()
-        for values in (credit.positive, credit.negative, credit.evidence, credit.weights, credit.advantages)
-    ]
+    columns = [values.tolist() for values in (credit.positive, credit.negative, credit.evidence, credit.advantages)]
     order = sorted(range(len(tokens)), key=lambda position: -abs(columns[2][position]))[:number]
     for position in sorted(order):
-        positive, negative, evidence, weight, advantage = (column[position] for column in columns)
-        numbers = [positive, negative, student[position], evidence, weight, advantage]
+        positive, negative, evidence, advantage = (column[position] for column in columns)
+        numbers = [positive, negative, student[position], evidence, advantage]
         table.add_row(Text(repr(tokens[position])), *(f"{value:.3f}" for value in numbers))
     return table

@@ -1,134 +1,65 @@
-"""The methods: which contexts a rollout is re-read in, and how their log-probs become evidence.
+"""The methods by name: a line for each. A room above this one may register its own."""
 
-A method is a short composition of the stages in `credit.py`. To add one, write its contexts and its evidence and enter
-it in `METHODS`; the trainer does not know which method it runs.
+import importlib
+import os
+import sys
+from functools import cache
 
-Dimensions: C contexts, B rollouts, T completion tokens.
-"""
-
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any
-
-from torch import Tensor
-
-from ..credit import evidence, mean_probability, unscorable
-from ..references.choosing import References
-from ..references.hints import SOLUTION_HINT_TEMPLATE
-from ..tasks.figures import figures_labels
-
-# A context is the answer that a teacher is told, or STUDENT: the policy without a hint.
-STUDENT = None
-Context = str | None
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """The evidence of B rollouts.
-
-    Attributes:
-        values: (B, T) evidence [nats]; 0 for a rollout that was not re-read.
-        unscorable: (B, T) bool, the tokens to which a teacher gave no finite log-prob.
-    """
-
-    values: Tensor
-    unscorable: Tensor
-
-
-def cepo_contexts(references: References, student_fallback: bool) -> list[Context]:
-    """r+, then every r-; without any, P_S takes the place of P_T- (RLSD) or the rollout keeps its advantage (GRPO)."""
-    if references.negatives:
-        return [references.positive, *references.negatives]
-    return [references.positive, STUDENT] if student_fallback else []
-
-
-def rlsd_contexts(references: References, _: bool) -> list[Context]:
-    """r+ and the student."""
-    return [references.positive, STUDENT]
-
-
-def told_contexts(references: References, _: bool) -> list[Context]:
-    """One teacher, that is told the positive content; none where it was to be a right rollout and there is none."""
-    return [] if references.fallback == "no_right_rollout" else [references.positive]
-
-
-def contrast(logps: Tensor, present: Tensor) -> Evidence:
-    """The first context against the mean probability of the others.
-
-    Args:
-        logps: (C, B, T) log-probs of the sampled tokens [nats]; anything where not `present`.
-        present: (C, B) bool, which contexts a rollout was re-read in.
-    """
-    positive, negative = logps[0], mean_probability(logps[1:], present[1:])
-    return Evidence(evidence(positive, negative), unscorable(positive, negative))
-
-
-@dataclass(frozen=True)
-class Method:
-    """How one method places credit.
-
-    Attributes:
-        contexts: The contexts in which a rollout is re-read, r+ first; None for a method without teachers. Its second
-            argument says whether P_S may stand in for a missing negative teacher. An empty list: do not score.
-        evidence: Evidence from the log-probs under all contexts.
-        needs_negatives: Whether the method looks for wrong answers in the group.
-        labels: Credit from a task's own knowledge in place of teachers: (dataset row, the tokens of each rollout of its
-            group, their verdicts) -> for each rollout and token 1 (decides), -1 (filler) or 0.
-        distils: Whether the loss is the student's divergence from the teacher, rather than GRPO's.
-        defaults: Values of `CEPOConfig` that are the method's own where the user gives none.
-    """
-
-    contexts: Callable[[References, bool], list[Context]] | None
-    evidence: Callable[[Tensor, Tensor], Evidence] = contrast
-    needs_negatives: bool = False
-    labels: Callable[[dict[str, Any], list[list[str]], list[bool | None]], list[list[int]]] | None = None
-    distils: bool = False
-    defaults: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def needs_teachers(self) -> bool:
-        return self.contexts is not None
-
-
-# Evidence of a label [nats]: beyond every bound that `evidence_clip` may set.
-LABEL_EVIDENCE = 20.0
-
-
-def label_evidence(labels: Tensor, advantages: Tensor) -> Tensor:
-    """(B, T) evidence [nats] that raises the weight of tokens labelled 1 to its bound and lowers that of -1."""
-    return LABEL_EVIDENCE * labels * advantages.sign().unsqueeze(-1)
-
+from .cepo import CEPO
+from .grpo import GRPO
+from .method import Method
+from .opsd import OPSD
+from .rlsd import RLSD
+from .sdpo import SDPO
 
 METHODS: dict[str, Method] = {
-    "cepo": Method(cepo_contexts, needs_negatives=True),
-    "rlsd": Method(rlsd_contexts),
-    "grpo": Method(None),
-    # No method, but what evidence without fault would do: credit by the figures task's ground truth.
-    "oracle": Method(None, labels=figures_labels),
-    # arXiv 2601.18734: no reward; the teacher is the initial policy, told the reference solution.
-    "opsd": Method(
-        told_contexts,
-        distils=True,
-        defaults={
-            "positive_content": "solution",
-            "hint_template": SOLUTION_HINT_TEMPLATE,
-            "teacher": "initial",
-            "divergence": "full",
-            "divergence_beta": 0.0,
-        },
-    ),
-    # arXiv 2601.20802: the teacher is told a right rollout of the group, and follows the policy slowly.
-    "sdpo": Method(
-        told_contexts,
-        distils=True,
-        defaults={
-            "positive_content": "rollout",
-            "hint_template": SOLUTION_HINT_TEMPLATE,
-            "teacher": "ema",
-            "teacher_ema_decay": 0.95,
-            "divergence": "top_k",
-            "divergence_beta": 0.5,
-            "importance_clip": 2.0,
-        },
-    ),
+    method.name: method
+    for method in (
+        CEPO,
+        RLSD,
+        GRPO,
+        OPSD,
+        SDPO,
+    )
 }
+
+
+def register_method(method: Method) -> Method:
+    """Make a method known by its name.
+
+    Raises:
+        ValueError: If another one has that name.
+    """
+    if METHODS.setdefault(method.name, method) is not method:
+        raise ValueError(f"there is a method {method.name!r} already")
+    return method
+
+
+def find_method(name: str) -> Method:
+    """A method by its name, or by its import path, ``package.module:name``.
+
+    Raises:
+        ValueError: If there is none, with the names that there are.
+    """
+    if name in METHODS:
+        return METHODS[name]
+    if ":" not in name:
+        raise ValueError(
+            f"unknown method {name!r}; there are {', '.join(METHODS)}, and your own by its import path, "
+            "package.module:name"
+        )
+    return _imported(name)
+
+
+@cache
+def _imported(path: str) -> Method:
+    module, _, attribute = path.partition(":")
+    if os.getcwd() not in sys.path:  # as for reward functions: a file beside the run
+        sys.path.append(os.getcwd())
+    try:
+        found = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise ValueError(f"method: cannot import {path!r}: {error}") from error
+    if not isinstance(found, Method):
+        raise ValueError(f"method: {path!r} is no cepo.methods.Method but a {type(found).__name__}")
+    return found

@@ -1,57 +1,14 @@
 """References: the right answer r+ and the wrong answers r- of each rollout of a group."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Literal, get_args
 
 from .answers import reference_answer, same_answer
+from .groups import Attempt, Fallback, References
 
 NegativeRule = Literal["lowest_reward", "most_common", "own", "mixture", "own_or_mixture"]
 # By the measurements in docs/credit.md; the paper's is lowest_reward.
 DEFAULT_RULE: NegativeRule = "own_or_mixture"
-
-# Why a rollout does not get the r- that its rule asks for.
-Fallback = Literal[
-    "no_rejected",  # the verifier rejected no rollout of the group
-    "no_wrong_answer",  # it rejected some, but none of them gives an answer that differs from r+
-    "own_missing",  # a rejected rollout without an answer of its own; it gets the group's most common wrong answer
-    "no_right_rollout",  # the teacher is to be told another right rollout, and there is none
-    "no_wrong_rollout",  # it is to be told another rejected rollout with this answer, and there is none
-]
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """What the references need to know of one rollout.
-
-    Attributes:
-        answer: Its final answer, None if it announces none.
-        reward: Its total reward.
-        correct: The verifier's word; None where the verifier gives none.
-        text: All of it, for hints that carry more than an answer.
-    """
-
-    answer: str | None
-    reward: float
-    correct: bool | None
-    text: str = ""
-
-
-@dataclass(frozen=True)
-class References:
-    """The references of one rollout.
-
-    Attributes:
-        positive: r+, the right answer.
-        negatives: The wrong answers whose mean probability is P_T-; empty if the group has none.
-        fallback: Why the rule could not be followed, None if it was.
-        sources: For each negative, the position in the group of the first rollout that gave it.
-    """
-
-    positive: str
-    negatives: tuple[str, ...]
-    fallback: Fallback | None = None
-    sources: tuple[int, ...] = ()
 
 
 def choose_references(
@@ -95,19 +52,19 @@ def choose_references(
     ranked = _by_frequency(usable, lambda one, other: same(attempts[one].answer or "", attempts[other].answer or ""))
     lowest = min(usable, key=lambda place: attempts[place].reward)
 
-    def told(*places: int, fallback: Fallback | None = None) -> References:
+    def references(*places: int, fallback: Fallback | None = None) -> References:
         return References(positive, tuple(attempts[place].answer or "" for place in places), fallback, places)
 
     def for_attempt(place: int) -> References:
         if rule == "lowest_reward":
-            return told(lowest)
+            return references(lowest)
         if rule == "most_common":
-            return told(ranked[0])
+            return references(ranked[0])
         if rule == "mixture":
-            return told(*ranked[:max_negatives])
+            return references(*ranked[:max_negatives])
         if place not in rejected:
-            return told(*ranked[:max_negatives]) if rule == "own_or_mixture" else told(ranked[0])
-        return told(place) if place in usable else told(ranked[0], fallback="own_missing")
+            return references(*ranked[:max_negatives]) if rule == "own_or_mixture" else references(ranked[0])
+        return references(place) if place in usable else references(ranked[0], fallback="own_missing")
 
     return [for_attempt(place) for place in range(len(attempts))]
 

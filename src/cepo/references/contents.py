@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from .answers import same_answer
-from .choosing import Attempt, References
+from .groups import Attempt, References
 
 PositiveContent = Literal["answer", "solution", "rollout"]
 NegativeContent = Literal["answer", "rollout"]
@@ -67,7 +67,7 @@ def with_contents(
         return None
 
     right = [place for place, attempt in enumerate(attempts) if attempt.correct]
-    told = []
+    filled = []
     for place, one in enumerate(references):
         changed, own = one, attempts[place].text
         if content.positive == "solution":
@@ -87,5 +87,5 @@ def with_contents(
             changed = replace(changed, negatives=texts)
             if None in sources and changed.fallback is None:
                 changed = replace(changed, fallback="no_wrong_rollout")
-        told.append(changed)
-    return told
+        filled.append(changed)
+    return filled

@@ -1,6 +1,6 @@
 """Putting a reference answer into a prompt: what a teacher reads that the student did not."""
 
-from typing import Any
+from .groups import Messages
 
 # The hint closes the last user turn: the prompt before it stays a prefix that student and teachers share, and the
 # assistant header after it stays the chat template's own. r+ and r- are worded alike, so that only the answer differs.
@@ -9,22 +9,27 @@ DEFAULT_HINT_TEMPLATE = "\n\nThe correct answer is {answer}."
 # Wordings for hints that carry a whole solution.
 SOLUTION_HINT_TEMPLATE = "\n\nA reference solution:\n{answer}\n\nNow answer the question yourself."
 
-Messages = list[dict[str, Any]]
+
+def fill_hint(template: str, answer: str) -> str:
+    """The hint that tells an answer.
+
+    Raises:
+        ValueError: If the template has no ``{answer}``.
+    """
+    require_placeholder(template)
+    return template.replace("{answer}", answer)
 
 
-def add_hint(messages: Messages, answer: str, template: str = DEFAULT_HINT_TEMPLATE) -> Messages:
-    """A copy of a conversation whose last user turn ends with the hint.
+def add_hint(messages: Messages, hint: str) -> Messages:
+    """A copy of a conversation whose last user turn ends with a hint.
 
     Args:
         messages: Conversation in TRL's format; `content` is a string or a list of typed parts (text, image).
-        answer: The reference answer, r+ or r-.
-        template: Text with the placeholder ``{answer}``.
+        hint: As `fill_hint` makes it.
 
     Raises:
-        ValueError: If there is no user turn, or the template has no ``{answer}``.
+        ValueError: If there is no user turn.
     """
-    require_placeholder(template)
-    hint = template.replace("{answer}", answer)
     for position in reversed(range(len(messages))):
         message = messages[position]
         if message["role"] != "user":

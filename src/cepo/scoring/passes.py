@@ -1,6 +1,6 @@
-"""Forward passes of a teacher: how readings become log-probs. Two ways, one result.
+"""Forward passes: how requests become log-probs. Two ways, one result.
 
-`Concatenated` runs every reading whole: [prompt in its context + completion]. `SharedPrompt` runs a prompt once, with
+`Concatenated` runs every request whole: [prompt in its context + completion]. `SharedPrompt` runs a prompt once, with
 its images, and branches its key-value cache: first into the contexts (r+, r-, ...), then into the completions. No
 token is run twice there but for one per completion, from which its first token is predicted.
 
@@ -20,15 +20,16 @@ from torch import Tensor, nn
 from transformers import Cache, DynamicCache, PreTrainedModel
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
+from ..references.groups import Ids
+from .head import Head, sampled_log_probs
 from .requests import (
-    Ids,
     Prompt,
-    Reading,
+    Request,
     Tree,
     batches_of,
     length_of,
     shared_prefixes,
-    spare_reading,
+    spare_request,
     trees_of,
     two_contexts,
 )
@@ -37,27 +38,32 @@ _logger = logging.getLogger(__name__)
 
 
 # The most of each of these numbers over all processes.
-Agree = Callable[[Sequence[int]], list[int]]
+ReduceMax = Callable[[Sequence[int]], list[int]]
 
 
-def alone(numbers: Sequence[int]) -> list[int]:
-    """`Agree` of a single process."""
+def single_process(numbers: Sequence[int]) -> list[int]:
+    """`ReduceMax` of a single process."""
     return list(numbers)
 
 
 @dataclass(frozen=True)
-class Policy:
-    """The model, as its teachers call it. It needs TRL's fused LM head (`trl.trainer.utils.add_fused_lm_head`).
+class ScoringModel:
+    """A model, as the scorer calls it.
 
     Attributes:
         model: What is called, wrapped as training left it.
         unwrapped: The transformers model inside.
         autocast: Makes the context of mixed precision.
+        fused: Whether the model has TRL's fused LM head (`trl.trainer.utils.add_fused_lm_head`), by which log-probs
+            come through the wrapped model's own forward pass. Without it they are taken from hidden states here.
+        temperature: Of the distributions; a fused head has its own.
     """
 
     model: nn.Module
     unwrapped: PreTrainedModel
     autocast: Callable[[], AbstractContextManager] = nullcontext
+    fused: bool = False
+    temperature: float = 1.0
 
     @property
     def device(self) -> torch.device:
@@ -66,7 +72,12 @@ class Policy:
     def log_probs(self, labels: Tensor, **inputs: Any) -> Tensor:
         """(n, S - 1) log-probs [nats] of the tokens after the first; 0 where the label is -100. No (n, S, V) logits."""
         with self.autocast():
-            return self.model(labels=labels, fused_lm_head=True, **inputs).log_probs.float()
+            if self.fused:
+                return self.model(labels=labels, fused_lm_head=True, **inputs).log_probs.float()
+            hidden = self.unwrapped.base_model(use_cache=False, **inputs).last_hidden_state[:, :-1]
+            wanted = labels[:, 1:] != -100
+            found = sampled_log_probs(hidden[wanted], Head.of(self.unwrapped), labels[:, 1:][wanted], self.temperature)
+        return found.new_zeros(wanted.shape).masked_scatter(wanted, found)
 
     def fill(self, cache: Cache, **inputs: Any) -> None:
         """Run tokens for their keys and values alone."""
@@ -112,59 +123,59 @@ class Branches(DynamicCache):
 
 @dataclass(frozen=True)
 class Concatenated:
-    """Every reading whole, padded on the right. Works for any model.
+    """Every request whole, padded on the right. Works for any model.
 
     Attributes:
-        policy: The model.
-        max_tokens: The most tokens of one pass, padding included; one reading always fits.
-        agree: Brings processes to one number of passes: under FSDP and ZeRO-3 each has to take part in each pass of
-            any other.
+        model: The model.
+        max_tokens: The most tokens of one pass, padding included; one request always fits.
+        reduce_max: Brings processes to one number of passes: under FSDP and ZeRO-3 each has to take part in each pass
+            of any other.
     """
 
-    policy: Policy
+    model: ScoringModel
     max_tokens: int
-    agree: Agree = alone
+    reduce_max: ReduceMax = single_process
 
-    def read(self, prompts: Sequence[Prompt], readings: Sequence[Reading]) -> list[Tensor]:
-        """Log-probs [nats] of each reading's completion, in the order of the readings."""
-        order = sorted(range(len(readings)), key=lambda i: length_of(readings[i]))
-        batches = [list(b) for b in batches_of(order, lambda i: length_of(readings[i]), self.max_tokens)]
+    def log_probs(self, prompts: Sequence[Prompt], requests: Sequence[Request]) -> list[Tensor]:
+        """Log-probs [nats] of each request's completion, in the order of the requests."""
+        order = sorted(range(len(requests)), key=lambda i: length_of(requests[i]))
+        batches = [list(b) for b in batches_of(order, lambda i: length_of(requests[i]), self.max_tokens)]
         results: dict[int, Tensor] = {}
         for batch in batches:
-            results |= dict(zip(batch, self._pass(prompts, [readings[i] for i in batch]), strict=True))
-        (calls,) = self.agree([len(batches)])
+            results |= dict(zip(batch, self._pass(prompts, [requests[i] for i in batch]), strict=True))
+        (calls,) = self.reduce_max([len(batches)])
         for _ in range(calls - len(batches)):  # for the others' sake; nobody reads the result
-            self._pass(prompts, [spare_reading(prompts)])
-        return [results[i] for i in range(len(readings))]
+            self._pass(prompts, [spare_request(prompts)])
+        return [results[i] for i in range(len(requests))]
 
-    def _pass(self, prompts: Sequence[Prompt], readings: list[Reading]) -> list[Tensor]:
-        inputs = _whole(prompts, readings, self.policy.device)
-        starts = [len(reading.context) for reading in readings]
-        labels = _labels(inputs["input_ids"], starts, [len(reading.completion) for reading in readings])
-        return _completions_of(self.policy.log_probs(labels, **inputs), starts, readings)
+    def _pass(self, prompts: Sequence[Prompt], requests: list[Request]) -> list[Tensor]:
+        inputs = _whole(prompts, requests, self.model.device)
+        starts = [len(request.context) for request in requests]
+        labels = _labels(inputs["input_ids"], starts, [len(request.completion) for request in requests])
+        return _completions_of(self.model.log_probs(labels, **inputs), starts, requests)
 
 
-def hidden_states(model: PreTrainedModel, prompts: Sequence[Prompt], readings: Sequence[Reading]) -> Tensor:
-    """Hidden states before the LM head at the positions that predict the completions, every reading whole.
+def hidden_states(model: PreTrainedModel, prompts: Sequence[Prompt], requests: Sequence[Request]) -> Tensor:
+    """Hidden states before the LM head at the positions that predict the completions, every request whole.
 
     Args:
         model: The transformers model; gradient and mode are the caller's.
         prompts: The prompts.
-        readings: What to read, in one pass.
+        requests: What to read, in one pass.
 
     Returns:
-        (N, H): the tokens of all completions, one reading after the other.
+        (N, H): the tokens of all completions, one request after the other.
     """
-    output = model.base_model(use_cache=False, **_whole(prompts, readings, model.device))
-    starts = [len(reading.context) for reading in readings]
-    return torch.cat(_completions_of(output.last_hidden_state, starts, readings))
+    output = model.base_model(use_cache=False, **_whole(prompts, requests, model.device))
+    starts = [len(request.context) for request in requests]
+    return torch.cat(_completions_of(output.last_hidden_state, starts, requests))
 
 
-def _whole(prompts: Sequence[Prompt], readings: Sequence[Reading], device: torch.device) -> dict[str, Tensor]:
-    """The model's inputs for whole readings, padded on the right."""
-    rows = [prompts[reading.prompt] for reading in readings]
-    ids, mask = _pad([reading.context + reading.completion for reading in readings], device)
-    lengths = [len(reading.context + reading.completion) for reading in readings]
+def _whole(prompts: Sequence[Prompt], requests: Sequence[Request], device: torch.device) -> dict[str, Tensor]:
+    """The model's inputs for whole requests, padded on the right."""
+    rows = [prompts[request.prompt] for request in requests]
+    ids, mask = _pad([request.context + request.completion for request in requests], device)
+    lengths = [len(request.context + request.completion) for request in requests]
     return {
         "input_ids": ids,
         "attention_mask": mask,
@@ -180,37 +191,37 @@ class SharedPrompt:
     Readings whose prompt cannot be shared (its images do not all come before the hint) are left to `Concatenated`.
 
     Attributes:
-        policy: The model; see `Policy.why_no_branches`.
+        model: The model; see `ScoringModel.why_no_branches`.
         max_tokens: The most tokens held at once: rows of a pass times (cached + run) tokens, and as many again in the
-            cache that is branched. One prompt and one reading always fit.
-        agree: As in `Concatenated`.
+            cache that is branched. One prompt and one request always fit.
+        reduce_max: As in `Concatenated`.
     """
 
-    policy: Policy
+    model: ScoringModel
     max_tokens: int
-    agree: Agree = alone
+    reduce_max: ReduceMax = single_process
 
-    def read(self, prompts: Sequence[Prompt], readings: Sequence[Reading]) -> list[Tensor]:
-        """Log-probs [nats] of each reading's completion, in the order of the readings."""
-        prefixes = shared_prefixes(prompts, readings)
-        shared = [reading for reading in readings if reading.prompt in prefixes]
-        others = [reading for reading in readings if reading.prompt not in prefixes]
+    def log_probs(self, prompts: Sequence[Prompt], requests: Sequence[Request]) -> list[Tensor]:
+        """Log-probs [nats] of each request's completion, in the order of the requests."""
+        prefixes = shared_prefixes(prompts, requests)
+        shared = [request for request in requests if request.prompt in prefixes]
+        others = [request for request in requests if request.prompt not in prefixes]
         results = self._read_shared(prompts, shared, prefixes)
-        whole = Concatenated(self.policy, self.max_tokens, self.agree)
-        results |= zip(others, whole.read(prompts, others), strict=True)
-        return [results[reading] for reading in readings]
+        whole = Concatenated(self.model, self.max_tokens, self.reduce_max)
+        results |= zip(others, whole.log_probs(prompts, others), strict=True)
+        return [results[request] for request in requests]
 
     def _read_shared(
-        self, prompts: Sequence[Prompt], readings: list[Reading], prefixes: dict[int, Ids]
-    ) -> dict[Reading, Tensor]:
-        trees = list(trees_of(readings, prefixes, self.max_tokens))
-        (count,) = self.agree([len(trees)])
+        self, prompts: Sequence[Prompt], requests: list[Request], prefixes: dict[int, Ids]
+    ) -> dict[Request, Tensor]:
+        trees = list(trees_of(requests, prefixes, self.max_tokens))
+        (count,) = self.reduce_max([len(trees)])
         if count > len(trees):  # these are for the others' sake; nobody reads the result
-            spare = spare_reading(prompts)
+            spare = spare_request(prompts)
             spare_trees = list(trees_of([spare], {0: spare.context[:-2]}, self.max_tokens))
             trees += spare_trees * (count - len(trees))
-        passes = self.agree([len(tree.leaves) for tree in trees])
-        results: dict[Reading, Tensor] = {}
+        passes = self.reduce_max([len(tree.leaves) for tree in trees])
+        results: dict[Request, Tensor] = {}
         for tree, calls in zip(trees, passes, strict=True):
             cache, mask, positions = self._run_prompts(tree, prompts)
             cache, mask, positions = self._run_stems(tree, cache, mask, positions)
@@ -222,73 +233,73 @@ class SharedPrompt:
 
     def _run_prompts(self, tree: Tree, prompts: Sequence[Prompt]) -> tuple[Cache, Tensor, Tensor]:
         """Cache, (n, P) mask and the last position of each prompt's prefix, padded on the left."""
-        device = self.policy.device
+        device = self.model.device
         rows = [prompts[index] for index, _ in tree.prompts]
         ids, mask = _pad([prefix for _, prefix in tree.prompts], device, left=True)
         lengths = [len(prefix) for _, prefix in tree.prompts]
         types = _token_types(rows, lengths, device, left=True)
         inputs = {"input_ids": ids, "attention_mask": mask, **types, **_images(rows, device)}
-        positions = self.policy.positions(inputs)
-        cache = DynamicCache(config=self.policy.unwrapped.config)
-        self.policy.fill(cache, position_ids=positions, **inputs)
+        positions = self.model.positions(inputs)
+        cache = DynamicCache(config=self.model.unwrapped.config)
+        self.model.fill(cache, position_ids=positions, **inputs)
         return cache, mask, positions[..., -1:]
 
     def _run_stems(self, tree: Tree, cache: Cache, mask: Tensor, last: Tensor) -> tuple[Cache, Tensor, Tensor]:
         """The same for each context, its stem run after the prompt's prefix."""
-        device = self.policy.device
+        device = self.model.device
         rows = torch.tensor([row for row, _ in tree.stems], device=device)
         ids, stem_mask = _pad([stem for _, stem in tree.stems], device)
         cache.batch_select_indices(rows)
         mask = torch.cat([mask[rows], stem_mask], dim=1)
         positions = _following(last, rows, ids)
-        self.policy.fill(cache, input_ids=ids, attention_mask=mask, position_ids=positions)
+        self.model.fill(cache, input_ids=ids, attention_mask=mask, position_ids=positions)
         return cache, mask, positions[..., -1:]
 
     def _run_leaves(
-        self, leaves: list[tuple[int, Ids, Reading]], cache: Cache, mask: Tensor, last: Tensor
-    ) -> dict[Reading, Tensor]:
-        device = self.policy.device
+        self, leaves: list[tuple[int, Ids, Request]], cache: Cache, mask: Tensor, last: Tensor
+    ) -> dict[Request, Tensor]:
+        device = self.model.device
         rows = torch.tensor([row for row, _, _ in leaves], device=device)
-        ids, own_mask = _pad([rest + reading.completion for _, rest, reading in leaves], device)
+        ids, own_mask = _pad([rest + request.completion for _, rest, request in leaves], device)
         starts = [len(rest) for _, rest, _ in leaves]
-        readings = [reading for _, _, reading in leaves]
-        log_probs = self.policy.log_probs(
-            _labels(ids, starts, [len(reading.completion) for reading in readings]),
+        requests = [request for _, _, request in leaves]
+        log_probs = self.model.log_probs(
+            _labels(ids, starts, [len(request.completion) for request in requests]),
             input_ids=ids,
             attention_mask=torch.cat([mask[rows], own_mask], dim=1),
             position_ids=_following(last, rows, ids),
             past_key_values=Branches(cache, rows),
         )
-        return dict(zip(readings, _completions_of(log_probs, starts, readings), strict=True))
+        return dict(zip(requests, _completions_of(log_probs, starts, requests), strict=True))
 
 
-def why_not_shared(shared: SharedPrompt, prompts: Sequence[Prompt], readings: Sequence[Reading]) -> str | None:
+def why_not_shared(shared: SharedPrompt, prompts: Sequence[Prompt], requests: Sequence[Request]) -> str | None:
     """Why this model's prompts cannot be shared: by its structure, or by a trial against plain concatenation.
 
-    The trial reads two contexts of one prompt both ways, and counts on any process (`shared.agree`).
+    The trial reads two contexts of one prompt both ways, and counts on any process (`shared.reduce_max`).
 
     Returns:
         A reason, or None if sharing is exact to what the weights' precision resolves.
     """
-    reason = shared.policy.why_no_branches()
+    reason = shared.model.why_no_branches()
     if reason is None:
-        trial = two_contexts(readings) or [spare_reading(prompts)]
+        trial = two_contexts(requests) or [spare_request(prompts)]
         reason = _difference(shared, prompts, trial)
-    (failed,) = shared.agree([int(reason is not None)])
+    (failed,) = shared.reduce_max([int(reason is not None)])
     return reason or ("it failed on another process" if failed else None)
 
 
-def _difference(shared: SharedPrompt, prompts: Sequence[Prompt], trial: list[Reading]) -> str | None:
-    whole = Concatenated(shared.policy, shared.max_tokens, shared.agree)
-    expected = torch.cat(whole.read(prompts, trial))
+def _difference(shared: SharedPrompt, prompts: Sequence[Prompt], trial: list[Request]) -> str | None:
+    whole = Concatenated(shared.model, shared.max_tokens, shared.reduce_max)
+    expected = torch.cat(whole.log_probs(prompts, trial))
     try:
-        found = torch.cat(shared.read(prompts, trial))
+        found = torch.cat(shared.log_probs(prompts, trial))
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, NotImplementedError, KeyError) as error:
         return f"a trial ended in {type(error).__name__}: {str(error).splitlines()[0]}"
     off = (found - expected).abs().mean().item()
-    if off <= _TOLERANCE[shared.policy.unwrapped.dtype]:
+    if off <= _TOLERANCE[shared.model.unwrapped.dtype]:
         return None
     return f"in a trial, log-probs were off by {off:.2g} nats on average"
 
@@ -298,42 +309,49 @@ def _difference(shared: SharedPrompt, prompts: Sequence[Prompt], trial: list[Rea
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.02}
 
 
-class Reader:
-    """Makes the teachers' passes: prompts shared where the model's cache allows it, which is tried once.
+class Scorer:
+    """Makes the passes: prompts shared where the model's cache allows it, which is tried once.
 
     Args:
-        policy: The model.
-        agree: As in `Concatenated`.
-        shares: Whether to share prompts; None: as the model's structure and a trial on the first readings say.
-        speaks: Whether to warn where prompts are not shared; one process is enough.
+        model: The model.
+        reduce_max: As in `Concatenated`.
+        shares: Whether to share prompts; None: as the model's structure and a trial on the first requests say.
+        warns: Whether to warn where prompts are not shared; one process is enough.
     """
 
-    def __init__(self, policy: Policy, *, agree: Agree = alone, shares: bool | None = None, speaks: bool = True):
-        self.policy, self.agree, self.shares, self.speaks = policy, agree, shares, speaks
+    def __init__(
+        self,
+        model: ScoringModel,
+        *,
+        reduce_max: ReduceMax = single_process,
+        shares: bool | None = None,
+        warns: bool = True,
+    ):
+        self.model, self.reduce_max, self.shares, self.warns = model, reduce_max, shares, warns
 
-    def read(self, prompts: Sequence[Prompt], readings: Sequence[Reading], *, max_tokens: int) -> list[Tensor]:
-        """Log-probs [nats] of each reading's completion, in the order of the readings.
+    def log_probs(self, prompts: Sequence[Prompt], requests: Sequence[Request], *, max_tokens: int) -> list[Tensor]:
+        """Log-probs [nats] of each request's completion, in the order of the requests.
 
         Args:
             prompts: The prompts.
-            readings: What to read; equal ones once.
+            requests: What to read; equal ones once.
             max_tokens: The most tokens of a pass, padding included.
         """
-        if self.agree([len(readings)]) == [0]:
+        if self.reduce_max([len(requests)]) == [0]:
             return []
-        shared = SharedPrompt(self.policy, max_tokens, self.agree)
+        shared = SharedPrompt(self.model, max_tokens, self.reduce_max)
         if self.shares is None:
-            reason = why_not_shared(shared, prompts, readings)
+            reason = why_not_shared(shared, prompts, requests)
             self.shares = reason is None
-            if reason is not None and self.speaks:
+            if reason is not None and self.warns:
                 _logger.warning(
                     "teachers run every prompt anew for each context and rollout, because %s cannot branch from a "
                     "prompt's cache: %s. This is slower and gives the same numbers.",
-                    type(self.policy.unwrapped).__name__,
+                    type(self.model.unwrapped).__name__,
                     reason,
                 )
-        way = shared if self.shares else Concatenated(self.policy, max_tokens, self.agree)
-        return way.read(prompts, readings)
+        way = shared if self.shares else Concatenated(self.model, max_tokens, self.reduce_max)
+        return way.log_probs(prompts, requests)
 
 
 def _pad(rows: Sequence[Ids], device: torch.device, *, left: bool = False) -> tuple[Tensor, Tensor]:
@@ -355,11 +373,11 @@ def _labels(ids: Tensor, starts: Sequence[int], lengths: Sequence[int]) -> Tenso
     return labels
 
 
-def _completions_of(log_probs: Tensor, starts: Sequence[int], readings: Sequence[Reading]) -> list[Tensor]:
+def _completions_of(log_probs: Tensor, starts: Sequence[int], requests: Sequence[Request]) -> list[Tensor]:
     """The log-probs (or hidden states) of each completion; those of a token stand one place before it."""
     return [
-        row[start - 1 : start - 1 + len(reading.completion)]
-        for row, start, reading in zip(log_probs, starts, readings, strict=True)
+        row[start - 1 : start - 1 + len(request.completion)]
+        for row, start, request in zip(log_probs, starts, requests, strict=True)
     ]
 
 

@@ -1,4 +1,4 @@
-"""What teachers read: prompts, readings, and how these are cut into passes. No model is needed.
+"""What is scored: prompts, requests, and how these are cut into passes. No model is needed.
 
 Dimensions: P prompt tokens.
 """
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Ids = tuple[int, ...]
+from ..references.groups import Ids
 
 # Companions of the token ids, one number per token, that some models take.
 TOKEN_TYPES = ("mm_token_type_ids", "token_type_ids")
@@ -49,8 +49,8 @@ def end_of_images(ids: Ids, token_types: Iterable[Tensor], image_token: int | No
 
 
 @dataclass(frozen=True)
-class Reading:
-    """One completion, read after one prompt in one context. Equal readings are equal, and hash so.
+class Request:
+    """One completion, read after one prompt in one context. Equal requests are equal, and hash so.
 
     Attributes:
         prompt: Index of the prompt.
@@ -72,12 +72,12 @@ class Tree:
         prompts: Index and shared prefix of each prompt.
         stems: Row in `prompts` and tokens that follow there, the same number for all: no padding may stand between
             cached tokens, for a sliding window counts it.
-        leaves: For each pass: row in `stems`, what is left of the context, and the reading.
+        leaves: For each pass: row in `stems`, what is left of the context, and the request.
     """
 
     prompts: list[tuple[int, Ids]]
     stems: list[tuple[int, Ids]]
-    leaves: list[list[tuple[int, Ids, Reading]]]
+    leaves: list[list[tuple[int, Ids, Request]]]
 
 
 def batches_of(items: Sequence[Any], length: Callable[[Any], int], max_tokens: int) -> Iterator[Sequence[Any]]:
@@ -98,11 +98,11 @@ def common_length(sequences: Collection[Ids]) -> int:
     return next((i for i, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first))
 
 
-def shared_prefixes(prompts: Sequence[Prompt], readings: Sequence[Reading]) -> dict[int, Ids]:
+def shared_prefixes(prompts: Sequence[Prompt], requests: Sequence[Request]) -> dict[int, Ids]:
     """The prefix that all contexts of a prompt share, for every prompt that has one with all of its images."""
     contexts: dict[int, set[Ids]] = {}
-    for reading in readings:
-        contexts.setdefault(reading.prompt, set()).add(reading.context)
+    for request in requests:
+        contexts.setdefault(request.prompt, set()).add(request.context)
     prefixes = {}
     for index, members in contexts.items():
         # Two tokens are left to each context: one for its stem, one from which the completion is predicted.
@@ -114,15 +114,15 @@ def shared_prefixes(prompts: Sequence[Prompt], readings: Sequence[Reading]) -> d
     return prefixes
 
 
-def trees_of(readings: Sequence[Reading], prefixes: dict[int, Ids], max_tokens: int) -> Iterator[Tree]:
+def trees_of(requests: Sequence[Request], prefixes: dict[int, Ids], max_tokens: int) -> Iterator[Tree]:
     """Prompts of similar length together, as many as `max_tokens` of cache allow."""
-    by_prompt: dict[int, list[Reading]] = {}
-    for reading in readings:
-        by_prompt.setdefault(reading.prompt, []).append(reading)
+    by_prompt: dict[int, list[Request]] = {}
+    for request in requests:
+        by_prompt.setdefault(request.prompt, []).append(request)
     indices = sorted(by_prompt, key=lambda index: len(prefixes[index]))
 
     def contexts_of(index: int) -> list[Ids]:
-        return list(dict.fromkeys(reading.context for reading in by_prompt[index]))
+        return list(dict.fromkeys(request.context for request in by_prompt[index]))
 
     start = held = 0
     for end, index in enumerate(indices):
@@ -136,22 +136,22 @@ def trees_of(readings: Sequence[Reading], prefixes: dict[int, Ids], max_tokens: 
 
 
 def _tree(
-    indices: Sequence[int], by_prompt: dict[int, list[Reading]], prefixes: dict[int, Ids], max_tokens: int
+    indices: Sequence[int], by_prompt: dict[int, list[Request]], prefixes: dict[int, Ids], max_tokens: int
 ) -> Tree:
     prompts = [(index, prefixes[index]) for index in indices]
     rests = {
-        (index, reading.context): reading.context[len(prefixes[index]) :]
+        (index, request.context): request.context[len(prefixes[index]) :]
         for index in indices
-        for reading in by_prompt[index]
+        for request in by_prompt[index]
     }
     stem_length = min(map(len, rests.values())) - 1
     rows = {index: row for row, index in enumerate(indices)}
     stems = [(rows[index], rest[:stem_length]) for (index, _), rest in rests.items()]
     stem_of = {key: row for row, key in enumerate(rests)}
     leaves = [
-        (stem_of[index, reading.context], rests[index, reading.context][stem_length:], reading)
+        (stem_of[index, request.context], rests[index, request.context][stem_length:], request)
         for index in indices
-        for reading in by_prompt[index]
+        for request in by_prompt[index]
     ]
     leaves.sort(key=_leaf_length)
     cached = max(len(prefix) for _, prefix in prompts) + stem_length
@@ -159,23 +159,23 @@ def _tree(
     return Tree(prompts, stems, [list(batch) for batch in batches])
 
 
-def _leaf_length(leaf: tuple[int, Ids, Reading]) -> int:
-    _, rest, reading = leaf
-    return len(rest) + len(reading.completion)
+def _leaf_length(leaf: tuple[int, Ids, Request]) -> int:
+    _, rest, request = leaf
+    return len(rest) + len(request.completion)
 
 
-def length_of(reading: Reading) -> int:
-    return len(reading.context) + len(reading.completion)
+def length_of(request: Request) -> int:
+    return len(request.context) + len(request.completion)
 
 
-def two_contexts(readings: Sequence[Reading]) -> list[Reading]:
-    """A reading, and another of the same prompt in another context if there is one."""
-    for first, second in itertools.pairwise(sorted(readings, key=lambda reading: reading.prompt)):
+def two_contexts(requests: Sequence[Request]) -> list[Request]:
+    """A request, and another of the same prompt in another context if there is one."""
+    for first, second in itertools.pairwise(sorted(requests, key=lambda request: request.prompt)):
         if first.prompt == second.prompt and first.context != second.context:
             return [first, second]
-    return list(readings[:1])
+    return list(requests[:1])
 
 
-def spare_reading(prompts: Sequence[Prompt]) -> Reading:
-    """The shortest reading there is, of the first prompt."""
-    return Reading(0, prompts[0].ids, prompts[0].ids[-1:])
+def spare_request(prompts: Sequence[Prompt]) -> Request:
+    """The shortest request there is, of the first prompt."""
+    return Request(0, prompts[0].ids, prompts[0].ids[-1:])

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-TeacherSource = Literal["policy", "initial", "synced", "ema"]
+WeightsSource = Literal["policy", "initial", "synced", "ema"]
 FILE = "teacher.safetensors"
 
 
@@ -29,9 +29,9 @@ class TeacherWeights:
         decay: For ``ema``, in [0, 1).
     """
 
-    def __init__(self, model: nn.Module, source: TeacherSource, *, sync_steps: int = 10, decay: float = 0.999):
-        if source not in get_args(TeacherSource):
-            raise ValueError(f"unknown teacher {source!r}; choose one of {', '.join(get_args(TeacherSource))}")
+    def __init__(self, model: nn.Module, source: WeightsSource, *, sync_steps: int = 10, decay: float = 0.999):
+        if source not in get_args(WeightsSource):
+            raise ValueError(f"unknown teacher {source!r}; choose one of {', '.join(get_args(WeightsSource))}")
         self._trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._source, self._sync_steps, self._decay = source, sync_steps, decay
         self._copy: dict[str, Tensor] = {}

@@ -1,1 +1,1 @@
-"""TRL's hooks, the options, TRL's batch: the only room that knows TRL's internals. Imports tasks, inspection and below."""
+"""TRL's hooks, options and batch; the only room that knows TRL's internals. Imports tasks, inspection and below."""

@@ -67,7 +67,7 @@ def moving_rows(batch: Batch, loss_type: str, common: Callable[[int], int] | Non
     """The rows of a micro-batch that can move the policy.
 
     Args:
-        batch: The micro-batch.
+        batch: The micro-batch, its advantages (B,) or (B, T).
         loss_type: TRL's, which decides what the loss is a mean of.
         common: The most of a number over the processes; None for a single process.
 
@@ -75,8 +75,8 @@ def moving_rows(batch: Batch, loss_type: str, common: Callable[[int], int] | Non
         The rows, None if there is none and no need to run any; and the factor that undoes what their number does to
         the loss's mean.
     """
-    tokens = trained_tokens(batch)
-    moves = (batch["advantages"] != 0) & tokens.any(dim=1)
+    tokens, advantages = trained_tokens(batch), batch["advantages"]
+    moves = (advantages != 0) & tokens.any(dim=1) if advantages.dim() == 1 else ((advantages != 0) & tokens).any(dim=1)
     rows = moves.nonzero().flatten().tolist()
     if not rows and common is None:
         return None, 0.0

@@ -5,43 +5,41 @@ texts and rewards (and gathers the rewards of groups that span processes); `_gen
 batch, to which the evidence is added; `_compute_loss` is given (B, T) token advantages, which TRL's losses accept.
 """
 
-import itertools
 import textwrap
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from functools import cache, partial
+from collections.abc import Sequence
+from functools import cache
 from typing import Any, get_args
 
 import torch
-from accelerate.utils import gather_object, is_peft_model
+from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor
 from transformers import TrainerCallback
 from trl import GRPOTrainer
-from trl.models.utils import _ForwardRedirection, disable_gradient_checkpointing
+from trl.models.utils import _ForwardRedirection
 
-from ..credit import token_advantages
-from ..data.checks import check_dataset, check_labels, check_size, check_solution, has_solutions
+from ..data.checks import DatasetError, check_dataset, check_size, check_solution, has_solutions
 from ..data.loading import freeze_vision_tower, require_chat_template
-from ..data.sampling import token_texts
 from ..data.saved import rows_of, save_rows
-from ..distillation.batches import Lesson, add_teacher_prompts, learn, taught
-from ..methods.registry import METHODS, STUDENT, Context, Evidence, label_evidence
-from ..references.answers import final_answer, reference_answer, text_of_completion
-from ..references.choosing import Attempt, Fallback, References, choose_references
-from ..references.contents import HintContent, Part, with_contents
-from ..references.hints import Messages, add_hint
-from ..scoring.passes import Policy, Reader
-from ..scoring.requests import Ids, Prompt
-from ..scoring.scoring import PromptEncoder, Read, Rollouts, evaluating, has_dropout, score_contexts
+from ..distillation.losses import student_divergence, teacher_states
+from ..methods.placement import PlacementInputs, negative_weights
+from ..references.answers import final_answer, text_of_completion
+from ..references.groups import Attempt, Fallback, Messages
+from ..scoring.pipeline import verdicts_of
+from ..scoring.prompts import PromptEncoder
+from ..scoring.requests import Prompt
+from ..scoring.score import Completions
 from ..scoring.teacher_weights import TeacherWeights
 from .batches import moving_rows, prompt_of, trained_tokens
 from .cepo_config import CEPOConfig
-from .completion_batch import Graded
+from .completion_batch import CompletionBatch
 from .credit_page import NUMBER_OF_GROUPS, write_credit_page
+from .distillation import add_teacher_prompts, distillation_batch
 from .metrics import credit_metrics, credit_sums
+from .processes import Processes
+from .teachers import Teachers
 
 
 class _FollowPolicy(TrainerCallback):
@@ -57,8 +55,8 @@ class _FollowPolicy(TrainerCallback):
 class CEPOTrainer(GRPOTrainer):
     """Trainer for CEPO and its siblings (`CEPOConfig.method`), a drop-in for TRL's [`GRPOTrainer`].
 
-    Same constructor, dataset columns, reward functions, PEFT, callbacks and loggers. For `cepo` and `rlsd` the dataset
-    needs a `solution` column, and prompts must be conversations.
+    Same constructor, dataset columns, reward functions, PEFT, callbacks and loggers. For methods with teachers the data
+    set needs a `solution` column, and prompts must be conversations.
 
     Example:
 
@@ -77,7 +75,7 @@ class CEPOTrainer(GRPOTrainer):
 
     Metrics, every step: `cepo/coefficient` (lambda), `cepo/rows_scored` (share of rollouts re-read by teachers),
     `cepo/fallback/*` (share of the rollouts with a non-zero advantage that miss the r- their rule asks for),
-    `cepo/evidence/*` and `cepo/weights/*` (see `credit_metrics`), `cepo/seconds/generation`, `teachers` and `update`.
+    `cepo/evidence/*` and `cepo/credit/*` (see `credit_metrics`), `cepo/seconds/generation`, `teachers` and `update`.
 
     Raises:
         TypeError: If `args` is not a `CEPOConfig`.
@@ -104,24 +102,24 @@ class CEPOTrainer(GRPOTrainer):
             args = CEPOConfig(f"{name.rstrip('/').split('/')[-1]}-CEPO")
         if not isinstance(args, CEPOConfig):
             raise TypeError(f"CEPOTrainer takes a CEPOConfig as `args`, got {type(args).__name__}")
-        self.method = METHODS[args.method]
+        self.method = args.chosen
         # Answers are compared with solutions for the method, or for people who want to see credit.
-        knows = self.method.needs_teachers or self.method.labels is not None
-        needs_solution = knows or args.credit_samples_every > 0
-        self._grades = needs_solution or (args.log_completions and has_solutions(train_dataset))
+        needs_solution = self.method.needs_solution or args.credit_samples_every > 0
+        self._collects = needs_solution or (args.log_completions and has_solutions(train_dataset))
         if train_dataset is not None:
             owns_prompts = kwargs.get("environment_factory") is not None  # then the prompts come from the environment
             check_dataset(train_dataset, needs_solution=needs_solution, needs_prompt=not owns_prompts)
             if isinstance(train_dataset, Dataset):
                 check_size(train_dataset, args.generation_batch_size, args.num_generations)
-            if self.method.labels is not None:
-                check_labels(train_dataset, args.method)
-        self._graded: Graded | None = None
+            reason = self.method.refuses and self.method.refuses(train_dataset.column_names or [], args)
+            if reason:
+                raise DatasetError(f"method={args.method!r} cannot train on this data set: {reason}")
+        self._batch: CompletionBatch | None = None
         self._kept_step: int | None = None
         # Seconds that this process spent since it started; `update` is the loss, forward and backward.
         self.seconds = {"generation": 0.0, "teachers": 0.0, "update": 0.0}
         self._generation_seconds = self._preparation_seconds = self._update_seconds = 0.0
-        self._lessons: list[Tensor] = []
+        self._distilled: list[Tensor] = []
         super().__init__(model, reward_funcs, args, train_dataset, *rest, **kwargs)
         tokenizer: Any = getattr(self.processing_class, "tokenizer", self.processing_class)
         if self._is_vlm and tokenizer.padding_side != "left":
@@ -130,39 +128,52 @@ class CEPOTrainer(GRPOTrainer):
                 "processing_class pads on the right, so images would be looked for in the wrong places; load it with "
                 "padding_side='left'"
             )
-        self._correctness_index = self._find_correctness_reward()
+        self._correctness_index = self._find_reward("correctness_reward") or 0
+        self._first_error_index = self._find_first_error_reward()
         self._skips = self._decide_skipping()
-        self._reader: Reader | None = None
         if args.freeze_vision_tower:
             freeze_vision_tower(self.model)
-        if self._distils_whole():
+        if args.distils_whole:
             self._check_distillation()
-        if args.teacher != "policy" and (self.is_fsdp_enabled or self.is_deepspeed_enabled):
+        if self.method.labels is not None and (
+            args.generation_batch_size // self.accelerator.num_processes % args.num_generations
+        ):
             raise ValueError(
-                f"teacher={args.teacher!r} keeps a copy of the weights, which sharded ones do not allow yet"
+                f"method={args.method!r} needs whole groups on each process; make the batch of a process a multiple of "
+                "num_generations"
             )
-        self._teacher = TeacherWeights(
-            self.model, args.teacher, sync_steps=args.teacher_sync_steps, decay=args.teacher_ema_decay
-        )
-        self.add_callback(_FollowPolicy(self._teacher))
-        content = HintContent(
-            args.positive_content, args.negative_content, args.positive_part, args.negative_part, args.content_tokens
-        )
-        self._tell = partial(with_contents, content=content, cut=self._cut)
+        self._processes = Processes(self.accelerator)
+        self._teachers = Teachers(self, args, self._processes)
+        self.add_callback(_FollowPolicy(self._teachers.weights))
         if needs_solution:
             self._encoder = PromptEncoder(self.processing_class, self._is_vlm, self._template_options())
 
     # Construction -----------------------------------------------------------------------------------------------------
 
-    def _find_correctness_reward(self) -> int:
-        wanted = self.args.correctness_reward
+    def _find_reward(self, option: str) -> int | None:
+        """Index of the reward function that an option names; None if it names none."""
+        wanted = getattr(self.args, option)
         if wanted is None:
-            return 0
+            return None
         if wanted not in self.reward_func_names:
             raise ValueError(
-                f"correctness_reward={wanted!r} is none of the reward functions: {', '.join(self.reward_func_names)}"
+                f"{option}={wanted!r} is none of the reward functions: {', '.join(self.reward_func_names)}"
             )
         return self.reward_func_names.index(wanted)
+
+    def _find_first_error_reward(self) -> int | None:
+        index = self._find_reward("first_error_reward")
+        if index is not None and self.reward_weights[index] != 0:
+            raise ValueError(
+                f"first_error_reward={self.args.first_error_reward!r} counts tokens, which are no reward: set its "
+                "weight in reward_weights to 0"
+            )
+        if index is not None and index == self._correctness_index:
+            raise ValueError(
+                "the first reward function decides what is right, unless correctness_reward names another; "
+                f"first_error_reward={self.args.first_error_reward!r} cannot be it"
+            )
+        return index
 
     def _template_options(self) -> dict[str, Any]:
         """What TRL passes to the chat template besides the conversation; also refuses a model that has no template."""
@@ -197,9 +208,9 @@ class CEPOTrainer(GRPOTrainer):
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        if self.model.training and self._grades:
+        if self.model.training and self._collects:
             solutions = [check_solution(row, f"a row of the training set (prompt {row['prompt']!r})") for row in inputs]
-            self._graded = self._grade(inputs, prompts, completions, solutions, rewards_per_func)
+            self._batch = self._collect(inputs, prompts, completions, solutions, rewards_per_func)
         return rewards_per_func
 
     def _generate(self, prompts):
@@ -216,20 +227,18 @@ class CEPOTrainer(GRPOTrainer):
             return output
         teachers_started = time.perf_counter()
         scored = 0.0
-        # `evidence` rides in TRL's batch, which is shuffled and split along the rollouts; the advantages stay (B,)
-        # until the loss, because lambda belongs to the optimiser step and a batch may serve for several.
-        if self._distils_whole():
+        # Evidence rides in TRL's batch, which is shuffled and split along the rollouts; the advantages stay (B,) until
+        # the loss, because lambda belongs to the optimiser step and a batch may serve for several.
+        if self.args.distils_whole:
             scored = self._find_teacher_prompts(output)
-        elif self._coefficient() > 0 and self.method.labels is not None:
-            output["evidence"] = self._label_evidence(output)
         elif self._coefficient() > 0:
-            output["evidence"], scored = self._find_evidence(output)
+            scored = self._find_evidence(output)
         teachers_seconds = time.perf_counter() - teachers_started
         self._log_credit("rows_scored", scored)
         self._log_seconds("generation", self._generation_seconds)
         self._log_seconds("teachers", teachers_seconds)
         self._keep_samples(output)
-        self._graded = None
+        self._batch = None
         self._preparation_seconds += time.perf_counter() - started
         return output
 
@@ -242,252 +251,151 @@ class CEPOTrainer(GRPOTrainer):
             self._log_credit("coefficient", self._coefficient())
             self._log_seconds("update", self._update_seconds)
             self._update_seconds = 0.0
-            self._log_lessons()
+            self._log_distillation()
         return loss
 
     def _compute_loss(self, model, inputs):
         if not self.model.training:
             return super()._compute_loss(model, inputs)
-        if self._distils_whole():
+        if self.args.distils_whole:
             return self._distil(model, inputs)
-        if self.method.distils:  # of sampled tokens: a policy gradient with the evidence in place of the advantages
-            token_level = inputs["evidence"].masked_fill(~trained_tokens(inputs), 0.0)
-            return super()._compute_loss(model, {**inputs, "advantages": token_level})
+        inputs = self._place(inputs)
         factor = 1.0
         if self._skips:
-            common = self._most_of if self.accelerator.num_processes > 1 else None
+            common = self._processes.most_of if self.accelerator.num_processes > 1 else None
             moving, factor = moving_rows(inputs, self.loss_type, common)
             if moving is None:
                 # Zero, and zero gradients, as GRPO gives such a batch: an optimiser with momentum moves on them.
                 return sum(p.flatten()[:1].sum() * 0.0 for p in model.parameters() if p.requires_grad)
             inputs = moving
-        coefficient = self._coefficient()
-        if coefficient > 0 and "evidence" in inputs:
-            token_level = token_advantages(
-                inputs["advantages"],
-                inputs["evidence"],
-                trained_tokens(inputs),
-                coefficient=coefficient,
-                clip=self.args.evidence_clip,
-            )
-            inputs = {**inputs, "advantages": token_level}
         return super()._compute_loss(model, inputs) * factor
 
     # The method -------------------------------------------------------------------------------------------------------
 
     def _coefficient(self) -> float:
-        """lambda; 1 for a method that has no other signal than its teacher's."""
-        if self.method.distils:
-            return 1.0
-        places_credit = self.method.needs_teachers or self.method.labels is not None
-        return self.args.coefficient_at(self.state.global_step) if places_credit else 0.0
+        """lambda."""
+        return self.args.coefficient_at(self.state.global_step)
 
-    def _distils_whole(self) -> bool:
-        """Whether the loss is a divergence over the vocabulary, rather than TRL's with other advantages."""
-        return self.method.distils and self.args.divergence != "sampled"
-
-    def _find_evidence(self, batch: dict[str, Any]) -> tuple[Tensor, float]:
-        """(B, T) evidence [nats] of a generation batch, and the share of its rollouts that teachers re-read."""
-        advantages, mask = batch["advantages"], trained_tokens(batch)
-        # A rollout that moves nothing is not re-read.
-        matters = mask.any(dim=1) if self.method.distils else (advantages != 0) & mask.any(dim=1)
-        contexts = self._contexts(matters.tolist())
-        if self.method.distils:  # of sampled tokens: against the policy itself
-            contexts = [[*answers, STUDENT] if answers else [] for answers in contexts]
-        logps, present = self._teacher_logps(batch, contexts)
-        evidence = self.method.evidence(logps, present)
-        rows = present.any(0)
-        assert self._graded is not None
-        attempts = self._graded.own(self._graded.attempts)
-        verdicts = torch.tensor([_VERDICTS[attempt.correct] for attempt in attempts], device=rows.device)
-        sums = credit_sums(
-            Evidence(evidence.values[rows], evidence.unscorable[rows]),
-            advantages[rows],
-            verdicts[rows],
-            mask[rows],
-            clip=self.args.evidence_clip,
-        )
-        self._log_metrics_of(sums)
-        return evidence.values, self._mean_over_processes(rows.float().mean())
-
-    def _label_evidence(self, batch: dict[str, Any]) -> Tensor:
-        """(B, T) evidence [nats] by what the task knows of the tokens."""
-        assert self.method.labels is not None
-        assert self._graded is not None
-        labels = torch.zeros_like(batch["completion_mask"], dtype=torch.float32)
-        groups, rows = self._graded.groups(batch)
-        for group, row in zip(groups, rows, strict=True):
-            if len(group.rollouts) < len(group.attempts):
-                raise ValueError(
-                    f"method={self.args.method!r} needs whole groups on each process; make the batch of a process a "
-                    "multiple of num_generations"
-                )
-            tokens = [token_texts(self.processing_class, rollout.ids) for rollout in group.rollouts]
-            correct = [attempt.correct for attempt in group.attempts]
-            for place, found in enumerate(self.method.labels(self._graded.rows[row], tokens, correct)):
-                labels[row + place, : len(found)] = torch.tensor(found, dtype=torch.float32)
-        return label_evidence(labels, batch["advantages"])
-
-    def _contexts(self, wanted: list[bool]) -> list[list[Context]]:
-        """The contexts of this process's rollouts; none of those that are not wanted."""
-        contexts_of, references = self.method.contexts, self._references()
-        assert contexts_of is not None  # a method with teachers has contexts
-        self._log_fallbacks([r.fallback for r, kept in zip(references, wanted, strict=True) if kept])
-        student_fallback = self.args.no_negative == "student"
-        return [
-            contexts_of(reference, student_fallback) if kept else []
-            for reference, kept in zip(references, wanted, strict=True)
-        ]
-
-    def _grade(
+    def _collect(
         self,
         rows: list[dict[str, Any]],
         prompts: list[Messages],
         completions: list[Any],
         solutions: list[str],
         rewards_per_func: Tensor,
-    ) -> Graded:
-        """Groups may span processes, so answers are gathered, as TRL gathers the rewards."""
+    ) -> CompletionBatch:
+        """What the verifier said. Groups may span processes, so answers are gathered, as TRL gathers the rewards."""
         texts = [text_of_completion(completion) for completion in completions]
         everyone = gather_object([(final_answer(t), t, s) for t, s in zip(texts, solutions, strict=True)])
         correctness = rewards_per_func[:, self._correctness_index].tolist()
         totals = (rewards_per_func * self.reward_weights.to(rewards_per_func.device)).nansum(dim=1).tolist()
+        errors = [float("nan")] * len(everyone)
+        if self._first_error_index is not None:
+            errors = rewards_per_func[:, self._first_error_index].tolist()
         threshold = self.args.correctness_threshold
         attempts = [
             # NaN: the function gave no verdict.
-            Attempt(answer, total, None if verdict != verdict else verdict >= threshold, text)
-            for (answer, text, _), total, verdict in zip(everyone, totals, correctness, strict=True)
+            Attempt(
+                answer,
+                total,
+                None if verdict != verdict else verdict >= threshold,
+                text,
+                None if error != error else int(error),
+            )
+            for (answer, text, _), total, verdict, error in zip(everyone, totals, correctness, errors, strict=True)
         ]
         solutions = [solution for *_, solution in everyone]
         first = self.accelerator.process_index * len(rows)
-        return Graded(rows, prompts, attempts, solutions, self.num_generations, first)
+        return CompletionBatch(rows, prompts, attempts, solutions, self.num_generations, first)
 
-    def _references(self) -> list[References]:
-        """References of this process's rollouts."""
-        graded, size = self._graded, self.num_generations
-        assert graded is not None  # set by `_calculate_rewards`, which TRL calls for every batch
-        references: list[References] = []
-        for start in range(0, len(graded.attempts), size):
-            attempts, solution = graded.attempts[start : start + size], graded.solutions[start]
-            chosen = [References(reference_answer(solution), ())] * size
-            if self.method.needs_negatives:
-                chosen = choose_references(
-                    attempts, solution, rule=self.args.negative_reference, max_negatives=self.args.max_negatives
-                )
-            references += self._tell(chosen, attempts, solution)
-        return graded.own(references)
+    def _find_evidence(self, batch: dict[str, Any]) -> float:
+        """Put evidence into a generation batch; the share of its rollouts that teachers read."""
+        assert self._batch is not None  # set by `_calculate_rewards`, which TRL calls for every batch
+        advantages, mask = batch["advantages"], trained_tokens(batch)
+        groups, rows = self._batch.groups(batch)
+        verdicts = verdicts_of(groups).to(advantages)
+        wanted = self.method.wanted(advantages, verdicts, self.args) & mask.any(dim=1)
+        owners = [index for index, group in enumerate(groups) for _ in group.rollouts]
+        completions = Completions(batch["completion_ids"], mask, owners)
+        with self._teachers.reading():
+            (scored,) = self._teachers.pipeline(self._encoder, batch).scored(
+                [self.args],
+                groups,
+                self._prompts(batch, rows),
+                completions,
+                wanted=wanted.tolist(),
+                student=self._teachers.student_logps(batch),
+            )
+        evidence = scored.evidence
+        batch |= {"evidence": evidence.values, "read": evidence.read, "verdicts": verdicts}
+        inputs = self._placement_inputs(batch)
+        placed = self.method.place(inputs, self.args, self.state.global_step)
+        self._log_metrics_of(credit_sums(inputs, placed, evidence.unscorable))
+        if not self.method.needs_teachers:
+            return 0.0
+        fallbacks = [r.fallback for r, kept in zip(scored.plan.references, wanted.tolist(), strict=True) if kept]
+        self._log_fallbacks(fallbacks)
+        return self._processes.mean(evidence.read.float().mean())
 
-    def _cut(self, text: str, part: Part, tokens: int) -> str:
-        """The first or the last tokens of a text."""
-        tokenizer: Any = getattr(self.processing_class, "tokenizer", self.processing_class)
-        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
-        return tokenizer.decode(ids[:tokens] if part == "prefix" else ids[-tokens:])
+    @staticmethod
+    def _placement_inputs(batch: dict[str, Any]) -> PlacementInputs:
+        mask = trained_tokens(batch)
+        evidence = batch["evidence"].masked_fill(~mask, 0.0)
+        return PlacementInputs(batch["advantages"], evidence, mask, batch["read"], batch["verdicts"])
 
-    def _teacher_logps(self, batch: dict[str, Any], contexts: list[list[Context]]) -> tuple[Tensor, Tensor]:
-        """(C, B, T) log-probs [nats] of every rollout under its contexts, and (C, B) which there are."""
-        rows, prompt_of_row = self._prompt_rows([bool(answers) for answers in contexts])
-        prompts = [prompt_of(batch, row, self._image_token()) for row in rows]
-        rollouts = Rollouts(batch["completion_ids"], trained_tokens(batch), prompt_of_row)
-        way: dict[str, Any] = {"hinted": self._hinted(prompts, rows), "read": self._read(batch)}
-        with self._reading():
-            student = self._student_logps(batch)
-            if student is None and self._teacher.lags:  # P_S is the policy's, whoever teaches
-                plain: list[list[Context]] = [[STUDENT] if STUDENT in answers else [] for answers in contexts]
-                student = score_contexts(plain, rollouts, prompts, **way)[0][0]
-            with self._teacher.in_place():
-                return score_contexts(contexts, rollouts, prompts, **way, student=student)
-
-    def _hinted(self, prompts: list[Prompt], rows: list[int]) -> Callable[[int, str], Ids]:
-        """Makes the token ids of a prompt with a hint; `rows` are rollouts of these prompts."""
-        assert self._graded is not None
-        plain = [self._graded.prompts[row] for row in rows]
-
-        def hinted(index: int, answer: str) -> Ids:
-            messages = add_hint(plain[index], answer, self.args.hint_template)
-            return self._encoder.with_hint(prompts[index], plain[index], messages)
-
-        return hinted
+    def _place(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """A micro-batch with the method's advantages: (B, T) where there is evidence, else (B,)."""
+        if "evidence" in batch and self._coefficient() > 0:
+            placed = self.method.place(self._placement_inputs(batch), self.args, self.state.global_step)
+            return {**batch, "advantages": placed.in_loss}
+        weight, advantages = self.args.negative_advantage_weight, batch["advantages"]
+        return batch if weight == 1 else {**batch, "advantages": advantages * negative_weights(advantages, weight)}
 
     def _find_teacher_prompts(self, batch: dict[str, Any]) -> float:
         """Put the teachers' prompts into the batch; the share of rollouts that have a teacher."""
-        contexts = self._contexts(trained_tokens(batch).any(dim=1).tolist())
-        rows, prompt_of_row = self._prompt_rows([bool(answers) for answers in contexts])
-        prompts = [prompt_of(batch, row, self._image_token()) for row in rows]
-        hinted = cache(self._hinted(prompts, rows))
+        assert self._batch is not None  # set by `_calculate_rewards`, which TRL calls for every batch
+        groups, rows = self._batch.groups(batch)
+        pipeline, prompts = self._teachers.pipeline(self._encoder, batch), self._prompts(batch, rows)
+        wanted = trained_tokens(batch).any(dim=1).tolist()
+        plan = pipeline.plan(self.args, groups, wanted)
+        self._log_fallbacks([r.fallback for r, kept in zip(plan.references, wanted, strict=True) if kept])
+        hinted = cache(pipeline.hinted(groups, prompts))
+        owners = [index for index, group in enumerate(groups) for _ in group.rollouts]
         ids = [
-            hinted(prompt_of_row[row], answers[0]) if answers and answers[0] is not STUDENT else None
-            for row, answers in enumerate(contexts)
+            hinted(owner, contexts[0]) if contexts and isinstance(contexts[0], str) else None
+            for owner, contexts in zip(owners, plan.contexts, strict=True)
         ]
         tokens = add_teacher_prompts(batch, ids)
         batch["teacher_tokens"] = self.accelerator.reduce(tokens.float(), reduction="sum")
-        taught_rows = torch.tensor([tokens is not None for tokens in ids], device=tokens.device)
-        return self._mean_over_processes(taught_rows.float().mean())
+        has_teacher = torch.tensor([tokens is not None for tokens in ids], device=tokens.device)
+        return self._processes.mean(has_teacher.float().mean())
 
-    def _prompt_rows(self, wanted: list[bool]) -> tuple[list[int], list[int]]:
-        """One row of each group with a wanted rollout, and for each rollout the index of its prompt among these.
-
-        There is always one: processes without a wanted rollout need it for the passes that they make for the others.
-        """
-        first = self.accelerator.process_index * len(wanted)
-        groups = [(first + row) // self.num_generations for row in range(len(wanted))]
-        rows = {group: row for row, group in reversed(list(enumerate(groups))) if wanted[row]} or {groups[0]: 0}
-        indices = {group: index for index, group in enumerate(rows)}
-        return list(rows.values()), [indices.get(group, 0) for group in groups]
+    def _prompts(self, batch: dict[str, Any], rows: Sequence[int]) -> list[Prompt]:
+        """The prompts of some rows of a generation batch."""
+        return [prompt_of(batch, row, self._image_token()) for row in rows]
 
     def _image_token(self) -> int | None:
         """The token that stands for a part of an image, if the model has one."""
         config = self.model.config
         return getattr(config, "image_token_id", getattr(config, "image_token_index", None))
 
-    def _student_logps(self, batch: dict[str, Any]) -> Tensor | None:
-        """(B, T) log P_S [nats] where TRL has computed it for its ratio, and computed it as a teacher would."""
-        return None if has_dropout(self.model) else batch.get("old_per_token_logps")
-
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        """The model as a teacher: eval mode, no gradient, no checkpoints for one."""
-        with (
-            evaluating(self.model),
-            disable_gradient_checkpointing(self.model, self.args.gradient_checkpointing_kwargs),
-        ):
-            yield
-
-    def _read(self, batch: dict[str, Any]) -> Read:
-        """How teachers make their passes."""
-        if self._reader is None:  # not earlier: training wraps the model
-            unwrapped = self.accelerator.unwrap_model(self.model)
-            policy = Policy(
-                self.model,
-                unwrapped.get_base_model() if is_peft_model(unwrapped) else unwrapped,
-                self.accelerator.autocast,
-            )
-            self._reader = Reader(
-                policy,
-                agree=self._most_over_processes,
-                shares={"auto": None, "always": True, "never": False}[self.args.shared_prompt],
-                speaks=self.accelerator.is_main_process,
-            )
-        width = batch["prompt_ids"].shape[1] + batch["completion_ids"].shape[1]
-        max_tokens = self.args.teacher_batch_tokens or self.args.per_device_train_batch_size * width
-        return partial(self._reader.read, max_tokens=max_tokens)
-
     # The update -------------------------------------------------------------------------------------------------------
 
     def _distil(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         """Divergence of the policy from its teacher over the vocabulary, a mean over the tokens that have a teacher."""
         args = self.args
-        lesson = Lesson.of(inputs, self._image_token())
+        batch = distillation_batch(inputs, self._image_token())
         unwrapped = self.accelerator.unwrap_model(self.model)
-        inner = unwrapped.get_base_model() if is_peft_model(unwrapped) else unwrapped
-        with self._reading(), self._teacher.in_place(), self.accelerator.autocast():
-            teacher = taught(inner, lesson)
+        inner = self._teachers.inner()
+        with self._teachers.reading(), self._teachers.weights.in_place(), self.accelerator.autocast():
+            teacher = teacher_states(inner, batch)
         top_k = args.divergence_top_k if args.divergence == "top_k" else None
 
         def student() -> tuple[Tensor, Tensor, Tensor]:
             with self.accelerator.autocast():  # which is part of the forward that this takes the place of
-                return learn(
+                return student_divergence(
                     inner,
-                    lesson,
+                    batch,
                     teacher,
                     beta=args.divergence_beta,
                     temperature=self.temperature,
@@ -497,8 +405,8 @@ class CEPOTrainer(GRPOTrainer):
 
         # Through the wrapper's forward, which DDP has to see.
         total, plain, entropy = _ForwardRedirection()(model, unwrapped, student)
-        count = lesson.counted.sum() * (not lesson.empty)
-        self._lessons.append(torch.stack([plain.float(), entropy.float(), count.to(plain.device).float()]))
+        count = batch.counted.sum() * (not batch.empty)
+        self._distilled.append(torch.stack([plain.float(), entropy.float(), count.to(plain.device).float()]))
         # The tokens are those of the generation batch; TRL scales its token means in the same way.
         normalizer = inputs["teacher_tokens"].clamp(min=1.0) / self.accelerator.num_processes
         return total * args.steps_per_generation / (normalizer * self.current_gradient_accumulation_steps)
@@ -516,10 +424,10 @@ class CEPOTrainer(GRPOTrainer):
         """Save the rollouts, and draw the page of their credit, where the options ask for it."""
         step, every, saves = self.state.global_step, self.args.credit_samples_every, self.args.log_completions
         draws = every > 0 and step % every == 0
-        if self._graded is None or step == self._kept_step or not (draws or saves):
+        if self._batch is None or step == self._kept_step or not (draws or saves):
             return
         self._kept_step = step
-        groups, rows = self._graded.groups(batch)
+        groups, rows = self._batch.groups(batch)
         if saves:
             before = self.accelerator.process_index * len(batch["advantages"]) // self.num_generations
             saved = gather_object(rows_of(groups, before))
@@ -529,13 +437,11 @@ class CEPOTrainer(GRPOTrainer):
             # Those in which there is credit to place, first.
             order = sorted(range(len(groups)), key=lambda i: not any(r.advantage for r in groups[i].rollouts))
             drawn = order[:NUMBER_OF_GROUPS]
-            with self._reading():
+            with self._teachers.reading():
                 write_credit_page(
                     [groups[i] for i in drawn],
-                    [prompt_of(batch, rows[i], self._image_token()) for i in drawn],
-                    read=self._read(batch),
-                    encoder=self._encoder,
-                    tell=self._tell,
+                    self._prompts(batch, [rows[i] for i in drawn]),
+                    pipeline=self._teachers.pipeline(self._encoder, batch, own_weights=True),
                     processing_class=self.processing_class,
                     args=self.args,
                     step=step,
@@ -547,11 +453,11 @@ class CEPOTrainer(GRPOTrainer):
     def _save_checkpoint(self, model, trial):
         super()._save_checkpoint(model, trial)
         if self.args.should_save:
-            self._teacher.save(f"{self._get_output_dir(trial=trial)}/checkpoint-{self.state.global_step}")
+            self._teachers.weights.save(f"{self._get_output_dir(trial=trial)}/checkpoint-{self.state.global_step}")
 
     def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
         super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self._teacher.load(resume_from_checkpoint)
+        self._teachers.weights.load(resume_from_checkpoint)
 
     # Metrics ----------------------------------------------------------------------------------------------------------
 
@@ -562,46 +468,24 @@ class CEPOTrainer(GRPOTrainer):
         self.seconds[part] += seconds
         self._log_credit(f"seconds/{part}", seconds)
 
-    def _log_lessons(self) -> None:
+    def _log_distillation(self) -> None:
         """Mean divergence and entropy [nats] over the tokens that the micro-batches of a step have learned from."""
-        if not self._distils_whole():
+        if not self.args.distils_whole:
             return
-        plain, entropy, tokens = self._sum_over_processes(torch.stack(self._lessons).sum(0).tolist())
-        self._lessons.clear()
+        plain, entropy, tokens = self._processes.sum(torch.stack(self._distilled).sum(0).tolist())
+        self._distilled.clear()
         if tokens:
             self._log_credit("divergence", plain / tokens)
             self._metrics["train"]["entropy"].append(entropy / tokens)
 
     def _log_fallbacks(self, fallbacks: list[Fallback | None]) -> None:
-        if not self.method.needs_negatives:
-            return
         counts = Counter(fallbacks)
         reasons = get_args(Fallback)
-        sums = self._sum_over_processes([len(fallbacks), *(counts[reason] for reason in reasons)])
+        sums = self._processes.sum([len(fallbacks), *(counts[reason] for reason in reasons)])
         for reason, number in zip(reasons, sums[1:], strict=True):
             self._log_credit(f"fallback/{reason}", number / sums[0] if sums[0] else 0.0)
 
     def _log_metrics_of(self, sums: dict[str, float]) -> None:
-        totals = dict(zip(sums, self._sum_over_processes(list(sums.values())), strict=True))
+        totals = dict(zip(sums, self._processes.sum(list(sums.values())), strict=True))
         for name, value in credit_metrics(totals).items():
             self._log_credit(name, value)
-
-    def _sum_over_processes(self, values: list[float]) -> list[float]:
-        tensor = torch.tensor(values, dtype=torch.float32, device=self.accelerator.device)
-        return self.accelerator.reduce(tensor, reduction="sum").tolist()
-
-    def _mean_over_processes(self, value: Tensor) -> float:
-        return self.accelerator.reduce(value, reduction="mean").item()
-
-    def _most_of(self, number: int) -> int:
-        return self._most_over_processes([number])[0]
-
-    def _most_over_processes(self, numbers: Sequence[int]) -> list[int]:
-        """The most of each number over the processes; shorter lists count as if they went on with zeros."""
-        if self.accelerator.num_processes == 1:
-            return list(numbers)
-        everyone = gather_object([list(numbers)])
-        return [max(column) for column in itertools.zip_longest(*everyone, fillvalue=0)]
-
-
-_VERDICTS = {True: 1.0, False: -1.0, None: 0.0}

@@ -4,19 +4,15 @@ Dimensions: B rollouts of this process, G rollouts of a group.
 """
 
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
-from ..inspection.inspection import Group, Rollout
-from ..references.choosing import Attempt
-from ..references.hints import Messages
-from ..scoring.scoring import Rollouts
+from ..references.groups import Attempt, Group, Messages, Rollout
+from ..scoring.score import Completions
 from .batches import Batch, trained_tokens
-
-_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
-class Graded:
+class CompletionBatch:
     """The rows and prompts of this process's rollouts, and what came of everyone's.
 
     Attributes:
@@ -34,15 +30,11 @@ class Graded:
     group_size: int
     first: int
 
-    def own(self, everyone: list[_T]) -> list[_T]:
-        """This process's part of a list that has one entry for each rollout of all processes."""
-        return everyone[self.first :][: len(self.rows)]
-
     def groups(self, batch: Batch) -> tuple[list[Group], list[int]]:
         """This process's part of each group, and the row of the batch with which each part begins."""
         size, before = self.group_size, self.first
         trained = trained_tokens(batch).tolist()
-        completions = Rollouts(batch["completion_ids"], batch["completion_mask"].bool(), []).completions()
+        completions = Completions(batch["completion_ids"], batch["completion_mask"].bool(), []).until_last_wanted()
         rollouts = [
             Rollout(ids, advantage, tuple(mask[: len(ids)]))
             for ids, advantage, mask in zip(completions, batch["advantages"].tolist(), trained, strict=True)
@@ -53,6 +45,16 @@ class Graded:
             row = max(0, first - before)
             own = rollouts[row : first + size - before]
             attempts = self.attempts[first : first + size]
-            groups.append(Group(self.prompts[row], self.solutions[first], attempts, own, before + row - first))
+            groups.append(
+                Group(
+                    self.prompts[row],
+                    self.solutions[first],
+                    attempts,
+                    own,
+                    first=before + row - first,
+                    row=self.rows[row],
+                    number=index,
+                )
+            )
             rows.append(row)
         return groups, rows

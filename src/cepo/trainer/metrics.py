@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..credit import signed_evidence
-from ..methods.registry import Evidence
+from ..methods.placement import Placement, PlacementInputs
 
 # Shares and moments are ratios of two of these sums, so that processes can add theirs before dividing.
 _RATIOS = {
@@ -14,7 +14,8 @@ _RATIOS = {
     "evidence/wrong_mean": ("evidence_wrong", "tokens_wrong"),
     "evidence/wrong_sign": ("mass_against", "mass"),
     "evidence/unscorable": ("unscorable", "tokens"),
-    "weights/clipped": ("clipped", "tokens"),
+    "credit/moved": ("moved", "tokens"),
+    "credit/at_bound": ("at_bound", "tokens"),
 }
 _STANDARD_DEVIATIONS = {
     "evidence/correct_std": ("squares_correct", "evidence_correct", "tokens_correct"),
@@ -22,25 +23,22 @@ _STANDARD_DEVIATIONS = {
 }
 
 
-def credit_sums(
-    evidence: Evidence, advantages: Tensor, verdicts: Tensor, mask: Tensor, *, clip: float
-) -> dict[str, float]:
-    """Sums over the scored tokens of one process. All rows must have been scored; none need be left.
+def credit_sums(inputs: PlacementInputs, placed: Placement, unscorable: Tensor) -> dict[str, float]:
+    """Sums over the tokens of one process's rollouts that were read; there may be none.
 
     Args:
-        evidence: The evidence of the rows.
-        advantages: (B,) advantages.
-        verdicts: (B,) the verifier's word: above 0 right, below 0 wrong, 0 none.
-        mask: (B, T) bool, the completion tokens that are trained on.
-        clip: eps_w.
+        inputs: What the placement was given.
+        placed: What it gave.
+        unscorable: (B, T) bool, the tokens to which a teacher gave no finite log-prob.
     """
-    values = evidence.values
-    signed = signed_evidence(values, advantages)
-    clipped = (signed > math.log(1 + clip)) | (signed < math.log(1 - clip))
+    mask = inputs.mask & inputs.read.unsqueeze(-1)
+    values, verdicts = inputs.evidence, inputs.verdicts
+    signed = signed_evidence(values, inputs.advantages)
     sums = {
         "tokens": mask.sum(),
-        "unscorable": (evidence.unscorable & mask).sum(),
-        "clipped": (clipped & mask).sum(),
+        "unscorable": (unscorable & mask).sum(),
+        "moved": (placed.moved & mask).sum(),
+        "at_bound": (placed.at_bound & mask).sum(),
         "mass": values[mask].abs().sum(),
         "mass_against": values[mask & (signed < 0)].abs().sum(),
     }
@@ -59,8 +57,8 @@ def credit_metrics(sums: dict[str, float]) -> dict[str, float]:
 
     ``evidence/*_mean`` and ``*_std`` [nats] over the tokens of correct and of wrong rollouts; ``evidence/wrong_sign``:
     the share of all |evidence| that lowers the weight of its token, that is, speaks against its rollout's advantage;
-    ``evidence/unscorable``: the share of tokens without a finite log-prob; ``weights/clipped``: the share of tokens
-    whose weight is clipped.
+    ``evidence/unscorable``: the share of tokens without a finite log-prob; ``credit/moved``: the share of tokens whose
+    advantage is not their rollout's, see `Placement.moved`; ``credit/at_bound``: of those that a bound has stopped.
     """
     metrics = {name: sums[part] / sums[whole] if sums[whole] else math.nan for name, (part, whole) in _RATIOS.items()}
     for name, (squares, total, count) in _STANDARD_DEVIATIONS.items():

@@ -1,5 +1,8 @@
 """The figures task as a `datasets.Dataset` with TRL's columns."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from datasets import Dataset, Features, Image, Sequence, Value
 
 from .drawing import draw
@@ -49,6 +52,6 @@ def load_figures(
     return Dataset.from_dict(columns, features=_FEATURES)
 
 
-def problem_of(row: dict) -> Problem:
+def problem_of(row: Mapping[str, Any]) -> Problem:
     """The problem behind a row of the dataset, as `annotate` needs it."""
     return Problem(row["start"], tuple(row["labels"]), tuple(row["angles"]), row["prompt"][-1]["content"], 0)

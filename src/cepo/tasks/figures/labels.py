@@ -1,10 +1,8 @@
 """What the generator knows of a group's tokens: which of them decide the rollouts' outcomes, and which are filler."""
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Literal
 
-from .data import problem_of
-from .mistakes import Number, judged_numbers
 from .problem import Problem
 from .solutions import Annotation, Span, annotate, token_spans
 
@@ -56,41 +54,6 @@ def group_kinds(
                 line.append("read" if span.kind == "read" else "other")
         kinds.append(line)
     return kinds
-
-
-def figures_labels(row: dict[str, Any], completions: list[list[str]], correct: list[bool | None]) -> list[list[int]]:
-    """Where credit belongs in a group of rollouts of a dataset row: 1 at tokens that decide, -1 at filler, 0 elsewhere.
-
-    In a wrong rollout decide the wrong digits of its own mistakes, of whatever kind, and not what follows from them; in
-    a right rollout, the digits at which a wrong one of the group made a mistake of its own.
-    """
-    problem = problem_of(row)
-    texts = ["".join(tokens) for tokens in completions]
-    numbers = [{number.place: number for number in judged_numbers(problem, text)} for text in texts]
-    mistaken = [found for found, verdict in zip(numbers, correct, strict=True) if verdict is False]
-
-    def decides(verdict: bool | None, number: Number, digits: slice) -> bool:
-        if verdict is False:
-            return number.wrong_at(digits)
-        return bool(verdict) and any(
-            found[number.place].wrong_at(digits) for found in mistaken if number.place in found
-        )
-
-    labels = []
-    for text, tokens, found, verdict in zip(texts, completions, numbers, correct, strict=True):
-        of_span = {number.span: number for number in found.values()}
-        line, position = [], 0
-        for token, span in zip(tokens, token_spans(annotate(problem, text), tokens), strict=True):
-            start, position = position, position + len(token)
-            number = of_span.get(span) if span else None
-            if span is None:
-                line.append(0 if token.startswith("<|") else -1)
-            elif number is None:  # after the last step
-                line.append(0)
-            else:
-                line.append(int(decides(verdict, number, slice(max(0, start - span.start), position - span.start))))
-        labels.append(line)
-    return labels
 
 
 def _numbers(text: str, annotation: Annotation) -> dict[int, str]:

@@ -1,0 +1,55 @@
+"""CEPO (arXiv 2605.19436): evidence for the right answer against a wrong one. `cepo.credit` has its equations."""
+
+from typing import TYPE_CHECKING, get_args
+
+from ..references.choosing import NegativeRule
+from ..references.groups import References
+from .method import STUDENT, TEACHER, Context, Facts, Method, right_and_wrong_answers
+from .reweighting import FACTS_OF_WEIGHTS, SCHEDULE, reweighted
+
+if TYPE_CHECKING:
+    from .options import MethodOptions
+
+
+def contexts(references: References, options: "MethodOptions") -> list[Context]:
+    """r+, then every r-; without any, P_S takes the place of P_T- (RLSD) or the rollout keeps its advantage (GRPO)."""
+    if references.negatives:
+        return [references.positive, *references.negatives]
+    return [references.positive, STUDENT] if options.no_negative == "student" else []
+
+
+CEPO = Method(
+    name="cepo",
+    summary="the rollout's advantage, more where evidence for r+ against r- speaks for the verdict",
+    source="arXiv 2605.19436",
+    facts=Facts(
+        formula="A [(1 - λ) + λ clip((P_T+ / P_T-)^sign(A), 1 - ε, 1 + ε)]",
+        told="r+; each r-",
+        passes="1 + K; 2 with one r-",
+        **FACTS_OF_WEIGHTS,
+    ),
+    options=frozenset(
+        {
+            *SCHEDULE,
+            *("negative_reference", "max_negatives", "no_negative", "hint_template", "content_tokens"),
+            *("positive_content", "negative_content", "positive_part", "negative_part"),
+            *TEACHER,
+        }
+    ),
+    references=right_and_wrong_answers,
+    contexts=contexts,
+    placement=reweighted,
+    presets={
+        "paper": {
+            "negative_reference": "lowest_reward",
+            "no_negative": "student",
+            "evidence_coefficient": 0.5,
+            "evidence_steps": 25,
+            "evidence_schedule": "linear",
+            "evidence_clip": 0.5,
+            "epsilon": 0.2,
+            "epsilon_high": 0.28,
+        }
+    },
+    variants=tuple({"negative_reference": rule} for rule in get_args(NegativeRule)),
+)

@@ -1,0 +1,12 @@
+"""GRPO (arXiv 2402.03300): every token has its rollout's advantage. Training is then TRL's own, to the bit."""
+
+from .method import Facts, Method
+from .placement import uniform
+
+GRPO = Method(
+    name="grpo",
+    summary="the rollout's advantage, the same for every token; TRL's own to the bit, given the same options",
+    source="arXiv 2402.03300",
+    facts=Facts(formula="A", told="nothing", sign="yes", bounds="A_t = A", passes="0"),
+    placement=uniform,
+)

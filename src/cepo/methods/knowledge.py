@@ -1,0 +1,32 @@
+"""What a task knows of the tokens of its rollouts, for methods that need it. A task registers what it knows."""
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What one task knows.
+
+    Attributes:
+        columns: The columns by which its rows are recognised.
+        first_error: (row, the text that each token adds) -> how many tokens come before the first error; None if there
+            is none.
+    """
+
+    columns: frozenset[str]
+    first_error: Callable[[Mapping[str, Any], Sequence[str]], int | None]
+
+
+_KNOWN: list[Knowledge] = []
+
+
+def register_knowledge(knowledge: Knowledge) -> None:
+    """Make it known to all methods."""
+    _KNOWN.append(knowledge)
+
+
+def knowledge_of(columns: Collection[str]) -> Knowledge | None:
+    """That of the task to which rows with these columns belong, if any."""
+    return next((known for known in _KNOWN if known.columns <= set(columns)), None)

@@ -1,0 +1,256 @@
+"""What a method is: a composition of stages, and what is to be said of it, said once.
+
+    references -> contexts -> evidence -> placement -> token advantages
+
+Each stage is a plain function. A method is one file that makes one `Method`; the registry has a line for it, and
+`--method package.module:name` takes one from anywhere. Options of a method's own are a dataclass in its file.
+
+Dimensions: B rollouts, C contexts, G rollouts of a group, T completion tokens.
+"""
+
+import random
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ..credit import evidence, mean_probability, unscorable
+from ..references.answers import reference_answer
+from ..references.choosing import choose_references
+from ..references.contents import Part, with_contents
+from ..references.groups import Attempt, References
+from .placement import Place, Placement, PlacementInputs, negative_weights
+
+if TYPE_CHECKING:
+    from .options import MethodOptions
+
+
+class Reader(Enum):
+    """Who reads the student's own prompt, if not the policy itself."""
+
+    OTHER_MODEL = "other model"
+
+
+# Another model (`teacher_model_name_or_path`), without a hint.
+OTHER_MODEL = Reader.OTHER_MODEL
+# The policy itself, without a hint.
+STUDENT = None
+# What a rollout is read with: a text for the hint of a teacher, OTHER_MODEL, or STUDENT.
+Context = str | Reader | None
+
+# The shared options of methods with teachers: whose weights these have.
+TEACHER = ("teacher", "teacher_sync_steps", "teacher_ema_decay")
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What a references stage may use besides a group.
+
+    Attributes:
+        cut: Cuts a text to its first or last tokens: (text, prefix or suffix, number of tokens).
+        random: The group's own generator, the same on every process and after resuming.
+    """
+
+    cut: Callable[[str, Part, int], str]
+    random: random.Random
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """The evidence of B rollouts.
+
+    Attributes:
+        values: (B, T) evidence [nats]; 0 for a rollout that was not read.
+        unscorable: (B, T) bool, the tokens to which a teacher gave no finite log-prob.
+        read: (B,) bool, the rollouts of which there is evidence.
+        positive, negative: (B, T) the two log-probs that were compared [nats], for people; None without teachers.
+    """
+
+    values: Tensor
+    unscorable: Tensor
+    read: Tensor
+    positive: Tensor | None = None
+    negative: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class KnownGroup:
+    """A whole group for a method that asks what is known of its tokens, rather than teachers.
+
+    Attributes:
+        row: The data set's row.
+        tokens: For each rollout, the text that each token adds.
+        attempts: Answers, rewards and verdicts.
+        advantages: GRPO's.
+        prompt_tokens: Length of the prompt [tokens].
+    """
+
+    row: Mapping[str, Any]
+    tokens: Sequence[Sequence[str]]
+    attempts: Sequence[Attempt]
+    advantages: Sequence[float]
+    prompt_tokens: int
+
+
+# References stage -----------------------------------------------------------------------------------------------------
+
+MakeReferences = Callable[[Sequence[Attempt], str, "MethodOptions", Tools], list[References]]
+
+
+def right_answer(
+    attempts: Sequence[Attempt], solution: str, options: "MethodOptions", tools: Tools
+) -> list[References]:
+    """r+ alone: the answer, or what `positive_content` puts in its place."""
+    plain = [References(reference_answer(solution), ())] * len(attempts)
+    return with_contents(plain, attempts, solution, options.hint_content(), tools.cut)
+
+
+def right_and_wrong_answers(
+    attempts: Sequence[Attempt], solution: str, options: "MethodOptions", tools: Tools
+) -> list[References]:
+    """r+, and r- of the group's rejected rollouts (CEPO's paper, algorithm step 2), or what stands in their place."""
+    rule, most = options.negative_reference, options.max_negatives
+    assert rule is not None  # its methods read both
+    assert most is not None
+    chosen = choose_references(attempts, solution, rule=rule, max_negatives=most)
+    return with_contents(chosen, attempts, solution, options.hint_content(), tools.cut)
+
+
+# Contexts stage -------------------------------------------------------------------------------------------------------
+
+# The contexts of a rollout, that which speaks for it first. An empty list: it is not read.
+MakeContexts = Callable[[References, "MethodOptions"], list[Context]]
+
+
+def told_and_student(references: References, options: "MethodOptions") -> list[Context]:  # noqa: ARG001
+    """A teacher that is told r+, against the policy itself."""
+    return [references.positive, STUDENT]
+
+
+# Evidence stage -------------------------------------------------------------------------------------------------------
+
+# ((C, B, T) log-probs [nats], (C, B) bool which contexts a rollout was read in) -> evidence.
+FindEvidence = Callable[[Tensor, Tensor], Evidence]
+
+
+def contrast(logps: Tensor, present: Tensor) -> Evidence:
+    """The first context against the mean probability of the others.
+
+    Args:
+        logps: (C, B, T) log-probs of the sampled tokens [nats]; anything where not `present`.
+        present: (C, B) bool, which contexts a rollout was read in.
+    """
+    positive, negative = logps[0], mean_probability(logps[1:], present[1:])
+    return Evidence(evidence(positive, negative), unscorable(positive, negative), present.any(0), positive, negative)
+
+
+# Which rollouts are read ----------------------------------------------------------------------------------------------
+
+# ((B,) advantages, (B,) verdicts, options) -> (B,) bool: those whose evidence can move something.
+Reads = Callable[[Tensor, Tensor, "MethodOptions"], Tensor]
+
+
+def those_with_advantage(advantages: Tensor, verdicts: Tensor, options: "MethodOptions") -> Tensor:  # noqa: ARG001
+    """Rollouts of groups with variance: no other can move the policy."""
+    return advantages != 0
+
+
+def all_rollouts(advantages: Tensor, verdicts: Tensor, options: "MethodOptions") -> Tensor:  # noqa: ARG001
+    """Every rollout."""
+    return advantages == advantages
+
+
+# The method -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class NoConstants:
+    """A method without options of its own."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A row of the table of methods in docs/methods.md.
+
+    Attributes:
+        formula: Of the token advantage, in the notation of that page.
+        told: What its teachers are told.
+        sign: Whether every token keeps the sign of its rollout's advantage.
+        bounds: Of the token advantage.
+        passes: Over a rollout, beyond GRPO's, while the method is at work.
+    """
+
+    formula: str
+    told: str
+    sign: str
+    bounds: str
+    passes: str
+
+
+@dataclass(frozen=True)
+class Method:
+    """How one method places credit.
+
+    Attributes:
+        name: As `--method` takes it.
+        summary: One sentence: what a token gets.
+        source: Its paper, as ``arXiv 2605.19436``; empty for what is no paper's.
+        facts: For the table of methods.
+        options: Names of the shared options (`MethodOptions`) that it reads; any other is refused.
+        placement: From evidence to token advantages.
+        references: Of every rollout of a group; not called without `contexts`.
+        contexts: The contexts in which a rollout is read; None for a method without teachers.
+        evidence: From the log-probs under all contexts.
+        labels: Evidence from what is known of the tokens, in place of teachers: (group, options) -> for each rollout
+            the (T,) evidence of its tokens.
+        refuses: Why a data set with these columns will not do, or None: (columns, options) -> reason.
+        reads: The rollouts that are read.
+        distils: Whether the loss is the student's divergence from the teacher, rather than GRPO's.
+        needs_other_model: Whether it has OTHER_MODEL among its contexts.
+        constants: The dataclass of its own options, set by `method_kwargs`.
+        defaults: Values of shared options that are its own where the user gives none.
+        presets: Named sets of options.
+        variants: What `cepo explain` and `cepo credit` show of it: options over its defaults, one set a variant.
+    """
+
+    name: str
+    summary: str
+    source: str
+    facts: Facts
+    placement: Place
+    options: frozenset[str] = frozenset()
+    references: MakeReferences = right_answer
+    contexts: MakeContexts | None = None
+    evidence: FindEvidence = contrast
+    labels: "Callable[[KnownGroup, MethodOptions], list[list[float]]] | None" = None
+    refuses: "Callable[[Collection[str], MethodOptions], str | None] | None" = None
+    reads: Reads = those_with_advantage
+    distils: bool = False
+    needs_other_model: bool = False
+    constants: type = NoConstants
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    variants: Sequence[Mapping[str, Any]] = ({},)
+
+    @property
+    def needs_teachers(self) -> bool:
+        return self.contexts is not None
+
+    @property
+    def needs_solution(self) -> bool:
+        """Whether its rows need a `solution` column: teachers are told it, or labels are judged by it."""
+        return self.needs_teachers or self.labels is not None
+
+    def place(self, inputs: PlacementInputs, options: "MethodOptions", step: int) -> Placement:
+        """Token advantages at an optimiser step, `negative_advantage_weight` included."""
+        placed = self.placement(inputs, options, step)
+        if options.negative_advantage_weight == 1:
+            return placed
+        return placed.weighted(negative_weights(inputs.advantages, options.negative_advantage_weight))
+
+    def wanted(self, advantages: Tensor, verdicts: Tensor, options: "MethodOptions") -> Tensor:
+        """(B,) bool, the rollouts that are read: those whose evidence can move something."""
+        wanted = self.reads(advantages, verdicts, options)
+        return wanted & (advantages >= 0) if options.negative_advantage_weight == 0 else wanted

@@ -1,0 +1,32 @@
+"""RLSD (arXiv 2604.03128): evidence for the right answer against no answer."""
+
+from .method import TEACHER, Facts, Method, told_and_student
+from .reweighting import FACTS_OF_WEIGHTS, SCHEDULE, reweighted
+
+RLSD = Method(
+    name="rlsd",
+    summary="the same with evidence for r+ against no answer",
+    source="arXiv 2604.03128",
+    facts=Facts(
+        formula="A [(1 - λ) + λ clip((P_T+ / P_S)^sign(A), 1 - ε, 1 + ε)]", told="r+", passes="2", **FACTS_OF_WEIGHTS
+    ),
+    options=frozenset(
+        {
+            *SCHEDULE,
+            *("hint_template", "positive_content", "positive_part", "content_tokens"),
+            *TEACHER,
+        }
+    ),
+    contexts=told_and_student,
+    placement=reweighted,
+    presets={
+        "rlsd": {
+            "evidence_coefficient": 0.5,
+            "evidence_steps": 50,
+            "evidence_schedule": "linear",
+            "evidence_clip": 0.2,
+            "teacher": "synced",
+            "teacher_sync_steps": 10,
+        }
+    },
+)

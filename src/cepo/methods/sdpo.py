@@ -1,0 +1,28 @@
+"""SDPO (arXiv 2601.20802): the teacher is told a right rollout of the group, and follows the policy slowly."""
+
+from ..references.hints import SOLUTION_HINT_TEMPLATE
+from .distilling import FACTS, OPTIONS, contexts
+from .method import Facts, Method, all_rollouts
+from .placement import as_advantages
+
+SDPO = Method(
+    name="sdpo",
+    summary="the same from a teacher that is told another right rollout of the group",
+    source="arXiv 2601.20802",
+    facts=Facts(told="another right rollout", **FACTS),
+    options=OPTIONS,
+    contexts=contexts,
+    placement=as_advantages,
+    reads=all_rollouts,
+    distils=True,
+    defaults={
+        "positive_content": "rollout",
+        "hint_template": SOLUTION_HINT_TEMPLATE,
+        "teacher": "ema",
+        "teacher_ema_decay": 0.95,
+        "divergence": "top_k",
+        "divergence_beta": 0.5,
+        "importance_clip": 2.0,
+    },
+    variants=(),
+)

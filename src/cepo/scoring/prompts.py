@@ -1,0 +1,149 @@
+"""Token ids of prompts, with and without hints, through the model's own chat template, as TRL makes the student's."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from transformers import ProcessorMixin
+
+from ..references.contents import Part
+from ..references.groups import Ids, Messages
+from .requests import TOKEN_TYPES, Prompt, common_length, end_of_images
+
+
+def with_parts(messages: Messages, images: Sequence[Any] = ()) -> Messages:
+    """A conversation in typed parts, its images in place, as TRL's `prepare_multimodal_messages` has it.
+
+    Images go to the placeholders, in their order; where there are none, before the text of the first user turn.
+
+    Args:
+        messages: Conversation whose `content` is text or a list of typed parts.
+        images: Those that the conversation does not hold yet.
+
+    Raises:
+        ValueError: If there are not as many placeholders as images.
+    """
+    waiting, typed, placed = list(images), [], False
+    for message in messages:
+        content = message.get("content")
+        if isinstance(content, str):
+            places = [{"type": "image"} for _ in images] if message["role"] == "user" and not placed else []
+            placed = placed or message["role"] == "user"
+            content = [*places, {"type": "text", "text": content}]
+        typed.append({**message, "content": content} if "content" in message else message)
+
+    def empty(part: dict[str, Any]) -> bool:
+        return part["type"] == "image" and "image" not in part
+
+    turns = [message for message in typed if message.get("content") and message["role"] != "tool"]
+    count = sum(empty(part) for message in turns for part in message["content"])
+    if count != len(waiting):
+        raise ValueError(f"a conversation has {count} places for images, and {len(waiting)} images were given")
+    for message in turns:
+        message["content"] = [{**part, "image": waiting.pop(0)} if empty(part) else part for part in message["content"]]
+    return typed
+
+
+@dataclass(frozen=True)
+class PromptEncoder:
+    """Token ids of a prompt with a hint, through the model's own chat template, exactly as TRL makes the student's.
+
+    Attributes:
+        processing_class: Tokenizer, or processor of a vision-language model.
+        is_vlm: Whether it is a processor.
+        options: Further arguments of `apply_chat_template` (tools, chat_template, ...).
+    """
+
+    processing_class: Any
+    is_vlm: bool
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def prompt(self, messages: Messages) -> Prompt:
+        """A conversation as the model reads it, for rollouts that no trainer sampled."""
+        encoded = self._encoded(messages, return_tensors="pt")
+        fields = {name: value for name, value in encoded.items() if name not in ("input_ids", "attention_mask")}
+        ids = tuple(encoded["input_ids"][0].tolist())
+        token_types = {name: fields.pop(name)[0] for name in TOKEN_TYPES if name in fields}
+        if not fields:
+            return Prompt(ids, token_types=token_types)
+        image_token = getattr(self.processing_class, "image_token_id", None)
+        return Prompt(ids, fields, token_types, end_of_images(ids, token_types.values(), image_token))
+
+    def with_hint(self, prompt: Prompt, plain: Messages, hinted: Messages) -> Ids:
+        """Token ids of `hinted`, given the `prompt` that `plain` became.
+
+        Images cost the processor far more than text, so the text alone is tokenised and grafted onto the prompt: what
+        the two conversations share is the prompt's, images expanded.
+
+        Raises:
+            ValueError: If an image follows the hint.
+        """
+        before, after = self._text_ids(plain), self._text_ids(hinted)
+        shared = common_length([before, after])
+        tail = before[shared:]
+        if tail and prompt.ids[-len(tail) :] == tail:
+            ids = prompt.ids[: -len(tail)] + after[shared:]
+        else:  # the template or the tokenizer treats text apart from images in another way than together with them
+            ids = tuple(self._encoded(hinted)["input_ids"][0])
+        if ids[: prompt.images_end] != prompt.ids[: prompt.images_end]:
+            raise ValueError(
+                "a prompt has an image after its last user turn's text, where the hint stands; put images first, or "
+                "use method='grpo'"
+            )
+        return ids
+
+    def _text_ids(self, messages: Messages) -> Ids:
+        """Token ids with one placeholder for each image."""
+        text = self.processing_class.apply_chat_template(
+            self._typed(messages), add_generation_prompt=True, tokenize=False, **self.options
+        )
+        tokenizer = self.processing_class.tokenizer if self.is_vlm else self.processing_class
+        return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _encoded(self, messages: Messages, **kwargs: Any) -> Any:
+        return self.processing_class.apply_chat_template(
+            [self._typed(messages)],
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=True,
+            **kwargs,
+            **self.options,
+        )
+
+    def _typed(self, messages: Messages) -> Messages:
+        return with_parts(messages) if self.is_vlm else messages
+
+
+def left_padding(processing_class: Any) -> dict[str, Any]:
+    """Arguments of `apply_chat_template` that pad a batch on the left, for tokenizers and for processors."""
+    padding = {"padding": True, "padding_side": "left"}
+    return {"processor_kwargs": padding} if isinstance(processing_class, ProcessorMixin) else padding
+
+
+def tokenizer_of(processing_class: Any) -> Any:
+    """The tokenizer, of a processor its own."""
+    return getattr(processing_class, "tokenizer", processing_class)
+
+
+def text_of(processing_class: Any, ids: Ids) -> str:
+    """A completion as text, without special tokens."""
+    return tokenizer_of(processing_class).decode(ids, skip_special_tokens=True)
+
+
+def token_texts(processing_class: Any, ids: Ids) -> list[str]:
+    """The text that each token adds. A character cut into several tokens stands with its last one."""
+    tokenizer = tokenizer_of(processing_class)
+    beginnings = tokenizer.batch_decode([list(ids[:end]) for end in range(1, len(ids) + 1)], skip_special_tokens=False)
+    texts, seen = [], ""
+    for position, beginning in enumerate(beginnings):
+        whole = position == len(ids) - 1 or not beginning.endswith("\ufffd")
+        texts.append(beginning[len(seen) :] if whole else "")
+        seen = beginning if whole else seen
+    return texts
+
+
+def cut_text(processing_class: Any, text: str, part: Part, tokens: int) -> str:
+    """The first or the last tokens of a text."""
+    tokenizer = tokenizer_of(processing_class)
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return tokenizer.decode(ids[:tokens] if part == "prefix" else ids[-tokens:])

@@ -1,0 +1,104 @@
+"""What the figures task knows of rollouts, for methods that ask: where credit belongs, where the first error is."""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from ...methods.knowledge import Knowledge, register_knowledge
+from ...methods.method import Facts, KnownGroup, Method
+from ...methods.registry import register_method
+from ...methods.reweighting import FACTS_OF_WEIGHTS, SCHEDULE, reweighted
+from .data import problem_of
+from .mistakes import Number, judged_numbers
+from .solutions import annotate, token_spans
+
+if TYPE_CHECKING:
+    from ...methods.options import MethodOptions
+
+# The columns by which a row of this task is known.
+COLUMNS = frozenset({"start", "labels", "angles"})
+# Evidence of a label [nats]: beyond every bound that `evidence_clip` may set.
+LABEL_EVIDENCE = 20.0
+
+
+def figures_labels(
+    row: Mapping[str, Any], completions: Sequence[Sequence[str]], correct: Sequence[bool | None]
+) -> list[list[int]]:
+    """Where credit belongs in a group of rollouts of a dataset row: 1 at tokens that decide, -1 at filler, 0 elsewhere.
+
+    In a wrong rollout decide the wrong digits of its own mistakes, of whatever kind, and not what follows from them; in
+    a right rollout, the digits at which a wrong one of the group made a mistake of its own.
+    """
+    problem = problem_of(row)
+    texts = ["".join(tokens) for tokens in completions]
+    numbers = [{number.place: number for number in judged_numbers(problem, text)} for text in texts]
+    mistaken = [found for found, verdict in zip(numbers, correct, strict=True) if verdict is False]
+
+    def decides(verdict: bool | None, number: Number, digits: slice) -> bool:
+        if verdict is False:
+            return number.wrong_at(digits)
+        return bool(verdict) and any(
+            found[number.place].wrong_at(digits) for found in mistaken if number.place in found
+        )
+
+    labels = []
+    for text, tokens, found, verdict in zip(texts, completions, numbers, correct, strict=True):
+        of_span = {number.span: number for number in found.values()}
+        line, position = [], 0
+        for token, span in zip(tokens, token_spans(annotate(problem, text), tokens), strict=True):
+            start, position = position, position + len(token)
+            number = of_span.get(span) if span else None
+            if span is None:
+                line.append(0 if token.startswith("<|") else -1)
+            elif number is None:  # after the last step
+                line.append(0)
+            else:
+                line.append(int(decides(verdict, number, slice(max(0, start - span.start), position - span.start))))
+        labels.append(line)
+    return labels
+
+
+def first_error(row: Mapping[str, Any], tokens: Sequence[str]) -> int | None:
+    """How many tokens of a completion come before its first wrong number; None if none is wrong.
+
+    A number counts as wrong by what the completion itself wrote before. Tokens are the text that each adds.
+    """
+    problem = problem_of(row)
+    text = "".join(tokens)
+    wrong = [number.span.start for number in judged_numbers(problem, text) if not number.right]
+    if not wrong:
+        return None
+    position = 0
+    for index, token in enumerate(tokens):
+        position += len(token)
+        if position > min(wrong):
+            return index
+    return len(tokens)
+
+
+def oracle_evidence(group: KnownGroup, options: "MethodOptions") -> list[list[float]]:  # noqa: ARG001
+    """Evidence that raises the weight of tokens that decide to its bound, and lowers that of filler."""
+    labels = figures_labels(group.row, group.tokens, [attempt.correct for attempt in group.attempts])
+    signs = [(advantage > 0) - (advantage < 0) for advantage in group.advantages]
+    return [[LABEL_EVIDENCE * label * sign for label in line] for line, sign in zip(labels, signs, strict=True)]
+
+
+def _refuses(columns: Collection[str], options: "MethodOptions") -> str | None:  # noqa: ARG001
+    return None if set(columns) >= COLUMNS else "it needs the figures task, whose tokens are known"
+
+
+# No method, but what evidence without fault would do: credit by the figures task's ground truth.
+ORACLE = Method(
+    name="oracle",
+    summary="for the figures task: the rollout's advantage, more where its ground truth says that a token decided",
+    source="",
+    facts=Facts(
+        formula="A [(1 - λ) + λ w_t], w_t = 1 ± ε by the labels", told="nothing", passes="0", **FACTS_OF_WEIGHTS
+    ),
+    options=frozenset(SCHEDULE),
+    labels=oracle_evidence,
+    refuses=_refuses,
+    placement=reweighted,
+)
+
+register_method(ORACLE)
+register_knowledge(Knowledge(COLUMNS, first_error))

@@ -1,0 +1,182 @@
+"""From flags and YAML to the arguments of a run, and to what they name: model, data, reward functions."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+from trl import ModelConfig, ScriptArguments, TrlParser
+
+from ..data.checks import check_dataset
+from ..data.embedded import EMBEDDED
+from ..data.loading import LoadingError, load_reward_funcs, load_split, resolve_model
+from ..methods.options import preset_options, presets, readable
+from ..tasks.figures import NAME as FIGURES
+from .cepo_config import CEPOConfig
+
+
+@dataclass
+class TrainArguments(ScriptArguments):
+    """TRL's script arguments, the reward functions, and how accuracy is measured."""
+
+    dataset_name: str = field(
+        default=FIGURES,
+        metadata={"help": "figures (embedded), a JSON, CSV or parquet file, a folder, or a name on the Hub."},
+    )
+    reward_funcs: list[str] = field(
+        default_factory=lambda: ["accuracy_reward"],
+        metadata={
+            "help": "Names in trl.rewards, or import paths (module.function). The first one decides what is right."
+        },
+    )
+    eval_problems: int = field(
+        default=400,
+        metadata={"help": "Held-out problems on which accuracy is measured before and after; 0: do not measure."},
+    )
+    preset: str | None = field(
+        default=None,
+        metadata={
+            "help": f"Values to start from, a paper's: {', '.join(presets())}; what another method does not read is "
+            "left out."
+        },
+    )
+    accuracy_every: int = field(
+        default=0, metadata={"help": "Measure held-out accuracy every so many steps too; 0: before and after only."}
+    )
+    figures_problems: int = field(default=2000, metadata={"help": "Training problems to make, for the figures task."})
+
+
+class _Parser(TrlParser):
+    """TRL's parser, whose errors are one line rather than a list of three hundred options."""
+
+    def error(self, message: str):
+        raise ValueError(message)
+
+
+def make_parser() -> TrlParser:
+    return _Parser((TrainArguments, CEPOConfig, ModelConfig), prog="cepo train", allow_abbrev=False)
+
+
+def parse(arguments: list[str]) -> tuple[TrainArguments, CEPOConfig, ModelConfig]:
+    """Options from flags, over those of ``--config``, over the recipe of the embedded task where that is trained.
+
+    Raises:
+        ValueError, OSError: With a message for the user.
+    """
+    parser = make_parser()
+    # `--config=FILE` too, though TRL's parser looks for two words.
+    arguments = [
+        part for word in arguments for part in (word.split("=", 1) if word.startswith("--config=") else [word])
+    ]
+    given = _config_file(arguments)
+    dataset = _flag(arguments, "--dataset_name") or given.get("dataset_name") or FIGURES
+    preset = _flag(arguments, "--preset") or given.get("preset")
+    chosen = _flag(arguments, "--method") or given.get("method")
+    beginning = {} if preset is None else preset_options(preset, chosen)
+    method = chosen or beginning.get("method") or CEPOConfig.method
+    unknown: list[str] = []
+    if dataset in EMBEDDED:
+        task = EMBEDDED[dataset]
+        # What the method does not read would be refused.
+        beginning = {"model_name_or_path": task.policy(), **readable(task.recipe(), method), **beginning}
+    if beginning:
+        parser.set_defaults_with_config(**beginning)
+    try:
+        *parsed, unknown = parser.parse_args_and_config(arguments, return_remaining_strings=True)
+    except TypeError as error:  # a value in the YAML file of a type that the option cannot take
+        raise ValueError(f"in the options: {error}") from error
+    if unknown:
+        raise ValueError(_unknown_option(unknown, parser))
+    script_args, training_args, model_args = parsed
+    if not model_args.model_name_or_path:
+        raise ValueError("which model? Give --model_name_or_path a folder or a name on the Hub.")
+    if isinstance(script_args.reward_funcs, str):  # one name in a YAML file
+        script_args.reward_funcs = [script_args.reward_funcs]
+    if not script_args.reward_funcs:
+        raise ValueError("reward_funcs: at least one is needed, to tell right from wrong")
+    if model_args.use_peft and model_args.lora_target_modules is None:
+        # PEFT knows no default for the newer architectures; this serves all of them.
+        model_args.lora_target_modules = "all-linear"
+    resume = training_args.resume_from_checkpoint
+    if resume and resume not in ("True", "true") and not (Path(resume) / "trainer_state.json").is_file():
+        raise ValueError(f"resume_from_checkpoint: {resume} holds no checkpoint (no trainer_state.json)")
+    return script_args, training_args, model_args
+
+
+def _flag(arguments: list[str], name: str) -> str | None:
+    for position, argument in enumerate(arguments):
+        if argument == name and position + 1 < len(arguments):
+            return arguments[position + 1]
+        if argument.startswith(f"{name}="):
+            return argument.partition("=")[2]
+    return None
+
+
+def _config_file(arguments: list[str]) -> dict[str, Any]:
+    if "--config" not in arguments:
+        return {}
+    path = _flag(arguments, "--config")
+    if path is None:
+        raise ValueError("--config: which file?")
+    if not Path(path).is_file():
+        raise ValueError(f"--config: there is no such file: {path}")
+    try:
+        content = yaml.safe_load(Path(path).read_text())
+    except yaml.YAMLError as error:
+        raise ValueError(f"--config: {path} is not YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"--config: {path} must hold options as `name: value` lines")
+    return content
+
+
+def _unknown_option(unknown: list[str], parser: TrlParser) -> str:
+    from difflib import get_close_matches
+
+    option = next((text for text in unknown if text.startswith("--")), unknown[0]).partition("=")[0]
+    known = [flag for action in parser._actions for flag in action.option_strings]
+    close = get_close_matches(option, known, n=1)
+    return f"unknown option {option}" + (f"; did you mean {close[0]}?" if close else "")
+
+
+def check_sources(
+    script_args: TrainArguments, training_args: CEPOConfig, model_args: ModelConfig
+) -> tuple[str, list[Any], Any, Any]:
+    """The model's name, reward functions, training set and held-out problems (None: there are none) of a run.
+
+    Raises:
+        ValueError, OSError: If one of them is not there or not as it should be.
+    """
+    model_name = resolve_model(model_args.model_name_or_path)
+    train_dataset = load_split(
+        script_args.dataset_name,
+        script_args.dataset_train_split,
+        config=script_args.dataset_config,
+        size=script_args.figures_problems,
+        streaming=script_args.dataset_streaming,
+    )
+    held_out = _held_out_problems(script_args)
+    reward_funcs = load_reward_funcs(script_args.reward_funcs)
+    # The verifiers compare with the solution, whatever the method. Where teachers need it, the trainer checks the
+    # training set itself, and a second pass over every row would find nothing new.
+    judged = any("accuracy" in name for name in script_args.reward_funcs)
+    if not training_args.chosen.needs_teachers:
+        check_dataset(train_dataset, needs_solution=judged)
+    if held_out is not None:
+        check_dataset(held_out, needs_solution=judged, name="the held-out split")
+    return model_name, reward_funcs, train_dataset, held_out
+
+
+def _held_out_problems(script_args: TrainArguments) -> Any:
+    """The held-out problems, or None where there are none to be had."""
+    if script_args.eval_problems <= 0:
+        return None
+    wanted = script_args.eval_problems
+    try:
+        data = load_split(
+            script_args.dataset_name, script_args.dataset_test_split, config=script_args.dataset_config, size=wanted
+        )
+    except LoadingError:
+        return None
+    if Path(script_args.dataset_name).is_file():  # one file has one split: the training set holds nothing out
+        return None
+    return data.select(range(min(wanted, len(data)))) if len(data) else None
