@@ -607,6 +607,7 @@ def test_every_method_trains_on_the_default_task(tmp_path, figures):
             method=method,
             max_steps=1,
             max_completion_length=176,
+            **({"teacher_model_name_or_path": policy_path()} if METHODS[method].needs_other_model else {}),
         )
         assert logged(trainer, "cepo/seconds/generation")[0] > 0
         assert (logged(trainer, "cepo/rows_scored")[0] > 0) == METHODS[method].needs_teachers

@@ -18,7 +18,7 @@ def contexts(references: References, options: "MethodOptions") -> list[Context]:
     return [references.positive, STUDENT] if options.no_negative == "student" else []
 
 
-CEPO = Method(
+METHOD = Method(
     name="cepo",
     summary="the rollout's advantage, more where evidence for r+ against r- speaks for the verdict",
     source="arXiv 2605.19436",

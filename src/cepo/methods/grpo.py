@@ -3,7 +3,7 @@
 from .method import Facts, Method
 from .placement import uniform
 
-GRPO = Method(
+METHOD = Method(
     name="grpo",
     summary="the rollout's advantage, the same for every token; TRL's own to the bit, given the same options",
     source="arXiv 2402.03300",

@@ -5,7 +5,7 @@ from .distilling import FACTS, OPTIONS, contexts
 from .method import Facts, Method, all_rollouts
 from .placement import as_advantages
 
-OPSD = Method(
+METHOD = Method(
     name="opsd",
     summary="no reward: divergence over the vocabulary from a teacher that is told the solution",
     source="arXiv 2601.18734",

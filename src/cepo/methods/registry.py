@@ -1,26 +1,23 @@
-"""The methods by name: a line for each. A room above this one may register its own."""
+"""The methods by name. A room above this one may register its own, and users name theirs by import path."""
 
 import importlib
 import os
 import sys
 from functools import cache
 
-from .cepo import CEPO
-from .grpo import GRPO
 from .method import Method
-from .opsd import OPSD
-from .rlsd import RLSD
-from .sdpo import SDPO
+
+# A line for each method: the file in this room whose `METHOD` it is.
+_FILES = (
+    "cepo",
+    "rlsd",
+    "grpo",
+    "opsd",
+    "sdpo",
+)
 
 METHODS: dict[str, Method] = {
-    method.name: method
-    for method in (
-        CEPO,
-        RLSD,
-        GRPO,
-        OPSD,
-        SDPO,
-    )
+    method.name: method for method in (importlib.import_module(f"{__package__}.{file}").METHOD for file in _FILES)
 }
 
 

@@ -3,7 +3,7 @@
 from .method import TEACHER, Facts, Method, told_and_student
 from .reweighting import FACTS_OF_WEIGHTS, SCHEDULE, reweighted
 
-RLSD = Method(
+METHOD = Method(
     name="rlsd",
     summary="the same with evidence for r+ against no answer",
     source="arXiv 2604.03128",

@@ -5,7 +5,7 @@ from .distilling import FACTS, OPTIONS, contexts
 from .method import Facts, Method, all_rollouts
 from .placement import as_advantages
 
-SDPO = Method(
+METHOD = Method(
     name="sdpo",
     summary="the same from a teacher that is told another right rollout of the group",
     source="arXiv 2601.20802",

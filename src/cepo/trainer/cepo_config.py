@@ -7,7 +7,7 @@ import torch
 from trl import GRPOConfig
 
 from .. import tasks  # noqa: F401  # registers its methods
-from ..methods.options import Help, MethodOptions, default_text, option, preset_options
+from ..methods.options import SELECTIVE, Help, MethodOptions, default_text, option, preset_options
 
 SharedPrompt = Literal["auto", "always", "never"]
 
@@ -157,8 +157,8 @@ def own_options() -> dict[str, tuple[str, str, str]]:
     found = {}
     for one in fields(CEPOConfig):
         if isinstance(known := one.metadata.get("help"), Help):
-            selective = one.default is None and one.name in MethodOptions.__dataclass_fields__
-            text = default_text(one.name) if selective else known.follows if one.default is None else str(one.default)
+            text = default_text(one.name) if one.name in SELECTIVE else str(one.default)
+            text = known.follows if text.lower() == "none" else text
             found[one.name] = (known.group, str(known), text)
     return found
 

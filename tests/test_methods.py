@@ -1,0 +1,346 @@
+"""The seam: what a method is said once, what it reads, and a method that is not ours."""
+
+import json
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.testing import assert_close
+from trl.rewards import accuracy_reward
+
+from cepo import CEPOConfig, MethodOptions, cli, policy_path
+from cepo.methods import METHODS, PlacementInputs, find_method, register_method
+from cepo.methods.options import SELECTIVE, default_of, preset_options, presets
+from cepo.methods.placement import NEAR, uniform
+
+from .test_trainer import half_right, logged, loss_inputs, task, train, weights_of, wrong_answers
+
+__all__ = ["loss_inputs", "task"]  # fixtures
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def inputs_of(evidence, advantages, *, mask=None, read=None, verdicts=None):
+    """Placement inputs from lists; everything trained and read, right where the advantage is above 0."""
+    evidence, advantages = torch.tensor(evidence, dtype=torch.float64), torch.tensor(advantages, dtype=torch.float64)
+    mask = torch.ones_like(evidence, dtype=torch.bool) if mask is None else torch.tensor(mask)
+    read = torch.ones_like(advantages, dtype=torch.bool) if read is None else torch.tensor(read)
+    verdicts = advantages.sign() if verdicts is None else torch.tensor(verdicts, dtype=torch.float64)
+    return PlacementInputs(advantages, evidence, mask, read, verdicts)
+
+
+def placed_by(method, inputs, step=0, **options):
+    options = MethodOptions(method=method, **options)
+    return options.chosen.place(inputs, options, step)
+
+
+# What is said once ----------------------------------------------------------------------------------------------------
+
+
+def test_every_method_says_what_it_is():
+    for name, method in METHODS.items():
+        assert method.name == name
+        assert method.summary.endswith(tuple("abcdefghijklmnopqrstuvwxyz0123456789-)"))  # a phrase, no full stop
+        assert method.options <= set(SELECTIVE)
+        assert set(method.defaults) <= method.options
+        assert (method.contexts is None) or (method.labels is None)
+        assert all((method.facts.formula, method.facts.told, method.facts.sign, method.facts.passes))
+        assert set().union(*method.variants) <= method.options
+
+
+def test_made_documents_are_as_the_code_has_them():
+    script = Path(__file__).parents[1] / "scripts" / "make_docs.py"
+    result = subprocess.run([sys.executable, str(script), "--check"], capture_output=True, text=True)
+    assert result.returncode == 0, f"{result.stdout}: run python scripts/make_docs.py"
+
+
+def test_help_names_every_method_with_what_it_does(capsys):
+    assert cli.main(["train", "--help"]) == 0
+    page = " ".join(capsys.readouterr().out.split())
+    for method in METHODS.values():
+        assert method.summary in page
+    assert "(default: None)" not in page
+    for name in SELECTIVE:
+        assert f"--{name} " in page
+
+
+@pytest.mark.parametrize("command", ["evaluate", "explain", "credit", "compare"])
+def test_help_pages_share_a_style(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([command, "--help"])
+    assert stopped.value.code == 0
+    page = capsys.readouterr().out
+    assert page.startswith(f"usage: cepo {command} [OPTIONS]\n\n")
+    assert "(default: None)" not in page
+    assert "\noutput:\n" in page or "\nthe run:\n" in page
+    assert "--output_dir" in page
+
+
+# Options --------------------------------------------------------------------------------------------------------------
+
+VALUES = {
+    "evidence_coefficient": 0.4,
+    "evidence_steps": 7,
+    "evidence_schedule": "cosine",
+    "evidence_clip": 0.3,
+    "negative_reference": "own",
+    "max_negatives": 2,
+    "no_negative": "uniform",
+    "hint_template": "{answer}!",
+    "positive_content": "solution",
+    "negative_content": "rollout",
+    "positive_part": "prefix",
+    "negative_part": "suffix",
+    "content_tokens": 5,
+    "teacher": "ema",
+    "teacher_sync_steps": 3,
+    "teacher_ema_decay": 0.5,
+    "teacher_model_name_or_path": "somewhere",
+    "divergence": "top_k",
+    "divergence_beta": 0.25,
+    "divergence_top_k": 5,
+    "importance_clip": 3.0,
+    "first_error_reward": "first_error",
+}
+
+
+def needed_by(method):
+    return {"teacher_model_name_or_path": policy_path()} if METHODS[method].needs_other_model else {}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", SELECTIVE)
+def test_an_option_is_read_or_refused_by_name(method, name):
+    assert set(VALUES) == set(SELECTIVE)
+    given = needed_by(method) | {name: VALUES[name]}
+    if name in METHODS[method].options:
+        options = MethodOptions(method=method, **given)
+        assert getattr(options, name) == VALUES[name]
+        again = replace(options)  # what was put in is not taken for given by somebody
+        assert again == options
+    else:
+        with pytest.raises(ValueError, match=f"method='{method}' does not read {name}"):
+            MethodOptions(method=method, **given)
+        assert getattr(MethodOptions(method=method, **needed_by(method)), name) is None
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_what_is_not_given_is_what_the_method_says(method):
+    options = MethodOptions(method=method, **needed_by(method))
+    for name in METHODS[method].options - set(needed_by(method)):
+        assert getattr(options, name) == default_of(METHODS[method], name)
+    assert options.given == {"method": method, "negative_advantage_weight": 1.0, **needed_by(method)}
+
+
+def test_an_unknown_method_says_what_there_is():
+    with pytest.raises(ValueError, match=r"unknown method 'ppo'; there are cepo, rlsd, grpo.*package\.module:name"):
+        MethodOptions(method="ppo")
+    with pytest.raises(ValueError, match="cannot import 'no_such_module:method'"):
+        MethodOptions(method="no_such_module:method")
+    with pytest.raises(ValueError, match=r"no cepo\.methods\.Method but a function"):
+        MethodOptions(method="cepo.credit:evidence")
+
+
+def test_a_name_is_one_methods():
+    assert register_method(METHODS["grpo"]) is METHODS["grpo"]
+    with pytest.raises(ValueError, match="there is a method 'grpo' already"):
+        register_method(replace(METHODS["grpo"], summary="another"))
+    assert find_method("grpo").summary != "another"
+
+
+def test_constants_of_a_method_are_checked_by_name():
+    with pytest.raises(ValueError, match="method 'cepo' has no tau; it has none"):
+        MethodOptions(method_kwargs={"tau": 1.0})
+    with pytest.raises(ValueError, match="is not JSON"):
+        MethodOptions(method_kwargs="{tau")
+    with pytest.raises(ValueError, match="must be a JSON object"):
+        MethodOptions(method_kwargs="[1]")
+
+
+def test_presets_leave_out_what_another_method_does_not_read(tmp_path):
+    assert {"paper", "rlsd"} <= set(presets())
+    assert preset_options("paper", "grpo") == {"epsilon": 0.2, "epsilon_high": 0.28, "method": "grpo"}
+    args = CEPOConfig.preset("paper", output_dir=str(tmp_path), method="opsd", bf16=False)
+    assert (args.teacher, args.evidence_steps, args.epsilon) == ("initial", None, 0.2)
+
+
+# Placements -----------------------------------------------------------------------------------------------------------
+
+
+def test_shapes_that_do_not_fit_are_refused():
+    good = inputs_of([[1.0, 2.0]], [1.0])
+    with pytest.raises(ValueError, match=r"advantages must be \(B,\)"):
+        replace(good, advantages=torch.ones(2))
+    with pytest.raises(ValueError, match="mask must have shape"):
+        replace(good, mask=torch.ones(1, 3, dtype=torch.bool))
+    with pytest.raises(ValueError, match="read must have shape"):
+        replace(good, read=torch.ones(2, dtype=torch.bool))
+    with pytest.raises(ValueError, match="verdicts must have shape"):
+        replace(good, verdicts=torch.ones(2))
+
+
+def test_shift_and_what_counts_as_moved_by_hand():
+    """CEPO, lambda 0.5, clip 0.5: e^0.4 = 1.49 and e^-0.4 = 0.67 are not clipped, e^2 is."""
+    inputs = inputs_of([[0.4, 2.0, 0.001], [0.4, -2.0, 0.0]], [2.0, -1.0], mask=[[True] * 3, [True, True, False]])
+    placed = placed_by("cepo", inputs)
+    assert placed.scale.tolist() == [0.5, 0.25]
+    expected = [[(1.4918247 - 1) / 0.5, 1.0, 0.0010005 / 0.5], [(0.67032 - 1) / 0.5, 1.0, 0.0]]
+    assert_close(placed.shift, torch.tensor(expected, dtype=torch.float64), atol=1e-6, rtol=1e-5)
+    assert placed.moved.tolist() == [[True, True, False], [True, True, False]]
+    assert placed.at_bound.tolist() == [[False, True, False], [False, True, False]]
+    assert NEAR == 0.02
+
+
+def test_a_uniform_placement_moves_nothing():
+    placed = uniform(inputs_of([[1.0, -1.0]], [0.5], mask=[[True, False]]), MethodOptions(method="grpo"), 0)
+    assert placed.advantages.tolist() == [[0.5, 0.0]]
+    assert not placed.moved.any()
+    assert not placed.shift.any()
+
+
+two_advantages, two_tokens = (st.lists(st.floats(-most, most), min_size=2, max_size=2) for most in (3, 5))
+
+
+@given(st.sampled_from([0.0, 0.05, 0.5, 2.0]), two_advantages, two_tokens)
+def test_the_weight_of_negative_advantages_is_a_factor_of_whole_rollouts(weight, advantages, evidence):
+    inputs = inputs_of([evidence, evidence], advantages)
+    plain = placed_by("cepo", inputs)
+    weighted = placed_by("cepo", inputs, negative_advantage_weight=weight)
+    for row, advantage in enumerate(advantages):
+        factor = weight if advantage < 0 else 1.0
+        assert_close(weighted.advantages[row], plain.advantages[row] * factor)
+        assert_close(weighted.rollout_advantages[row], plain.rollout_advantages[row] * factor)
+        if weight > 0:
+            assert_close(weighted.shift[row], plain.shift[row])
+
+
+def test_rollouts_of_weight_zero_are_not_read():
+    options = MethodOptions(negative_advantage_weight=0.0)
+    advantages, verdicts = torch.tensor([1.0, -1.0, 0.0]), torch.tensor([1.0, -1.0, 1.0])
+    assert options.chosen.wanted(advantages, verdicts, options).tolist() == [True, False, False]
+    options = MethodOptions()
+    assert options.chosen.wanted(advantages, verdicts, options).tolist() == [True, True, False]
+    with pytest.raises(ValueError, match="negative_advantage_weight must not be negative"):
+        MethodOptions(negative_advantage_weight=-1.0)
+
+
+@pytest.mark.parametrize("method", ["grpo", "cepo"])
+def test_the_boring_control_in_training(tmp_path, text_figures, text_model_path, loss_inputs, monkeypatch, method):
+    wrong_answers(monkeypatch)
+    options = {"reward": half_right, "method": method, "max_steps": 1, "skip_zero_advantage": False}
+    train(tmp_path, text_figures, text_model_path, **options)
+    train(tmp_path, text_figures, text_model_path, negative_advantage_weight=0.05, **options)
+    plain, control = (batch["advantages"] for batch in loss_inputs)
+    assert (plain < 0).any()
+    assert_close(control, torch.where(plain < 0, 0.05 * plain, plain))
+
+
+def test_distillation_has_no_advantages_to_weigh(tmp_path):
+    with pytest.raises(ValueError, match="negative_advantage_weight would do nothing"):
+        CEPOConfig(output_dir=str(tmp_path), method="opsd", negative_advantage_weight=0.05, bf16=False)
+
+
+def check_a_real_step(tmp_path, task, loss_inputs, monkeypatch, method, *, reward=half_right, **options):
+    """One step of the real trainer, with images or without: token advantages that differ from GRPO's reach the loss.
+
+    Returns:
+        The trainer, and the micro-batch that TRL's loss was given.
+    """
+    wrong_answers(monkeypatch)
+    dataset, model = task
+    options = {"max_steps": 1, "skip_zero_advantage": False, **options}
+    trainer = train(tmp_path, dataset, model, reward, method=method, **options)
+    batch = loss_inputs.pop()
+    mask = batch["completion_mask"].bool()
+    assert batch["advantages"].shape == mask.shape
+    assert (batch["advantages"][~mask] == 0).all()
+    assert logged(trainer, "cepo/credit/moved")[0] > 0
+    assert all(torch.isfinite(weight).all() for weight in weights_of(trainer).values())
+    return trainer, batch
+
+
+# A method that is not ours --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_method(tmp_path, monkeypatch):
+    """The file of docs/methods.md, beside the run."""
+    code = re.search(r"```python\n(# my_method\.py\n.*?)```", (DOCS / "methods.md").read_text(), re.S)[1]
+    (tmp_path / "my_method.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield "my_method:only_more_method"
+    sys.modules.pop("my_method", None)
+
+
+@pytest.mark.parametrize("method", ["cepo", "rlsd"])
+def test_a_real_step(tmp_path, task, loss_inputs, monkeypatch, method):
+    check_a_real_step(tmp_path, task, loss_inputs, monkeypatch, method)
+
+
+def test_a_method_of_ones_own_trains(tmp_path, figures, own_method, loss_inputs):
+    trainer = train(
+        tmp_path, figures, reward=accuracy_reward, method=own_method, max_steps=1, max_completion_length=176
+    )
+    assert logged(trainer, "cepo/rows_scored")[0] > 0
+    (batch,) = loss_inputs
+    assert batch["advantages"].dim() == 2
+
+
+def test_a_method_of_ones_own_from_the_command_line(tmp_path, own_method, capsys):
+    small = ["--max_steps=1", "--per_device_train_batch_size=8", "--num_generations=4", "--max_completion_length=176"]
+    arguments = [*small, "--figures_problems=8", "--eval_problems=0", "--credit_samples_every=1", "--output_dir=out"]
+    assert cli.main(["train", "--method", own_method, *arguments]) == 0
+    assert json.loads(Path("out/summary.json").read_text())["method"] == own_method
+    assert '"only_more"' in Path("out/credit/step-00000.html").read_text()
+    assert cli.main(["explain", "--method", own_method, "--index=1", "--num_generations=4"]) == 0
+    page = Path("explain.html").read_text()
+    assert '"name":"only_more"' in page
+    assert "never less" in page
+    capsys.readouterr()
+    assert cli.main(["train", "--method", own_method, "--evidence_clip", "0.3", *arguments]) == 2
+    assert "does not read evidence_clip" in capsys.readouterr().err
+
+
+def test_a_method_of_ones_own_is_compared(tmp_path, own_method, monkeypatch):
+    from cepo.commands import compare
+
+    asked = []
+    monkeypatch.setattr(compare, "run_all", lambda work, *_: asked.extend(work))
+    cli.main(["compare", "--methods", f"grpo,{own_method}", "--seeds=1", "--output_dir", str(tmp_path / "out")])
+    assert [(job.arm, job.options["method"]) for job in asked] == [("grpo", "grpo"), ("only_more", own_method)]
+
+
+def test_a_method_trains_as_its_placement_says(tmp_path, text_figures, text_model_path, monkeypatch):
+    """CEPO with another name and the uniform placement is GRPO, whatever its teachers say."""
+    wrong_answers(monkeypatch)
+    monkeypatch.setitem(METHODS, "idle", replace(METHODS["cepo"], name="idle", placement=uniform))
+    idle = train(tmp_path, text_figures, text_model_path, half_right, method="idle")
+    grpo = train(tmp_path, text_figures, text_model_path, half_right, method="grpo", skip_zero_advantage=True)
+    assert all(share > 0 for share in logged(idle, "cepo/rows_scored"))
+    assert logged(idle, "cepo/credit/moved") == [0.0, 0.0]
+    for name, weight in weights_of(grpo).items():
+        assert_close(weights_of(idle)[name], weight)
+
+
+def test_a_loss_that_is_no_plain_mean(tmp_path, text_figures, text_model_path, monkeypatch, loss_inputs):
+    """A placement's loss weights reach the loss, and nothing else."""
+    wrong_answers(monkeypatch)
+
+    def doubled(inputs, options, step):
+        placed = METHODS["cepo"].placement(inputs, options, step)
+        return replace(placed, loss_weights=torch.full_like(placed.advantages, 2.0))
+
+    options = {"reward": half_right, "max_steps": 1}
+    train(tmp_path, text_figures, text_model_path, **options)
+    monkeypatch.setitem(METHODS, "doubled", replace(METHODS["cepo"], name="doubled", placement=doubled))
+    trainer = train(tmp_path, text_figures, text_model_path, method="doubled", **options)
+    plain, twice = (batch["advantages"] for batch in loss_inputs)
+    assert_close(twice, 2 * plain)
+    assert logged(trainer, "cepo/credit/moved")[0] > 0
