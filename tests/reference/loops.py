@@ -56,3 +56,42 @@ def coefficient(step, initial, steps, schedule):
     if schedule == "cosine":
         return initial * (1 + math.cos(math.pi * step / steps)) / 2
     return initial
+
+
+# The rivals -----------------------------------------------------------------------------------------------------------
+
+
+def rlcsd(advantages, evidence, mask, read, tau, strength, threshold, lowest, highest):
+    """Token advantages, and which tokens are selected."""
+    table, selected = [], []
+    for advantage, row, row_mask, was_read in zip(advantages, evidence, mask, read, strict=True):
+        out, picked = [], []
+        for value, kept in zip(row, row_mask, strict=True):
+            added = min(max(strength * math.tanh(value / tau), lowest), highest)
+            chosen = kept and was_read and abs(added) > threshold
+            if not kept or not was_read:
+                out.append(0.0)
+            elif not chosen:
+                out.append(advantage)
+            elif advantage > 0:
+                out.append(max(advantage + added, 0.0))
+            elif advantage < 0:
+                out.append(min(advantage + added, 0.0))
+            else:
+                out.append(0.0)
+            picked.append(chosen)
+        table.append(out)
+        selected.append(picked)
+    return table, selected
+
+
+def rlcsd_loss(terms, selected, counted, eta):
+    """Mean of the terms of unselected tokens plus eta times the mean of those of selected ones."""
+    chosen = [t for row, picks in zip(terms, selected, strict=True) for t, pick in zip(row, picks, strict=True) if pick]
+    others = [
+        t
+        for row, picks, kept in zip(terms, selected, counted, strict=True)
+        for t, pick, count in zip(row, picks, kept, strict=True)
+        if count and not pick
+    ]
+    return sum(others) / max(1, len(others)) + eta * sum(chosen) / max(1, len(chosen))

@@ -14,6 +14,7 @@ _FILES = (
     "grpo",
     "opsd",
     "sdpo",
+    "rlcsd",
 )
 
 METHODS: dict[str, Method] = {
