@@ -95,3 +95,22 @@ def rlcsd_loss(terms, selected, counted, eta):
         if count and not pick
     ]
     return sum(others) / max(1, len(others)) + eta * sum(chosen) / max(1, len(chosen))
+
+
+def rlrt(advantages, told, student, verdicts, mask, coefficient, clip):
+    table = []
+    for advantage, row_told, row_student, verdict, row_mask in zip(
+        advantages, told, student, verdicts, mask, strict=True
+    ):
+        out = []
+        for teacher, own, kept in zip(row_told, row_student, row_mask, strict=True):
+            if not kept:
+                out.append(0.0)
+            elif verdict <= 0:
+                out.append(advantage)
+            else:
+                sign = (advantage > 0) - (advantage < 0)
+                ratio = math.exp(sign * (own - teacher))
+                out.append(advantage * ((1 - coefficient) + coefficient * min(max(ratio, 1 - clip), 1 + clip)))
+        table.append(out)
+    return table

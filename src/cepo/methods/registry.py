@@ -15,6 +15,7 @@ _FILES = (
     "opsd",
     "sdpo",
     "rlcsd",
+    "rlrt",
 )
 
 METHODS: dict[str, Method] = {

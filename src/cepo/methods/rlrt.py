@@ -1,0 +1,72 @@
+"""RLRT (arXiv 2605.10781): RLSD's evidence reversed, on right rollouts alone.
+
+    A_t = A [(1 - lambda) + lambda clip((P_S / P_T)^sign(A), 1 - eps, 1 + eps)]    for rollouts that are right
+    A_t = A                                                                        for the others
+
+P_T is the policy told a right rollout: a token that it would have written without being told gains. Without the gate on
+right rollouts training diverges (paper).
+
+The paper leaves open, as far as known, and we chose: lambda stays as it is; teachers are the live policy; the hint is
+another rollout than the one that is read, and the only right rollout of a group keeps its advantage. eps is the paper's
+for instruction-tuned models (0.5; base models 1.0, which here has to stay below 1, and thinking models 0.2).
+"""
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from ..references.groups import References
+from ..references.hints import SOLUTION_HINT_TEMPLATE
+from .method import STUDENT, TEACHER, Context, Evidence, Facts, Method, contrast
+from .placement import Placement, PlacementInputs
+from .reweighting import FACTS_OF_WEIGHTS, reweighted
+
+if TYPE_CHECKING:
+    from .options import MethodOptions
+
+
+def contexts(references: References, options: "MethodOptions") -> list[Context]:  # noqa: ARG001
+    """A teacher that is told another right rollout, and the student; none without such a rollout."""
+    return [] if references.fallback == "no_right_rollout" else [references.positive, STUDENT]
+
+
+def reversed_contrast(logps: Tensor, present: Tensor) -> Evidence:
+    """log P_S - log P_T [nats]."""
+    found = contrast(logps, present)
+    return replace(found, values=-found.values, positive=found.negative, negative=found.positive)
+
+
+def right_ones(advantages: Tensor, verdicts: Tensor, options: "MethodOptions") -> Tensor:  # noqa: ARG001
+    """(B,) bool, right rollouts of groups with variance."""
+    return (advantages != 0) & (verdicts > 0)
+
+
+def reweighted_where_right(inputs: PlacementInputs, options: "MethodOptions", step: int) -> Placement:
+    """CEPO's placement for rollouts that are right; the others keep their advantage."""
+    evidence = inputs.evidence * (inputs.verdicts > 0).unsqueeze(-1)
+    return reweighted(replace(inputs, evidence=evidence), options, step)
+
+
+METHOD = Method(
+    name="rlrt",
+    summary="on right rollouts more where the policy did without being told what a right rollout tells; else the same",
+    source="arXiv 2605.10781",
+    facts=Facts(
+        formula="A [(1 - λ) + λ clip((P_S / P_T+)^sign(A), 1 - ε, 1 + ε)] where right, else A",
+        told="another right rollout",
+        passes="2, right rollouts alone",
+        **FACTS_OF_WEIGHTS,
+    ),
+    options=frozenset(
+        {
+            *("evidence_coefficient", "evidence_clip", "hint_template"),
+            *("positive_content", "positive_part", "content_tokens", *TEACHER),
+        }
+    ),
+    contexts=contexts,
+    evidence=reversed_contrast,
+    reads=right_ones,
+    placement=reweighted_where_right,
+    defaults={"positive_content": "rollout", "hint_template": SOLUTION_HINT_TEMPLATE},
+)
