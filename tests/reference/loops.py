@@ -114,3 +114,18 @@ def rlrt(advantages, told, student, verdicts, mask, coefficient, clip):
                 out.append(advantage * ((1 - coefficient) + coefficient * min(max(ratio, 1 - clip), 1 + clip)))
         table.append(out)
     return table
+
+
+def cscr(advantages, right, wrong, student, mask, rate, threshold, floor):
+    table = []
+    for advantage, row_right, row_wrong, row_student, row_mask in zip(
+        advantages, right, wrong, student, mask, strict=True
+    ):
+        raw = []
+        for plus, minus, own, kept in zip(row_right, row_wrong, row_student, row_mask, strict=True):
+            moved = max(abs(plus - own), abs(minus - own))
+            raw.append(max(floor, math.exp(-rate * max(0.0, moved - threshold))) if kept else None)
+        counted = [value for value in raw if value is not None]
+        mean = sum(counted) / len(counted) if counted else 1.0
+        table.append([0.0 if value is None else advantage * value / mean for value in raw])
+    return table

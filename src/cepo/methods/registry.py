@@ -16,6 +16,7 @@ _FILES = (
     "sdpo",
     "rlcsd",
     "rlrt",
+    "cscr",
 )
 
 METHODS: dict[str, Method] = {

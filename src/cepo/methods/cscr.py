@@ -1,0 +1,113 @@
+"""CSCR (arXiv 2607.27888): less credit for tokens that move when an outcome is asserted, whichever outcome it is.
+
+A rollout is read under a hint that says that the answer is right, and under one that says that it is wrong. With the
+sensitivity c_t = max(|log P_T+ - log P_S|, |log P_T- - log P_S|) [nats],
+
+    u_t = max(floor, exp(-rate max(0, c_t - threshold))),    w_t = u_t / mean of u over the rollout,    A_t = A w_t
+
+so that the rollout's credit is kept. It never reads the sign of the evidence: where CEPO gives more, CSCR gives less.
+
+The mechanism is the paper's, as it is told; it leaves open, as far as known, and we chose: rate, threshold and floor
+(`Constants`), the wording of the hints, normalising to a mean of 1, no schedule, the live policy as teacher.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..credit import evidence, unscorable
+from ..references.groups import Attempt, References
+from .method import STUDENT, TEACHER, Context, Evidence, Facts, Method, Tools
+from .placement import Placement, PlacementInputs, mean_of_tokens
+
+if TYPE_CHECKING:
+    from .options import MethodOptions
+
+HINT_TEMPLATE = "\n\n{answer}"
+SAID_RIGHT, SAID_WRONG = "The answer that follows is correct.", "The answer that follows is wrong."
+
+
+@dataclass(frozen=True)
+class Constants:
+    """Ours: the paper's are not known.
+
+    Attributes:
+        rate: How fast the weight falls with the sensitivity [1 / nats].
+        threshold: The sensitivity [nats] up to which the weight is 1, before it is normalised.
+        floor: The least weight, before it is normalised.
+    """
+
+    rate: float = 1.0
+    threshold: float = 0.0
+    floor: float = 0.1
+
+    def __post_init__(self):
+        if self.rate < 0 or self.threshold < 0:
+            raise ValueError("rate and threshold must not be negative")
+        if not 0 < self.floor <= 1:
+            raise ValueError(f"floor must lie in (0, 1], got {self.floor}")
+
+
+def references(
+    attempts: Sequence[Attempt],
+    solution: str,  # noqa: ARG001
+    options: "MethodOptions",  # noqa: ARG001
+    tools: Tools,  # noqa: ARG001
+) -> list[References]:
+    """The two outcomes, the same for every rollout."""
+    return [References(SAID_RIGHT, (SAID_WRONG,))] * len(attempts)
+
+
+def contexts(references: References, options: "MethodOptions") -> list[Context]:  # noqa: ARG001
+    """Told right, told wrong, and the student."""
+    return [references.positive, *references.negatives, STUDENT]
+
+
+def sensitivity(logps: Tensor, present: Tensor) -> Evidence:
+    """(B, T) the larger of the two shifts, without their signs [nats].
+
+    Args:
+        logps: (3, B, T) log-probs told right, told wrong, and not told [nats].
+        present: (3, B) bool.
+    """
+    right, wrong, student = logps[:3] if len(logps) > 2 else (*logps[:2], logps[0])
+    values = torch.maximum(evidence(right, student).abs(), evidence(wrong, student).abs())
+    unread = ~present.any(0)
+    missing = (unscorable(right, student) | unscorable(wrong, student)).masked_fill(unread.unsqueeze(-1), False)
+    return Evidence(values.masked_fill(unread.unsqueeze(-1), 0.0), missing, ~unread, right, wrong)
+
+
+def damped(inputs: PlacementInputs, options: "MethodOptions", step: int) -> Placement:  # noqa: ARG001
+    """A w_t, with weights of mean 1 over the trained tokens of a rollout."""
+    own: Constants = options.constants
+    raw = (-own.rate * (inputs.evidence - own.threshold).clamp(min=0)).exp()
+    bounded = raw.clamp(min=own.floor)
+    weights = bounded / mean_of_tokens(bounded, inputs.mask).unsqueeze(-1)
+    weights = torch.where(inputs.read.unsqueeze(-1), weights, 1.0).to(inputs.advantages.dtype)
+    advantages = (inputs.advantages.unsqueeze(-1) * weights).masked_fill(~inputs.mask, 0.0)
+    at_bound = (raw < own.floor) & inputs.mask
+    return Placement(advantages, inputs.advantages, inputs.advantages.abs(), at_bound, inputs.mask)
+
+
+METHOD = Method(
+    name="cscr",
+    summary="the rollout's advantage, less for tokens that move when a hint asserts an outcome, its sum kept",
+    source="arXiv 2607.27888",
+    facts=Facts(
+        formula="A u_t / mean(u), u_t = max(floor, exp(-rate c_t)), c_t = max(|log P_T+/P_S|, |log P_T-/P_S|)",
+        told="that the answer is right; that it is wrong",
+        sign="yes",
+        bounds="floor <= A_t / A <= 1 / floor; mean A",
+        passes="3",
+    ),
+    options=frozenset({"hint_template", *TEACHER}),
+    references=references,
+    contexts=contexts,
+    evidence=sensitivity,
+    placement=damped,
+    constants=Constants,
+    defaults={"hint_template": HINT_TEMPLATE},
+)
