@@ -129,3 +129,21 @@ def cscr(advantages, right, wrong, student, mask, rate, threshold, floor):
         mean = sum(counted) / len(counted) if counted else 1.0
         table.append([0.0 if value is None else advantage * value / mean for value in raw])
     return table
+
+
+def pbsd(advantages, evidence, mask, scale, bound, unit):
+    table = []
+    for advantage, row, row_mask in zip(advantages, evidence, mask, strict=True):
+        sign = (advantage > 0) - (advantage < 0)
+        out, position = [0.0] * len(row), 0
+        while position < len(row):
+            end = position + 1
+            if row_mask[position]:
+                while unit == "turn" and end < len(row) and row_mask[end]:
+                    end += 1
+                squashed = math.tanh(sum(row[position:end]) / scale)
+                weight = 1 + sign * min(max(squashed, -bound), bound)
+                out[position:end] = [advantage * weight] * (end - position)
+            position = end
+        table.append(out)
+    return table

@@ -17,6 +17,7 @@ _FILES = (
     "rlcsd",
     "rlrt",
     "cscr",
+    "pbsd",
 )
 
 METHODS: dict[str, Method] = {
