@@ -97,7 +97,8 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
         other = load_teacher_model(options.teacher_model_name_or_path, job.processing_class, job.model.dtype)
         job = replace(job, other_model=other.to(job.model.device))
     variants = all_variants(given, columns=_columns_of(job))
-    return lambda console: _explain(options, job, variants, _variant(options.show, variants), reward_func, console)
+    selected = _variant(options.show, variants)
+    return lambda console: _explain(options, job, variants, selected, reward_func, console)
 
 
 def _columns_of(job: "_Job") -> list[str]:
@@ -107,6 +108,8 @@ def _columns_of(job: "_Job") -> list[str]:
 
 def _variant(name: str, variants: Sequence[Variant]) -> Variant:
     short = {variant.short: variant for variant in variants}
+    if name not in short and name in METHODS and METHODS[name].needs_other_model:
+        raise ValueError(f"--show {name} needs --teacher_model_name_or_path, a model with the same vocabulary")
     if name not in short:
         raise ValueError(f"there is no {name!r} to show; choose one of {', '.join(short)}")
     return short[name]
