@@ -147,3 +147,20 @@ def pbsd(advantages, evidence, mask, scale, bound, unit):
             position = end
         table.append(out)
     return table
+
+
+def distilled_rl(advantages, teacher, student, mask, ratio_clip, normalise, rollouts):
+    table = []
+    for advantage, row_teacher, row_student, row_mask in zip(advantages, teacher, student, mask, strict=True):
+        weighs = {"positive": advantage > 0, "negative": advantage < 0, "all": advantage != 0}[rollouts]
+        clipped = [
+            min(max(math.exp(min(max(t - s, -80.0), 80.0)), 1 / ratio_clip), ratio_clip) if kept else None
+            for t, s, kept in zip(row_teacher, row_student, row_mask, strict=True)
+        ]
+        counted = [value for value in clipped if value is not None]
+        mean = math.prod(counted) ** (1 / len(counted)) if counted and normalise else 1.0
+        out = []
+        for value in clipped:
+            out.append(0.0 if value is None else advantage * (value / mean if weighs else 1.0))
+        table.append(out)
+    return table

@@ -18,6 +18,7 @@ _FILES = (
     "rlrt",
     "cscr",
     "pbsd",
+    "distilled_rl",
 )
 
 METHODS: dict[str, Method] = {
