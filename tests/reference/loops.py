@@ -164,3 +164,26 @@ def distilled_rl(advantages, teacher, student, mask, ratio_clip, normalise, roll
             out.append(0.0 if value is None else advantage * (value / mean if weighs else 1.0))
         table.append(out)
     return table
+
+
+def vppo(lengths, correct, errors, prefix_value, margin, only_raise):
+    """Token advantages of a group's rollouts of these lengths; an error is how many tokens come before it."""
+    tokens, means = [], []
+    for length, verdict, error in zip(lengths, correct, errors, strict=True):
+        if verdict is True:
+            values = [(1.0, False)] * length
+        else:
+            end = max(0, (length if error is None else error) - margin)
+            values = [(prefix_value, True) if place < end else (0.0, False) for place in range(length)]
+        tokens.append(values)
+        if verdict is not None:
+            means.append(sum(value for value, _ in values) / length)
+    baseline = sum(means) / len(means) if means else 0.0
+    table = []
+    for values, verdict in zip(tokens, correct, strict=True):
+        row = []
+        for value, in_prefix in values:
+            advantage = 0.0 if verdict is None else value - baseline
+            row.append(max(0.0, advantage) if only_raise and in_prefix else advantage)
+        table.append(row)
+    return table

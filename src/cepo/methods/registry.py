@@ -19,6 +19,7 @@ _FILES = (
     "cscr",
     "pbsd",
     "distilled_rl",
+    "vppo",
 )
 
 METHODS: dict[str, Method] = {
