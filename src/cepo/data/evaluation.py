@@ -7,7 +7,6 @@ from typing import Any
 from datasets import Dataset
 from scipy.stats import binomtest
 from transformers import PreTrainedModel
-from trl.rewards import accuracy_reward
 
 from ..scoring.prompts import text_of
 from .sampling import Sampling, conversation_of, sample, seeded, verdicts
@@ -51,7 +50,7 @@ def evaluate_accuracy(
     chat_template_kwargs: dict[str, Any] | None = None,
     batch_size: int = 64,
     seed: int = 0,
-    reward_func: Callable[..., Sequence[float | None]] = accuracy_reward,
+    reward_func: Callable[..., Sequence[float | None]] | None = None,
     on_progress: Callable[[int], None] | None = None,
 ) -> tuple[Accuracy, list[str]]:
     """Sample one answer per problem and judge it.
@@ -66,12 +65,15 @@ def evaluate_accuracy(
         chat_template_kwargs: Further arguments of the chat template, as in training.
         batch_size: Problems at a time.
         seed: Of sampling. The caller's random state is left as it was.
-        reward_func: The verifier, as TRL's reward functions; 0.5 and more is right, None is wrong.
+        reward_func: The verifier, as TRL's reward functions, whose `accuracy_reward` it is by default; 0.5 and more is
+            right, None is wrong.
         on_progress: Called with the number of problems done.
 
     Returns:
         The accuracy, and the sampled answers as text.
     """
+    if reward_func is None:
+        from trl.rewards import accuracy_reward as reward_func
     sampling = Sampling(max_completion_length, temperature, top_p, top_k, chat_template_kwargs, batch_size)
     answers: list[str] = []
     correct = 0

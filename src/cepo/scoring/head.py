@@ -72,7 +72,6 @@ class Head:
         return (logits / temperature).log_softmax(-1)
 
 
-@torch.no_grad()
 def sampled_log_probs(hidden: Tensor, head: Head, tokens: Tensor, temperature: float) -> Tensor:
     """(N,) log-probs [nats] of the (N,) tokens, rounded as those are that TRL took when they were sampled."""
     parts = zip(hidden.split(CHUNK), tokens.split(CHUNK), strict=True)
