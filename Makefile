@@ -4,7 +4,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train evaluate test test-slow credit comparison bench bench-quick lint format policy clean
+.PHONY: help setup train evaluate test test-slow credit comparison bench bench-quick docs lint format policy clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -44,6 +44,9 @@ bench: $(READY)  ## speed against TRL and the reference way, into benchmarks/res
 
 bench-quick: $(READY)  ## a coarse version, in under four minutes, into benchmarks/results/quick
 	$(VENV)/bin/python -m benchmarks --quick --output_dir benchmarks/results/quick
+
+docs: $(READY)  ## the parts of README.md and docs/ that are made from the code
+	$(VENV)/bin/python scripts/make_docs.py
 
 lint: $(READY)  ## style and types
 	$(VENV)/bin/ruff check .

@@ -2,9 +2,10 @@
 
     python examples/own_loop.py
 
-Four things happen in a step: sample groups of rollouts, let the verifier judge them, let the policy read them again with
-right and wrong answers in its prompt, and follow the gradient of the sum of A_t log P(y_t). The first two are what your
-engine does; the third is `Pipeline`, to which `log_probs` may be any function from prompts and requests to log-probs.
+Four things happen in a step: sample groups of rollouts, let the verifier judge them, let the policy read them again
+with right and wrong answers in its prompt, and follow the gradient of the sum of A_t log P(y_t). The first two are what
+your engine does. The third is `Pipeline`, to which `log_probs` may be any function from prompts and requests to
+log-probs.
 """
 
 import argparse

@@ -17,8 +17,8 @@ from cepo import cli
 
 def main(picture: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        page = Path(folder) / "page.html"
-        cli.main(["explain", "--index", "1", "--num_generations", "4", "--output", str(page)])
+        cli.main(["explain", "--index", "1", "--num_generations", "4", "--output_dir", folder])
+        page = Path(folder) / "explain.html"
         options = webdriver.ChromeOptions()
         options.binary_location = shutil.which("chromium") or ""
         flags = ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=960,2000", "--disable-sync")

@@ -61,7 +61,7 @@ def _run(command: str, arguments: list[str], traceback: bool) -> int:
     from rich.console import Console
 
     try:
-        # What goes wrong while a command prepares is the user's to mend; what goes wrong later is ours to explain.
+        # What goes wrong while a command prepares is the user's to fix; what goes wrong later is ours to explain.
         job = import_module(f".commands.{command}", __package__).prepare(arguments)
     except KeyboardInterrupt:
         print("\ncepo: stopped before anything was done", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""Checks of a dataset before training starts: each error names the column and the row, and how to mend it."""
+"""Checks of a dataset before training starts: each error names the column and the row, and how to fix it."""
 
 from collections.abc import Iterable
 from itertools import islice
@@ -32,7 +32,7 @@ def check_dataset(
         name: What to call the dataset in messages.
 
     Raises:
-        DatasetError: Naming the column, the row and the mend.
+        DatasetError: Naming the column, the row and the fix.
     """
     columns = dataset.column_names
     if columns is not None:
@@ -121,7 +121,7 @@ def check_size(dataset: Dataset, rollouts: int, group_size: int) -> None:
         group_size: Rollouts of a prompt.
 
     Raises:
-        DatasetError: With the numbers and the mend.
+        DatasetError: With the numbers and the fix.
     """
     prompts = rollouts // group_size
     if len(dataset) < prompts:

@@ -72,8 +72,11 @@ def evaluate_accuracy(
     Returns:
         The accuracy, and the sampled answers as text.
     """
-    if reward_func is None:
-        from trl.rewards import accuracy_reward as reward_func
+    judge = reward_func
+    if judge is None:
+        from trl.rewards import accuracy_reward
+
+        judge = accuracy_reward
     sampling = Sampling(max_completion_length, temperature, top_p, top_k, chat_template_kwargs, batch_size)
     answers: list[str] = []
     correct = 0
@@ -82,7 +85,7 @@ def evaluate_accuracy(
             rows = [dataset[index] for index in range(start, min(start + batch_size, len(dataset)))]
             conversations = [conversation_of(row, processing_class) for row in rows]
             texts = [text_of(processing_class, ids) for ids in sample(model, processing_class, conversations, sampling)]
-            rewards = verdicts(reward_func, rows, texts)
+            rewards = verdicts(judge, rows, texts)
             correct += sum(reward is not None and reward >= 0.5 for reward in rewards)
             answers += texts
             if on_progress:

@@ -25,7 +25,7 @@ _FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parqu
 
 
 class LoadingError(ValueError):
-    """A model or dataset that cannot be loaded; the message says what was looked for and how to mend it."""
+    """A model or dataset that cannot be loaded; the message says what was looked for and how to fix it."""
 
 
 def looks_like_path(name: str) -> bool:

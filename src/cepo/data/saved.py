@@ -21,7 +21,7 @@ FOLDER = "rollouts"
 
 
 class SavedError(ValueError):
-    """Saved rollouts that cannot be read again; the message says why and how to mend it."""
+    """Saved rollouts that cannot be read again; the message says why and how to fix it."""
 
 
 def rows_of(groups: Sequence[Group], first_index: int) -> list[dict[str, Any]]:
