@@ -209,13 +209,10 @@ def _explain(
     if options.terminal:
         print_credit(console, shown, selected)
         return 0
-    about = job.about | {
-        **{name: _shown(getattr(selected.options, name)) for name in CREDIT if name in selected.method.options},
-    }
     page = credit_page(
         shown,
         title="Which tokens get the credit",
-        about=about,
+        about=job.about,
         variants=variants,
         selected=selected,
     )
@@ -229,7 +226,3 @@ def _explain(
         console.print("All are alike, so there is no advantage to place; try another --index or --seed.")
     console.print(f"written to {output}", highlight=False, markup=False)
     return 0
-
-
-def _shown(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else f"{value:g}"

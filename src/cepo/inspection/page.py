@@ -19,7 +19,7 @@ from ..methods.placement import NEAR
 from ..references.answers import reference_answer
 from ..references.groups import Attempt
 from .inspect import Credit, Variant
-from .shown import Shown, explain_references, explain_variant
+from .shown import Shown, explain_options, explain_references, explain_rule, explain_variant
 
 _LARGEST_SIDE = 1024  # pixels; larger images are shown smaller
 
@@ -45,7 +45,13 @@ def credit_page(
         "title": title,
         "about": about,
         "variants": [
-            {"name": variant.name, "method": variant.method.name, "text": explain_variant(variant)}
+            {
+                "name": variant.name,
+                "method": variant.method.name,
+                "text": explain_variant(variant),
+                "rule": explain_rule(variant),
+                "options": explain_options(variant),
+            }
             for variant in variants
         ],
         "selected": variants.index(selected),

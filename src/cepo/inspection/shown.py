@@ -1,7 +1,8 @@
 """What a view shows of inspected groups."""
 
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from ..methods.method import STUDENT
@@ -16,6 +17,7 @@ _RULES = {
     "mixture": "the group's distinct wrong answers, their mean probability",
     "own_or_mixture": "a rejected rollout's own answer; for the others the mixture of all wrong ones",
 }
+_SHOWN_OPTIONS = ("evidence_coefficient", "evidence_clip", "hint_template", "positive_content", "negative_content")
 _FALLBACKS: dict[Fallback, str] = {
     "no_rejected": "no rollout of the group was rejected",
     "no_wrong_answer": "no rejected rollout gives an answer that differs from r+",
@@ -45,7 +47,20 @@ class Shown:
 def explain_variant(variant: Variant) -> str:
     """A method and its rule in words."""
     summary = variant.method.summary
-    return f"{summary}; r-: {_RULES[variant.rule]}" if variant.rule else summary
+    return f"{summary}; r-: {explain_rule(variant)}" if variant.rule else summary
+
+
+def explain_rule(variant: Variant) -> str:
+    """Whose answer is r-, in words; "" for a method that does not let one choose."""
+    return _RULES[variant.rule] if variant.rule else ""
+
+
+def explain_options(variant: Variant) -> str:
+    """The options and constants with which a method placed the credit that is shown."""
+    options = variant.options
+    read = {name: getattr(options, name) for name in _SHOWN_OPTIONS if name in variant.method.options}
+    given = {**read, **asdict(options.constants)}
+    return ", ".join(f"{name} {json.dumps(value, ensure_ascii=False)}" for name, value in given.items())
 
 
 def told_of(credit: Credit) -> list[str]:
