@@ -34,9 +34,9 @@ def train_step(model, pipeline, groups, options, optimizer, step, rows_at_a_time
     prompts = [pipeline.encoder.prompt(group.messages) for group in groups]
     completions = completions_of(groups)
     with evaluating(model):
-        (scored,) = pipeline.scored([options], groups, prompts, completions)
+        (found,) = pipeline.find_evidence([options], groups, prompts, completions)
     mask = completions.wanted
-    placed = place(scored, options, groups, mask, step)
+    placed = place(found, options, groups, mask, step)
 
     optimizer.zero_grad()
     # Rollouts were sampled with today's weights, so the ratio of PPO is 1 and its clip has no part.

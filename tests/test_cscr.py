@@ -35,11 +35,11 @@ def test_by_hand():
 
 def test_what_was_not_read_keeps_its_advantage():
     found = METHODS["cscr"].evidence(torch.full((3, 1, 2), math.nan), torch.zeros(3, 1, dtype=torch.bool))
-    assert not found.read.any()
+    assert not found.scored.any()
     assert not found.unscorable.any()
     nobody = METHODS["cscr"].evidence(torch.zeros(2, 1, 2), torch.zeros(2, 1, dtype=torch.bool))
     assert nobody.values.tolist() == [[0.0, 0.0]]
-    placed = placed_by("cscr", inputs_of([[0.0, 5.0]], [1.5], read=[False]))
+    placed = placed_by("cscr", inputs_of([[0.0, 5.0]], [1.5], scored=[False]))
     assert placed.advantages.tolist() == [[1.5, 1.5]]
 
 

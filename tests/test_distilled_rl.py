@@ -23,7 +23,7 @@ def test_by_hand():
     logps = torch.tensor([[[2.0, 0.5, 100.0]], [[1.0, 1.0, 1.0]]], dtype=torch.float64).log()
     found = METHODS["distilled_rl"].evidence(logps, torch.ones(2, 1, dtype=torch.bool))
     evidence = found.values.tolist() * 2
-    placed = placed_by("distilled_rl", inputs_of(evidence, [2.0, -1.0], read=[True, False]), **TEACHER)
+    placed = placed_by("distilled_rl", inputs_of(evidence, [2.0, -1.0], scored=[True, False]), **TEACHER)
     mean = 3 ** (1 / 3)
     expected = [[4 / mean, 1 / mean, 6 / mean], [-1.0, -1.0, -1.0]]
     assert_close(placed.advantages, torch.tensor(expected, dtype=torch.float64))

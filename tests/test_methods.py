@@ -26,13 +26,13 @@ __all__ = ["loss_inputs", "task"]  # fixtures
 DOCS = Path(__file__).parents[1] / "docs"
 
 
-def inputs_of(evidence, advantages, *, mask=None, read=None, verdicts=None):
+def inputs_of(evidence, advantages, *, mask=None, scored=None, verdicts=None):
     """Placement inputs from lists; everything trained and read, right where the advantage is above 0."""
     evidence, advantages = torch.tensor(evidence, dtype=torch.float64), torch.tensor(advantages, dtype=torch.float64)
     mask = torch.ones_like(evidence, dtype=torch.bool) if mask is None else torch.tensor(mask)
-    read = torch.ones_like(advantages, dtype=torch.bool) if read is None else torch.tensor(read)
+    scored = torch.ones_like(advantages, dtype=torch.bool) if scored is None else torch.tensor(scored)
     verdicts = advantages.sign() if verdicts is None else torch.tensor(verdicts, dtype=torch.float64)
-    return PlacementInputs(advantages, evidence, mask, read, verdicts)
+    return PlacementInputs(advantages, evidence, mask, scored, verdicts)
 
 
 def placed_by(method, inputs, step=0, **options):
@@ -68,6 +68,11 @@ def test_help_names_every_method_with_what_it_does(capsys):
     assert "(default: None)" not in page
     for name in SELECTIVE:
         assert f"--{name} " in page
+    assert cli.main(["train", "--help-all"]) == 0
+    everything = capsys.readouterr().out
+    assert "(default: None)" not in everything
+    assert "--gradient_checkpointing" in everything
+    assert everything.count("\n  --") > 150
 
 
 @pytest.mark.parametrize("command", ["evaluate", "explain", "credit", "compare"])
@@ -179,8 +184,8 @@ def test_shapes_that_do_not_fit_are_refused():
         replace(good, advantages=torch.ones(2))
     with pytest.raises(ValueError, match="mask must have shape"):
         replace(good, mask=torch.ones(1, 3, dtype=torch.bool))
-    with pytest.raises(ValueError, match="read must have shape"):
-        replace(good, read=torch.ones(2, dtype=torch.bool))
+    with pytest.raises(ValueError, match="scored must have shape"):
+        replace(good, scored=torch.ones(2, dtype=torch.bool))
     with pytest.raises(ValueError, match="verdicts must have shape"):
         replace(good, verdicts=torch.ones(2))
 

@@ -42,7 +42,7 @@ def test_by_hand():
 
 
 def test_a_rollout_without_siblings_is_not_trained_on():
-    inputs = inputs_of([[1.0, 1.0], [0.0, 0.0]], [1.0, -1.0], read=[True, False])
+    inputs = inputs_of([[1.0, 1.0], [0.0, 0.0]], [1.0, -1.0], scored=[True, False])
     placed = placed_by("rlcsd", inputs)
     assert placed.advantages[1].tolist() == [0.0, 0.0]
     assert (placed.shift[1] < 0).all()  # it takes none of the blame
@@ -62,7 +62,7 @@ def test_agrees_with_plain_loops_and_two_means(rows, kept, tau, strength, eta):
     advantages, read, evidence = map(list, zip(*rows, strict=True))
     mask = [kept[4 * row : 4 * row + 4] for row in range(len(rows))]
     own = {"tau": tau, "beta": 1.0, "eta": eta, "lowest": -0.7, "highest": 0.9}
-    inputs = inputs_of(evidence, advantages, mask=mask, read=read)
+    inputs = inputs_of(evidence, advantages, mask=mask, scored=read)
     options = {"evidence_coefficient": min(1.0, strength), "method_kwargs": own}
     placed = placed_by("rlcsd", inputs, **options)
     expected, selected = loops.rlcsd(
@@ -132,7 +132,7 @@ def test_a_real_step(tmp_path, task, loss_inputs, monkeypatch):
     trainer, batch = check_a_real_step(tmp_path, task, loss_inputs, monkeypatch, "rlcsd")
     assert logged(trainer, "cepo/rows_scored") == [1.0]
     assert logged(trainer, "cepo/coefficient") == [0.5]
-    assert batch["read"].all()
+    assert batch["scored"].all()
     assert batch["advantages"].unique().numel() > 4
 
 
@@ -145,6 +145,6 @@ def test_a_group_with_one_right_rollout(tmp_path, task, loss_inputs, monkeypatch
     _, batch = check_a_real_step(tmp_path, task, loss_inputs, monkeypatch, "rlcsd", reward=one)
     right = batch["verdicts"] > 0
     assert right.sum() == 2
-    assert not batch["read"][right].any()
+    assert not batch["scored"][right].any()
     assert not batch["advantages"][right].any()
-    assert batch["read"][~right].all()
+    assert batch["scored"][~right].all()

@@ -31,10 +31,8 @@ _FOLLOWS = {
 
 
 def train_help(everything: bool) -> str:
-    """The page, or that of argparse with every option."""
+    """The page; with `everything` it lists the other options of TRL and transformers too."""
     parser = make_parser()
-    if everything:
-        return parser.format_help()
     actions = {action.dest: action for action in parser._actions}
     recipe, own = figures_recipe(), own_options()
 
@@ -53,11 +51,14 @@ def train_help(everything: bool) -> str:
     groups[GROUPS["method"]].append(entry("preset"))
     groups["methods"] = [(method.name, method.summary, "") for method in METHODS.values()]
     common = {title: [entry(name) for name in names] for title, names in _COMMON.items()}
+    shown = {name for names in _COMMON.values() for name in names} | set(own) | {"preset", "help"}
+    if everything:
+        common["the rest, of TRL and transformers"] = [entry(name) for name in sorted(set(actions) - shown)]
     return help_page(
         "cepo train [--config FILE.yaml] [OPTIONS]",
         "Train a policy. Options are TRL's GRPO options and these, as flags or as `name: value` lines of the YAML "
         "file; flags win. With neither model nor data: CEPO on the embedded figures task, sized for two CPU cores. An "
         "option that the chosen method does not read is refused.",
         {**common, **groups},
-        "cepo train --help-all lists every option.",
+        "" if everything else "cepo train --help-all lists every option.",
     )

@@ -15,7 +15,7 @@ from ..methods.method import Context, Method
 from ..methods.options import MethodOptions, readable
 from ..methods.registry import METHODS
 from ..references.groups import Group, References
-from ..scoring.pipeline import Pipeline, Scored, completions_of, place
+from ..scoring.pipeline import Found, Pipeline, completions_of, place
 from ..scoring.requests import Prompt
 from ..scoring.score import Completions, evaluating
 
@@ -153,11 +153,11 @@ def inspect(
     completions = completions_of(groups)
     student = pipeline.student(groups, prompts, completions)
     options = [variant.options for variant in variants]
-    found = pipeline.scored(options, groups, prompts, completions, student=student)
+    found = pipeline.find_evidence(options, groups, prompts, completions, student=student)
     trained = completions_of(groups, trained_only=True).wanted
     credit = {
-        variant: _credit_of(variant, scored, groups, trained, completions, step)
-        for variant, scored in zip(variants, found, strict=True)
+        variant: _credit_of(variant, one, groups, trained, completions, step)
+        for variant, one in zip(variants, found, strict=True)
     }
     rows = iter(range(len(completions.prompts)))
     lengths = completions.wanted.sum(dim=1).tolist()
@@ -171,20 +171,20 @@ def inspect(
 
 
 def _credit_of(
-    variant: Variant, scored: Scored, groups: Sequence[Group], trained: Tensor, completions: Completions, step: int
+    variant: Variant, found: Found, groups: Sequence[Group], trained: Tensor, completions: Completions, step: int
 ) -> list[Credit]:
-    evidence = scored.evidence
-    placed = place(scored, variant.options, groups, trained, step)
+    evidence = found.evidence
+    placed = place(found, variant.options, groups, trained, step)
     values = evidence.values.masked_fill(~trained, 0.0)
     results = []
     lengths = completions.wanted.sum(dim=1).tolist()
     for row, length in enumerate(lengths):
-        contexts = scored.plan.contexts[row]
+        contexts = found.plan.contexts[row]
         sides = [evidence.positive, evidence.negative] if contexts else [None, None]
         positive, negative = (None if side is None else side[row, :length] for side in sides)
         results.append(
             Credit(
-                scored.plan.references[row],
+                found.plan.references[row],
                 contexts,
                 positive,
                 negative,

@@ -86,7 +86,7 @@ def damped(inputs: PlacementInputs, options: "MethodOptions", step: int) -> Plac
     raw = (-own.rate * (inputs.evidence - own.threshold).clamp(min=0)).exp()
     bounded = raw.clamp(min=own.floor)
     weights = bounded / mean_of_tokens(bounded, inputs.mask).unsqueeze(-1)
-    weights = torch.where(inputs.read.unsqueeze(-1), weights, 1.0).to(inputs.advantages.dtype)
+    weights = torch.where(inputs.scored.unsqueeze(-1), weights, 1.0).to(inputs.advantages.dtype)
     advantages = (inputs.advantages.unsqueeze(-1) * weights).masked_fill(~inputs.mask, 0.0)
     at_bound = (raw < own.floor) & inputs.mask
     return Placement(advantages, inputs.advantages, inputs.advantages.abs(), at_bound, inputs.mask)

@@ -81,7 +81,7 @@ def by_ratio(inputs: PlacementInputs, options: "MethodOptions", step: int) -> Pl
     weights = clipped
     if own.normalise:
         weights = clipped / mean_of_tokens(clipped.log(), inputs.mask).exp().unsqueeze(-1)
-    weighed = (own.weighs(inputs.advantages) & inputs.read).unsqueeze(-1)
+    weighed = (own.weighs(inputs.advantages) & inputs.scored).unsqueeze(-1)
     weights = torch.where(weighed, weights, 1.0).to(inputs.advantages.dtype)
     advantages = (inputs.advantages.unsqueeze(-1) * weights).masked_fill(~inputs.mask, 0.0)
     at_bound = (clipped != raw) & inputs.mask & weighed
@@ -103,7 +103,7 @@ METHOD = Method(
     options=frozenset({"teacher_model_name_or_path"}),
     references=references,
     contexts=contexts,
-    reads=weighed_ones,
+    selects=weighed_ones,
     placement=by_ratio,
     constants=Constants,
     needs_other_model=True,

@@ -27,18 +27,18 @@ if TYPE_CHECKING:
     from .options import MethodOptions
 
 
-class Reader(Enum):
+class Unhinted(Enum):
     """Who reads the student's own prompt, if not the policy itself."""
 
     OTHER_MODEL = "other model"
 
 
 # Another model (`teacher_model_name_or_path`), without a hint.
-OTHER_MODEL = Reader.OTHER_MODEL
+OTHER_MODEL = Unhinted.OTHER_MODEL
 # The policy itself, without a hint.
 STUDENT = None
 # What a rollout is read with: a text for the hint of a teacher, OTHER_MODEL, or STUDENT.
-Context = str | Reader | None
+Context = str | Unhinted | None
 
 # The shared options of methods with teachers: whose weights these have.
 TEACHER = ("teacher", "teacher_sync_steps", "teacher_ema_decay")
@@ -64,13 +64,13 @@ class Evidence:
     Attributes:
         values: (B, T) evidence [nats]; 0 for a rollout that was not read.
         unscorable: (B, T) bool, the tokens to which a teacher gave no finite log-prob.
-        read: (B,) bool, the rollouts of which there is evidence.
+        scored: (B,) bool, the rollouts of which there is evidence.
         positive, negative: (B, T) the two log-probs that were compared [nats], for people; None without teachers.
     """
 
     values: Tensor
     unscorable: Tensor
-    read: Tensor
+    scored: Tensor
     positive: Tensor | None = None
     negative: Tensor | None = None
 
@@ -149,7 +149,7 @@ def contrast(logps: Tensor, present: Tensor) -> Evidence:
 # Which rollouts are read ----------------------------------------------------------------------------------------------
 
 # ((B,) advantages, (B,) verdicts, options) -> (B,) bool: those whose evidence can move something.
-Reads = Callable[[Tensor, Tensor, "MethodOptions"], Tensor]
+SelectRollouts = Callable[[Tensor, Tensor, "MethodOptions"], Tensor]
 
 
 def those_with_advantage(advantages: Tensor, verdicts: Tensor, options: "MethodOptions") -> Tensor:  # noqa: ARG001
@@ -206,7 +206,7 @@ class Method:
         labels: Evidence from what is known of the tokens, in place of teachers: (group, options) -> for each rollout
             the (T,) evidence of its tokens.
         refuses: Why a data set with these columns will not do, or None: (columns, options) -> reason.
-        reads: The rollouts that are read.
+        selects: The rollouts that are scored.
         distils: Whether the loss is the student's divergence from the teacher, rather than GRPO's.
         needs_other_model: Whether it has OTHER_MODEL among its contexts.
         constants: The dataclass of its own options, set by `method_kwargs`.
@@ -226,7 +226,7 @@ class Method:
     evidence: FindEvidence = contrast
     labels: "Callable[[KnownGroup, MethodOptions], list[list[float]]] | None" = None
     refuses: "Callable[[Collection[str], MethodOptions], str | None] | None" = None
-    reads: Reads = those_with_advantage
+    selects: SelectRollouts = those_with_advantage
     distils: bool = False
     needs_other_model: bool = False
     constants: type = NoConstants
@@ -252,5 +252,5 @@ class Method:
 
     def wanted(self, advantages: Tensor, verdicts: Tensor, options: "MethodOptions") -> Tensor:
         """(B,) bool, the rollouts that are read: those whose evidence can move something."""
-        wanted = self.reads(advantages, verdicts, options)
+        wanted = self.selects(advantages, verdicts, options)
         return wanted & (advantages >= 0) if options.negative_advantage_weight == 0 else wanted

@@ -13,7 +13,7 @@ METHOD = Method(
     options=OPTIONS,
     contexts=contexts,
     placement=as_advantages,
-    reads=all_rollouts,
+    selects=all_rollouts,
     distils=True,
     defaults={
         "positive_content": "solution",

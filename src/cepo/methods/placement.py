@@ -28,21 +28,21 @@ class PlacementInputs:
         advantages: (B,) A, GRPO's advantages.
         evidence: (B, T) evidence [nats]; 0 for a rollout that was not read.
         mask: (B, T) bool, the completion tokens that are trained on.
-        read: (B,) bool, the rollouts of which there is evidence.
+        scored: (B,) bool, the rollouts of which there is evidence.
         verdicts: (B,) the verifier's word: above 0 right, below 0 wrong, 0 none.
     """
 
     advantages: Tensor
     evidence: Tensor
     mask: Tensor
-    read: Tensor
+    scored: Tensor
     verdicts: Tensor
 
     def __post_init__(self):
         rows, table = self.advantages.shape, self.evidence.shape
         if self.evidence.dim() != 2 or rows != table[:1]:
             raise ValueError(f"advantages must be (B,) and evidence (B, T), got {tuple(rows)} and {tuple(table)}")
-        for name, value, shape in (("mask", self.mask, table), ("read", self.read, rows)):
+        for name, value, shape in (("mask", self.mask, table), ("scored", self.scored, rows)):
             if value.shape != shape:
                 raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(value.shape)}")
         if self.verdicts.shape != rows:

@@ -100,7 +100,7 @@ def additive(inputs: PlacementInputs, options: "MethodOptions", step: int) -> Pl
     advantages = inputs.advantages.unsqueeze(-1)
     raw = strength * (inputs.evidence / own.tau).tanh()
     added = raw.clamp(own.lowest, own.highest).to(advantages.dtype)
-    read = inputs.read.unsqueeze(-1)
+    read = inputs.scored.unsqueeze(-1)
     selected = (added.abs() > own.threshold) & inputs.mask & read
     shifted = advantages + added
     crossed = shifted * advantages.sign() < 0

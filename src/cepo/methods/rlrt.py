@@ -66,7 +66,7 @@ METHOD = Method(
     ),
     contexts=contexts,
     evidence=reversed_contrast,
-    reads=right_ones,
+    selects=right_ones,
     placement=reweighted_where_right,
     defaults={"positive_content": "rollout", "hint_template": SOLUTION_HINT_TEMPLATE},
 )

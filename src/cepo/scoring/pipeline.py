@@ -42,7 +42,7 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Scored:
+class Found:
     """What a method found of the rollouts of some groups."""
 
     plan: Plan
@@ -118,7 +118,7 @@ class Pipeline:
 
         return ids
 
-    def scored(
+    def find_evidence(
         self,
         all_options: Sequence[MethodOptions],
         groups: Sequence[Group],
@@ -127,7 +127,7 @@ class Pipeline:
         *,
         wanted: Sequence[bool] | None = None,
         student: Tensor | None = None,
-    ) -> list[Scored]:
+    ) -> list[Found]:
         """Evidence of the groups' rollouts under each of several methods; a context that several ask for is read once.
 
         Args:
@@ -141,7 +141,7 @@ class Pipeline:
         plans = [self.plan(options, groups, wanted) for options in all_options]
         logps = self._contexts(plans, groups, prompts, completions, student)
         return [
-            Scored(plan, self._evidence(options, of_plan, groups, prompts, completions))
+            Found(plan, self._evidence(options, of_plan, groups, prompts, completions))
             for options, plan, of_plan in zip(all_options, plans, logps, strict=True)
         ]
 
@@ -262,22 +262,22 @@ def completions_of(groups: Sequence[Group], *, trained_only: bool = False) -> Co
     return Completions(ids, wanted, owners)
 
 
-def place(scored: Scored, options: MethodOptions, groups: Sequence[Group], mask: Tensor, step: int) -> Placement:
+def place(found: Found, options: MethodOptions, groups: Sequence[Group], mask: Tensor, step: int) -> Placement:
     """Token advantages of the groups' rollouts at an optimiser step.
 
     Args:
-        scored: What the method found of them.
+        found: What the method found of them.
         options: Of the method.
         groups: The groups.
         mask: (N, T) bool, the completion tokens that are trained on.
         step: Optimiser steps done so far.
     """
-    values = scored.evidence.values
+    values = found.evidence.values
     inputs = PlacementInputs(
         advantages_of(groups).to(values.device),
         values.masked_fill(~mask, 0.0),
         mask,
-        scored.evidence.read,
+        found.evidence.scored,
         verdicts_of(groups).to(values.device),
     )
     return options.chosen.place(inputs, options, step)

@@ -318,7 +318,7 @@ class CEPOTrainer(GRPOTrainer):
         owners = [index for index, group in enumerate(groups) for _ in group.rollouts]
         completions = Completions(batch["completion_ids"], mask, owners)
         with self._teachers.reading():
-            (scored,) = self._teachers.pipeline(self._encoder, batch).scored(
+            (found,) = self._teachers.pipeline(self._encoder, batch).find_evidence(
                 [self.args],
                 groups,
                 self._prompts(batch, rows),
@@ -326,22 +326,22 @@ class CEPOTrainer(GRPOTrainer):
                 wanted=wanted.tolist(),
                 student=self._teachers.student_logps(batch),
             )
-        evidence = scored.evidence
-        batch |= {"evidence": evidence.values, "read": evidence.read, "verdicts": verdicts}
+        evidence = found.evidence
+        batch |= {"evidence": evidence.values, "scored": evidence.scored, "verdicts": verdicts}
         inputs = self._placement_inputs(batch)
         placed = self.method.place(inputs, self.args, self.state.global_step)
         self._log_metrics_of(credit_sums(inputs, placed, evidence.unscorable))
         if not self.method.needs_teachers:
             return 0.0
-        fallbacks = [r.fallback for r, kept in zip(scored.plan.references, wanted.tolist(), strict=True) if kept]
+        fallbacks = [r.fallback for r, kept in zip(found.plan.references, wanted.tolist(), strict=True) if kept]
         self._log_fallbacks(fallbacks)
-        return self._processes.mean(evidence.read.float().mean())
+        return self._processes.mean(evidence.scored.float().mean())
 
     @staticmethod
     def _placement_inputs(batch: dict[str, Any]) -> PlacementInputs:
         mask = trained_tokens(batch)
         evidence = batch["evidence"].masked_fill(~mask, 0.0)
-        return PlacementInputs(batch["advantages"], evidence, mask, batch["read"], batch["verdicts"])
+        return PlacementInputs(batch["advantages"], evidence, mask, batch["scored"], batch["verdicts"])
 
     def _place(self, batch: dict[str, Any]) -> dict[str, Any]:
         """A micro-batch with the method's advantages: (B, T) where there is evidence, else (B,)."""

@@ -31,7 +31,7 @@ def credit_sums(inputs: PlacementInputs, placed: Placement, unscorable: Tensor) 
         placed: What it gave.
         unscorable: (B, T) bool, the tokens to which a teacher gave no finite log-prob.
     """
-    mask = inputs.mask & inputs.read.unsqueeze(-1)
+    mask = inputs.mask & inputs.scored.unsqueeze(-1)
     values, verdicts = inputs.evidence, inputs.verdicts
     signed = signed_evidence(values, inputs.advantages)
     sums = {
