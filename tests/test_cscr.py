@@ -88,3 +88,9 @@ def test_a_real_step(tmp_path, task, loss_inputs, monkeypatch):
     # Mean 1: the mean of a rollout's token advantages is GRPO's, which is alike in size for all of these.
     means = [row[kept].mean().abs() for row, kept in zip(batch["advantages"], mask, strict=True)]
     assert_close(torch.stack(means), means[0].expand(len(means)), atol=1e-5, rtol=1e-4)
+
+
+def test_a_token_that_nobody_could_score_keeps_its_share():
+    unscorable = [[True, False, False]]
+    placed = placed_by("cscr", inputs_of([[0.0, 5.0, 5.0]], [2.0], unscorable=unscorable))
+    assert_close(placed.advantages, torch.full((1, 3), 2.0, dtype=torch.float64))

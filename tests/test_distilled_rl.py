@@ -32,6 +32,12 @@ def test_by_hand():
     assert_close(plain.advantages[0], torch.tensor([4.0, 1.0, 6.0], dtype=torch.float64))
 
 
+def test_a_token_that_nobody_could_score_keeps_its_share():
+    inputs = inputs_of([[0.0, -5.0, -5.0]], [2.0], unscorable=[[True, False, False]])
+    placed = placed_by("distilled_rl", inputs, **TEACHER)
+    assert_close(placed.advantages, torch.full((1, 3), 2.0, dtype=torch.float64))
+
+
 logps = st.lists(st.floats(-200, 0), min_size=4, max_size=4)
 rows = st.lists(
     st.tuples(st.floats(-3, 3), logps, logps, st.lists(st.booleans(), min_size=4, max_size=4)), min_size=1, max_size=3

@@ -26,13 +26,14 @@ __all__ = ["loss_inputs", "task"]  # fixtures
 DOCS = Path(__file__).parents[1] / "docs"
 
 
-def inputs_of(evidence, advantages, *, mask=None, scored=None, verdicts=None):
+def inputs_of(evidence, advantages, *, mask=None, scored=None, verdicts=None, unscorable=None):
     """Placement inputs from lists; everything trained and read, right where the advantage is above 0."""
     evidence, advantages = torch.tensor(evidence, dtype=torch.float64), torch.tensor(advantages, dtype=torch.float64)
     mask = torch.ones_like(evidence, dtype=torch.bool) if mask is None else torch.tensor(mask)
     scored = torch.ones_like(advantages, dtype=torch.bool) if scored is None else torch.tensor(scored)
     verdicts = advantages.sign() if verdicts is None else torch.tensor(verdicts, dtype=torch.float64)
-    return PlacementInputs(advantages, evidence, mask, scored, verdicts)
+    unscorable = torch.zeros_like(mask) if unscorable is None else torch.tensor(unscorable)
+    return PlacementInputs(advantages, evidence, mask, scored, verdicts, unscorable)
 
 
 def placed_by(method, inputs, step=0, **options):
@@ -186,6 +187,8 @@ def test_shapes_that_do_not_fit_are_refused():
         replace(good, mask=torch.ones(1, 3, dtype=torch.bool))
     with pytest.raises(ValueError, match="scored must have shape"):
         replace(good, scored=torch.ones(2, dtype=torch.bool))
+    with pytest.raises(ValueError, match="unscorable must have shape"):
+        replace(good, unscorable=torch.ones(1, 3, dtype=torch.bool))
     with pytest.raises(ValueError, match="verdicts must have shape"):
         replace(good, verdicts=torch.ones(2))
 
@@ -247,8 +250,15 @@ def test_the_boring_control_in_training(tmp_path, text_figures, text_model_path,
 
 
 def test_distillation_has_no_advantages_to_weigh(tmp_path):
-    with pytest.raises(ValueError, match="negative_advantage_weight would do nothing"):
-        CEPOConfig(output_dir=str(tmp_path), method="opsd", negative_advantage_weight=0.05, bf16=False)
+    for divergence in ("full", "sampled"):
+        with pytest.raises(ValueError, match="negative_advantage_weight would do nothing"):
+            CEPOConfig(
+                output_dir=str(tmp_path),
+                method="opsd",
+                divergence=divergence,
+                negative_advantage_weight=0.05,
+                bf16=False,
+            )
 
 
 def check_a_real_step(tmp_path, task, loss_inputs, monkeypatch, method, *, reward=half_right, **options):

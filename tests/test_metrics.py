@@ -14,10 +14,10 @@ def sums_of(delta, advantages, mask=None, clip=0.5, verdicts=None, unscorable=No
     """Of rollouts that were all read, placed by CEPO."""
     mask = torch.ones_like(delta, dtype=torch.bool) if mask is None else mask
     verdicts = advantages if verdicts is None else verdicts
-    inputs = PlacementInputs(advantages, delta, mask, torch.ones(len(delta), dtype=torch.bool), verdicts)
+    unscorable = torch.zeros_like(mask) if unscorable is None else unscorable
+    inputs = PlacementInputs(advantages, delta, mask, torch.ones(len(delta), dtype=torch.bool), verdicts, unscorable)
     options = MethodOptions(evidence_clip=clip)
-    placed = options.chosen.place(inputs, options, 0)
-    return credit_sums(inputs, placed, torch.zeros_like(mask) if unscorable is None else unscorable)
+    return credit_sums(inputs, options.chosen.place(inputs, options, 0))
 
 
 def test_by_hand():
@@ -69,7 +69,13 @@ def test_right_and_wrong_are_the_verifiers_word_not_the_sign_of_the_advantage():
 def test_rollouts_that_were_not_read_do_not_count():
     delta, advantages = torch.tensor([[1.0, -0.2], [0.0, 0.0]]), torch.tensor([1.0, -1.0])
     mask, verdicts = torch.ones(2, 2, dtype=torch.bool), torch.tensor([1.0, -1.0])
-    inputs = PlacementInputs(advantages, delta, mask, torch.tensor([True, False]), verdicts)
+    inputs = PlacementInputs(advantages, delta, mask, torch.tensor([True, False]), verdicts, ~mask)
     options = MethodOptions()
-    sums = credit_sums(inputs, options.chosen.place(inputs, options, 0), torch.zeros_like(mask))
+    sums = credit_sums(inputs, options.chosen.place(inputs, options, 0))
     assert (sums["tokens"], sums["at_bound"], sums["tokens_wrong"]) == (2, 1, 0)
+
+
+def test_evidence_that_has_no_side_has_no_wrong_sign():
+    sums = sums_of(torch.tensor([[1.0, -1.0]]), torch.tensor([1.0]))
+    assert "evidence/wrong_sign" in credit_metrics(sums)
+    assert "evidence/wrong_sign" not in credit_metrics(sums, signed=False)

@@ -41,7 +41,7 @@ def shown(texts, *, solution="(1, 2)", question="How many?"):
             own = advantages[row : row + 1]
             student = torch.linspace(-3, -0.5, count)
             yes = torch.ones(1, count, dtype=torch.bool)
-            inputs = PlacementInputs(own, evidence, yes, yes[:, 0], own.sign())
+            inputs = PlacementInputs(own, evidence, yes, yes[:, 0], own.sign(), ~yes)
             placed = variant.method.place(inputs, variant.options, 0)
             positive = None if variant == GRPO else student
             negative = None if variant == GRPO else student - evidence[0]
@@ -57,6 +57,7 @@ def shown(texts, *, solution="(1, 2)", question="How many?"):
                 placed.moved[0],
                 placed.at_bound[0],
                 float(placed.scale[0]),
+                float(placed.rollout_advantages[0]),
             )
         inspected.append(Inspected(student, credit))
     picture = Image.new("RGB", (30, 20), "red")

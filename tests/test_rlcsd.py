@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from cepo import MethodOptions
+from cepo import CEPOConfig, MethodOptions
 from cepo.methods import METHODS, Tools
 from cepo.references.groups import Attempt
 
@@ -57,23 +57,24 @@ values = st.floats(-3, 3)
     st.floats(0.01, 2),
     st.floats(0, 2),
     st.floats(0, 3),
+    st.floats(0, 0.5),
 )
-def test_agrees_with_plain_loops_and_two_means(rows, kept, tau, strength, eta):
+def test_agrees_with_plain_loops_and_two_means(rows, kept, tau, strength, eta, threshold):
     advantages, read, evidence = map(list, zip(*rows, strict=True))
     mask = [kept[4 * row : 4 * row + 4] for row in range(len(rows))]
-    own = {"tau": tau, "beta": 1.0, "eta": eta, "lowest": -0.7, "highest": 0.9}
+    own = {"tau": tau, "beta": 2 * strength, "eta": eta, "threshold": threshold, "lowest": -0.7, "highest": 0.9}
     inputs = inputs_of(evidence, advantages, mask=mask, scored=read)
-    options = {"evidence_coefficient": min(1.0, strength), "method_kwargs": own}
+    options = {"evidence_coefficient": 0.5, "method_kwargs": own}
     placed = placed_by("rlcsd", inputs, **options)
     expected, selected = loops.rlcsd(
-        advantages, evidence, mask, read, tau, min(1.0, strength), 0.02, own["lowest"], own["highest"]
+        advantages, evidence, mask, read, tau, strength, threshold, own["lowest"], own["highest"]
     )
     assert_close(placed.advantages, torch.tensor(expected, dtype=torch.float64))
-    # TRL's mean over all tokens of A_t times its weight is the authors' sum of two means.
-    count = max(1, sum(map(sum, mask)))
-    trls = (placed.in_loss.sum() / count).item()
+    # TRL's mean over all tokens of A_t times its weight: the authors' sum of two means, by the share of scored tokens.
     counted = [[keep and was for keep in row] for row, was in zip(mask, read, strict=True)]
-    assert trls == pytest.approx(loops.rlcsd_loss(expected, selected, counted, eta), abs=1e-9)
+    scored, count = sum(map(sum, counted)), max(1, sum(map(sum, mask)))
+    expected_loss = loops.rlcsd_loss(expected, selected, counted, eta) * scored / count
+    assert (placed.in_loss.sum() / count).item() == pytest.approx(expected_loss, abs=1e-9)
     signs = inputs.advantages.sign().unsqueeze(-1)
     assert (placed.advantages * signs >= 0).all()
 
@@ -103,7 +104,8 @@ def test_what_is_missing_is_said():
     for found in (one_right[0], one_wrong[2]):
         assert METHODS["rlcsd"].contexts(found, MethodOptions(method="rlcsd")) == []
     told = references([RIGHT[0], *WRONG[:2]], method_kwargs={"right_hint": "solution"})
-    assert [found.positive for found in told] == [r"so \boxed{7}"] * 3
+    right = "so \\boxed{7}\nIts final answer, 7, is the correct one."  # worded as the wrong siblings are
+    assert [found.positive for found in told] == [right] * 3
     boxless = Attempt(None, 1.0, True, "right without a box")
     assert references([boxless, RIGHT[0], WRONG[0]])[1].positive.endswith("Its final answer, 7, is the correct one.")
 
@@ -148,3 +150,26 @@ def test_a_group_with_one_right_rollout(tmp_path, task, loss_inputs, monkeypatch
     assert not batch["scored"][right].any()
     assert not batch["advantages"][right].any()
     assert batch["scored"][~right].all()
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "sapo", "luspo"])
+def test_a_loss_that_is_no_mean_over_tokens_is_refused(tmp_path, loss_type):
+    with pytest.raises(ValueError, match=f"loss_type='{loss_type}' does not take"):
+        CEPOConfig(output_dir=str(tmp_path), method="rlcsd", loss_type=loss_type, bf16=False)
+
+
+def test_dropped_rollouts_lend_no_weight_to_those_beside_them():
+    """One scored rollout among three that are not: its tokens count as often as there are of them, and no more."""
+    evidence, advantages = [[1.0, 1.0, 0.0, 0.0]] * 4, [1.0, -1.0, 1.0, -1.0]
+    alone = placed_by("rlcsd", inputs_of(evidence[:1], advantages[:1]))
+    among = placed_by("rlcsd", inputs_of(evidence, advantages, scored=[True, False, False, False]))
+    assert_close(among.in_loss[0], alone.in_loss[0])
+    assert not among.in_loss[1:].any()
+    assert_close(among.loss_weights[0], torch.tensor([2.0] * 4, dtype=torch.float64))
+
+
+def test_at_weight_zero_all_are_scored_as_at_a_small_weight():
+    """The counts of the two means must not change where the weight of negative advantages reaches 0."""
+    advantages, verdicts = torch.tensor([1.0, -1.0, 0.0]), torch.tensor([1.0, -1.0, 1.0])
+    options = MethodOptions(method="rlcsd", negative_advantage_weight=0.0)
+    assert METHODS["rlcsd"].wanted(advantages, verdicts, options).tolist() == [True, True, False]

@@ -13,7 +13,7 @@ from cepo.references.groups import Attempt
 from cepo.tasks.figures import first_error
 
 from .reference import loops
-from .test_methods import check_a_real_step
+from .test_methods import check_a_real_step, inputs_of, placed_by
 from .test_trainer import half_right, logged, loss_inputs, make, task, train, weights_of
 
 __all__ = ["loss_inputs", "task"]  # fixtures
@@ -66,6 +66,27 @@ def test_agrees_with_plain_loops(rollouts, prefix_value, margin, only_raise):
     expected = loops.vppo(lengths, correct, errors, prefix_value, margin, only_raise)
     for row, values in zip(found, expected, strict=True):
         assert row == pytest.approx(values)
+
+
+def test_what_is_shown_is_what_the_kept_prefix_gets():
+    """A right rollout is level with itself, whatever GRPO's advantage is; of a wrong one the prefix takes less "
+    "blame."""
+    found = advantages_of([4, 4], [True, False], [None, 2])
+    placed = placed_by("vppo", inputs_of(found, [0.9, -0.9]), first_error_reward="given")
+    assert placed.moved.tolist() == [[False] * 4, [True] * 4]
+    assert (placed.shift[1, :2] < 0).all()
+    assert (placed.shift[1, 2:] > 0).all()
+    control = placed_by("vppo", inputs_of(found, [0.9, -0.9]), first_error_reward="x", negative_advantage_weight=0.0)
+    assert control.advantages[1].tolist() == [0.0] * 4
+    assert_close(control.advantages[0], placed.advantages[0])
+
+
+def test_the_margin_counts_text_and_no_images():
+    from cepo.scoring.requests import Prompt, text_length
+
+    types = torch.tensor([0, 1, 1, 1, 0])
+    assert text_length(Prompt((5, 6, 6, 6, 7), {"pixel_values": torch.zeros(1)}, {"mm_token_type_ids": types})) == 2
+    assert text_length(Prompt((5, 6, 7))) == 3
 
 
 @pytest.mark.parametrize(("constants", "named"), [({"prefix_value": 2}, "prefix_value"), ({"margin": -1}, "margin")])

@@ -111,6 +111,7 @@ class Credit:
         shift: (T,) (A_t - A) as a share of the placement's scale, see `Placement.shift`.
         moved, at_bound: (T,) bool, see `Placement`.
         scale: The |A_t - A| of a shift of 1.
+        rollout_advantage: A, GRPO's or the method's own.
     """
 
     references: References
@@ -123,6 +124,7 @@ class Credit:
     moved: Tensor
     at_bound: Tensor
     scale: float
+    rollout_advantage: float
 
 
 @dataclass(frozen=True)
@@ -194,6 +196,7 @@ def _credit_of(
                 placed.moved[row, :length],
                 placed.at_bound[row, :length],
                 float(placed.scale[row]),
+                float(placed.rollout_advantages[row]),
             )
         )
     return results

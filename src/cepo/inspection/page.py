@@ -109,6 +109,7 @@ def _credit(credit: Credit) -> dict[str, Any]:
         "advantages": _numbers(credit.advantages),
         "shift": _numbers(credit.shift),
         "scale": _number(credit.scale),
+        "base": _number(credit.rollout_advantage),
     }
 
 

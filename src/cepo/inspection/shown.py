@@ -26,6 +26,12 @@ _FALLBACKS: dict[Fallback, str] = {
     "no_wrong_rollout": "no other rollout ends in this wrong answer, so the teacher is told the answer alone",
 }
 
+# The same for a rollout that a method therefore leaves unscored.
+_NOT_SCORED: dict[Fallback, str] = {
+    "no_right_rollout": "the group has no other right rollout to tell the teacher, so this one is not scored",
+    "no_wrong_rollout": "the group has no other wrong rollout to tell the teacher, so this one is not scored",
+}
+
 
 @dataclass(frozen=True)
 class Shown:
@@ -71,7 +77,9 @@ def told_of(credit: Credit) -> list[str]:
 def explain_references(credit: Credit) -> tuple[list[str], str | None]:
     """The wrong answers that a rollout was read with, and what had to be done instead of the rule, if anything."""
     negatives = list(credit.references.negatives) if told_of(credit) else []
-    reason = credit.references.fallback and _FALLBACKS[credit.references.fallback]
+    fallback = credit.references.fallback
+    words = _FALLBACKS if credit.contexts else _FALLBACKS | _NOT_SCORED
+    reason = fallback and words[fallback]
     if reason and credit.contexts and STUDENT in credit.contexts and not negatives:
         reason += "; the policy without a hint stands in for r-"
     return negatives, reason

@@ -85,8 +85,10 @@ def damped(inputs: PlacementInputs, options: "MethodOptions", step: int) -> Plac
     own: Constants = options.constants
     raw = (-own.rate * (inputs.evidence - own.threshold).clamp(min=0)).exp()
     bounded = raw.clamp(min=own.floor)
-    weights = bounded / mean_of_tokens(bounded, inputs.mask).unsqueeze(-1)
-    weights = torch.where(inputs.scored.unsqueeze(-1), weights, 1.0).to(inputs.advantages.dtype)
+    # A token that nobody could score keeps its share.
+    found = inputs.mask & ~inputs.unscorable
+    weights = bounded / mean_of_tokens(bounded, found).clamp(min=own.floor).unsqueeze(-1)
+    weights = torch.where(inputs.scored.unsqueeze(-1) & found, weights, 1.0).to(inputs.advantages.dtype)
     advantages = (inputs.advantages.unsqueeze(-1) * weights).masked_fill(~inputs.mask, 0.0)
     at_bound = (raw < own.floor) & inputs.mask
     return Placement(advantages, inputs.advantages, inputs.advantages.abs(), at_bound, inputs.mask)
@@ -109,5 +111,6 @@ METHOD = Method(
     evidence=sensitivity,
     placement=damped,
     constants=Constants,
+    signed=False,
     defaults={"hint_template": HINT_TEMPLATE},
 )

@@ -78,10 +78,12 @@ def by_ratio(inputs: PlacementInputs, options: "MethodOptions", step: int) -> Pl
     own: Constants = options.constants
     raw = inputs.evidence.clamp(-_LARGEST, _LARGEST).exp()
     clipped = raw.clamp(1 / own.ratio_clip, own.ratio_clip)
+    # A token that nobody could score keeps its share.
+    found = inputs.mask & ~inputs.unscorable
     weights = clipped
     if own.normalise:
-        weights = clipped / mean_of_tokens(clipped.log(), inputs.mask).exp().unsqueeze(-1)
-    weighed = (own.weighs(inputs.advantages) & inputs.scored).unsqueeze(-1)
+        weights = clipped / mean_of_tokens(clipped.log(), found).exp().unsqueeze(-1)
+    weighed = (own.weighs(inputs.advantages) & inputs.scored).unsqueeze(-1) & found
     weights = torch.where(weighed, weights, 1.0).to(inputs.advantages.dtype)
     advantages = (inputs.advantages.unsqueeze(-1) * weights).masked_fill(~inputs.mask, 0.0)
     at_bound = (clipped != raw) & inputs.mask & weighed

@@ -84,7 +84,7 @@ class KnownGroup:
         tokens: For each rollout, the text that each token adds.
         attempts: Answers, rewards and verdicts.
         advantages: GRPO's.
-        prompt_tokens: Length of the prompt [tokens].
+        prompt_tokens: Length of the prompt without its images [tokens].
     """
 
     row: Mapping[str, Any]
@@ -208,6 +208,10 @@ class Method:
         refuses: Why a data set with these columns will not do, or None: (columns, options) -> reason.
         selects: The rollouts that are scored.
         distils: Whether the loss is the student's divergence from the teacher, rather than GRPO's.
+        weighs_loss: Whether its placement gives tokens a weight in the loss's mean (`Placement.loss_weights`), which
+            then has to be one mean over tokens.
+        signed: Whether evidence above 0 raises the credit of a right rollout's token, and below 0 the blame of a wrong
+            one's.
         needs_other_model: Whether it has OTHER_MODEL among its contexts.
         constants: The dataclass of its own options, set by `method_kwargs`.
         defaults: Values of shared options that are its own where the user gives none.
@@ -228,6 +232,8 @@ class Method:
     refuses: "Callable[[Collection[str], MethodOptions], str | None] | None" = None
     selects: SelectRollouts = those_with_advantage
     distils: bool = False
+    weighs_loss: bool = False
+    signed: bool = True
     needs_other_model: bool = False
     constants: type = NoConstants
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -248,9 +254,11 @@ class Method:
         placed = self.placement(inputs, options, step)
         if options.negative_advantage_weight == 1:
             return placed
-        return placed.weighted(negative_weights(inputs.advantages, options.negative_advantage_weight))
+        return placed.weighted(negative_weights(placed.rollout_advantages, options.negative_advantage_weight))
 
     def wanted(self, advantages: Tensor, verdicts: Tensor, options: "MethodOptions") -> Tensor:
         """(B,) bool, the rollouts that are read: those whose evidence can move something."""
         wanted = self.selects(advantages, verdicts, options)
-        return wanted & (advantages >= 0) if options.negative_advantage_weight == 0 else wanted
+        # Where the loss counts scored tokens, leaving some out would change the weight of the others.
+        spared = options.negative_advantage_weight == 0 and not self.weighs_loss
+        return wanted & (advantages >= 0) if spared else wanted

@@ -30,6 +30,7 @@ class PlacementInputs:
         mask: (B, T) bool, the completion tokens that are trained on.
         scored: (B,) bool, the rollouts of which there is evidence.
         verdicts: (B,) the verifier's word: above 0 right, below 0 wrong, 0 none.
+        unscorable: (B, T) bool, the tokens to which a teacher gave no finite log-prob; their evidence is 0.
     """
 
     advantages: Tensor
@@ -37,16 +38,16 @@ class PlacementInputs:
     mask: Tensor
     scored: Tensor
     verdicts: Tensor
+    unscorable: Tensor
 
     def __post_init__(self):
         rows, table = self.advantages.shape, self.evidence.shape
         if self.evidence.dim() != 2 or rows != table[:1]:
             raise ValueError(f"advantages must be (B,) and evidence (B, T), got {tuple(rows)} and {tuple(table)}")
-        for name, value, shape in (("mask", self.mask, table), ("scored", self.scored, rows)):
+        for name, shape in (("mask", table), ("scored", rows), ("verdicts", rows), ("unscorable", table)):
+            value = getattr(self, name)
             if value.shape != shape:
                 raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(value.shape)}")
-        if self.verdicts.shape != rows:
-            raise ValueError(f"verdicts must have shape {tuple(rows)}, got {tuple(self.verdicts.shape)}")
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ class Placement:
 
     Attributes:
         advantages: (B, T) A_t; 0 outside of the mask.
-        rollout_advantages: (B,) A.
+        rollout_advantages: (B,) A, GRPO's or the method's own.
         scale: (B,) the |A_t - A| at which a page's colour is full; 0 where nothing is placed.
         at_bound: (B, T) bool, the tokens that a bound has stopped.
         mask: (B, T) bool, the completion tokens that are trained on.
@@ -113,11 +114,10 @@ def uniform(inputs: PlacementInputs, options: "MethodOptions", step: int) -> Pla
 
 
 def as_advantages(inputs: PlacementInputs, options: "MethodOptions", step: int) -> Placement:  # noqa: ARG001
-    """The evidence itself: a token advantage of its own, whatever the rollout's is."""
+    """The evidence itself, a token advantage of its own, whatever GRPO's is; A is its mean over the rollout."""
     evidence = inputs.evidence.masked_fill(~inputs.mask, 0.0)
-    return Placement(
-        evidence, inputs.advantages, torch.ones_like(inputs.advantages), torch.zeros_like(inputs.mask), inputs.mask
-    )
+    own = mean_of_tokens(evidence, inputs.mask)
+    return Placement(evidence, own, torch.ones_like(own), torch.zeros_like(inputs.mask), inputs.mask)
 
 
 def mean_of_tokens(values: Tensor, mask: Tensor) -> Tensor:

@@ -6,11 +6,14 @@ siblings. With e = log P_T+ - log mean_k P_T-^(k) [nats] and r = clip(beta lambd
     A_t = A + r, and 0 where that would change the sign of A      for tokens with |r| > threshold
     A_t = A                                                       for the others
 
-and the loss is the mean over the others plus eta times the mean over the selected ones. Here the means are over the
-micro-batch, as in the authors' code; the sign of A has no part in r.
+and the loss is the mean over the others plus eta times the mean over the selected ones, both over the scored rollouts
+of a micro-batch, as in the authors' code; the sign of A has no part in r. A token that is alone among the others thus
+weighs as much as all of these would.
 
 Where this departs from the authors' code: the hint stands in the last user turn, as for all methods here, not in a
-prompt of its own; right and wrong are the verifier's word.
+prompt of its own; right and wrong are the verifier's word; micro-batches count by their scored tokens, not by rows;
+teachers read a generation batch once, so that a copy of the weights in between reaches the next one. A loss that is no
+mean over tokens (`loss_type` grpo, sapo, luspo) is refused.
 """
 
 from collections.abc import Sequence
@@ -69,10 +72,12 @@ def references(attempts: Sequence[Attempt], solution: str, options: "MethodOptio
     right = [place for place, attempt in enumerate(attempts) if attempt.correct]
     wrong = [place for place, attempt in enumerate(attempts) if attempt.correct is False and attempt.answer]
 
-    def told(place: int) -> str:
+    def worded(text: str, answer: str | None) -> str:
         # A right sibling that announced no answer borrows that of the solution.
-        answer = attempts[place].answer or reference_answer(solution)
-        return f"{attempts[place].text}\nIts final answer, {answer}, is the correct one."
+        return f"{text}\nIts final answer, {answer or reference_answer(solution)}, is the correct one."
+
+    def told(place: int) -> str:
+        return worded(attempts[place].text, attempts[place].answer)
 
     def of(place: int) -> References:
         others = [other for other in right if other != place]
@@ -82,7 +87,7 @@ def references(attempts: Sequence[Attempt], solution: str, options: "MethodOptio
             return References(reference_answer(solution), (), "no_right_rollout")
         if not pool:
             return References(reference_answer(solution), (), "no_wrong_rollout")
-        positive = solution if from_solution else told(tools.random.choice(others))
+        positive = worded(solution, None) if from_solution else told(tools.random.choice(others))
         drawn = tools.random.sample(pool, min(options.max_negatives or 1, len(pool)))
         return References(positive, tuple(map(told, drawn)), None, tuple(drawn))
 
@@ -100,16 +105,16 @@ def additive(inputs: PlacementInputs, options: "MethodOptions", step: int) -> Pl
     advantages = inputs.advantages.unsqueeze(-1)
     raw = strength * (inputs.evidence / own.tau).tanh()
     added = raw.clamp(own.lowest, own.highest).to(advantages.dtype)
-    read = inputs.scored.unsqueeze(-1)
-    selected = (added.abs() > own.threshold) & inputs.mask & read
+    scored = inputs.scored.unsqueeze(-1)
+    selected = (added.abs() > own.threshold) & inputs.mask & scored
     shifted = advantages + added
     crossed = shifted * advantages.sign() < 0
     # A rollout without an advantage keeps it.
     moved = shifted.masked_fill(crossed, 0.0) * (advantages != 0)
-    placed = torch.where(selected, moved, advantages).masked_fill(~(inputs.mask & read), 0.0)
-    others = inputs.mask & read & ~selected
+    placed = torch.where(selected, moved, advantages).masked_fill(~(inputs.mask & scored), 0.0)
+    others = inputs.mask & scored & ~selected
     # A mean over few tokens is a mean over all of them with a larger weight. A count of 0 is taken as 1.
-    all_tokens = inputs.mask.sum().to(placed.dtype)
+    all_tokens = (inputs.mask & scored).sum().to(placed.dtype)
     weights = torch.where(
         selected, own.eta * all_tokens / selected.sum().clamp(min=1), all_tokens / others.sum().clamp(min=1)
     )
@@ -123,10 +128,10 @@ METHOD = Method(
     summary="the rollout's advantage, plus what a right sibling rollout says for a token against wrong siblings",
     source="arXiv 2606.11709",
     facts=Facts(
-        formula="A + βλ tanh((log P_T+ - log mean P_T-) / τ) where that is above a threshold",
+        formula="A + r where |r| > threshold, 0 in place of a change of sign; r = βλ tanh(log(P_T+ / mean P_T-) / τ)",
         told="a whole right sibling; each of K wrong siblings",
         sign="yes, or 0",
-        bounds="|A_t - A| <= βλ; 0 without both siblings",
+        bounds="|A_t - A| <= βλ; 0 without both siblings; in the loss a mean of each of the two kinds of tokens",
         passes="1 + K",
     ),
     options=frozenset({"evidence_coefficient", "max_negatives", "hint_template", *TEACHER}),
@@ -134,5 +139,6 @@ METHOD = Method(
     contexts=contexts,
     placement=additive,
     constants=Constants,
+    weighs_loss=True,
     defaults={"hint_template": HINT_TEMPLATE, "teacher": "synced", "teacher_sync_steps": 10},
 )

@@ -8,7 +8,10 @@ A token's value is 1 on a right rollout; on a wrong one it is `prefix_value` up 
 without a division by the standard deviation. A group in which all are wrong still learns. The first error comes from a
 reward function (`first_error_reward`), or from what the task knows; where neither sees one, it is the end.
 
-Open in the paper, and chosen here: a rollout without a verdict is not trained on and does not count in the mean.
+Open in the paper, and chosen here: a rollout without a verdict is not trained on and does not count in the mean; tokens
+that a tool returned count in a rollout's length; the prompt's length, where it is the margin, is that of its text.
+Answers not longer than their prompts then keep no prefix: `margin: 0` keeps all that comes before the error, and
+`cepo/credit/moved` says whether anything is kept.
 """
 
 from collections.abc import Collection
@@ -30,8 +33,8 @@ class Constants:
 
     Attributes:
         prefix_value: Value of a token of the kept prefix of a wrong rollout, in [0, 1].
-        margin: How many tokens before the first error the kept prefix ends; None: as many as the prompt has, which
-            keeps steps from being inflated.
+        margin: How many tokens before the first error the kept prefix ends; None: as many as the prompt's text has,
+            which keeps steps from being inflated.
         only_raise: Token advantages of a kept prefix are not below 0, as for instruction-tuned models.
     """
 
@@ -84,10 +87,10 @@ def refuses(columns: Collection[str], options: "MethodOptions") -> str | None:
 
 METHOD = Method(
     name="vppo",
-    summary="no teacher: what comes before a wrong rollout's first error is worth half of a right rollout",
+    summary="no teacher: what comes some way before a wrong rollout's first error is worth half of a right rollout",
     source="arXiv 2601.18984",
     facts=Facts(
-        formula="v_t - mean v; v_t = 1 if right; 1/2 before the first error of a wrong one, 0 after",
+        formula="v_t - mean v; v_t = 1 if right; if wrong 1/2 up to a margin before the first error, then 0",
         told="nothing",
         sign="no",
         bounds="-1 <= A_t <= 1",
@@ -98,4 +101,5 @@ METHOD = Method(
     refuses=refuses,
     placement=as_advantages,
     constants=Constants,
+    signed=False,
 )

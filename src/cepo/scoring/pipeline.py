@@ -22,7 +22,7 @@ from ..references.groups import Group, Ids, References, Rollout
 from ..references.hints import add_hint, fill_hint
 from .passes import Scorer, ScoringModel
 from .prompts import PromptEncoder, cut_text, token_texts
-from .requests import Prompt
+from .requests import Prompt, text_length
 from .score import Completions, LogProbs, score_contexts
 
 VERDICTS = {True: 1.0, False: -1.0, None: 0.0}
@@ -210,7 +210,7 @@ class Pipeline:
         for group, prompt in zip(groups, prompts, strict=True):
             texts = [token_texts(self.encoder.processing_class, rollout.ids) for rollout in group.rollouts]
             advantages = [rollout.advantage for rollout in group.rollouts]
-            known = KnownGroup(group.row, texts, group.attempts, advantages, len(prompt.ids))
+            known = KnownGroup(group.row, texts, group.attempts, advantages, text_length(prompt))
             for place, found in enumerate(labels(known, options)):
                 values[row + place, : len(found)] = torch.tensor(found, dtype=torch.float32)
             row += len(group.rollouts)
@@ -279,5 +279,6 @@ def place(found: Found, options: MethodOptions, groups: Sequence[Group], mask: T
         mask,
         found.evidence.scored,
         verdicts_of(groups).to(values.device),
+        found.evidence.unscorable,
     )
     return options.chosen.place(inputs, options, step)

@@ -48,6 +48,14 @@ def end_of_images(ids: Ids, token_types: Iterable[Tensor], image_token: int | No
     return int(shown.nonzero().max()) + 1 if shown.any() else None
 
 
+def text_length(prompt: Prompt) -> int:
+    """How many tokens of a prompt are no part of an image, as far as its token types tell."""
+    if not prompt.images or not prompt.token_types:
+        return len(prompt.ids)
+    shown = torch.stack([types.cpu() != 0 for types in prompt.token_types.values()]).any(0)
+    return len(prompt.ids) - int(shown.sum())
+
+
 @dataclass(frozen=True)
 class Request:
     """One completion, read after one prompt in one context. Equal requests are equal, and hash so.

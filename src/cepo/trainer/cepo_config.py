@@ -76,8 +76,17 @@ class CEPOConfig(MethodOptions, GRPOConfig):
             self.bf16 = False
         GRPOConfig.__post_init__(self)
         self._refuse_what_would_do_nothing()
+        self._refuse_other_means()
         if self.skip_zero_advantage:
             self.require_skipping(self.why_no_skipping())
+
+    def _refuse_other_means(self) -> None:
+        """A weight in a mean over all tokens says nothing in a mean over each rollout's."""
+        if self.chosen.weighs_loss and self.loss_type in ("grpo", "sapo", "luspo"):
+            raise ValueError(
+                f"method={self.method!r} weighs tokens in one mean over all of them, which "
+                f"loss_type={self.loss_type!r} does not take; leave it out, or take dapo, bnpo, dr_grpo, cispo or vespo"
+            )
 
     @property
     def distils_whole(self) -> bool:
@@ -85,7 +94,12 @@ class CEPOConfig(MethodOptions, GRPOConfig):
         return self.chosen.distils and self.divergence != "sampled"
 
     def _refuse_what_would_do_nothing(self) -> None:
-        """A divergence over the vocabulary is a loss of its own."""
+        """A divergence over the vocabulary is a loss of its own, and distillation has no advantages."""
+        if self.chosen.distils and self.negative_advantage_weight != 1:
+            raise ValueError(
+                f"method={self.method!r} does not read advantages, so that negative_advantage_weight would do nothing; "
+                "leave it out"
+            )
         if not self.distils_whole:
             return
         foreign = {
@@ -97,7 +111,6 @@ class CEPOConfig(MethodOptions, GRPOConfig):
             "delta": self.delta is not None,
             "off_policy_mask_threshold": self.off_policy_mask_threshold is not None,
             "importance_sampling_level": self.importance_sampling_level != "token",
-            "negative_advantage_weight": self.negative_advantage_weight != 1,
         }
         names = [name for name, given in foreign.items() if given]
         if names:

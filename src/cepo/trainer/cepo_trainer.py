@@ -327,10 +327,15 @@ class CEPOTrainer(GRPOTrainer):
                 student=self._teachers.student_logps(batch),
             )
         evidence = found.evidence
-        batch |= {"evidence": evidence.values, "scored": evidence.scored, "verdicts": verdicts}
+        batch |= {
+            "evidence": evidence.values,
+            "scored": evidence.scored,
+            "verdicts": verdicts,
+            "unscorable": evidence.unscorable,
+        }
         inputs = self._placement_inputs(batch)
         placed = self.method.place(inputs, self.args, self.state.global_step)
-        self._log_metrics_of(credit_sums(inputs, placed, evidence.unscorable))
+        self._log_metrics_of(credit_sums(inputs, placed))
         if not self.method.needs_teachers:
             return 0.0
         fallbacks = [r.fallback for r, kept in zip(found.plan.references, wanted.tolist(), strict=True) if kept]
@@ -341,7 +346,9 @@ class CEPOTrainer(GRPOTrainer):
     def _placement_inputs(batch: dict[str, Any]) -> PlacementInputs:
         mask = trained_tokens(batch)
         evidence = batch["evidence"].masked_fill(~mask, 0.0)
-        return PlacementInputs(batch["advantages"], evidence, mask, batch["scored"], batch["verdicts"])
+        return PlacementInputs(
+            batch["advantages"], evidence, mask, batch["scored"], batch["verdicts"], batch["unscorable"]
+        )
 
     def _place(self, batch: dict[str, Any]) -> dict[str, Any]:
         """A micro-batch with the method's advantages: (B, T) where there is evidence, else (B,)."""
@@ -487,5 +494,5 @@ class CEPOTrainer(GRPOTrainer):
 
     def _log_metrics_of(self, sums: dict[str, float]) -> None:
         totals = dict(zip(sums, self._processes.sum(list(sums.values())), strict=True))
-        for name, value in credit_metrics(totals).items():
+        for name, value in credit_metrics(totals, signed=self.method.signed).items():
             self._log_credit(name, value)

@@ -3,7 +3,6 @@
 import math
 
 import torch
-from torch import Tensor
 
 from ..credit import signed_evidence
 from ..methods.placement import Placement, PlacementInputs
@@ -23,20 +22,19 @@ _STANDARD_DEVIATIONS = {
 }
 
 
-def credit_sums(inputs: PlacementInputs, placed: Placement, unscorable: Tensor) -> dict[str, float]:
+def credit_sums(inputs: PlacementInputs, placed: Placement) -> dict[str, float]:
     """Sums over the tokens of one process's rollouts that were read; there may be none.
 
     Args:
         inputs: What the placement was given.
         placed: What it gave.
-        unscorable: (B, T) bool, the tokens to which a teacher gave no finite log-prob.
     """
     mask = inputs.mask & inputs.scored.unsqueeze(-1)
     values, verdicts = inputs.evidence, inputs.verdicts
     signed = signed_evidence(values, inputs.advantages)
     sums = {
         "tokens": mask.sum(),
-        "unscorable": (unscorable & mask).sum(),
+        "unscorable": (inputs.unscorable & mask).sum(),
         "moved": (placed.moved & mask).sum(),
         "at_bound": (placed.at_bound & mask).sum(),
         "mass": values[mask].abs().sum(),
@@ -52,7 +50,7 @@ def credit_sums(inputs: PlacementInputs, placed: Placement, unscorable: Tensor) 
     return {key: float(value) for key, value in sums.items()}
 
 
-def credit_metrics(sums: dict[str, float]) -> dict[str, float]:
+def credit_metrics(sums: dict[str, float], *, signed: bool = True) -> dict[str, float]:
     """Metrics from sums over all processes; NaN where there was nothing to measure.
 
     ``evidence/*_mean`` and ``*_std`` [nats] over the tokens of correct and of wrong rollouts; ``evidence/wrong_sign``:
@@ -60,7 +58,8 @@ def credit_metrics(sums: dict[str, float]) -> dict[str, float]:
     ``evidence/unscorable``: the share of tokens without a finite log-prob; ``credit/moved``: the share of tokens whose
     advantage is not their rollout's, see `Placement.moved`; ``credit/at_bound``: of those that a bound has stopped.
     """
-    metrics = {name: sums[part] / sums[whole] if sums[whole] else math.nan for name, (part, whole) in _RATIOS.items()}
+    ratios = {name: parts for name, parts in _RATIOS.items() if signed or name != "evidence/wrong_sign"}
+    metrics = {name: sums[part] / sums[whole] if sums[whole] else math.nan for name, (part, whole) in ratios.items()}
     for name, (squares, total, count) in _STANDARD_DEVIATIONS.items():
         if sums[count]:
             mean = sums[total] / sums[count]
