@@ -32,7 +32,7 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 def methods() -> str:
     """One line a method."""
     return _table(
-        ["`method`", "source", "what a token gets"],
+        ["`method`", "source", "what a token gets of its rollout's advantage"],
         [[f"`{m.name}`", _source(m.source), m.summary] for m in METHODS.values()],
     )
 

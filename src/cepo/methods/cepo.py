@@ -20,7 +20,7 @@ def contexts(references: References, options: "MethodOptions") -> list[Context]:
 
 METHOD = Method(
     name="cepo",
-    summary="the rollout's advantage, more where evidence for r+ against r- speaks for the verdict",
+    summary="more where a token speaks for r+ against r-",
     source="arXiv 2605.19436",
     facts=Facts(
         formula="A [(1 - λ) + λ clip((P_T+ / P_T-)^sign(A), 1 - ε, 1 + ε)]",

@@ -96,7 +96,7 @@ def damped(inputs: PlacementInputs, options: "MethodOptions", step: int) -> Plac
 
 METHOD = Method(
     name="cscr",
-    summary="the rollout's advantage, less for tokens that move when a hint asserts an outcome, its sum kept",
+    summary="less where an asserted outcome, right or wrong, moves it; the sum is kept",
     source="arXiv 2607.27888",
     facts=Facts(
         formula="A u_t / mean(u), u_t = max(floor, exp(-rate c_t)), c_t = max(|log P_T+/P_S|, |log P_T-/P_S|)",

@@ -93,7 +93,7 @@ def by_ratio(inputs: PlacementInputs, options: "MethodOptions", step: int) -> Pl
 
 METHOD = Method(
     name="distilled_rl",
-    summary="on rollouts with A > 0 more where another, stronger model finds the token likelier than the policy does",
+    summary="where A > 0, more if another, stronger model finds it likelier",
     source="arXiv 2607.17247",
     facts=Facts(
         formula="A c_t / geometric mean of c, c_t = clip(P_T / P_S, 1/3, 3), where A > 0, else A",

@@ -195,7 +195,7 @@ class Method:
 
     Attributes:
         name: As `--method` takes it.
-        summary: One sentence: what a token gets.
+        summary: A phrase: what a token gets of its rollout's advantage.
         source: Its paper, as ``arXiv 2605.19436``; empty for what is no paper's.
         facts: For the table of methods.
         options: Names of the shared options (`MethodOptions`) that it reads; any other is refused.

@@ -7,7 +7,7 @@ from .placement import as_advantages
 
 METHOD = Method(
     name="opsd",
-    summary="no reward: divergence over the vocabulary from a teacher that is told the solution",
+    summary="none: distillation from a teacher that is told the solution",
     source="arXiv 2601.18734",
     facts=Facts(told="the solution", **FACTS),
     options=OPTIONS,

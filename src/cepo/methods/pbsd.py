@@ -76,7 +76,7 @@ def by_turns(inputs: PlacementInputs, options: "MethodOptions", step: int) -> Pl
 
 METHOD = Method(
     name="pbsd",
-    summary="the rollout's advantage, more for turns that speak for the right answer on right rollouts, less on wrong",
+    summary="more for turns that speak for the verdict by what they change of r+",
     source="arXiv 2606.09348",
     facts=Facts(
         formula="A [1 + sign(A) clip(tanh(Σ_turn log(P_T+ / P_S) / d), -b, b)]",

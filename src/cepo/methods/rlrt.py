@@ -50,7 +50,7 @@ def reweighted_where_right(inputs: PlacementInputs, options: "MethodOptions", st
 
 METHOD = Method(
     name="rlrt",
-    summary="on right rollouts more where the policy did without being told what a right rollout tells; else the same",
+    summary="on right rollouts, more where a policy told a right one would not have written it",
     source="arXiv 2605.10781",
     facts=Facts(
         formula="A [(1 - λ) + λ clip((P_S / P_T+)^sign(A), 1 - ε, 1 + ε)] where right, else A",

@@ -5,7 +5,7 @@ from .reweighting import FACTS_OF_WEIGHTS, SCHEDULE, reweighted
 
 METHOD = Method(
     name="rlsd",
-    summary="the same with evidence for r+ against no answer",
+    summary="more where it speaks for r+ against no answer",
     source="arXiv 2604.03128",
     facts=Facts(
         formula="A [(1 - λ) + λ clip((P_T+ / P_S)^sign(A), 1 - ε, 1 + ε)]", told="r+", passes="2", **FACTS_OF_WEIGHTS

@@ -7,7 +7,7 @@ from .placement import as_advantages
 
 METHOD = Method(
     name="sdpo",
-    summary="the same from a teacher that is told another right rollout of the group",
+    summary="none: distillation from a teacher that is told another right rollout",
     source="arXiv 2601.20802",
     facts=Facts(told="another right rollout", **FACTS),
     options=OPTIONS,

@@ -87,7 +87,7 @@ def refuses(columns: Collection[str], options: "MethodOptions") -> str | None:
 
 METHOD = Method(
     name="vppo",
-    summary="no teacher: what comes some way before a wrong rollout's first error is worth half of a right rollout",
+    summary="no teacher: half of a right rollout's value until some way before the first error",
     source="arXiv 2601.18984",
     facts=Facts(
         formula="v_t - mean v; v_t = 1 if right; if wrong 1/2 up to a margin before the first error, then 0",

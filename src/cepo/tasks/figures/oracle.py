@@ -89,7 +89,7 @@ def _refuses(columns: Collection[str], options: "MethodOptions") -> str | None: 
 # No method, but what evidence without fault would do: credit by the figures task's ground truth.
 ORACLE = Method(
     name="oracle",
-    summary="for the figures task: the rollout's advantage, more where its ground truth says that a token decided",
+    summary="more where the figures task's ground truth says that it decided",
     source="",
     facts=Facts(
         formula="A [(1 - λ) + λ w_t], w_t = 1 ± ε by the labels", told="nothing", passes="0", **FACTS_OF_WEIGHTS
