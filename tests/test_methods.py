@@ -161,8 +161,10 @@ def test_a_name_is_one_methods():
 
 
 def test_constants_of_a_method_are_checked_by_name():
-    with pytest.raises(ValueError, match="method 'cepo' has no tau; it has none"):
+    with pytest.raises(ValueError, match="method 'cepo' has no constants of its own"):
         MethodOptions(method_kwargs={"tau": 1.0})
+    with pytest.raises(ValueError, match="method 'pbsd' has no tau; it has scale, bound, unit"):
+        MethodOptions(method="pbsd", method_kwargs={"tau": 1.0})
     with pytest.raises(ValueError, match="is not JSON"):
         MethodOptions(method_kwargs="{tau")
     with pytest.raises(ValueError, match="must be a JSON object"):

@@ -59,7 +59,11 @@ def make_parser() -> argparse.ArgumentParser:
     add_credit(parser, *CREDIT)
     add = parser.add_argument_group("output").add_argument
     add("--method", default=None, help="a method of your own to show beside ours: package.module:name")
-    add("--show", default=f"cepo {DEFAULT_RULE}", help="method and rule to show first: grpo, rlsd, 'cepo own', ...")
+    add(
+        "--show",
+        default=f"cepo {DEFAULT_RULE}",
+        help="method to show first, and its rule for r-: grpo, rlsd, 'cepo own'",
+    )
     add("--output_dir", type=Path, default=Path(), help="where explain.html goes")
     add("--terminal", action="store_true", help="print to the terminal, and write no page")
     return parser
@@ -108,10 +112,14 @@ def _columns_of(job: "_Job") -> list[str]:
 
 def _variant(name: str, variants: Sequence[Variant]) -> Variant:
     short = {variant.short: variant for variant in variants}
+    if name == "cepo":
+        name = f"cepo {DEFAULT_RULE}"
     if name not in short and name in METHODS and METHODS[name].needs_other_model:
         raise ValueError(f"--show {name} needs --teacher_model_name_or_path, a model with the same vocabulary")
     if name not in short:
-        raise ValueError(f"there is no {name!r} to show; choose one of {', '.join(short)}")
+        raise ValueError(
+            f"there is no {name!r} to show; choose one of {', '.join(repr(s) if ' ' in s else s for s in short)}"
+        )
     return short[name]
 
 

@@ -1,8 +1,10 @@
 """Options that several commands share, and the one style of their help pages."""
 
 import argparse
+import re
 import textwrap
 from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
 from typing import Any
 
 from ..methods.options import MethodOptions, default_text, readable
@@ -18,10 +20,15 @@ def help_page(usage: str, description: str, groups: Mapping[str, Iterable[Entry]
     for title, entries in groups.items():
         lines += ["", f"{title}:"]
         for flag, text, default in entries:
-            shown = f"{text.rstrip('.')} (default: {default})" if default else text.rstrip(".")
+            shown = f"{_phrase(text)} (default: {default})" if default else _phrase(text)
             lines.append(f"  {flag}")
             lines += textwrap.wrap(shown, 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
     return "\n".join([*lines, *(["", footer] if footer else []), ""])
+
+
+def _phrase(text: str) -> str:
+    """Without its full stop, but with an ellipsis."""
+    return text if text.endswith("...") else text.rstrip(".")
 
 
 def shown_default(value: Any) -> str:
@@ -35,13 +42,18 @@ class CommandParser(argparse.ArgumentParser):
     """Options by group, a help page in the house's style, and errors of one line."""
 
     def error(self, message: str):
-        raise ValueError(f"{message}; {self.prog} --help lists the options")
+        unknown = re.search(r"unrecognized arguments: (--\S+)", message)
+        if unknown:
+            name = unknown[1].partition("=")[0]
+            close = get_close_matches(name, self._option_string_actions, n=1)
+            message = f"unknown option {name}" + (f"; did you mean {close[0]}?" if close else "")
+        raise ValueError(f"{message} ({self.prog} --help lists the options)")
 
     def format_help(self) -> str:
         groups = {
             group.title or "options": [
                 (
-                    action.option_strings[-1]
+                    action.option_strings[0]
                     + ("" if action.nargs == 0 else f" {action.metavar or action.dest.upper()}"),
                     str(action.help),
                     shown_default(action.default),
@@ -70,7 +82,9 @@ def add_dataset(parser: argparse.ArgumentParser) -> Any:
     """The data set's options; their group, for more of them."""
     group = parser.add_argument_group("data")
     group.add_argument("--dataset_name", default=FIGURES, help="figures, a file, a folder, or a name on the Hub")
-    group.add_argument("--dataset_config", default=None, help="its configuration; figures: easy, default, long, ...")
+    group.add_argument(
+        "--dataset_config", default=None, help="its configuration; figures: easy, default, long, hard, blank"
+    )
     group.add_argument("--dataset_split", default="test", help="which split")
     return group
 
@@ -79,7 +93,7 @@ def add_sampling(parser: argparse.ArgumentParser, *, batch_size: int = 64) -> An
     """The options of sampling; their group, for more of them."""
     group = parser.add_argument_group("sampling")
     group.add_argument("--max_completion_length", type=positive, default=256, help="longest answer, in tokens")
-    group.add_argument("--temperature", type=float, default=1.0, help="0 takes the most likely token")
+    group.add_argument("--temperature", type=temperature, default=1.0, help="0 takes the most likely token")
     group.add_argument("--batch_size", type=positive, default=batch_size, help="answers sampled at a time")
     group.add_argument("--seed", type=int, default=0, help="of sampling, and of what methods draw")
     return group
@@ -116,6 +130,13 @@ def credit_options(options: argparse.Namespace, *names: str) -> dict[str, Any]:
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     MethodOptions(**readable(given, MethodOptions.method))
     return given
+
+
+def temperature(text: str) -> float:
+    number = float(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"must be 0 (the most likely token) or above, got {number}")
+    return number
 
 
 def positive(text: str) -> int:

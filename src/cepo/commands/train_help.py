@@ -11,9 +11,16 @@ from .options import Entry, help_page, shown_default
 _COMMON = {
     "model and data": ("model_name_or_path", "dataset_name", "dataset_config", "reward_funcs", "reward_weights"),
     "training, of TRL": (
-        *("output_dir", "max_steps", "learning_rate", "num_generations", "per_device_train_batch_size"),
+        *(
+            "output_dir",
+            "max_steps",
+            "num_train_epochs",
+            "learning_rate",
+            "num_generations",
+            "per_device_train_batch_size",
+        ),
         *("gradient_accumulation_steps", "max_completion_length", "temperature", "use_peft", "lora_r", "bf16", "seed"),
-        *("report_to", "resume_from_checkpoint"),
+        *("report_to", "log_completions", "resume_from_checkpoint"),
     ),
     "accuracy": ("eval_problems", "accuracy_every"),
 }
@@ -23,8 +30,8 @@ _FOLLOWS = {
     "dataset_config": "figures: default",
     "reward_funcs": "accuracy_reward",
     "reward_weights": "1 for each",
-    "output_dir": "figures: cepo-figures",
-    "max_steps": "num_train_epochs; figures: 28",
+    "output_dir": "trainer_output; figures: cepo-figures",
+    "max_steps": "-1, num_train_epochs decides; figures: 28",
     "bf16": "true with a GPU, false without",
     "resume_from_checkpoint": "from the start",
 }
@@ -49,7 +56,9 @@ def train_help(everything: bool) -> str:
 
     groups = {title: [entry(name) for name, (of, *_) in own.items() if of == group] for group, title in GROUPS.items()}
     groups[GROUPS["method"]].append(entry("preset"))
-    groups["methods"] = [(method.name, method.summary, "") for method in METHODS.values()]
+    groups["methods, and what a token gets of its rollout's advantage"] = [
+        (method.name, method.summary, "") for method in METHODS.values()
+    ]
     common = {title: [entry(name) for name in names] for title, names in _COMMON.items()}
     shown = {name for names in _COMMON.values() for name in names} | set(own) | {"preset", "help"}
     if everything:

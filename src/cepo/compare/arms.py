@@ -263,12 +263,12 @@ def grouped(values: Mapping[str, Any]) -> str:
 def _hint_notes(name: str, script_args: Any, training_args: Any, model_args: Any) -> list[str]:
     """The shipped policy follows hints because it was trained on them, which it was on one form alone."""
     shipped = script_args.dataset_name == FIGURES and model_args.model_name_or_path == policy_path()
-    if not shipped or not training_args.chosen.distils or training_args.hint_template == DEFAULT_HINT_TEMPLATE:
+    if not shipped or training_args.hint_template in (None, DEFAULT_HINT_TEMPLATE):
         return []
-    return [
-        f"Arm {name}: the shipped policy has learned to read one form of hint, and not this one; "
-        f"positive_content='answer' and hint_template={DEFAULT_HINT_TEMPLATE!r} give it that."
-    ]
+    note = f"Arm {name}: the shipped policy has learned to read one form of hint, and not this one"
+    if training_args.chosen.distils:
+        note += f"; positive_content='answer' and hint_template={DEFAULT_HINT_TEMPLATE!r} give it that"
+    return [f"{note}."]
 
 
 @contextmanager

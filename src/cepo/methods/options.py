@@ -323,8 +323,11 @@ def constants_of(method: Method, given: Mapping[str, Any] | str | None) -> Any:
     known = [f.name for f in fields(method.constants)]
     unknown = sorted(set(given) - set(known))
     if unknown:
-        has = f"it has {', '.join(known)}" if known else "it has none"
-        raise ValueError(f"method_kwargs: method {method.name!r} has no {', '.join(unknown)}; {has}")
+        if not known:
+            raise ValueError(f"method_kwargs: method {method.name!r} has no constants of its own; leave it out")
+        raise ValueError(
+            f"method_kwargs: method {method.name!r} has no {', '.join(unknown)}; it has {', '.join(known)}"
+        )
     try:
         return method.constants(**given)
     except (TypeError, ValueError) as error:

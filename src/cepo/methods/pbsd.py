@@ -76,7 +76,7 @@ def by_turns(inputs: PlacementInputs, options: "MethodOptions", step: int) -> Pl
 
 METHOD = Method(
     name="pbsd",
-    summary="more for turns that speak for the verdict by what they change of r+",
+    summary="more for turns that, told r+, speak for the verdict",
     source="arXiv 2606.09348",
     facts=Facts(
         formula="A [1 + sign(A) clip(tanh(Σ_turn log(P_T+ / P_S) / d), -b, b)]",

@@ -125,7 +125,7 @@ def additive(inputs: PlacementInputs, options: "MethodOptions", step: int) -> Pl
 
 METHOD = Method(
     name="rlcsd",
-    summary="all of it, plus what a right sibling rollout says for it against wrong siblings",
+    summary="all of it, and a bonus where a right sibling rollout makes it likelier than wrong ones do",
     source="arXiv 2606.11709",
     facts=Facts(
         formula="A + r where |r| > threshold, 0 in place of a change of sign; r = βλ tanh(log(P_T+ / mean P_T-) / τ)",
