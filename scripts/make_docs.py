@@ -12,7 +12,8 @@ from dataclasses import MISSING, fields
 from pathlib import Path
 
 from cepo.methods import METHODS
-from cepo.methods.options import GROUPS, SELECTIVE, presets
+from cepo.methods.options import SELECTIVE, presets
+from cepo.methods.shared_options import GROUPS
 from cepo.trainer.cepo_config import own_options
 
 ROOT = Path(__file__).parents[1]

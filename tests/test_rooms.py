@@ -32,18 +32,10 @@ def room_of(path: Path) -> str:
 
 
 def imports_of(path: Path):
-    """The modules of cepo that a file imports, each as its path below the package; those for types alone left out."""
+    """The modules of cepo that a file imports, each as its path below the package; those for types alone too."""
     package = ("cepo", *path.relative_to(SOURCE).parent.parts)
     tree = ast.parse(path.read_text())
-    for_types = {
-        id(inner)
-        for node in ast.walk(tree)
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test)
-        for inner in ast.walk(node)
-    }
     for node in ast.walk(tree):
-        if id(node) in for_types:
-            continue
         if isinstance(node, ast.ImportFrom) and node.level:
             base = package[: len(package) - node.level + 1]
             module = (*base, *(node.module.split(".") if node.module else ()))

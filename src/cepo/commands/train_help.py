@@ -1,7 +1,7 @@
 """The help page of `cepo train`: the method's options by group, and those of TRL's that most runs touch."""
 
-from ..methods.options import GROUPS
 from ..methods.registry import METHODS
+from ..methods.shared_options import GROUPS
 from ..tasks.figures import figures_recipe
 from ..trainer.arguments import make_parser
 from ..trainer.cepo_config import own_options

@@ -1,17 +1,15 @@
 """CEPO (arXiv 2605.19436): evidence for the right answer against a wrong one. `cepo.credit` has its equations."""
 
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 from ..references.choosing import NegativeRule
 from ..references.groups import References
 from .method import STUDENT, TEACHER, Context, Facts, Method, right_and_wrong_answers
 from .reweighting import FACTS_OF_WEIGHTS, SCHEDULE, reweighted
-
-if TYPE_CHECKING:
-    from .options import MethodOptions
+from .shared_options import SharedOptions
 
 
-def contexts(references: References, options: "MethodOptions") -> list[Context]:
+def contexts(references: References, options: SharedOptions) -> list[Context]:
     """r+, then every r-; without any, P_S takes the place of P_T- (RLSD) or the rollout keeps its advantage (GRPO)."""
     if references.negatives:
         return [references.positive, *references.negatives]

@@ -13,7 +13,6 @@ The mechanism is the paper's, as it is told; it leaves open, as far as known, an
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -22,9 +21,7 @@ from ..credit import evidence, unscorable
 from ..references.groups import Attempt, References
 from .method import STUDENT, TEACHER, Context, Evidence, Facts, Method, Tools
 from .placement import Placement, PlacementInputs, mean_of_tokens
-
-if TYPE_CHECKING:
-    from .options import MethodOptions
+from .shared_options import SharedOptions
 
 HINT_TEMPLATE = "\n\n{answer}"
 SAID_RIGHT, SAID_WRONG = "The answer that follows is correct.", "The answer that follows is wrong."
@@ -54,14 +51,14 @@ class Constants:
 def references(
     attempts: Sequence[Attempt],
     solution: str,  # noqa: ARG001
-    options: "MethodOptions",  # noqa: ARG001
+    options: SharedOptions,  # noqa: ARG001
     tools: Tools,  # noqa: ARG001
 ) -> list[References]:
     """The two outcomes, the same for every rollout."""
     return [References(SAID_RIGHT, (SAID_WRONG,))] * len(attempts)
 
 
-def contexts(references: References, options: "MethodOptions") -> list[Context]:  # noqa: ARG001
+def contexts(references: References, options: SharedOptions) -> list[Context]:  # noqa: ARG001
     """Told right, told wrong, and the student."""
     return [references.positive, *references.negatives, STUDENT]
 
@@ -80,7 +77,7 @@ def sensitivity(logps: Tensor, present: Tensor) -> Evidence:
     return Evidence(values.masked_fill(unread.unsqueeze(-1), 0.0), missing, ~unread, right, wrong)
 
 
-def damped(inputs: PlacementInputs, options: "MethodOptions", step: int) -> Placement:  # noqa: ARG001
+def damped(inputs: PlacementInputs, options: SharedOptions, step: int) -> Placement:  # noqa: ARG001
     """A w_t, with weights of mean 1 over the trained tokens of a rollout."""
     own: Constants = options.constants
     raw = (-own.rate * (inputs.evidence - own.threshold).clamp(min=0)).exp()

@@ -10,7 +10,7 @@ policy's vocabulary and reads what the policy's processor made of the prompt, im
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -18,9 +18,7 @@ from torch import Tensor
 from ..references.groups import Attempt, References
 from .method import OTHER_MODEL, STUDENT, Context, Facts, Method, Tools
 from .placement import Placement, PlacementInputs, mean_of_tokens
-
-if TYPE_CHECKING:
-    from .options import MethodOptions
+from .shared_options import SharedOptions
 
 # Beyond this [nats] a ratio is at its bound whatever it is.
 _LARGEST = 80.0
@@ -56,24 +54,24 @@ class Constants:
 def references(
     attempts: Sequence[Attempt],
     solution: str,  # noqa: ARG001
-    options: "MethodOptions",  # noqa: ARG001
+    options: SharedOptions,  # noqa: ARG001
     tools: Tools,  # noqa: ARG001
 ) -> list[References]:
     """None: the teacher is told nothing."""
     return [References("", ())] * len(attempts)
 
 
-def contexts(references: References, options: "MethodOptions") -> list[Context]:  # noqa: ARG001
+def contexts(references: References, options: SharedOptions) -> list[Context]:  # noqa: ARG001
     """The teacher on the student's prompt, and the student."""
     return [OTHER_MODEL, STUDENT]
 
 
-def weighed_ones(advantages: Tensor, verdicts: Tensor, options: "MethodOptions") -> Tensor:  # noqa: ARG001
+def weighed_ones(advantages: Tensor, verdicts: Tensor, options: SharedOptions) -> Tensor:  # noqa: ARG001
     """(B,) bool, the rollouts whose advantages are weighed."""
     return options.constants.weighs(advantages)
 
 
-def by_ratio(inputs: PlacementInputs, options: "MethodOptions", step: int) -> Placement:  # noqa: ARG001
+def by_ratio(inputs: PlacementInputs, options: SharedOptions, step: int) -> Placement:  # noqa: ARG001
     """A w_t, clipped first and then normalised, so that w lies in [1 / ratio_clip^2, ratio_clip^2]."""
     own: Constants = options.constants
     raw = inputs.evidence.clamp(-_LARGEST, _LARGEST).exp()

@@ -1,12 +1,8 @@
 """What OPSD and SDPO share: one teacher that is told more, from which the policy learns on its own rollouts."""
 
-from typing import TYPE_CHECKING
-
 from ..references.groups import References
 from .method import STUDENT, TEACHER, Context
-
-if TYPE_CHECKING:
-    from .options import MethodOptions
+from .shared_options import SharedOptions
 
 OPTIONS = frozenset(
     {
@@ -23,7 +19,7 @@ FACTS = {
 }
 
 
-def contexts(references: References, options: "MethodOptions") -> list[Context]:
+def contexts(references: References, options: SharedOptions) -> list[Context]:
     """One teacher, that is told the positive content; none where it was to be a right rollout and there is none."""
     if references.fallback == "no_right_rollout":
         return []

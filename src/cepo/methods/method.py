@@ -12,7 +12,7 @@ import random
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
@@ -22,9 +22,7 @@ from ..references.choosing import choose_references
 from ..references.contents import Part, with_contents
 from ..references.groups import Attempt, References
 from .placement import Place, Placement, PlacementInputs, negative_weights
-
-if TYPE_CHECKING:
-    from .options import MethodOptions
+from .shared_options import SharedOptions
 
 
 class Unhinted(Enum):
@@ -96,19 +94,17 @@ class KnownGroup:
 
 # References stage -----------------------------------------------------------------------------------------------------
 
-MakeReferences = Callable[[Sequence[Attempt], str, "MethodOptions", Tools], list[References]]
+MakeReferences = Callable[[Sequence[Attempt], str, SharedOptions, Tools], list[References]]
 
 
-def right_answer(
-    attempts: Sequence[Attempt], solution: str, options: "MethodOptions", tools: Tools
-) -> list[References]:
+def right_answer(attempts: Sequence[Attempt], solution: str, options: SharedOptions, tools: Tools) -> list[References]:
     """r+ alone: the answer, or what `positive_content` puts in its place."""
     plain = [References(reference_answer(solution), ())] * len(attempts)
     return with_contents(plain, attempts, solution, options.hint_content(), tools.cut)
 
 
 def right_and_wrong_answers(
-    attempts: Sequence[Attempt], solution: str, options: "MethodOptions", tools: Tools
+    attempts: Sequence[Attempt], solution: str, options: SharedOptions, tools: Tools
 ) -> list[References]:
     """r+, and r- of the group's rejected rollouts (CEPO's paper, algorithm step 2), or what stands in their place."""
     rule, most = options.negative_reference, options.max_negatives
@@ -121,10 +117,10 @@ def right_and_wrong_answers(
 # Contexts stage -------------------------------------------------------------------------------------------------------
 
 # The contexts of a rollout, that which speaks for it first. An empty list: it is not read.
-MakeContexts = Callable[[References, "MethodOptions"], list[Context]]
+MakeContexts = Callable[[References, SharedOptions], list[Context]]
 
 
-def told_and_student(references: References, options: "MethodOptions") -> list[Context]:  # noqa: ARG001
+def told_and_student(references: References, options: SharedOptions) -> list[Context]:  # noqa: ARG001
     """A teacher that is told r+, against the policy itself."""
     return [references.positive, STUDENT]
 
@@ -149,15 +145,15 @@ def contrast(logps: Tensor, present: Tensor) -> Evidence:
 # Which rollouts are read ----------------------------------------------------------------------------------------------
 
 # ((B,) advantages, (B,) verdicts, options) -> (B,) bool: those whose evidence can move something.
-SelectRollouts = Callable[[Tensor, Tensor, "MethodOptions"], Tensor]
+SelectRollouts = Callable[[Tensor, Tensor, SharedOptions], Tensor]
 
 
-def those_with_advantage(advantages: Tensor, verdicts: Tensor, options: "MethodOptions") -> Tensor:  # noqa: ARG001
+def those_with_advantage(advantages: Tensor, verdicts: Tensor, options: SharedOptions) -> Tensor:  # noqa: ARG001
     """Rollouts of groups with variance: no other can move the policy."""
     return advantages != 0
 
 
-def all_rollouts(advantages: Tensor, verdicts: Tensor, options: "MethodOptions") -> Tensor:  # noqa: ARG001
+def all_rollouts(advantages: Tensor, verdicts: Tensor, options: SharedOptions) -> Tensor:  # noqa: ARG001
     """Every rollout."""
     return advantages == advantages
 
@@ -198,7 +194,7 @@ class Method:
         summary: A phrase: what a token gets of its rollout's advantage.
         source: Its paper, as ``arXiv 2605.19436``; empty for what is no paper's.
         facts: For the table of methods.
-        options: Names of the shared options (`MethodOptions`) that it reads; any other is refused.
+        options: Names of the shared options (`SharedOptions`) that it reads; any other is refused.
         placement: From evidence to token advantages.
         references: Of every rollout of a group; not called without `contexts`.
         contexts: The contexts in which a rollout is read; None for a method without teachers.
@@ -228,8 +224,8 @@ class Method:
     references: MakeReferences = right_answer
     contexts: MakeContexts | None = None
     evidence: FindEvidence = contrast
-    labels: "Callable[[KnownGroup, MethodOptions], list[list[float]]] | None" = None
-    refuses: "Callable[[Collection[str], MethodOptions], str | None] | None" = None
+    labels: Callable[[KnownGroup, SharedOptions], list[list[float]]] | None = None
+    refuses: Callable[[Collection[str], SharedOptions], str | None] | None = None
     selects: SelectRollouts = those_with_advantage
     distils: bool = False
     weighs_loss: bool = False
@@ -249,14 +245,14 @@ class Method:
         """Whether its rows need a `solution` column: teachers are told it, or labels are judged by it."""
         return self.needs_teachers or self.labels is not None
 
-    def place(self, inputs: PlacementInputs, options: "MethodOptions", step: int) -> Placement:
+    def place(self, inputs: PlacementInputs, options: SharedOptions, step: int) -> Placement:
         """Token advantages at an optimiser step, `negative_advantage_weight` included."""
         placed = self.placement(inputs, options, step)
         if options.negative_advantage_weight == 1:
             return placed
         return placed.weighted(negative_weights(placed.rollout_advantages, options.negative_advantage_weight))
 
-    def wanted(self, advantages: Tensor, verdicts: Tensor, options: "MethodOptions") -> Tensor:
+    def wanted(self, advantages: Tensor, verdicts: Tensor, options: SharedOptions) -> Tensor:
         """(B,) bool, the rollouts that are read: those whose evidence can move something."""
         wanted = self.selects(advantages, verdicts, options)
         # Where the loss counts scored tokens, leaving some out would change the weight of the others.

@@ -12,16 +12,14 @@ as teacher. Another PBSD (arXiv 2605.05040) is a preference loss and unrelated.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from .method import TEACHER, Facts, Method, told_and_student
 from .placement import Placement, PlacementInputs
-
-if TYPE_CHECKING:
-    from .options import MethodOptions
+from .shared_options import SharedOptions
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,7 @@ def sums_of_turns(evidence: Tensor, mask: Tensor) -> Tensor:
     return sums.gather(1, turn).masked_fill(~mask, 0.0)
 
 
-def by_turns(inputs: PlacementInputs, options: "MethodOptions", step: int) -> Placement:  # noqa: ARG001
+def by_turns(inputs: PlacementInputs, options: SharedOptions, step: int) -> Placement:  # noqa: ARG001
     """A (1 + sign(A) clip(tanh(s / scale), -bound, bound))."""
     own: Constants = options.constants
     sums = sums_of_turns(inputs.evidence, inputs.mask) if own.unit == "turn" else inputs.evidence

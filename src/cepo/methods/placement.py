@@ -8,13 +8,11 @@ Dimensions: B rollouts, T completion tokens.
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from .options import MethodOptions
+from .shared_options import SharedOptions
 
 # A token whose advantage differs from its rollout's by less than this share of the scale counts as not moved.
 NEAR = 0.02
@@ -103,17 +101,17 @@ class Placement:
         )
 
 
-Place = Callable[[PlacementInputs, "MethodOptions", int], Placement]
+Place = Callable[[PlacementInputs, SharedOptions, int], Placement]
 
 
-def uniform(inputs: PlacementInputs, options: "MethodOptions", step: int) -> Placement:  # noqa: ARG001
+def uniform(inputs: PlacementInputs, options: SharedOptions, step: int) -> Placement:  # noqa: ARG001
     """GRPO's: every token of a rollout has its advantage (arXiv 2402.03300)."""
     advantages = inputs.advantages.detach().unsqueeze(-1) * inputs.mask
     nothing = torch.zeros_like(inputs.advantages)
     return Placement(advantages, inputs.advantages, nothing, torch.zeros_like(inputs.mask), inputs.mask)
 
 
-def as_advantages(inputs: PlacementInputs, options: "MethodOptions", step: int) -> Placement:  # noqa: ARG001
+def as_advantages(inputs: PlacementInputs, options: SharedOptions, step: int) -> Placement:  # noqa: ARG001
     """The evidence itself, a token advantage of its own, whatever GRPO's is; A is its mean over the rollout."""
     evidence = inputs.evidence.masked_fill(~inputs.mask, 0.0)
     own = mean_of_tokens(evidence, inputs.mask)

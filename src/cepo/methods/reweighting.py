@@ -1,20 +1,17 @@
 """CEPO's placement, which RLSD and the oracle share: each token's advantage times a weight of its own evidence."""
 
 import math
-from typing import TYPE_CHECKING
 
 from ..credit import signed_evidence, token_advantages
 from .placement import Placement, PlacementInputs
-
-if TYPE_CHECKING:
-    from .options import MethodOptions
+from .shared_options import SharedOptions
 
 # What this placement reads.
 SCHEDULE = ("evidence_coefficient", "evidence_steps", "evidence_schedule", "evidence_clip")
 FACTS_OF_WEIGHTS = {"sign": "yes", "bounds": "|A_t - A| <= λ ε |A|"}
 
 
-def reweighted(inputs: PlacementInputs, options: "MethodOptions", step: int) -> Placement:
+def reweighted(inputs: PlacementInputs, options: SharedOptions, step: int) -> Placement:
     """A [(1 - lambda) + lambda clip(exp(sign(A) delta), 1 - eps_w, 1 + eps_w)] (paper, algorithm steps 4, 5 and 7)."""
     coefficient, clip = options.coefficient_at(step), options.evidence_clip
     assert clip is not None  # its methods read it

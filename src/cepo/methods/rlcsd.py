@@ -18,7 +18,7 @@ mean over tokens (`loss_type` grpo, sapo, luspo) is refused.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 
@@ -26,9 +26,7 @@ from ..references.answers import reference_answer
 from ..references.groups import Attempt, References
 from .method import TEACHER, Context, Facts, Method, Tools
 from .placement import Placement, PlacementInputs
-
-if TYPE_CHECKING:
-    from .options import MethodOptions
+from .shared_options import SharedOptions
 
 HINT_TEMPLATE = (
     "\n\nA reference solution:\n{answer}\n\nSolve the problem yourself and put the final answer in \\boxed{}."
@@ -67,7 +65,7 @@ class Constants:
             raise ValueError(f"right_hint must be rollout or solution, got {self.right_hint!r}")
 
 
-def references(attempts: Sequence[Attempt], solution: str, options: "MethodOptions", tools: Tools) -> list[References]:
+def references(attempts: Sequence[Attempt], solution: str, options: SharedOptions, tools: Tools) -> list[References]:
     """For each rollout one right sibling and up to K wrong ones that gave an answer, drawn anew, never itself."""
     right = [place for place, attempt in enumerate(attempts) if attempt.correct]
     wrong = [place for place, attempt in enumerate(attempts) if attempt.correct is False and attempt.answer]
@@ -94,12 +92,12 @@ def references(attempts: Sequence[Attempt], solution: str, options: "MethodOptio
     return [of(place) for place in range(len(attempts))]
 
 
-def contexts(references: References, options: "MethodOptions") -> list[Context]:  # noqa: ARG001
+def contexts(references: References, options: SharedOptions) -> list[Context]:  # noqa: ARG001
     """The right sibling, then the wrong ones; a rollout that lacks either is not read."""
     return [references.positive, *references.negatives] if references.negatives else []
 
 
-def additive(inputs: PlacementInputs, options: "MethodOptions", step: int) -> Placement:
+def additive(inputs: PlacementInputs, options: SharedOptions, step: int) -> Placement:
     """A + r for selected tokens, A for the others, 0 for a rollout that was not read, which is then not trained on."""
     own, strength = options.constants, options.constants.beta * options.coefficient_at(step)
     advantages = inputs.advantages.unsqueeze(-1)

@@ -12,7 +12,6 @@ for instruction-tuned models (0.5; base models 1.0, which here has to stay below
 """
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from torch import Tensor
 
@@ -21,12 +20,10 @@ from ..references.hints import SOLUTION_HINT_TEMPLATE
 from .method import STUDENT, TEACHER, Context, Evidence, Facts, Method, contrast
 from .placement import Placement, PlacementInputs
 from .reweighting import FACTS_OF_WEIGHTS, reweighted
-
-if TYPE_CHECKING:
-    from .options import MethodOptions
+from .shared_options import SharedOptions
 
 
-def contexts(references: References, options: "MethodOptions") -> list[Context]:  # noqa: ARG001
+def contexts(references: References, options: SharedOptions) -> list[Context]:  # noqa: ARG001
     """A teacher that is told another right rollout, and the student; none without such a rollout."""
     return [] if references.fallback == "no_right_rollout" else [references.positive, STUDENT]
 
@@ -37,12 +34,12 @@ def reversed_contrast(logps: Tensor, present: Tensor) -> Evidence:
     return replace(found, values=-found.values, positive=found.negative, negative=found.positive)
 
 
-def right_ones(advantages: Tensor, verdicts: Tensor, options: "MethodOptions") -> Tensor:  # noqa: ARG001
+def right_ones(advantages: Tensor, verdicts: Tensor, options: SharedOptions) -> Tensor:  # noqa: ARG001
     """(B,) bool, right rollouts of groups with variance."""
     return (advantages != 0) & (verdicts > 0)
 
 
-def reweighted_where_right(inputs: PlacementInputs, options: "MethodOptions", step: int) -> Placement:
+def reweighted_where_right(inputs: PlacementInputs, options: SharedOptions, step: int) -> Placement:
     """CEPO's placement for rollouts that are right; the others keep their advantage."""
     evidence = inputs.evidence * (inputs.verdicts > 0).unsqueeze(-1)
     return reweighted(replace(inputs, evidence=evidence), options, step)

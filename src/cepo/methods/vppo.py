@@ -17,14 +17,11 @@ Answers not longer than their prompts then keep no prefix: `margin: 0` keeps all
 from collections.abc import Collection
 from dataclasses import dataclass
 from statistics import fmean
-from typing import TYPE_CHECKING
 
 from .knowledge import knowledge_of
 from .method import Facts, KnownGroup, Method
 from .placement import as_advantages
-
-if TYPE_CHECKING:
-    from .options import MethodOptions
+from .shared_options import SharedOptions
 
 
 @dataclass(frozen=True)
@@ -49,7 +46,7 @@ class Constants:
             raise ValueError(f"margin must not be negative, got {self.margin}")
 
 
-def values_less_baseline(group: KnownGroup, options: "MethodOptions") -> list[list[float]]:
+def values_less_baseline(group: KnownGroup, options: SharedOptions) -> list[list[float]]:
     """A_t of each token of each rollout of a group."""
     own: Constants = options.constants
     margin = group.prompt_tokens if own.margin is None else own.margin
@@ -76,7 +73,7 @@ def values_less_baseline(group: KnownGroup, options: "MethodOptions") -> list[li
     return [[advantage(place, position) for position in range(len(line))] for place, line in enumerate(values)]
 
 
-def refuses(columns: Collection[str], options: "MethodOptions") -> str | None:
+def refuses(columns: Collection[str], options: SharedOptions) -> str | None:
     if options.first_error_reward is not None or knowledge_of(columns) is not None:
         return None
     return (

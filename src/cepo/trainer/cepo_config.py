@@ -7,7 +7,8 @@ import torch
 from trl import GRPOConfig
 
 from .. import tasks  # noqa: F401  # registers its methods
-from ..methods.options import SELECTIVE, Help, MethodOptions, default_text, option, preset_options
+from ..methods.options import SELECTIVE, MethodOptions, default_text, preset_options
+from ..methods.shared_options import Help, option
 
 SharedPrompt = Literal["auto", "always", "never"]
 

@@ -1,18 +1,16 @@
 """What the figures task knows of rollouts, for methods that ask: where credit belongs, where the first error is."""
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...methods.knowledge import Knowledge, register_knowledge
 from ...methods.method import Facts, KnownGroup, Method
 from ...methods.registry import register_method
 from ...methods.reweighting import FACTS_OF_WEIGHTS, SCHEDULE, reweighted
+from ...methods.shared_options import SharedOptions
 from .data import problem_of
 from .mistakes import Number, judged_numbers
 from .solutions import annotate, token_spans
-
-if TYPE_CHECKING:
-    from ...methods.options import MethodOptions
 
 # The columns by which a row of this task is known.
 COLUMNS = frozenset({"start", "labels", "angles"})
@@ -75,14 +73,14 @@ def first_error(row: Mapping[str, Any], tokens: Sequence[str]) -> int | None:
     return len(tokens)
 
 
-def oracle_evidence(group: KnownGroup, options: "MethodOptions") -> list[list[float]]:  # noqa: ARG001
+def oracle_evidence(group: KnownGroup, options: SharedOptions) -> list[list[float]]:  # noqa: ARG001
     """Evidence that raises the weight of tokens that decide to its bound, and lowers that of filler."""
     labels = figures_labels(group.row, group.tokens, [attempt.correct for attempt in group.attempts])
     signs = [(advantage > 0) - (advantage < 0) for advantage in group.advantages]
     return [[LABEL_EVIDENCE * label * sign for label in line] for line, sign in zip(labels, signs, strict=True)]
 
 
-def _refuses(columns: Collection[str], options: "MethodOptions") -> str | None:  # noqa: ARG001
+def _refuses(columns: Collection[str], options: SharedOptions) -> str | None:  # noqa: ARG001
     return None if set(columns) >= COLUMNS else "it needs the figures task, whose tokens are known"
 
 
