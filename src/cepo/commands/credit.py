@@ -108,8 +108,8 @@ def _measure(options, model, processing_class, rows: list[dict[str, Any]], conso
         with console.status(f"does the policy follow the hint? {wording} hint"), seeded(options.seed):
             followed[wording] = _followed(model, processing_class, [groups[i] for i in mixed], HINTS[wording], sampling)
         # A file is as wide as it needs to be.
-        width = None if console.is_terminal else 160
-        console.print(_table(wording, [row for row in results if row["hint"] == wording]), width=width)
+        page = console if console.is_terminal else Console(file=console.file, width=170)
+        page.print(_table(wording, [row for row in results if row["hint"] == wording]))
         told = ", ".join(f"{name} {share:.1%}" for name, share in followed[wording].items())
         console.print(f"the policy, told an answer, ends with it: {told}", highlight=False)
     options.output_dir.mkdir(parents=True, exist_ok=True)
