@@ -24,7 +24,7 @@ CURVES = {
     "entropy": "entropy, nats a token",
     "completions/mean_length": "completion length, tokens",
     "frac_reward_zero_std": "groups without variance, share",
-    "cepo/weights/clipped": "clipped weights, share",
+    "cepo/credit/at_bound": "tokens at a bound, share",
 }
 
 
