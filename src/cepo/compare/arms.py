@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from ..data.checks import check_dataset
+from ..data.checks import check_dataset, check_method
 from ..methods.options import SELECTIVE, preset_options, readable
 from ..methods.registry import find_method
 from ..references.hints import DEFAULT_HINT_TEMPLATE
@@ -220,9 +220,7 @@ def check_arms(arms: list[Arm]) -> tuple[Differences, list[str]]:
                 )
             if needs[0]:
                 check_dataset(train_dataset, needs_solution=True)
-            reason = method.refuses and method.refuses(train_dataset.column_names or [], training_args)
-            if reason:
-                raise ValueError(f"method={training_args.method!r} cannot train on this data set: {reason}")
+            check_method(train_dataset, training_args)
     differences = _differences(parsed)
     notes = [
         f"Arms differ in {option} ({grouped(differences[option])}): this is no comparison at one budget."

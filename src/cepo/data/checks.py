@@ -7,6 +7,8 @@ from typing import Any
 
 from datasets import Dataset, Image, IterableDataset, Sequence
 
+from ..methods.options import MethodOptions
+
 # How many rows of a stream are looked at; rows further on are checked when they arrive.
 _STREAM_ROWS = 8
 
@@ -103,6 +105,18 @@ def _check_images(dataset: Dataset, name: str) -> None:
 
 def _listed(columns: list[str]) -> str:
     return ", ".join(f"'{column}'" for column in columns)
+
+
+def check_method(dataset: Any, options: MethodOptions) -> None:
+    """Refuse a data set that a method says it cannot train on.
+
+    Raises:
+        DatasetError: Naming the method and its reason.
+    """
+    refuses = options.chosen.refuses
+    reason = refuses and refuses(dataset.column_names or [], options)
+    if reason:
+        raise DatasetError(f"method={options.method!r} cannot train on this data set: {reason}")
 
 
 def has_solutions(dataset: Any) -> bool:

@@ -19,6 +19,7 @@ from datasets import (
 )
 from torch import nn
 
+from ..scoring.prompts import tokenizer_of
 from .embedded import EMBEDDED
 
 _FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
@@ -147,7 +148,7 @@ def load_policy(name: str) -> tuple[Any, Any]:
         processing_class = AutoProcessor.from_pretrained(path, padding_side="left")
     except OSError as error:
         raise LoadingError(f"model_name_or_path: cannot load {name}: {_first_line(error)}") from error
-    tokenizer = getattr(processing_class, "tokenizer", processing_class)
+    tokenizer = tokenizer_of(processing_class)
     if tokenizer.pad_token is None:  # as TRL does
         tokenizer.pad_token = tokenizer.eos_token
     require_chat_template(processing_class)
@@ -174,7 +175,7 @@ def load_teacher_model(name: str, processing_class: Any, dtype: Any) -> Any:
         vocabulary = AutoTokenizer.from_pretrained(path).get_vocab()
     except (OSError, ValueError) as error:
         raise LoadingError(f"teacher_model_name_or_path: cannot load {name}: {_first_line(error)}") from error
-    own = getattr(processing_class, "tokenizer", processing_class).get_vocab()
+    own = tokenizer_of(processing_class).get_vocab()
     if vocabulary != own:
         differ = len(vocabulary.items() ^ own.items())
         raise LoadingError(
@@ -190,7 +191,7 @@ def require_chat_template(processing_class: Any) -> None:
     Raises:
         LoadingError: If it has no chat template.
     """
-    tokenizer = getattr(processing_class, "tokenizer", processing_class)
+    tokenizer = tokenizer_of(processing_class)
     if not getattr(processing_class, "chat_template", None) and not tokenizer.chat_template:
         raise LoadingError(
             f"the model's {type(processing_class).__name__} has no chat template, so it cannot be given a "

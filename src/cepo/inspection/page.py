@@ -105,7 +105,6 @@ def _credit(credit: Credit) -> dict[str, Any]:
         "positive": None if credit.positive is None else _numbers(credit.positive),
         "negative": None if credit.negative is None else _numbers(credit.negative),
         "evidence": _numbers(credit.evidence),
-        "told": [context for context in credit.contexts if isinstance(context, str)],
         "advantages": _numbers(credit.advantages),
         "shift": _numbers(credit.shift),
         "scale": _number(credit.scale),

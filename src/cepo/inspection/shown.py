@@ -69,14 +69,10 @@ def explain_options(variant: Variant) -> str:
     return ", ".join(f"{name} {json.dumps(value, ensure_ascii=False)}" for name, value in given.items())
 
 
-def told_of(credit: Credit) -> list[str]:
-    """What teachers were told beside r+."""
-    return [context for context in credit.contexts[1:] if isinstance(context, str)]
-
-
 def explain_references(credit: Credit) -> tuple[list[str], str | None]:
     """The wrong answers that a rollout was read with, and what had to be done instead of the rule, if anything."""
-    negatives = list(credit.references.negatives) if told_of(credit) else []
+    told = any(isinstance(context, str) for context in credit.contexts[1:])
+    negatives = list(credit.references.negatives) if told else []
     fallback = credit.references.fallback
     words = _FALLBACKS if credit.contexts else _FALLBACKS | _NOT_SCORED
     reason = fallback and words[fallback]

@@ -20,7 +20,7 @@ from transformers import TrainerCallback
 from trl import GRPOTrainer
 from trl.models.utils import _ForwardRedirection
 
-from ..data.checks import DatasetError, check_dataset, check_size, check_solution, has_solutions
+from ..data.checks import check_dataset, check_method, check_size, check_solution, has_solutions
 from ..data.loading import freeze_vision_tower, require_chat_template
 from ..data.saved import rows_of, save_rows
 from ..distillation.losses import student_divergence, teacher_states
@@ -28,7 +28,7 @@ from ..methods.placement import PlacementInputs, negative_weights
 from ..references.answers import final_answer, text_of_completion
 from ..references.groups import Attempt, Fallback, Messages
 from ..scoring.pipeline import verdicts_of
-from ..scoring.prompts import PromptEncoder
+from ..scoring.prompts import PromptEncoder, tokenizer_of
 from ..scoring.requests import Prompt
 from ..scoring.score import Completions
 from ..scoring.teacher_weights import TeacherWeights
@@ -111,9 +111,7 @@ class CEPOTrainer(GRPOTrainer):
             check_dataset(train_dataset, needs_solution=needs_solution, needs_prompt=not owns_prompts)
             if isinstance(train_dataset, Dataset):
                 check_size(train_dataset, args.generation_batch_size, args.num_generations)
-            reason = self.method.refuses and self.method.refuses(train_dataset.column_names or [], args)
-            if reason:
-                raise DatasetError(f"method={args.method!r} cannot train on this data set: {reason}")
+            check_method(train_dataset, args)
         self._batch: CompletionBatch | None = None
         self._kept_step: int | None = None
         # Seconds that this process spent since it started; `update` is the loss, forward and backward.
@@ -121,8 +119,7 @@ class CEPOTrainer(GRPOTrainer):
         self._generation_seconds = self._preparation_seconds = self._update_seconds = 0.0
         self._distilled: list[Tensor] = []
         super().__init__(model, reward_funcs, args, train_dataset, *rest, **kwargs)
-        tokenizer: Any = getattr(self.processing_class, "tokenizer", self.processing_class)
-        if self._is_vlm and tokenizer.padding_side != "left":
+        if self._is_vlm and tokenizer_of(self.processing_class).padding_side != "left":
             # TRL pads the tokens on the left, and takes what goes along with them as the processor pads it.
             raise ValueError(
                 "processing_class pads on the right, so images would be looked for in the wrong places; load it with "
