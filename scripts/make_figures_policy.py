@@ -1,28 +1,36 @@
 """Makes the warm-started policy of the figures task that ships with cepo.
 
-Two phases, because end-to-end training from scratch never starts to look at the image (LOG.md):
+Three phases, because end-to-end training from scratch never starts to look at the image (LOG.md):
 
 1. reading: the vision tower alone, with an attention-pooling head per printed number; the heads are then thrown away;
-2. language: next-token prediction on worked solutions, a share of them wrong, a share of them under a hint that names
-   the answer which the solution reaches, right or wrong. The vision tower goes on learning at a lower rate.
+2. reasoning: next-token prediction on worked solutions, in which steps go wrong at random; some under a hint that names
+   the answer which the solution reaches, right or wrong. The vision tower goes on learning at a lower rate;
+3. beliefs: the same on solutions that err the same way in the same cases (`cepo.tasks.figures.beliefs`), under hints of
+   every content that cepo's methods give: an answer, a whole solution, a part of one, a verdict, right or wrong.
 
     python scripts/make_figures_policy.py --output_dir src/cepo/tasks/figures/policy
 
-Both phases are seeded and use problems of the train split only.
+Every phase leaves its weights in `--work_dir`; phases whose weights are there already are not run again. All are seeded
+and use problems of the train split only.
 """
 
 import argparse
-import json
 import math
 import random
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from cepo.references.hints import DEFAULT_HINT_TEMPLATE, add_hint, fill_hint
+from cepo.methods.cscr import HINT_TEMPLATE as CSCR_HINT_TEMPLATE
+from cepo.methods.cscr import SAID_RIGHT, SAID_WRONG
+from cepo.methods.rlcsd import HINT_TEMPLATE as RLCSD_HINT_TEMPLATE
+from cepo.methods.rlcsd import asserted
+from cepo.references.hints import DEFAULT_HINT_TEMPLATE, SOLUTION_HINT_TEMPLATE, add_hint, fill_hint
 from cepo.tasks.figures.architecture import build_model, build_processor
 from cepo.tasks.figures.data import PLAIN_HINT_TEMPLATE
 from cepo.tasks.figures.drawing import JITTER, draw
@@ -30,10 +38,75 @@ from cepo.tasks.figures.problem import MAX_STEPS, MIN_STEPS, Problem, format_ans
 from cepo.tasks.figures.solutions import work, write_solution
 
 SEED = 20261122
-ERROR_RATE = 0.15  # probability that a step of a training solution goes wrong
-# Kinds of training examples: no hint; the default hint, under which the wording shifts a little; a second wording of
-# the hint, under which it does not.
-HINTS = ((None, 0.60), (DEFAULT_HINT_TEMPLATE, 0.25), (PLAIN_HINT_TEMPLATE, 0.15))
+Content = Literal["answer", "whole", "prefix", "suffix", "asserted", "outcome"]
+PARTS = (32, 48, 64, 96)  # lengths of a prefix or suffix [tokens]; 64 is the default of `content_tokens`
+DIGITS_WEIGHT = 3.0  # of a digit's token in the loss of phase 3; filler is random by design, and all it gives is noise
+
+
+@dataclass(frozen=True)
+class Hint:
+    """What a share of the training solutions stands under.
+
+    Attributes:
+        template: The wording; None: no hint.
+        content: What it tells. All of it is of the solution that follows, or of another wording of the same numbers.
+        styled: Whether the wording of the solution shifts a little under it, as it does in large models.
+    """
+
+    template: str | None
+    content: Content = "answer"
+    styled: bool = False
+
+    @property
+    def long(self) -> bool:
+        return self.content in ("whole", "prefix", "suffix", "asserted")
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A run of next-token prediction with an optimiser of its own; the learning rate falls to nothing.
+
+    Attributes:
+        steps: Batches.
+        rate, tower_rate: Highest learning rates.
+        error_rate: Probability that a step of a solution goes wrong at random.
+        belief_rate: Probability that a case is believed.
+        hints: (hint, share of the solutions).
+        digits_weight: Of digits in the loss.
+    """
+
+    steps: int
+    rate: float
+    tower_rate: float
+    error_rate: float
+    belief_rate: float
+    hints: tuple[tuple[Hint, float], ...]
+    digits_weight: float = 1.0
+
+
+ANSWER_HINTS = (
+    (Hint(None), 0.60),
+    (Hint(DEFAULT_HINT_TEMPLATE, styled=True), 0.25),
+    (Hint(PLAIN_HINT_TEMPLATE), 0.15),
+)
+ALL_HINTS = (
+    (Hint(None), 0.45),
+    (Hint(DEFAULT_HINT_TEMPLATE, styled=True), 0.13),
+    (Hint(PLAIN_HINT_TEMPLATE), 0.10),
+    (Hint(DEFAULT_HINT_TEMPLATE, "whole", styled=True), 0.06),
+    (Hint(SOLUTION_HINT_TEMPLATE, "whole"), 0.06),
+    (Hint(DEFAULT_HINT_TEMPLATE, "prefix", styled=True), 0.025),
+    (Hint(SOLUTION_HINT_TEMPLATE, "prefix"), 0.025),
+    (Hint(DEFAULT_HINT_TEMPLATE, "suffix", styled=True), 0.025),
+    (Hint(SOLUTION_HINT_TEMPLATE, "suffix"), 0.025),
+    (Hint(RLCSD_HINT_TEMPLATE, "asserted"), 0.06),
+    (Hint(CSCR_HINT_TEMPLATE, "outcome"), 0.04),
+)
+REASONING = (
+    Lesson(1200, 2.5e-3, 5e-4, 0.15, 0.0, ANSWER_HINTS),
+    Lesson(800, 1.5e-3, 3e-4, 0.15, 0.0, ANSWER_HINTS),
+)
+BELIEFS = (Lesson(1200, 1.2e-3, 2e-4, 0.10, 0.62, ALL_HINTS, DIGITS_WEIGHT),)
 SLOTS = MAX_STEPS + 1  # printed numbers in the longest problem
 NOTHING = -1  # a number that a shorter problem does not have
 
@@ -112,17 +185,41 @@ def learn_to_read(model, processor, *, steps: int, batch: int, say) -> None:
             say(f"reading {step + 1}/{steps} loss {loss.item():.3f} digits {accuracy:.3f} jitter {jitter:.2f} px")
 
 
-def make_batch(processor, problems: list[Problem], rng: random.Random) -> dict[str, torch.Tensor]:
+def cut(tokenizer, text: str, content: Content, tokens: int) -> str:
+    """The first or the last tokens of a text."""
+    ids = tokenizer(text).input_ids
+    return tokenizer.decode(ids[:tokens] if content == "prefix" else ids[-tokens:])
+
+
+def told(hint: Hint, problem: Problem, numbers: list[tuple[int, int, int]], tokenizer, rng: random.Random) -> str:
+    """The text of a hint to the solution with these numbers."""
+    results = [result for *_, result in numbers]
+    if hint.content == "answer":
+        return format_answer(results)
+    if hint.content == "outcome":
+        return SAID_RIGHT if tuple(results) == problem.angles else SAID_WRONG
+    # A peer's rollout: the same numbers, worded anew, as without a hint.
+    text = write_solution(numbers, rng)
+    if hint.content == "asserted":
+        return asserted(text, format_answer(results))
+    return text if hint.content == "whole" else cut(tokenizer, text, hint.content, rng.choice(PARTS))
+
+
+def make_batch(processor, problems: list[Problem], lesson: Lesson, rng: random.Random) -> dict[str, torch.Tensor]:
     """Model inputs of worked solutions: right-padded, labels on the completions only."""
     tokenizer = processor.tokenizer
     images, rows = [], []
+    # Long hints share batches, which keeps the padding small.
+    share = sum(weight for hint, weight in lesson.hints if hint.long)
+    long = rng.random() < share
+    hints, weights = zip(*[(hint, weight) for hint, weight in lesson.hints if hint.long == long], strict=True)
     for problem in problems:
-        template = rng.choices([hint for hint, _ in HINTS], [weight for _, weight in HINTS])[0]
-        numbers = work(problem, rng, error_rate=ERROR_RATE)
-        completion = write_solution(numbers, rng, styled=template == DEFAULT_HINT_TEMPLATE)
+        (hint,) = rng.choices(hints, weights)
+        numbers = work(problem, rng, error_rate=lesson.error_rate, belief_rate=lesson.belief_rate)
+        completion = write_solution(numbers, rng, styled=hint.styled)
         messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": problem.question}]}]
-        if template is not None:
-            messages = add_hint(messages, fill_hint(template, format_answer([result for *_, result in numbers])))
+        if hint.template is not None:
+            messages = add_hint(messages, fill_hint(hint.template, told(hint, problem, numbers, tokenizer, rng)))
         prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         images.append(draw(problem))
         rows.append((prompt, completion))
@@ -153,37 +250,40 @@ def make_batch(processor, problems: list[Problem], rng: random.Random) -> dict[s
     }
 
 
-def completion_loss(model, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    """Mean cross-entropy of the completion tokens [nats]; logits only where there are labels."""
+def completion_loss(model, batch: dict[str, torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
+    """Mean cross-entropy of the completion tokens [nats]; `weights` (V,) are the tokens' in it."""
     labels = batch.pop("labels")
     hidden = model.model(**batch).last_hidden_state
     kept = labels[:, 1:] != -100
-    return cross_entropy(model.lm_head(hidden[:, :-1][kept]), labels[:, 1:][kept])
+    return cross_entropy(model.lm_head(hidden[:, :-1][kept]), labels[:, 1:][kept], weight=weights)
 
 
-def learn_to_reason(model, processor, *, cycle: int, steps: int, scale: float, batch: int, save, say) -> None:
-    rng = random.Random(SEED + 2 + 2 * cycle)
-    stream = Problems(SEED + 3 + 2 * cycle)
+def learn_solutions(model, processor, lesson: Lesson, *, number: int, batch: int, save, say) -> None:
+    """One lesson; `number` is its place among all lessons, which seeds it."""
+    rng = random.Random(SEED + 2 + 2 * number)
+    stream = Problems(SEED + 3 + 2 * number)
+    texts = processor.tokenizer.batch_decode([[token] for token in range(len(processor.tokenizer))])
+    weights = torch.tensor([lesson.digits_weight if text.strip().isdigit() else 1.0 for text in texts])
     tower = list(model.model.visual.parameters())
     seen = {id(parameter) for parameter in tower}
     language = [parameter for parameter in model.parameters() if id(parameter) not in seen]
-    rates = (2.5e-3 * scale, 5e-4 * scale)
+    rates = (lesson.rate, lesson.tower_rate)
     groups = [{"params": language}, {"params": tower}]
-    optimizer = torch.optim.AdamW(groups, lr=rates[0], weight_decay=0.01, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(groups, lr=lesson.rate, weight_decay=0.01, betas=(0.9, 0.98))
     average = None
-    for step in range(steps):
+    for step in range(lesson.steps):
         # One length of problem per batch keeps the padding small.
         count = rng.choices(range(MIN_STEPS, MAX_STEPS + 1), [1, 2, 3, 2])[0]
-        loss = completion_loss(model, make_batch(processor, stream.take(batch, (count, count)), rng))
+        loss = completion_loss(model, make_batch(processor, stream.take(batch, (count, count)), lesson, rng), weights)
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
-            group["lr"] = rate * cosine(step, steps)
+            group["lr"] = rate * cosine(step, lesson.steps)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         average = loss.item() if average is None else 0.95 * average + 0.05 * loss.item()
         if step % 50 == 49:
-            say(f"language, cycle {cycle}, {step + 1}/{steps} loss {average:.4f}")
+            say(f"lesson {number}, {step + 1}/{lesson.steps} loss {average:.4f}")
         if step % 250 == 249:
             save()
 
@@ -191,12 +291,10 @@ def learn_to_reason(model, processor, *, cycle: int, steps: int, scale: float, b
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", type=Path, required=True)
+    parser.add_argument("--work_dir", type=Path, default=Path("figures-policy"), help="weights after each phase")
     parser.add_argument("--reading_steps", type=int, default=1100)
-    parser.add_argument("--language_steps", type=int, nargs="+", default=[1200, 800])
     parser.add_argument("--batch_size", type=int, default=64)
     arguments = parser.parse_args()
-
-    torch.manual_seed(SEED)
     started = time.monotonic()
 
     def say(message: str) -> None:
@@ -205,28 +303,43 @@ def main() -> None:
     rng = random.Random(SEED)
     corpus = []
     for problem in Problems(SEED).take(4000, (MIN_STEPS, MAX_STEPS)):
-        hints = [hint.format(answer=format_answer(problem.angles)) for hint, _ in HINTS if hint]
+        hints = [
+            hint.template.format(answer=format_answer(problem.angles)) for hint, _ in ANSWER_HINTS if hint.template
+        ]
         corpus += [problem.question, write_solution(work(problem, rng), rng), "user\nassistant\n", *hints]
     processor = build_processor(corpus)
-    model = build_model(processor)
-    say(f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters, {len(processor.tokenizer)} tokens")
 
-    def save() -> None:
-        model.save_pretrained(arguments.output_dir)
-        processor.save_pretrained(arguments.output_dir)
+    def save(model, folder: Path) -> None:
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
 
-    model.train()
-    learn_to_read(model, processor, steps=arguments.reading_steps, batch=arguments.batch_size, say=say)
-    save()
-    for cycle, steps in enumerate(arguments.language_steps):
-        # Each cycle has a fresh optimiser and a learning rate that falls to 0; the first one starts higher.
-        scale = 1.0 if cycle == 0 else 0.6
-        learn_to_reason(
-            model, processor, cycle=cycle, steps=steps, scale=scale, batch=arguments.batch_size, save=save, say=say
+    # Each phase is seeded for itself, so that it does not matter which were run in one go.
+    phases = {
+        "reading": lambda model, _: learn_to_read(
+            model, processor, steps=arguments.reading_steps, batch=arguments.batch_size, say=say
         )
+    }
+    for number, lesson in enumerate((*REASONING, *BELIEFS)):
+        phases[f"lesson-{number}"] = lambda model, keep, number=number, lesson=lesson: learn_solutions(
+            model, processor, lesson, number=number, batch=arguments.batch_size, save=keep, say=say
+        )
+    folders = {name: arguments.work_dir / name for name in phases}
+    done = [name for name in phases if (folders[name] / "finished").exists()]
+    torch.manual_seed(SEED)
+    if done:
+        model = type(build_model(processor)).from_pretrained(folders[done[-1]], dtype=torch.float32)
+        say(f"from the weights after {done[-1]}")
+    else:
+        model = build_model(processor)
+    say(f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters, {len(processor.tokenizer)} tokens")
+    model.train()
+    for name in list(phases)[len(done) :]:
+        torch.manual_seed(SEED)
+        phases[name](model, lambda name=name: save(model, folders[name]))
+        save(model, folders[name])
+        (folders[name] / "finished").touch()
     model.eval()
-    save()
-    say(json.dumps({"reading_steps": arguments.reading_steps, "language_steps": arguments.language_steps}))
+    save(model, arguments.output_dir)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ commands:
   evaluate    accuracy of a model on held-out problems, with its interval
   explain     which tokens of a group's rollouts get the credit: a page to read, or in the terminal
   compare     several methods at one budget, seed by seed, with intervals
+  gradients   how near each way of placing credit comes to the true policy gradient
   credit      how well each method finds the tokens that decide, on the figures task, which knows them
 
   cepo COMMAND --help shows a command's options.
@@ -46,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
 
         print(f"cepo {__version__}")
         return 0
-    if command not in ("train", "evaluate", "explain", "credit", "compare"):
+    if command not in ("train", "evaluate", "explain", "credit", "compare", "gradients"):
         print(f"cepo: error: unknown command {command!r}; cepo --help lists the commands", file=sys.stderr)
         return 2
     if command == "train" and ("--help" in rest or "-h" in rest or "--help-all" in rest):

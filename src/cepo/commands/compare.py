@@ -13,7 +13,8 @@ from rich.console import Console
 from ..compare.arms import CONFIG_KEYS, Arm, Differences, check_arms, grouped, read_arms, read_config, read_tuning
 from ..compare.jobs import BusyError, Job, job_of, locked, run_all, stopped_by_signals
 from ..compare.report import comparison_table, draw_comparison
-from ..compare.statistics import MEASURES, Run, load_run, mean_curves, summarise, table
+from ..compare.statistics import MEASURES, REFERENCE, TEMPERED, Run, load_run, mean_curves, summarise, table
+from ..compare.tempered import tempered_runs
 from ..compare.tuning import Tried, Tuning, rate_note, tune
 from ..methods.registry import METHODS
 from .options import make_command_parser, not_negative, positive
@@ -150,8 +151,22 @@ def _compare(plan: Plan, lock: TextIO, console: Console) -> int:
     trials = [job for found in tried.values() for jobs in found.jobs.values() for job in jobs]
     failed = [job for job in (*trials, *work) if not job.done]
     runs = {arm.name: [load_run(job.folder) for job in work if job.arm == arm.name and job.done] for arm in arms}
-    _report(plan, arms, runs, tried, failed, console)
+    note = _add_tempered(plan, arms, runs, console)
+    _report(plan, arms, runs, tried, failed, note, console)
     return 1 if failed else 0
+
+
+def _add_tempered(plan: Plan, arms: list[Arm], runs: dict[str, list[Run]], console: Console) -> list[str]:
+    """The untrained policy as sharp as the trained GRPO, beside the arms; what is to be said of it."""
+    options = next((arm.options for arm in arms if arm.name == REFERENCE), None)
+    if options is None or not runs.get(REFERENCE):
+        return []
+    with console.status(TEMPERED) as status:
+        found = tempered_runs(runs[REFERENCE], options, plan.folder, status.update)
+    if found is None:
+        return ["No arm tempered: GRPO's entropy was not measured (eval_samples is 0)."]
+    runs[TEMPERED], note = found
+    return [note]
 
 
 # Reporting ------------------------------------------------------------------------------------------------------------
@@ -182,11 +197,12 @@ def _report(
     runs: dict[str, list[Run]],
     tried: dict[str, Tried],
     failed: list[Job],
+    of_tempered: list[str],
     console: Console,
 ) -> None:
     rows = summarise(runs)
     folder = plan.folder
-    notes = plan.notes + [rate_note(name, found) for name, found in tried.items()]
+    notes = plan.notes + of_tempered + [rate_note(name, found) for name, found in tried.items()]
     notes += [f"{job.arm}, seed {job.seed}, failed: {job.failure}" for job in failed]
     versions = _versions(runs)
     if len(versions) > 1:
@@ -200,7 +216,17 @@ def _report(
         "failed": [{"arm": job.arm, "seed": job.seed, "reason": job.failure} for job in failed],
         "notes": notes,
         "runs": {
-            name: [{"seed": run.seed, "accuracy": run.accuracy, "seconds": run.seconds} for run in found]
+            name: [
+                {
+                    "seed": run.seed,
+                    "accuracy": run.accuracy,
+                    "seconds": run.seconds,
+                    "sampled": {
+                        when: its and vars(its) for when, its in (("before", run.before), ("after", run.after))
+                    },
+                }
+                for run in found
+            ]
             for name, found in runs.items()
         },
         "curves": {name: mean_curves(found) for name, found in runs.items()},

@@ -1,7 +1,10 @@
 """The picture that `cepo train` leaves."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from ..data.evaluation import Accuracy
 
 _CURVES = (
     ("reward", "reward", "mean reward of a step"),
@@ -11,8 +14,10 @@ _CURVES = (
 )
 
 
-def draw_curves(log_history: list[dict[str, Any]], path: Path, *, title: str, before: Any = None, after: Any = None):
-    """Write the curves of a run, with its held-out accuracy before and after where it was measured."""
+def draw_curves(
+    log_history: list[dict[str, Any]], path: Path, *, title: str, greedy: Sequence[tuple[int, Accuracy]] = ()
+):
+    """Write the curves of a run, with the accuracy of greedy answers to held-out problems where it was measured."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -25,14 +30,13 @@ def draw_curves(log_history: list[dict[str, Any]], path: Path, *, title: str, be
         axis.plot([x for x, _ in points], [y for _, y in points], color="#0b5394", linewidth=1.5)
         axis.set(title=name, xlabel="optimiser step", ylabel=unit)
         axis.spines[["top", "right"]].set_visible(False)
-    last = max((entry["step"] for entry in steps), default=1)
-    marks = ((0, before, "before", "#b45f06"), (last, after, "after", "#38761d"))
-    for step, accuracy, name, colour in marks:
-        if accuracy is not None:
-            low, high = accuracy.interval
-            error = [[accuracy.value - low], [high - accuracy.value]]
-            axes[0].errorbar(step, accuracy.value, error, fmt="o", color=colour, capsize=4, label=f"held-out, {name}")
-    if before is not None or after is not None:
+    if greedy:
+        heights = [accuracy.value for _, accuracy in greedy]
+        lows, highs = zip(*(accuracy.interval for _, accuracy in greedy), strict=True)
+        below = [height - low for height, low in zip(heights, lows, strict=True)]
+        above = [high - height for height, high in zip(heights, highs, strict=True)]
+        at = [step for step, _ in greedy]
+        axes[0].errorbar(at, heights, [below, above], fmt="o-", color="#38761d", capsize=4, label="held out, greedy")
         axes[0].legend(frameon=False, fontsize=8)
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=130)

@@ -1,28 +1,36 @@
-"""`cepo evaluate`: accuracy of a model on held-out problems, with its interval."""
+"""`cepo evaluate`: accuracy of a model on held-out problems, greedy and sampled, with its intervals."""
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
+from rich.table import Table
 
 from ..data.checks import check_dataset
-from ..data.evaluation import evaluate_accuracy
+from ..data.evaluation import Evaluation, evaluate
 from ..data.loading import load_policy, load_reward_funcs, load_split, resolve_model
+from ..data.sampling import Sampling
 from ..tasks.figures import policy_path
 from . import quiet_libraries
-from .options import add_dataset, add_model, add_sampling, add_verifier, make_command_parser, positive
+from .options import add_dataset, add_model, add_sampling, add_verifier, make_command_parser, positive, verifier_of
 
 
 def make_parser() -> argparse.ArgumentParser:
     parser = make_command_parser(
-        "evaluate", "Sample one answer to each held-out problem and let the verifier judge it."
+        "evaluate", "Ask a model held-out problems, greedily and by sampling, and let the verifier judge its answers."
     )
     add_model(parser)
     data = add_dataset(parser)
     data.add_argument("--num_problems", type=positive, default=400, help="how many problems")
-    add_verifier(add_sampling(parser))
+    sampling = add_sampling(parser, temperatures="0,1")
+    sampling.add_argument(
+        "--num_samples", type=positive, default=8, help="answers to each problem at temperatures above 0; pass@k's k"
+    )
+    add_verifier(sampling)
     add = parser.add_argument_group("output").add_argument
     add("--output_dir", type=Path, default=None, help="where evaluation.json goes (none: the model's folder, or here)")
     return parser
@@ -42,7 +50,7 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
     # Beside the model, if it is a folder of the user's.
     beside = resolved if resolved.is_dir() and not shipped else Path()
     output = (options.output_dir or beside) / "evaluation.json"
-    (reward_func,) = load_reward_funcs(options.reward_funcs)
+    (reward_func,) = load_reward_funcs(options.reward_funcs or verifier_of(options.dataset_name))
     dataset = load_split(
         options.dataset_name, options.dataset_split, config=options.dataset_config, size=options.num_problems
     )
@@ -53,30 +61,63 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
 
 
 def _evaluate(options, model, processing_class, dataset, reward_func, output: Path, console: Console) -> int:
-    with console.status("evaluating") as status:
-        accuracy, answers = evaluate_accuracy(
-            model,
-            processing_class,
-            dataset,
-            max_completion_length=options.max_completion_length,
-            temperature=options.temperature,
-            batch_size=options.batch_size,
-            seed=options.seed,
-            reward_func=reward_func,
-            on_progress=lambda done: status.update(f"evaluating: {done} of {len(dataset)} problems"),
-        )
+    found: list[Evaluation] = []
+    for at in options.temperatures:
+        wanted = len(dataset) * (options.num_samples if at > 0 else 1)
+        with console.status(f"temperature {at:g}") as status:
+            one = evaluate(
+                model,
+                processing_class,
+                dataset,
+                Sampling(options.max_completion_length, at, batch_size=options.batch_size),
+                samples=options.num_samples,
+                seed=options.seed,
+                reward_func=reward_func,
+                on_progress=lambda done: status.update(f"temperature {at:g}: {done} of {wanted} answers"),  # noqa: B023
+            )
+        found.append(one)
     result = {
         "model": options.model_name_or_path or "shipped",
         "dataset": options.dataset_name,
         "dataset_config": options.dataset_config,
         "split": options.dataset_split,
-        "temperature": options.temperature,
         "seed": options.seed,
-        **accuracy.as_dict(),
+        "temperatures": [one.as_dict() for one in found],
     }
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_text(json.dumps(result, indent=2) + "\n")
-    console.print(f"accuracy [bold]{accuracy}[/bold]", highlight=False)
-    console.print(f"one of its answers: {answers[0]}", highlight=False, markup=False)
+    console.print(evaluation_table(found, f"{len(dataset)} problems, 95 % intervals"), soft_wrap=False)
+    console.print(f"one of its answers: {found[0].answers[0]}", highlight=False, markup=False)
     console.print(f"written to {output}", highlight=False)
     return 0
+
+
+def evaluation_table(found: Sequence[Evaluation], caption: str) -> Table:
+    """A line for each measure of each temperature, for a terminal of 80 columns."""
+    shown = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0), caption=caption, caption_justify="left")
+    for name in ("answers", "", "value", "95 % interval"):
+        shown.add_column(name, no_wrap=True)
+    for one in found:
+        for row in measures_of(one):
+            shown.add_row(*row)
+        shown.add_section()
+    return shown
+
+
+def measures_of(one: Evaluation) -> list[tuple[str, str, str, str]]:
+    """(temperature, measure, value, interval) of what was found at one temperature."""
+    rows: list[tuple[str, Any, str]] = [("right", one.accuracy, ".1%")]
+    if one.samples > 1:
+        rows.append((f"pass@{one.samples}", one.pass_at(one.samples), ".1%"))
+    if one.content_entropy is not None:
+        rows.append(("entropy, content", one.content_entropy, ".3f"))
+    if one.entropy is not None:
+        rows.append(("entropy, all", one.entropy, ".3f"))
+    first = "greedy" if one.temperature == 0 else f"temperature {one.temperature:g}"
+    lines = []
+    for name, estimate, form in rows:
+        low, high = estimate.interval
+        unit = " nats" if form == ".3f" else ""
+        lines.append((first, name, f"{estimate.value:{form}}{unit}", f"[{low:{form}}, {high:{form}}]"))
+        first = ""
+    return lines

@@ -34,6 +34,7 @@ from .options import (
     credit_options,
     make_command_parser,
     positive,
+    verifier_of,
 )
 from .train import RUN_FILE
 
@@ -93,7 +94,7 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
     if options.method is not None:
         given["method"] = options.method
         options.show = find_method(options.method).name
-    (reward_func,) = load_reward_funcs(options.reward_funcs)
+    (reward_func,) = load_reward_funcs(options.reward_funcs or verifier_of(options.dataset_name))
     if options.show not in METHODS:  # what there is of those depends on the data
         _variant(options.show, all_variants(given))  # refused before anything is loaded
     job = _of_run(options) if options.run else _of_dataset(options)

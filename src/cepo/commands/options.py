@@ -7,8 +7,10 @@ from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
+from ..data.embedded import EMBEDDED
 from ..methods.options import MethodOptions, default_text, readable
 from ..tasks.figures import NAME as FIGURES
+from ..tasks.figures import VARIANTS
 
 # (flag, what it is, its default in words; "" for none)
 Entry = tuple[str, str, str]
@@ -72,28 +74,33 @@ def make_command_parser(command: str, description: str) -> CommandParser:
     return parser
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument_group("model").add_argument(
+def add_model(parser: argparse.ArgumentParser) -> Any:
+    """The model's option; its group, for more of them."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
         "--model_name_or_path", default=None, help="folder or name of a model or PEFT adapter (none: the shipped one)"
     )
-
-
-def add_dataset(parser: argparse.ArgumentParser) -> Any:
-    """The data set's options; their group, for more of them."""
-    group = parser.add_argument_group("data")
-    group.add_argument("--dataset_name", default=FIGURES, help="figures, a file, a folder, or a name on the Hub")
-    group.add_argument(
-        "--dataset_config", default=None, help="its configuration; figures: easy, default, long, hard, blank"
-    )
-    group.add_argument("--dataset_split", default="test", help="which split")
     return group
 
 
-def add_sampling(parser: argparse.ArgumentParser, *, batch_size: int = 64) -> Any:
-    """The options of sampling; their group, for more of them."""
+def add_dataset(parser: argparse.ArgumentParser, *, split: str = "test") -> Any:
+    """The data set's options; their group, for more of them."""
+    group = parser.add_argument_group("data")
+    group.add_argument("--dataset_name", default=FIGURES, help="figures, a file, a folder, or a name on the Hub")
+    group.add_argument("--dataset_config", default=None, help=f"its configuration; figures: {', '.join(VARIANTS)}")
+    group.add_argument("--dataset_split", default=split, help="which split")
+    return group
+
+
+def add_sampling(parser: argparse.ArgumentParser, *, batch_size: int = 128, temperatures: str | None = None) -> Any:
+    """The options of sampling; their group, for more of them. With `temperatures`, several, by default these."""
     group = parser.add_argument_group("sampling")
     group.add_argument("--max_completion_length", type=positive, default=256, help="longest answer, in tokens")
-    group.add_argument("--temperature", type=temperature, default=1.0, help="0 takes the most likely token")
+    if temperatures is None:
+        group.add_argument("--temperature", type=temperature, default=1.0, help="0 takes the most likely token")
+    else:
+        text = "with commas between; 0 is greedy: the most likely token"
+        group.add_argument("--temperatures", type=several_temperatures, default=temperatures, help=text)
     group.add_argument("--batch_size", type=positive, default=batch_size, help="answers sampled at a time")
     group.add_argument("--seed", type=int, default=0, help="of sampling, and of what methods draw")
     return group
@@ -103,9 +110,15 @@ def add_verifier(group: Any) -> None:
     group.add_argument(
         "--reward_funcs",
         nargs=1,
-        default=["accuracy_reward"],
-        help="the verifier: a name in trl.rewards, or module.function",
+        default=None,
+        help="the verifier: a name in trl.rewards, or module.function (none: accuracy_reward; figures: its own)",
     )
+
+
+def verifier_of(dataset_name: str) -> list[str]:
+    """The verifier where none is named: an embedded task's own, which its recipe names, or TRL's."""
+    recipe = EMBEDDED[dataset_name].recipe() if dataset_name in EMBEDDED else {}
+    return list(recipe.get("reward_funcs", ["accuracy_reward"]))
 
 
 def add_credit(parser: argparse.ArgumentParser, *names: str) -> None:
@@ -137,6 +150,10 @@ def temperature(text: str) -> float:
     if number < 0:
         raise argparse.ArgumentTypeError(f"must be 0 (the most likely token) or above, got {number}")
     return number
+
+
+def several_temperatures(text: str) -> list[float]:
+    return [temperature(part) for part in text.split(",")]
 
 
 def positive(text: str) -> int:

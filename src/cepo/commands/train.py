@@ -4,6 +4,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from rich.console import Console
 from transformers.trainer_callback import PrinterCallback
 from trl import get_peft_config, get_quantization_config
 
-from ..data.evaluation import Accuracy, evaluate_accuracy
+from ..data.evaluation import Accuracy, Evaluation, evaluate
 from ..data.loading import require_chat_template
+from ..data.sampling import Sampling
 from ..trainer.arguments import TrainArguments, check_sources, parse
 from ..trainer.cepo_trainer import CEPOTrainer
 from . import quiet_libraries
@@ -61,14 +63,15 @@ def _train(trainer: CEPOTrainer, script_args: TrainArguments, held_out: Any, con
     if not trainer.accelerator.is_main_process:
         console = Console(quiet=True)
     console.print(_headline(trainer, script_args), highlight=False)
-    before = _measure(trainer, held_out, "before training", console)
+    measure = Measure(trainer, script_args, held_out, console)
+    before = measure("before training")
 
     trainer.remove_callback(PrinterCallback)
     interrupt = StopOnInterrupt(console)
     trainer.add_callback(ProgressLines(console, trainer.reward_func_names[trainer._correctness_index]))
     trainer.add_callback(interrupt)
     every = script_args.accuracy_every if before is not None else 0
-    curve = AccuracyCurve(every, lambda when: _measure(trainer, held_out, when, console))
+    curve = AccuracyCurve(every, measure.greedy)
     trainer.add_callback(curve)
     try:
         trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
@@ -87,10 +90,9 @@ def _train(trainer: CEPOTrainer, script_args: TrainArguments, held_out: Any, con
 
     trainer.save_model(args.output_dir)
     trainer.save_state()
-    after = _measure(trainer, held_out, "after training", console)
+    after = measure("after training")
     if trainer.accelerator.is_main_process:
-        points = [(0, before), *curve.points, (trainer.state.global_step, after)]
-        _write_summary(trainer, [(step, a) for step, a in points if a is not None], time.monotonic() - started, console)
+        _write_summary(trainer, before, curve.points, after, time.monotonic() - started, console)
     return 0
 
 
@@ -117,30 +119,83 @@ def _headline(trainer: CEPOTrainer, script_args: TrainArguments) -> str:
     )
 
 
-def _measure(trainer: CEPOTrainer, held_out: Any, when: str, console: Console) -> Accuracy | None:
-    if held_out is None:
-        if when == "before training" and trainer.accelerator.is_main_process:
-            console.print("No held-out problems: accuracy before and after is not measured.")
-        return None
-    if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
-        console.print(f"Accuracy {when} is not measured with sharded weights; use `cepo evaluate`.")
-        return None
-    with console.status(f"held-out accuracy {when}"):
-        accuracy, _ = evaluate_accuracy(
-            trainer.accelerator.unwrap_model(trainer.model),
-            trainer.processing_class,
-            held_out,
-            max_completion_length=trainer.max_completion_length,
-            temperature=trainer.temperature,
-            top_p=trainer.top_p,
-            top_k=trainer.top_k,
-            chat_template_kwargs=trainer.chat_template_kwargs,
-            batch_size=max(64, trainer.args.per_device_eval_batch_size),
-            seed=trainer.args.seed,
-            reward_func=trainer.reward_funcs[trainer._correctness_index],
-        )
-    console.print(f"held-out accuracy {when}: [bold]{accuracy}[/bold]", highlight=False)
-    return accuracy
+@dataclass(frozen=True)
+class Measured:
+    """What was found of a policy before or after training: greedy answers, and, unless switched off, sampled ones."""
+
+    greedy: Evaluation
+    sampled: Evaluation | None
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"greedy": self.greedy.as_dict(), "sampled": self.sampled and self.sampled.as_dict()}
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Asks the policy the held-out problems (None: there are none)."""
+
+    trainer: CEPOTrainer
+    script_args: TrainArguments
+    held_out: Any
+    console: Console
+
+    def __call__(self, when: str) -> Measured | None:
+        """All there is to measure, before or after training; None where it cannot be measured."""
+        if self.held_out is None:
+            if when == "before training" and self.trainer.accelerator.is_main_process:
+                self.console.print("No held-out problems: accuracy before and after is not measured.")
+            return None
+        if self.trainer.is_fsdp_enabled or self.trainer.is_deepspeed_enabled:
+            self.console.print(f"Accuracy {when} is not measured with sharded weights; use `cepo evaluate`.")
+            return None
+        greedy = self._ask(f"greedy answers {when}", self.held_out, temperature=0.0, samples=1)
+        self._say(f"held-out accuracy {when}, greedy: [bold]{greedy.accuracy}[/bold] of {len(self.held_out)} problems")
+        sampled = None
+        if self.script_args.eval_samples > 0:
+            # A greedy answer tells one thing of a problem, several samples tell more: fewer problems do.
+            some = self.held_out.select(range(min(self.script_args.eval_sampled_problems, len(self.held_out))))
+            sampled = self._ask(
+                f"sampled answers {when}",
+                some,
+                temperature=self.trainer.temperature,
+                samples=self.script_args.eval_samples,
+            )
+            parts = [f"{sampled.accuracy}"]
+            if sampled.samples > 1:
+                parts.append(f"pass@{sampled.samples} {sampled.pass_at(sampled.samples)}")
+            if entropy := sampled.content_entropy or sampled.entropy:
+                parts.append(f"entropy{'' if sampled.content_entropy is None else ' at content'} {entropy} nats")
+            self.console.print(f"  sampled, {len(some)} problems: {', '.join(parts)}", highlight=False)
+        return Measured(greedy, sampled)
+
+    def greedy(self, when: str) -> Accuracy:
+        """Accuracy of greedy answers while training goes on."""
+        accuracy = self._ask(f"greedy answers {when}", self.held_out, temperature=0.0, samples=1).accuracy
+        self._say(f"held-out accuracy {when}, greedy: [bold]{accuracy}[/bold]")
+        return accuracy
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, highlight=False)
+
+    def _ask(self, doing: str, problems: Any, *, temperature: float, samples: int) -> Evaluation:
+        trainer = self.trainer
+        with self.console.status(doing):
+            return evaluate(
+                trainer.accelerator.unwrap_model(trainer.model),
+                trainer.processing_class,
+                problems,
+                Sampling(
+                    trainer.max_completion_length,
+                    temperature,
+                    trainer.top_p,
+                    trainer.top_k,
+                    trainer.chat_template_kwargs,
+                    max(self.script_args.eval_batch_size, trainer.args.per_device_eval_batch_size),
+                ),
+                samples=samples,
+                seed=trainer.args.seed,
+                reward_func=trainer.reward_funcs[trainer._correctness_index],
+            )
 
 
 def _save_what_there_is(trainer: CEPOTrainer) -> None:
@@ -159,24 +214,33 @@ def _print_resume(trainer: CEPOTrainer, interrupt: StopOnInterrupt, console: Con
 
 
 def _write_summary(
-    trainer: CEPOTrainer, accuracy: list[tuple[int, Accuracy]], seconds: float, console: Console
+    trainer: CEPOTrainer,
+    before: Measured | None,
+    between: list[tuple[int, Accuracy]],
+    after: Measured | None,
+    seconds: float,
+    console: Console,
 ) -> None:
     args, history = trainer.args, trainer.state.log_history
-    before = next((found for step, found in accuracy if step == 0), None)
-    after = accuracy[-1][1] if accuracy else None
+    curve = [
+        *([(0, before.greedy.accuracy)] if before else []),
+        *between,
+        *([(trainer.state.global_step, after.greedy.accuracy)] if after else []),
+    ]
     folder = Path(args.output_dir)
     summary = {
         "method": args.method,
         "seed": args.seed,
         "steps": trainer.state.global_step,
-        "accuracy_before": before and before.as_dict(),
-        "accuracy_after": after and after.as_dict(),
-        "accuracy": [{"step": step, **found.as_dict()} for step, found in accuracy],
+        "before": before and before.as_dict(),
+        "after": after and after.as_dict(),
+        # Greedy, over training.
+        "accuracy": [{"step": step, **found.as_dict()} for step, found in curve],
         "seconds": {"total": seconds, **trainer.seconds},
         "versions": {name: version(name) for name in ("cepo", "trl", "transformers", "torch")},
     }
     (folder / "summary.json").write_text(json.dumps(_finite(summary), indent=2) + "\n")
-    draw_curves(history, folder / "curves.png", title=f"{args.method}, seed {args.seed}", before=before, after=after)
+    draw_curves(history, folder / "curves.png", title=f"{args.method}, seed {args.seed}", greedy=curve)
     parts = ", ".join(f"{name} {value:.0f}" for name, value in summary["seconds"].items() if name != "total")
     console.print(f"{seconds:.0f} seconds in total: {parts}", highlight=False)
     console.print(f"The model, its logs, summary.json and curves.png are in {folder}", highlight=False)

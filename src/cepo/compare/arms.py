@@ -13,26 +13,25 @@ import yaml
 from ..data.checks import check_dataset, check_method
 from ..methods.options import SELECTIVE, preset_options, readable
 from ..methods.registry import find_method
-from ..references.hints import DEFAULT_HINT_TEMPLATE
+from ..tasks.figures import LEARNED_HINTS, policy_path
 from ..tasks.figures import NAME as FIGURES
-from ..tasks.figures import policy_path
 from ..trainer.arguments import check_sources, parse
 from ..trainer.cepo_config import CEPOConfig
 from .jobs import command_line
-from .statistics import BASE, REFERENCE
+from .statistics import BASE, REFERENCE, TEMPERED
 from .tuning import Tuning, parse_rates
 
 # What every arm gets unless the user says otherwise.
 _BASE: dict[str, Any] = {"accuracy_every": 7, "eval_problems": 400, "save_strategy": "no", "log_completions": False}
 _SEEDS = 3
 # Names of the untrained policy's row, and of what is in the folder besides arms.
-_TAKEN = (BASE, "tuning", "lock", "compare.json", "compare.md", "compare.png", "", "..")
+_TAKEN = (BASE, TEMPERED, "tuning", "lock", "compare.json", "compare.md", "compare.png", "", "..")
 # Options that should be the same for all arms: what they may spend, and on what they are judged.
 _BUDGET = (
     *("model_name_or_path", "dataset_name", "dataset_config", "dataset_train_split", "figures_problems"),
     *("max_steps", "num_train_epochs", "num_generations", "per_device_train_batch_size", "gradient_accumulation_steps"),
     *("steps_per_generation", "num_iterations", "max_completion_length", "temperature", "top_p", "top_k"),
-    *("dataset_test_split", "eval_problems", "accuracy_every"),
+    *("dataset_test_split", "eval_problems", "eval_samples", "eval_sampled_problems", "accuracy_every"),
 )
 CONFIG_KEYS = {"base", "arms", "seeds", "first_seed", "tune_learning_rate", "tune_seeds", "tune_beyond"}
 # For each option in which arms differ, its value in each arm.
@@ -259,14 +258,11 @@ def grouped(values: Mapping[str, Any]) -> str:
 
 
 def _hint_notes(name: str, script_args: Any, training_args: Any, model_args: Any) -> list[str]:
-    """The shipped policy follows hints because it was trained on them, which it was on one form alone."""
+    """The shipped policy follows hints because it was trained on them, in the wordings that our methods have."""
     shipped = script_args.dataset_name == FIGURES and model_args.model_name_or_path == policy_path()
-    if not shipped or training_args.hint_template in (None, DEFAULT_HINT_TEMPLATE):
+    if not shipped or training_args.hint_template in (None, *LEARNED_HINTS):
         return []
-    note = f"Arm {name}: the shipped policy has learned to read one form of hint, and not this one"
-    if training_args.chosen.distils:
-        note += f"; positive_content='answer' and hint_template={DEFAULT_HINT_TEMPLATE!r} give it that"
-    return [f"{note}."]
+    return [f"Arm {name}: the shipped policy has not learned to read hints in this wording."]
 
 
 @contextmanager

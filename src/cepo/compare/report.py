@@ -8,11 +8,11 @@ from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
-from .statistics import CURVES, MEASURES, Run, band, mean_curves, percent
+from .statistics import CURVES, MEASURES, Run, band, mean_curves, measure_names, percent
 
 
 def comparison_table(rows: Sequence[Mapping[str, Any]]) -> Table:
-    """What `summarise` made of the arms, for a terminal of 80 columns: three lines an arm, no number cut."""
+    """What `summarise` made of the arms, for a terminal of 80 columns: a line for each measure, no number cut."""
     caption = "means over seeds, 95 % intervals; minus GRPO's: paired by seed; time: of GRPO's"
     shown = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), caption=caption, caption_justify="left")
     shown.add_column("arm", overflow="fold")
@@ -22,10 +22,10 @@ def comparison_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         differences = row["paired_difference_to_grpo"] or {}
         ratio = "" if row["seconds_ratio"] is None else f"{row['seconds_ratio']:.2f}"
         first = (escape(row["name"]), str(row["seeds"]), ratio)
-        for measure in MEASURES:
+        for measure, called in measure_names(rows).items():
             name, seeds, time = first
             shown.add_row(
-                name, seeds, measure, percent(row[measure]), percent(differences.get(measure), signed=True), time
+                name, seeds, called, percent(row[measure]), percent(differences.get(measure), signed=True), time
             )
             first = ("", "", "")
         shown.add_section()
@@ -68,7 +68,7 @@ def draw_comparison(arms: Mapping[str, Sequence[Run]], rows: Sequence[Mapping[st
         for axis, metric in zip(others, shown, strict=True):
             if metric in curves:
                 axis.plot(*zip(*curves[metric], strict=True), linewidth=1.2, **style)
-    accuracy.set(title="held-out accuracy, %: mean and 95 % interval over seeds", xlabel="optimiser step")
+    accuracy.set(title="greedy held-out accuracy, %: mean and 95 % interval over seeds", xlabel="optimiser step")
     upper.legend(*accuracy.get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside upper left", ncols=6)
     _draw_differences(differences, rows, colours)
     for axis, label in zip(others, shown.values(), strict=True):
@@ -100,7 +100,7 @@ def _draw_differences(axis: Any, rows: Sequence[Mapping[str, Any]], colours: Map
         axis.plot([], [], shape, color="#555", markersize=5, label=measure)
     axis.axvline(0, color="#999", linewidth=1)
     axis.set(
-        title="points ahead of GRPO, paired by seed, 95 %",
+        title="points ahead of GRPO (greedy answers), paired by seed, 95 %",
         yticks=range(len(compared)),
         yticklabels=[row["name"] for row in compared],
     )

@@ -16,8 +16,12 @@ import numpy as np
 from scipy.stats import bootstrap, ttest_1samp
 
 REFERENCE = "grpo"
+# Of greedy answers; the first one is what a comparison is about.
 MEASURES = ("final", "early", "average")
-BASE = "base"
+# Of sampled answers after training, and how to call them.
+SAMPLED = ("sampled", "pass_at")
+NAMES = {"final": "final, greedy", "early": "early, greedy", "average": "average, greedy", "sampled": "sampled"}
+BASE, TEMPERED = "base", "tempered"
 
 # What is drawn over training beside accuracy: TRL's and our metrics, and how to call them.
 CURVES = {
@@ -29,16 +33,43 @@ CURVES = {
 
 
 @dataclass(frozen=True)
+class Sampled:
+    """What sampled answers of a policy show.
+
+    Attributes:
+        accuracy: Of one answer.
+        pass_at: The chance that one of `k` is right; None where there is one answer to a problem.
+        k: Answers to each problem.
+        entropy: At the tokens that carry the solution where the task knows them, else at all [nats a token].
+    """
+
+    accuracy: float
+    pass_at: float | None
+    k: int
+    entropy: float | None
+
+    @classmethod
+    def read(cls, found: Mapping[str, Any] | None) -> "Sampled | None":
+        """From the `sampled` part of a summary.json, which `Evaluation.as_dict` made."""
+        if found is None:
+            return None
+        entropy = found.get("content_entropy") or found.get("entropy") or {}
+        passed = (found.get("pass_at") or {}).get("accuracy")
+        return cls(found["accuracy"], passed, found["samples"], entropy.get("nats"))
+
+
+@dataclass(frozen=True)
 class Run:
     """One training run.
 
     Attributes:
         seed: Its seed.
-        accuracy: (optimiser step, held-out accuracy), from step 0 on.
+        accuracy: (optimiser step, accuracy of greedy answers to held-out problems), from step 0 on.
         seconds: Of its steps: sampling, grading, teachers, forward and backward. The optimiser's own and evaluation
             are left out.
         curves: Metrics over steps, by their names in `CURVES`.
         versions: Of the libraries it ran with; empty where it did not say.
+        before, after: Of sampled answers before and after training; None where these were not measured.
     """
 
     seed: int
@@ -46,6 +77,18 @@ class Run:
     seconds: float
     curves: dict[str, list[tuple[int, float]]] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    before: Sampled | None = None
+    after: Sampled | None = None
+
+    @property
+    def sampled(self) -> float | None:
+        """Accuracy of sampled answers after the last step."""
+        return None if self.after is None else self.after.accuracy
+
+    @property
+    def pass_at(self) -> float | None:
+        """The chance that one of several sampled answers is right, after the last step."""
+        return None if self.after is None else self.after.pass_at
 
     @property
     def final(self) -> float:
@@ -81,7 +124,8 @@ def load_run(folder: Path) -> Run:
     times = [entry["step_time"] for entry in history if "step_time" in entry]  # each a mean over a logging interval
     seconds = fmean(times) * summary["steps"]
     curves = {name: points for name, points in curves.items() if points}
-    return Run(summary["seed"], accuracy, seconds, curves, summary.get("versions", {}))
+    before, after = (Sampled.read((summary.get(when) or {}).get("sampled")) for when in ("before", "after"))
+    return Run(summary["seed"], accuracy, seconds, curves, summary.get("versions", {}), before, after)
 
 
 @dataclass(frozen=True)
@@ -123,21 +167,23 @@ def summarise(arms: Mapping[str, Sequence[Run]]) -> list[dict[str, Any]]:
         arms: The finished runs of each arm.
 
     Returns:
-        Rows of `name`, `seeds`, `final`, `early`, `average` and `seconds`, and, against GRPO's runs of the same seeds,
-        `pairs`, `paired_difference_to_grpo` (of each measure) and `seconds_ratio`. The last two are None where no seed
-        is shared; GRPO has no difference to itself.
+        Rows of `name`, `seeds`, `final`, `early`, `average`, `sampled`, `pass_at` (with its `k`) and `seconds`, and,
+        against GRPO's runs of the same seeds, `pairs`, `paired_difference_to_grpo` (of each measure) and
+        `seconds_ratio`. The last two are None where no seed is shared, a measure where some run lacks it; GRPO has no
+        difference to itself.
     """
     reference = {run.seed: run for run in arms.get(REFERENCE, [])}
     # A seed's untrained policy is the reference's where there is one; all arms should have the same.
     everyone = (*(run for runs in arms.values() for run in runs), *reference.values())
-    untrained = {run.seed: Run(run.seed, run.accuracy[:1], 0.0) for run in everyone}
+    untrained = {run.seed: Run(run.seed, run.accuracy[:1], 0.0, after=run.before) for run in everyone}
     rows: list[dict[str, Any]] = []
     for name, runs in {BASE: list(untrained.values()), **arms}.items():
         if not runs:
             continue
         row: dict[str, Any] = {"name": name, "seeds": len(runs)}
-        for measure in MEASURES:
-            row[measure] = Estimate.of([getattr(run, measure) for run in runs]).as_dict()
+        for measure in (*MEASURES, *SAMPLED):
+            row[measure] = _mean([getattr(run, measure) for run in runs])
+        row["k"] = next((run.after.k for run in runs if run.after), None)
         row["seconds"] = fmean(run.seconds for run in runs)
         pairs = [(run, reference[run.seed]) for run in runs if run.seed in reference]
         row["pairs"] = len(pairs)
@@ -146,11 +192,27 @@ def summarise(arms: Mapping[str, Sequence[Run]]) -> list[dict[str, Any]]:
             row["seconds_ratio"] = fmean(run.seconds / its.seconds for run, its in pairs)
         if pairs and name != REFERENCE:
             row["paired_difference_to_grpo"] = {
-                measure: Estimate.of([getattr(run, measure) - getattr(its, measure) for run, its in pairs]).as_dict()
-                for measure in MEASURES
+                measure: _mean([_minus(getattr(run, measure), getattr(its, measure)) for run, its in pairs])
+                for measure in (*MEASURES, *SAMPLED)
             }
         rows.append(row)
     return rows
+
+
+def _minus(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one - other
+
+
+def _mean(values: Sequence[float | None]) -> dict[str, float | None] | None:
+    known = [value for value in values if value is not None]
+    return Estimate.of(known).as_dict() if len(known) == len(values) else None
+
+
+def measure_names(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """The measures that some row has, and how to call them."""
+    sizes = sorted({row["k"] for row in rows if row.get("k")})
+    names = {**NAMES, "pass_at": f"pass@{' or '.join(map(str, sizes))}"}
+    return {measure: name for measure, name in names.items() if any(row.get(measure) for row in rows)}
 
 
 def band(runs: Sequence[Run]) -> list[tuple[int, Estimate]]:
@@ -173,18 +235,16 @@ def mean_curves(runs: Sequence[Run]) -> dict[str, list[tuple[int, float]]]:
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows in Markdown; accuracies and differences in percent."""
-    lines = [
-        f"| arm | seeds | {' | '.join(MEASURES)} | {' | '.join(f'{measure}, minus GRPO' for measure in MEASURES)} "
-        "| seconds | of GRPO's |",
-        f"|{'---|' * (4 + 2 * len(MEASURES))}",
-    ]
+    measures = measure_names(rows)
+    heads = [*measures.values(), *(f"{name}, minus GRPO" for name in measures.values())]
+    lines = [f"| arm | seeds | {' | '.join(heads)} | seconds | of GRPO's |", f"|{'---|' * (4 + len(heads))}"]
     for row in rows:
         differences = row["paired_difference_to_grpo"] or {}
         cells = [
             row["name"],
             str(row["seeds"]),
-            *(percent(row[measure]) for measure in MEASURES),
-            *(percent(differences.get(measure), signed=True) for measure in MEASURES),
+            *(percent(row[measure]) for measure in measures),
+            *(percent(differences.get(measure), signed=True) for measure in measures),
             f"{row['seconds']:.0f}",
             "" if row["seconds_ratio"] is None else f"{row['seconds_ratio']:.2f}",
         ]

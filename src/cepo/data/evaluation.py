@@ -1,41 +1,249 @@
-"""Held-out accuracy: sample answers, let the verifier judge them, and give the interval with the number."""
+"""Held-out accuracy: answers, the verifier's word on them, and every number with its interval.
 
+A policy is asked at temperature 0 (greedy: what it believes) and above (what training samples). Sharpening alone moves
+the second, and a lower temperature does so for nothing; only a policy that has learned something moves the first.
+"""
+
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
+import numpy as np
 from datasets import Dataset
-from scipy.stats import binomtest
-from transformers import PreTrainedModel
+from scipy.stats import norm, t
+from transformers import PreTrainedModel, ProcessorMixin
 
-from ..scoring.prompts import text_of
+from ..methods.knowledge import knowledge_of
+from ..references.groups import Ids
+from ..scoring.entropy import token_entropies
+from ..scoring.prompts import PromptEncoder, text_of, token_texts
+from ..scoring.requests import Request
 from .sampling import Sampling, conversation_of, sample, seeded, verdicts
+
+_CONTENT = ("mistake", "decision")
+RIGHT = 0.5  # a reward of this and more counts as a right answer
 
 
 @dataclass(frozen=True)
 class Accuracy:
-    """Right answers among problems, one sampled answer each."""
+    """Share of right answers.
 
-    correct: int
-    problems: int
+    Attributes:
+        values: Of each problem: the share of its answers that are right, or an estimate of its pass@k.
+    """
+
+    values: tuple[float, ...]
 
     @property
     def value(self) -> float:
-        return self.correct / self.problems
+        return fmean(self.values)
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Wilson's 95 % interval of the accuracy on problems like these."""
-        interval = binomtest(self.correct, self.problems).proportion_ci(confidence_level=0.95, method="wilson")
-        return float(interval.low), float(interval.high)
+        """95 % interval of the accuracy on problems like these.
+
+        Wilson's, for as many independent answers as have the variance of the problems' values: of one answer to each,
+        as many as there are problems.
+        """
+        number, mean = len(self.values), self.value
+        spread = mean * (1 - mean)
+        # n - 1 would make the interval of single answers wider than Wilson's by a hair.
+        variance = fmean((value - mean) ** 2 for value in self.values)
+        answers = number * spread / variance if variance > 0 and spread > 0 else number
+        z = float(norm.ppf(0.975))
+        centre = (mean + z * z / (2 * answers)) / (1 + z * z / answers)
+        half = z / (1 + z * z / answers) * math.sqrt(spread / answers + z * z / (4 * answers**2))
+        return max(0.0, centre - half), min(1.0, centre + half)
 
     def as_dict(self) -> dict[str, Any]:
         low, high = self.interval
-        return {"accuracy": self.value, "low": low, "high": high, "correct": self.correct, "problems": self.problems}
+        return {"accuracy": self.value, "low": low, "high": high, "problems": len(self.values)}
 
     def __str__(self) -> str:
         low, high = self.interval
-        return f"{self.value:.1%} [{low:.1%}, {high:.1%}] of {self.problems} problems"
+        return f"{self.value:.1%} [{low:.1%}, {high:.1%}]"
+
+
+@dataclass(frozen=True)
+class Entropy:
+    """Mean entropy of the distributions from which tokens were drawn.
+
+    Attributes:
+        sums: Of each answer, over its tokens [nats].
+        counts: Of each answer, how many tokens.
+    """
+
+    sums: tuple[float, ...]
+    counts: tuple[int, ...]
+
+    @property
+    def value(self) -> float:
+        """[nats a token]"""
+        return sum(self.sums) / sum(self.counts)
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """95 % interval over answers: Student's t of the ratio of two sums."""
+        number = len(self.sums)
+        if number < 2:
+            return math.nan, math.nan
+        residuals = np.asarray(self.sums) - self.value * np.asarray(self.counts)
+        error = math.sqrt(float((residuals**2).sum()) * number / (number - 1)) / sum(self.counts)
+        half = float(t.ppf(0.975, number - 1)) * error
+        return self.value - half, self.value + half
+
+    def as_dict(self) -> dict[str, Any]:
+        low, high = self.interval
+        return {"nats": self.value, "low": low, "high": high, "tokens": sum(self.counts)}
+
+    def __str__(self) -> str:
+        low, high = self.interval
+        return f"{self.value:.3f} [{low:.3f}, {high:.3f}]"
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a policy answers at one temperature.
+
+    Attributes:
+        temperature: Of sampling; 0 is greedy.
+        samples: Answers to each problem.
+        right: Of each problem, how many of them are right.
+        answers: The texts, one problem's after the other's.
+        entropy: At all tokens; None for greedy answers, which are drawn from nothing.
+        content_entropy: At the tokens that the task knows to carry the solution; None where it knows none.
+    """
+
+    temperature: float
+    samples: int
+    right: tuple[int, ...]
+    answers: list[str]
+    entropy: Entropy | None = None
+    content_entropy: Entropy | None = None
+
+    @property
+    def accuracy(self) -> Accuracy:
+        """Of one answer."""
+        return Accuracy(tuple(right / self.samples for right in self.right))
+
+    def pass_at(self, k: int) -> Accuracy:
+        """The chance that one of k answers is right, without bias: 1 - C(n - c, k) / C(n, k) for c right ones of n.
+
+        Raises:
+            ValueError: If there are fewer than k answers to a problem.
+        """
+        if not 1 <= k <= self.samples:
+            raise ValueError(f"pass@{k} needs at least {k} answers to each problem, and there are {self.samples}")
+        chances = math.comb(self.samples, k)
+        return Accuracy(tuple(1 - math.comb(self.samples - right, k) / chances for right in self.right))
+
+    def as_dict(self) -> dict[str, Any]:
+        found = {"temperature": self.temperature, "samples": self.samples, **self.accuracy.as_dict()}
+        if self.samples > 1:
+            found["pass_at"] = {"k": self.samples, **self.pass_at(self.samples).as_dict()}
+        for name, entropy in (("entropy", self.entropy), ("content_entropy", self.content_entropy)):
+            if entropy is not None:
+                found[name] = entropy.as_dict()
+        return found
+
+
+def evaluate(
+    model: PreTrainedModel,
+    processing_class: Any,
+    dataset: Dataset,
+    sampling: Sampling,
+    *,
+    samples: int = 1,
+    seed: int = 0,
+    reward_func: Callable[..., Sequence[float | None]] | None = None,
+    on_progress: Callable[[int], None] | None = None,
+) -> Evaluation:
+    """Ask a policy every problem and let the verifier judge what it answers.
+
+    Args:
+        model: The policy.
+        processing_class: Its tokenizer, or its processor if it reads images.
+        dataset: With TRL's columns `prompt`, `solution` and, for images, `image` or `images`.
+        sampling: How answers are sampled; at temperature 0 one answer to each problem is all there is.
+        samples: Answers to each problem.
+        seed: Of sampling. The caller's random state is left as it was.
+        reward_func: The verifier, as TRL's reward functions, whose `accuracy_reward` it is by default; 0.5 and more is
+            right, None is wrong.
+        on_progress: Called with the number of answers that are there.
+
+    Returns:
+        The accuracy, and, above temperature 0, the entropy at the tokens of the first answer to each problem.
+    """
+    judge = reward_func
+    if judge is None:
+        from trl.rewards import accuracy_reward
+
+        judge = accuracy_reward
+    if sampling.temperature == 0:
+        samples = 1
+    # All problems once, then all of them again: the first answers are the same, however many follow.
+    asked = [index for _ in range(samples) for index in range(len(dataset))]
+    right = [0] * len(dataset)
+    texts: list[str] = []
+    first: list[Ids] = []
+    with seeded(seed):
+        for start in range(0, len(asked), sampling.batch_size):
+            some = asked[start : start + sampling.batch_size]
+            rows = [dataset[index] for index in some]
+            conversations = [conversation_of(row, processing_class) for row in rows]
+            completions = sample(model, processing_class, conversations, sampling)
+            first += completions[: len(dataset) - len(first)]
+            answers = [text_of(processing_class, ids) for ids in completions]
+            for index, reward in zip(some, verdicts(judge, rows, answers), strict=True):
+                right[index] += reward is not None and reward >= RIGHT
+            texts += answers
+            if on_progress:
+                on_progress(len(texts))
+    entropies: tuple[Entropy | None, Entropy | None] = (None, None)
+    if sampling.temperature > 0:
+        entropies = entropy_of(model, processing_class, dataset, first, sampling)
+    by_problem = [texts[problem :: len(dataset)] for problem in range(len(dataset))]
+    return Evaluation(
+        sampling.temperature, samples, tuple(right), [text for own in by_problem for text in own], *entropies
+    )
+
+
+def entropy_of(
+    model: PreTrainedModel, processing_class: Any, dataset: Dataset, completions: Sequence[Ids], sampling: Sampling
+) -> tuple[Entropy | None, Entropy | None]:
+    """The policy's entropy at one answer to each problem: at all tokens, and at those that carry the solution.
+
+    Args:
+        model: The policy.
+        processing_class: Its tokenizer or processor.
+        dataset: The problems.
+        completions: The answers' token ids, sampled as `sampling` has it.
+        sampling: Its temperature is that of the distributions. `top_p` and `top_k` are not applied to them.
+    """
+    images = isinstance(processing_class, ProcessorMixin)
+    encoder = PromptEncoder(processing_class, images, sampling.chat_template_kwargs or {})
+    rows = [dataset[index] for index in range(len(dataset))]
+    prompts = [encoder.prompt(conversation_of(row, processing_class)) for row in rows]
+    requests = [Request(index, prompts[index].ids, ids) for index, ids in enumerate(completions) if ids]
+    found = token_entropies(model, prompts, requests, temperature=sampling.temperature)
+    known = knowledge_of(rows[0])
+    content = [
+        [kind in _CONTENT for kind in known.kinds(rows[r.prompt], token_texts(processing_class, r.completion))]
+        for r in requests
+        if known is not None
+    ]
+    everything = [[True] * len(request.completion) for request in requests]
+    return _entropy(found, everything), _entropy(found, content) if content else None
+
+
+def _entropy(found: Sequence[Any], counted: Sequence[Sequence[bool]]) -> Entropy | None:
+    kept = [
+        [value for value, is_counted in zip(values.tolist(), mask, strict=True) if is_counted]
+        for values, mask in zip(found, counted, strict=True)
+    ]
+    return Entropy(tuple(map(sum, kept)), tuple(map(len, kept))) if any(kept) else None
 
 
 def evaluate_accuracy(
@@ -45,49 +253,15 @@ def evaluate_accuracy(
     *,
     max_completion_length: int = 256,
     temperature: float = 1.0,
-    top_p: float = 1.0,
-    top_k: int = 0,
-    chat_template_kwargs: dict[str, Any] | None = None,
     batch_size: int = 64,
     seed: int = 0,
     reward_func: Callable[..., Sequence[float | None]] | None = None,
-    on_progress: Callable[[int], None] | None = None,
 ) -> tuple[Accuracy, list[str]]:
-    """Sample one answer per problem and judge it.
-
-    Args:
-        model: The policy.
-        processing_class: Its tokenizer, or its processor if it reads images.
-        dataset: With TRL's columns `prompt`, `solution` and, for images, `image` or `images`.
-        max_completion_length: Longest answer [tokens].
-        temperature: Of sampling; 0 takes the most likely token.
-        top_p, top_k: Of sampling; 1.0 and 0 restrict nothing, as in TRL's rollouts.
-        chat_template_kwargs: Further arguments of the chat template, as in training.
-        batch_size: Problems at a time.
-        seed: Of sampling. The caller's random state is left as it was.
-        reward_func: The verifier, as TRL's reward functions, whose `accuracy_reward` it is by default; 0.5 and more is
-            right, None is wrong.
-        on_progress: Called with the number of problems done.
+    """One answer to each problem: `evaluate` for those who want the accuracy alone.
 
     Returns:
-        The accuracy, and the sampled answers as text.
+        The accuracy, and the answers as text.
     """
-    judge = reward_func
-    if judge is None:
-        from trl.rewards import accuracy_reward
-
-        judge = accuracy_reward
-    sampling = Sampling(max_completion_length, temperature, top_p, top_k, chat_template_kwargs, batch_size)
-    answers: list[str] = []
-    correct = 0
-    with seeded(seed):
-        for start in range(0, len(dataset), batch_size):
-            rows = [dataset[index] for index in range(start, min(start + batch_size, len(dataset)))]
-            conversations = [conversation_of(row, processing_class) for row in rows]
-            texts = [text_of(processing_class, ids) for ids in sample(model, processing_class, conversations, sampling)]
-            rewards = verdicts(judge, rows, texts)
-            correct += sum(reward is not None and reward >= 0.5 for reward in rewards)
-            answers += texts
-            if on_progress:
-                on_progress(len(answers))
-    return Accuracy(correct, len(answers)), answers
+    sampling = Sampling(max_completion_length, temperature, batch_size=batch_size)
+    found = evaluate(model, processing_class, dataset, sampling, seed=seed, reward_func=reward_func)
+    return found.accuracy, found.answers

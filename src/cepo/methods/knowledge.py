@@ -2,7 +2,15 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
+
+TokenKind = Literal[
+    "mistake",  # it is wrong, given what the completion wrote before
+    "decision",  # it could have been wrong, and is not
+    "repeat",  # it says again what stands there already
+    "filler",  # words
+]
+KINDS: tuple[TokenKind, ...] = get_args(TokenKind)
 
 
 @dataclass(frozen=True)
@@ -13,10 +21,12 @@ class Knowledge:
         columns: The columns by which its rows are recognised.
         first_error: (row, the text that each token adds) -> how many tokens come before the first error; None if there
             is none.
+        kinds: (row, the text that each token adds) -> what each token is.
     """
 
     columns: frozenset[str]
     first_error: Callable[[Mapping[str, Any], Sequence[str]], int | None]
+    kinds: Callable[[Mapping[str, Any], Sequence[str]], list[TokenKind]]
 
 
 _KNOWN: list[Knowledge] = []

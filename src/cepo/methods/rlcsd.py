@@ -65,17 +65,19 @@ class Constants:
             raise ValueError(f"right_hint must be rollout or solution, got {self.right_hint!r}")
 
 
+def asserted(text: str, answer: str) -> str:
+    """A solution, right or wrong, with the word that its answer is the correct one."""
+    return f"{text}\nIts final answer, {answer}, is the correct one."
+
+
 def references(attempts: Sequence[Attempt], solution: str, options: SharedOptions, tools: Tools) -> list[References]:
     """For each rollout one right sibling and up to K wrong ones that gave an answer, drawn anew, never itself."""
     right = [place for place, attempt in enumerate(attempts) if attempt.correct]
     wrong = [place for place, attempt in enumerate(attempts) if attempt.correct is False and attempt.answer]
 
-    def worded(text: str, answer: str | None) -> str:
-        # A right sibling that announced no answer borrows that of the solution.
-        return f"{text}\nIts final answer, {answer or reference_answer(solution)}, is the correct one."
-
     def told(place: int) -> str:
-        return worded(attempts[place].text, attempts[place].answer)
+        # A right sibling that announced no answer borrows that of the solution.
+        return asserted(attempts[place].text, attempts[place].answer or reference_answer(solution))
 
     def of(place: int) -> References:
         others = [other for other in right if other != place]
@@ -85,7 +87,9 @@ def references(attempts: Sequence[Attempt], solution: str, options: SharedOption
             return References(reference_answer(solution), (), "no_right_rollout")
         if not pool:
             return References(reference_answer(solution), (), "no_wrong_rollout")
-        positive = worded(solution, None) if from_solution else told(tools.random.choice(others))
+        positive = (
+            asserted(solution, reference_answer(solution)) if from_solution else told(tools.random.choice(others))
+        )
         drawn = tools.random.sample(pool, min(options.max_negatives or 1, len(pool)))
         return References(positive, tuple(map(told, drawn)), None, tuple(drawn))
 

@@ -31,8 +31,16 @@ class TrainArguments(ScriptArguments):
     )
     eval_problems: int = field(
         default=400,
-        metadata={"help": "Held-out problems on which accuracy is measured before and after; 0: do not measure."},
+        metadata={
+            "help": "Held-out problems that are answered greedily before and after training; 0: measure nothing."
+        },
     )
+    eval_samples: int = field(
+        default=8,
+        metadata={"help": "Sampled answers to a held-out problem, before and after, for accuracy, pass@k and entropy."},
+    )
+    eval_sampled_problems: int = field(default=100, metadata={"help": "How many of the held-out problems get these."})
+    eval_batch_size: int = field(default=200, metadata={"help": "Held-out answers sampled at a time."})
     preset: str | None = field(
         default=None,
         metadata={
@@ -41,7 +49,7 @@ class TrainArguments(ScriptArguments):
         },
     )
     accuracy_every: int = field(
-        default=0, metadata={"help": "Measure held-out accuracy every so many steps too; 0: before and after only."}
+        default=0, metadata={"help": "Measure greedy accuracy every so many steps too; 0: before and after only."}
     )
     figures_problems: int = field(default=2000, metadata={"help": "Training problems to make, for the figures task."})
 

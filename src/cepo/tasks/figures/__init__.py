@@ -6,7 +6,8 @@ from typing import Any
 import yaml
 
 from ...data.embedded import EmbeddedDataset, register_dataset
-from .data import PLAIN_HINT_TEMPLATE, load_figures, problem_of
+from .beliefs import Case, cases_of
+from .data import LEARNED_HINTS, PLAIN_HINT_TEMPLATE, load_figures, problem_of
 from .labels import TokenKind, group_kinds
 from .oracle import figures_labels, first_error
 from .problem import Problem, make_problem
@@ -14,12 +15,15 @@ from .solutions import Annotation, Span, annotate, filler_tokens, token_spans
 from .verifier import figures_reward
 
 __all__ = [
+    "LEARNED_HINTS",
     "PLAIN_HINT_TEMPLATE",
     "Annotation",
+    "Case",
     "Problem",
     "Span",
     "TokenKind",
     "annotate",
+    "cases_of",
     "figures_labels",
     "figures_reward",
     "filler_tokens",
@@ -39,13 +43,15 @@ def policy_path() -> str:
 
 
 NAME = "figures"
-# `steps` is the smallest and largest number of unknown angles; `blank` leaves the printed numbers out, the control that
-# shows that the figure is needed.
+# `steps` is the smallest and largest number of unknown angles; `cases` the kinds of wrong beliefs that can matter;
+# `blank` leaves the printed numbers out, the control that shows that the figure is needed.
 VARIANTS: dict[str, dict[str, Any]] = {
     "easy": {"steps": (2, 3)},
     "default": {"steps": (3, 4)},
     "long": {"steps": (4, 5)},
     "hard": {"steps": (5, 5)},
+    "readings": {"steps": (3, 4), "cases": ("reading",)},
+    "arithmetic": {"steps": (3, 4), "cases": ("arithmetic",)},
     "blank": {"steps": (3, 4), "blank": True},
 }
 

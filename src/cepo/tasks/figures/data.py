@@ -1,16 +1,29 @@
 """The figures task as a `datasets.Dataset` with TRL's columns."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from datasets import Dataset, Features, Image, Sequence, Value
 
+from ...methods.cscr import HINT_TEMPLATE as CSCR_HINT_TEMPLATE
+from ...methods.rlcsd import HINT_TEMPLATE as RLCSD_HINT_TEMPLATE
+from ...references.hints import DEFAULT_HINT_TEMPLATE, SOLUTION_HINT_TEMPLATE
+from .beliefs import CASE_KINDS, CaseKind, cases_of
 from .drawing import draw
 from .problem import Problem, make_problem
+from .solutions import reference_solution
 
 # A second wording of the hint. The shipped policy was warm-started so that its style of writing shifts a little under
-# cepo's default hint, as it does in large models, and not at all under this one.
+# cepo's default hint, as it does in large models, and not at all under the other wordings.
 PLAIN_HINT_TEMPLATE = "\n\nReference: {answer}"
+# The wordings on which it was warm-started.
+LEARNED_HINTS = (
+    DEFAULT_HINT_TEMPLATE,
+    PLAIN_HINT_TEMPLATE,
+    SOLUTION_HINT_TEMPLATE,
+    RLCSD_HINT_TEMPLATE,
+    CSCR_HINT_TEMPLATE,
+)
 
 _FEATURES = Features(
     {
@@ -25,26 +38,38 @@ _FEATURES = Features(
 
 
 def load_figures(
-    split: str, size: int, *, seed: int = 0, steps: tuple[int, int] = (3, 4), blank: bool = False
+    split: str,
+    size: int,
+    *,
+    seed: int = 0,
+    steps: tuple[int, int] = (3, 4),
+    blank: bool = False,
+    cases: Collection[CaseKind] = CASE_KINDS,
 ) -> Dataset:
     """`size` problems of a split of the figures task.
 
     Args:
         split: ``train`` or ``test``; the two share no problem.
-        size: Number of problems; row i is ``make_problem(split, i, seed=seed, steps=steps)``.
+        size: Number of problems; row i is ``make_problem(split, i, ...)``.
         seed: Another seed is another sequence of problems.
         steps: Smallest and largest number of unknown angles (2 to 5); ``(5, 5)`` is the hardest.
         blank: Leave the printed numbers out of the figures: the control that shows that they are needed.
+        cases: Kinds of cases that problems may have; a problem with a case of another kind is left out.
 
     Returns:
-        Dataset: Columns `prompt` (conversation), `image` (112 x 64 pixels), `solution` (``\\boxed{(62, 75, 43)}``), and
-        what the generator knows: `start`, `labels` (printed), `angles` (asked for), in degrees.
+        Dataset: Columns `prompt` (conversation), `image` (112 x 64 pixels), `solution` (worked, with
+        ``\\boxed{(62, 75, 43)}`` at its end), and what the generator knows: `start`, `labels` (printed) and `angles`
+        (asked for), in degrees.
     """
-    problems = [make_problem(split, index, seed=seed, steps=steps) for index in range(size)]
+
+    def wanted(problem: Problem) -> bool:
+        return all(case.kind in cases for case in cases_of(problem))
+
+    problems = [make_problem(split, index, seed=seed, steps=steps, wanted=wanted) for index in range(size)]
     columns = {
         "prompt": [[{"role": "user", "content": problem.question}] for problem in problems],
         "image": [draw(problem, blank=blank) for problem in problems],
-        "solution": [problem.solution for problem in problems],
+        "solution": [reference_solution(problem) for problem in problems],
         "start": [problem.start for problem in problems],
         "labels": [list(problem.labels) for problem in problems],
         "angles": [list(problem.angles) for problem in problems],

@@ -1,10 +1,14 @@
 """What the figures task knows of rollouts, for methods that ask: where credit belongs, where the first error is."""
 
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from ...methods.knowledge import Knowledge, register_knowledge
+import torch
+
+from ...methods.knowledge import Knowledge, TokenKind, register_knowledge
 from ...methods.method import Facts, KnownGroup, Method
+from ...methods.placement import Placement, PlacementInputs
 from ...methods.registry import register_method
 from ...methods.reweighting import FACTS_OF_WEIGHTS, SCHEDULE, reweighted
 from ...methods.shared_options import SharedOptions
@@ -73,11 +77,58 @@ def first_error(row: Mapping[str, Any], tokens: Sequence[str]) -> int | None:
     return len(tokens)
 
 
+def token_kinds(row: Mapping[str, Any], tokens: Sequence[str]) -> list[TokenKind]:
+    """What each token of a completion is. Tokens are the text that each adds."""
+    problem, text = problem_of(row), "".join(tokens)
+    of_span = {number.span: number for number in judged_numbers(problem, text)}
+    kinds: list[TokenKind] = []
+    position = 0
+    for token, span in zip(tokens, token_spans(annotate(problem, text), tokens), strict=True):
+        start, position = position, position + len(token)
+        number = of_span.get(span) if span else None
+        if span is None:
+            kinds.append("filler")
+        elif number is not None and number.wrong_at(slice(max(0, start - span.start), position - span.start)):
+            kinds.append("mistake")
+        else:
+            kinds.append("decision" if span.kind in ("read", "result") else "repeat")
+    return kinds
+
+
 def oracle_evidence(group: KnownGroup, options: SharedOptions) -> list[list[float]]:  # noqa: ARG001
     """Evidence that raises the weight of tokens that decide to its bound, and lowers that of filler."""
     labels = figures_labels(group.row, group.tokens, [attempt.correct for attempt in group.attempts])
     signs = [(advantage > 0) - (advantage < 0) for advantage in group.advantages]
     return [[LABEL_EVIDENCE * label * sign for label in line] for line, sign in zip(labels, signs, strict=True)]
+
+
+@dataclass(frozen=True)
+class Constants:
+    """The oracle's own option.
+
+    Attributes:
+        only_mistakes: In wrong rollouts nothing but mistakes is blamed, and right ones keep their advantage whole; in
+            place of weights. With lambda 1, all else in a wrong rollout gets 0.
+    """
+
+    only_mistakes: bool = False
+
+
+def placed_by_labels(inputs: PlacementInputs, options: SharedOptions, step: int) -> Placement:
+    """CEPO's placement, or blame for mistakes alone."""
+    if not options.constants.only_mistakes:
+        return reweighted(inputs, options, step)
+    kept = 1 - options.coefficient_at(step)
+    advantages = inputs.advantages.unsqueeze(-1) * inputs.mask
+    blameless = (advantages < 0) & (inputs.evidence >= 0)
+    scale = (1 - kept) * inputs.advantages.abs()
+    return Placement(
+        torch.where(blameless, kept * advantages, advantages),
+        inputs.advantages,
+        scale,
+        torch.zeros_like(inputs.mask),
+        inputs.mask,
+    )
 
 
 def _refuses(columns: Collection[str], options: SharedOptions) -> str | None:  # noqa: ARG001
@@ -95,8 +146,9 @@ ORACLE = Method(
     options=frozenset(SCHEDULE),
     labels=oracle_evidence,
     refuses=_refuses,
-    placement=reweighted,
+    placement=placed_by_labels,
+    constants=Constants,
 )
 
 register_method(ORACLE)
-register_knowledge(Knowledge(COLUMNS, first_error))
+register_knowledge(Knowledge(COLUMNS, first_error, token_kinds))

@@ -11,6 +11,7 @@ answer: each follows from the one before, so an answer tells a reader about ever
 
 import hashlib
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -39,11 +40,6 @@ class Problem:
     question: str
     drawing_seed: int
 
-    @property
-    def solution(self) -> str:
-        """The reference answer as the dataset's `solution` column carries it, e.g. ``\\boxed{(62, 75, 43)}``."""
-        return f"\\boxed{{{format_answer(self.angles)}}}"
-
 
 def format_answer(angles: tuple[int, ...] | list[int]) -> str:
     """The answer inside the box: ``(62, 75, 43)``. In parentheses, because math-verify reads a bare list as a set, in
@@ -63,7 +59,14 @@ def split_of(start: int, labels: tuple[int, ...]) -> str:
     return "test" if digest[0] % TEST_SHARE == 0 else "train"
 
 
-def make_problem(split: str, index: int, *, seed: int = 0, steps: tuple[int, int] = (3, 4)) -> Problem:
+def make_problem(
+    split: str,
+    index: int,
+    *,
+    seed: int = 0,
+    steps: tuple[int, int] = (3, 4),
+    wanted: Callable[[Problem], bool] = lambda problem: True,  # noqa: ARG005
+) -> Problem:
     """The problem number `index` of a split: a pure function of its arguments.
 
     Args:
@@ -71,6 +74,7 @@ def make_problem(split: str, index: int, *, seed: int = 0, steps: tuple[int, int
         index: Number of the problem, from 0.
         seed: Another seed is another sequence of problems.
         steps: Smallest and largest number of unknown angles, within 2 to 5.
+        wanted: Whether a problem, whose question is still to be worded, will do; if not, another is drawn.
 
     Raises:
         ValueError: If the split is unknown or `steps` is out of range.
@@ -85,7 +89,9 @@ def make_problem(split: str, index: int, *, seed: int = 0, steps: tuple[int, int
         count = rng.randint(low, high)
         angles = [rng.randint(32, 84) for _ in range(count + 1)]
         labels = tuple(180 - left - right for left, right in pairwise(angles))
-        if all(10 <= label <= 99 for label in labels) and split_of(angles[0], labels) == split:
+        if not all(10 <= label <= 99 for label in labels) or split_of(angles[0], labels) != split:
+            continue
+        if wanted(Problem(angles[0], labels, tuple(angles[1:]), "", 0)):
             break
     letters = " ".join(LETTERS[:count])
     question = rng.choice(_QUESTIONS).format(letters=letters)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from random import Random
 from typing import Literal
 
+from .beliefs import believed_label, believed_result
 from .problem import LETTERS, Problem, format_answer
 
 Kind = Literal["read", "result", "copy", "answer"]
@@ -138,16 +139,24 @@ def _go_wrong(known: int, label: int, rng: Random) -> tuple[int, int]:
     return label, 180 - known - label + rng.choice((-10, 10, -10, 10, -1, 1))
 
 
-def work(problem: Problem, rng: Random, *, error_rate: float = 0.0) -> list[tuple[int, int, int]]:
-    """The numbers (known, label, result) of each step; a step goes wrong with probability `error_rate`, and the later
-    ones follow from it consistently. All numbers stay within 10 to 99."""
+def work(
+    problem: Problem, rng: Random, *, error_rate: float = 0.0, belief_rate: float = 0.0
+) -> list[tuple[int, int, int]]:
+    """The numbers (known, label, result) of each step.
+
+    A step goes wrong at random with probability `error_rate`; else a number that is a case (`beliefs`) is the believed
+    one with probability `belief_rate`. Later steps follow consistently. All numbers stay within 10 to 99.
+    """
     while True:
         steps, known = [], problem.start
-        for label in problem.labels:
-            result = 180 - known - label
+        for step, label in enumerate(problem.labels):
             if rng.random() < error_rate:
-                label, result = _go_wrong(known, label, rng)
-            steps.append((known, label, result))
+                read, result = _go_wrong(known, label, rng)
+            else:
+                believes, errs = (belief_rate > 0 and rng.random() < belief_rate for _ in range(2))
+                read = believed_label(label, step) if believes else label
+                result = believed_result(known, read, step) if errs else 180 - known - read
+            steps.append((known, read, result))
             known = result
         if all(10 <= number <= 99 for step in steps for number in step):
             return steps
@@ -162,6 +171,11 @@ def write_solution(steps: list[tuple[int, int, int]], rng: Random, *, styled: bo
     answer = format_answer([result for _, _, result in steps])
     sentences.append(f"{_choose(_CLOSINGS, rng, styled)} \\boxed{{{answer}}}")
     return " ".join(sentence for sentence in sentences if sentence)
+
+
+def reference_solution(problem: Problem) -> str:
+    """The worked solution of the dataset's `solution` column, worded as a policy words it."""
+    return write_solution(work(problem, Random(problem.drawing_seed)), Random(problem.drawing_seed))
 
 
 # Reading a completion -----------------------------------------------------------------------------------------------
