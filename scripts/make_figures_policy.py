@@ -15,6 +15,7 @@ and use problems of the train split only.
 """
 
 import argparse
+import functools
 import math
 import random
 import time
@@ -31,6 +32,7 @@ from cepo.methods.cscr import SAID_RIGHT, SAID_WRONG
 from cepo.methods.rlcsd import HINT_TEMPLATE as RLCSD_HINT_TEMPLATE
 from cepo.methods.rlcsd import asserted
 from cepo.references.hints import DEFAULT_HINT_TEMPLATE, SOLUTION_HINT_TEMPLATE, add_hint, fill_hint
+from cepo.scoring.prompts import cut_text
 from cepo.tasks.figures.architecture import build_model, build_processor
 from cepo.tasks.figures.data import PLAIN_HINT_TEMPLATE
 from cepo.tasks.figures.drawing import JITTER, draw
@@ -107,6 +109,7 @@ REASONING = (
     Lesson(800, 1.5e-3, 3e-4, 0.15, 0.0, ANSWER_HINTS),
 )
 BELIEFS = (Lesson(1200, 1.2e-3, 2e-4, 0.10, 0.62, ALL_HINTS, DIGITS_WEIGHT),)
+FINISHED = "finished"  # a file beside weights that a phase is done with
 SLOTS = MAX_STEPS + 1  # printed numbers in the longest problem
 NOTHING = -1  # a number that a shorter problem does not have
 
@@ -185,13 +188,7 @@ def learn_to_read(model, processor, *, steps: int, batch: int, say) -> None:
             say(f"reading {step + 1}/{steps} loss {loss.item():.3f} digits {accuracy:.3f} jitter {jitter:.2f} px")
 
 
-def cut(tokenizer, text: str, content: Content, tokens: int) -> str:
-    """The first or the last tokens of a text."""
-    ids = tokenizer(text).input_ids
-    return tokenizer.decode(ids[:tokens] if content == "prefix" else ids[-tokens:])
-
-
-def told(hint: Hint, problem: Problem, numbers: list[tuple[int, int, int]], tokenizer, rng: random.Random) -> str:
+def told(hint: Hint, problem: Problem, numbers: list[tuple[int, int, int]], processor, rng: random.Random) -> str:
     """The text of a hint to the solution with these numbers."""
     results = [result for *_, result in numbers]
     if hint.content == "answer":
@@ -202,7 +199,7 @@ def told(hint: Hint, problem: Problem, numbers: list[tuple[int, int, int]], toke
     text = write_solution(numbers, rng)
     if hint.content == "asserted":
         return asserted(text, format_answer(results))
-    return text if hint.content == "whole" else cut(tokenizer, text, hint.content, rng.choice(PARTS))
+    return text if hint.content == "whole" else cut_text(processor, text, hint.content, rng.choice(PARTS))
 
 
 def make_batch(processor, problems: list[Problem], lesson: Lesson, rng: random.Random) -> dict[str, torch.Tensor]:
@@ -211,7 +208,7 @@ def make_batch(processor, problems: list[Problem], lesson: Lesson, rng: random.R
     images, rows = [], []
     # Long hints share batches, which keeps the padding small.
     share = sum(weight for hint, weight in lesson.hints if hint.long)
-    long = rng.random() < share
+    long = share > 0 and rng.random() < share
     hints, weights = zip(*[(hint, weight) for hint, weight in lesson.hints if hint.long == long], strict=True)
     for problem in problems:
         (hint,) = rng.choices(hints, weights)
@@ -219,7 +216,7 @@ def make_batch(processor, problems: list[Problem], lesson: Lesson, rng: random.R
         completion = write_solution(numbers, rng, styled=hint.styled)
         messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": problem.question}]}]
         if hint.template is not None:
-            messages = add_hint(messages, fill_hint(hint.template, told(hint, problem, numbers, tokenizer, rng)))
+            messages = add_hint(messages, fill_hint(hint.template, told(hint, problem, numbers, processor, rng)))
         prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         images.append(draw(problem))
         rows.append((prompt, completion))
@@ -295,6 +292,7 @@ def main() -> None:
     parser.add_argument("--reading_steps", type=int, default=1100)
     parser.add_argument("--batch_size", type=int, default=64)
     arguments = parser.parse_args()
+    torch.manual_seed(SEED)
     started = time.monotonic()
 
     def say(message: str) -> None:
@@ -308,38 +306,35 @@ def main() -> None:
         ]
         corpus += [problem.question, write_solution(work(problem, rng), rng), "user\nassistant\n", *hints]
     processor = build_processor(corpus)
+    # Lessons are seeded for themselves, so that it does not matter which were run in one go.
+    lessons = {f"lesson-{number}": lesson for number, lesson in enumerate((*REASONING, *BELIEFS))}
+    done = [name for name in ("reading", *lessons) if (arguments.work_dir / name / FINISHED).exists()]
+    model = build_model(processor)
+    if done:
+        model = type(model).from_pretrained(arguments.work_dir / done[-1], dtype=torch.float32)
+        say(f"from the weights after {done[-1]}")
+    say(f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters, {len(processor.tokenizer)} tokens")
 
-    def save(model, folder: Path) -> None:
+    def save(folder: Path, mark: str | None = None) -> None:
         model.save_pretrained(folder)
         processor.save_pretrained(folder)
+        if mark:
+            (folder / mark).touch()
 
-    # Each phase is seeded for itself, so that it does not matter which were run in one go.
-    phases = {
-        "reading": lambda model, _: learn_to_read(
-            model, processor, steps=arguments.reading_steps, batch=arguments.batch_size, say=say
-        )
-    }
-    for number, lesson in enumerate((*REASONING, *BELIEFS)):
-        phases[f"lesson-{number}"] = lambda model, keep, number=number, lesson=lesson: learn_solutions(
-            model, processor, lesson, number=number, batch=arguments.batch_size, save=keep, say=say
-        )
-    folders = {name: arguments.work_dir / name for name in phases}
-    done = [name for name in phases if (folders[name] / "finished").exists()]
-    torch.manual_seed(SEED)
-    if done:
-        model = type(build_model(processor)).from_pretrained(folders[done[-1]], dtype=torch.float32)
-        say(f"from the weights after {done[-1]}")
-    else:
-        model = build_model(processor)
-    say(f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters, {len(processor.tokenizer)} tokens")
     model.train()
-    for name in list(phases)[len(done) :]:
-        torch.manual_seed(SEED)
-        phases[name](model, lambda name=name: save(model, folders[name]))
-        save(model, folders[name])
-        (folders[name] / "finished").touch()
+    batch = arguments.batch_size
+    if not done:
+        learn_to_read(model, processor, steps=arguments.reading_steps, batch=batch, say=say)
+        save(arguments.work_dir / "reading", FINISHED)
+    for number, (name, lesson) in enumerate(lessons.items()):
+        if name in done:
+            continue
+        folder = arguments.work_dir / name
+        keep = functools.partial(save, folder)
+        learn_solutions(model, processor, lesson, number=number, batch=batch, save=keep, say=say)
+        save(folder, FINISHED)
     model.eval()
-    save(model, arguments.output_dir)
+    save(arguments.output_dir)
 
 
 if __name__ == "__main__":

@@ -221,9 +221,8 @@ def _report(
                     "seed": run.seed,
                     "accuracy": run.accuracy,
                     "seconds": run.seconds,
-                    "sampled": {
-                        when: its and vars(its) for when, its in (("before", run.before), ("after", run.after))
-                    },
+                    "before": run.before and vars(run.before),
+                    "after": run.after and vars(run.after),
                 }
                 for run in found
             ]

@@ -306,7 +306,7 @@ def _listed(estimates: Mapping[str, Estimate]) -> dict[str, dict[str, float]]:
     return {name: estimate.as_dict() for name, estimate in estimates.items()}
 
 
-_HEADS = {"alignment": "alignment", "adam": "Adam", "norm": "norm", "angle": "angle, degrees"}
+_HEADS = {"alignment": "alignment", "adam": "Adam", "norm": "norm", "angle": "angle, °"}
 
 
 def _cell(estimate: Mapping[str, float], form: str) -> str:
@@ -327,7 +327,7 @@ _PART_HEADS = ("tokens, rollouts", "number", "share of signal", "share of noise"
 
 
 def _tables(rows: Sequence[Mapping[str, Any]], parts: Sequence[Mapping[str, Any]]) -> list[Table]:
-    """For a terminal of 100 columns."""
+    """For a terminal of 80 columns."""
     shown = Table(
         box=SIMPLE_HEAD,
         pad_edge=False,
@@ -335,11 +335,12 @@ def _tables(rows: Sequence[Mapping[str, Any]], parts: Sequence[Mapping[str, Any]
         caption="ratios to GRPO, 95 % intervals over batches",
         caption_justify="left",
     )
-    shown.add_column("placement", overflow="fold")
+    shown.add_column("placement", overflow="fold", min_width=20)
     for head in _HEADS.values():
         shown.add_column(head, no_wrap=True, justify="right")
     for row in rows:
-        shown.add_row(*_cells(row))
+        name, alignment, adam, _, angle = _cells(row)
+        shown.add_row(name, alignment, adam, f"{row['norm']['value']:.2f}", angle)
     if not parts:
         return [shown]
     where = Table(
