@@ -21,6 +21,7 @@ SMALL = [
     "--max_completion_length=24",
     "--figures_problems=8",
 ]
+EVAL = ["--eval_problems=8", "--eval_samples=2", "--eval_sampled_problems=3"]
 
 
 def command(*arguments):
@@ -32,7 +33,7 @@ def trained(tmp_path_factory):
     """What one small run, started as a user would, printed and left."""
     folder = tmp_path_factory.mktemp("run")
     result = subprocess.run(
-        command("train", *SMALL, "--eval_problems=8", "--output_dir", str(folder / "out")),
+        command("train", *SMALL, *EVAL, "--output_dir", str(folder / "out")),
         capture_output=True,
         text=True,
         cwd=folder,
@@ -43,8 +44,11 @@ def trained(tmp_path_factory):
 
 def test_train_shows_what_a_person_wants_to_see(trained):
     _, printed = trained
-    assert "held-out accuracy before training:" in printed
-    assert "held-out accuracy after training:" in printed
+    for when in ("before", "after"):
+        assert f"held-out accuracy {when} training, greedy:" in printed
+    assert printed.count("  sampled, 3 problems: ") == 2
+    assert printed.count("pass@2 ") == 2
+    assert "entropy at content" in printed
     assert "step 1/2  reward" in printed
     assert "lambda 0.50" in printed
     assert "left" in printed
@@ -54,10 +58,15 @@ def test_train_leaves_model_logs_summary_and_curves(trained):
     folder, _ = trained
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["method"], summary["steps"], summary["seed"]) == ("cepo", 2, 42)
-    for key in ("accuracy_before", "accuracy_after"):
-        accuracy = summary[key]
-        assert accuracy["problems"] == 8
-        assert accuracy["low"] <= accuracy["accuracy"] <= accuracy["high"]
+    for when in ("before", "after"):
+        greedy, sampled = summary[when]["greedy"], summary[when]["sampled"]
+        assert (greedy["temperature"], greedy["problems"]) == (0.0, 8)
+        assert (sampled["samples"], sampled["problems"], sampled["pass_at"]["k"]) == (2, 3, 2)
+        for accuracy in (greedy, sampled, sampled["pass_at"]):
+            assert accuracy["low"] <= accuracy["accuracy"] <= accuracy["high"]
+        assert sampled["content_entropy"]["tokens"] < sampled["entropy"]["tokens"]
+    assert [point["step"] for point in summary["accuracy"]] == [0, 2]
+    assert summary["accuracy"][0]["accuracy"] == summary["before"]["greedy"]["accuracy"]
     seconds = summary["seconds"]
     parts = [seconds[part] for part in ("generation", "teachers", "update")]
     assert all(part >= 0 for part in parts)
@@ -80,11 +89,19 @@ def test_evaluate_gives_accuracy_with_its_interval(trained, capsys, tmp_path):
         "--output_dir",
         str(output.parent),
     ]
-    assert cli.main([*arguments, "--max_completion_length=24"]) == 0
-    result = json.loads(output.read_text())
-    assert result["problems"] == 6
-    assert 0 <= result["low"] <= result["accuracy"] <= result["high"] <= 1
-    assert "of 6 problems" in capsys.readouterr().out
+    more = ["--max_completion_length=24", "--temperatures=0,0.5,1", "--num_samples=3"]
+    assert cli.main([*arguments, *more]) == 0
+    greedy, *sampled = json.loads(output.read_text())["temperatures"]
+    assert (greedy["temperature"], greedy["samples"], "pass_at" in greedy) == (0.0, 1, False)
+    assert [(one["temperature"], one["samples"], one["pass_at"]["k"]) for one in sampled] == [(0.5, 3, 3), (1.0, 3, 3)]
+    for one in (greedy, *sampled):
+        assert one["problems"] == 6
+        assert 0 <= one["low"] <= one["accuracy"] <= one["high"] <= 1
+    # A lower temperature is a sharper distribution.
+    assert sampled[0]["entropy"]["nats"] < sampled[1]["entropy"]["nats"]
+    printed = capsys.readouterr().out
+    assert "6 problems, 95 % intervals" in printed
+    assert "pass@3" in printed
 
 
 def test_a_yaml_file_sets_options_and_flags_win(tmp_path, capsys):
@@ -95,7 +112,7 @@ def test_a_yaml_file_sets_options_and_flags_win(tmp_path, capsys):
     )
     assert cli.main(["train", "--config", str(config), "--seed", "5"]) == 0
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
-    assert (summary["method"], summary["seed"], summary["accuracy_before"]) == ("grpo", 5, None)
+    assert (summary["method"], summary["seed"], summary["before"]) == ("grpo", 5, None)
     assert "grpo on figures" in capsys.readouterr().out
 
 

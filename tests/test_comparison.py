@@ -159,7 +159,7 @@ def test_arms_flags_and_what_a_method_implies(tmp_path, capsys, monkeypatch):
     asked = []
     monkeypatch.setattr(compare, "run_all", lambda work, *_: asked.extend(work))
     config = tmp_path / "arms.yaml"
-    config.write_text("arms:\n  1: {method: sdpo, seeds: 1}\nseeds: 2")
+    config.write_text("arms:\n  1: {method: sdpo, seeds: 1, hint_template: 'Key: {answer}'}\nseeds: 2")
     flags = ["--methods", "base, grpo, cepo", "--save_strategy", "no", "--reward_weights", "1", "--bf16", "false"]
     assert cli.main(["compare", "--config", str(config), "--output_dir", str(tmp_path / "out"), *flags]) == 1
     assert [(job.arm, job.seed) for job in asked] == [("1", 0), ("grpo", 0), ("cepo", 0), ("grpo", 1), ("cepo", 1)]
@@ -168,7 +168,7 @@ def test_arms_flags_and_what_a_method_implies(tmp_path, capsys, monkeypatch):
     assert "- teacher_ema_decay: 0.95: 1; 0.999: cepo" in printed
     assert "- skip_zero_advantage: False: 1, grpo; True: cepo" in printed
     assert "- max_steps" not in printed
-    assert "Arm 1: the shipped policy has learned to read one form of hint, and not this one" in said
+    assert "Arm 1: the shipped policy has not learned to read hints in this wording" in said
     assert len(said.splitlines()) == 1
     result = json.loads((tmp_path / "out" / "compare.json").read_text())
     assert result["differences"]["method"] == {"1": "sdpo", "grpo": "grpo", "cepo": "cepo"}
@@ -452,7 +452,8 @@ def test_compare_runs_reports_goes_on_and_survives_a_failure(tmp_path, capsys):
     config = tmp_path / "arms.yaml"
     config.write_text(
         """
-base: {max_steps: 2, per_device_train_batch_size: 16, accuracy_every: 1, eval_problems: 32, figures_problems: 64}
+base: {max_steps: 2, per_device_train_batch_size: 16, accuracy_every: 1, eval_problems: 32, figures_problems: 64,
+       eval_samples: 4, eval_sampled_problems: 16}
 arms:
   grpo: {method: grpo}
   cepo: {method: cepo, evidence_steps: 2}
@@ -468,7 +469,7 @@ seeds: 2
     result = json.loads((folder / "compare.json").read_text())
     rows = {row["name"]: row for row in result["arms"]}
     assert {name: row["seeds"] for name, row in rows.items()} == {
-        "base": 2, "grpo": 2, "cepo": 2, "opsd": 1, "sdpo": 1, "oracle": 1
+        "base": 2, "grpo": 2, "cepo": 2, "opsd": 1, "sdpo": 1, "oracle": 1, "tempered": 2
     }  # fmt: skip
     assert [failure["arm"] for failure in result["failed"]] == ["broken"]
     assert [step for step, _ in result["runs"]["cepo"][1]["accuracy"]] == [0, 1, 2]

@@ -16,9 +16,10 @@ def test_the_default_run_learns(tmp_path):
         [sys.executable, "-m", "cepo.cli", "train"], capture_output=True, text=True, cwd=tmp_path, check=True
     )
     summary = json.loads((tmp_path / "cepo-figures" / "summary.json").read_text())
-    before, after = summary["accuracy_before"], summary["accuracy_after"]
+    before, after = summary["before"]["greedy"], summary["after"]["greedy"]
     assert after["low"] > before["high"], result.stdout
-    assert after["accuracy"] < 0.95  # there is room left to learn
+    assert after["accuracy"] >= before["accuracy"] + 0.12
+    assert after["accuracy"] < 0.9  # there is room left to learn
 
 
 @pytest.mark.slow
@@ -27,5 +28,5 @@ def test_the_problems_cannot_be_solved_without_the_figure():
     processor = AutoProcessor.from_pretrained(policy_path())
     blank, _ = evaluate_accuracy(model, processor, load_figures("test", 128, blank=True))
     seen, _ = evaluate_accuracy(model, processor, load_figures("test", 128))
-    assert blank.correct <= 1
+    assert sum(blank.values) <= 2
     assert seen.interval[0] > blank.interval[1]

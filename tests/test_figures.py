@@ -13,7 +13,7 @@ from cepo.tasks.figures import annotate, figures_labels, figures_reward, load_fi
 from cepo.tasks.figures.drawing import HEIGHT, WIDTH, draw
 from cepo.tasks.figures.mistakes import mistake_shares
 from cepo.tasks.figures.problem import split_of
-from cepo.tasks.figures.solutions import work, write_solution
+from cepo.tasks.figures.solutions import reference_solution, work, write_solution
 
 splits = st.sampled_from(["train", "test"])
 indices = st.integers(0, 10_000)
@@ -69,7 +69,7 @@ def test_the_verifier_and_the_annotation_agree(index, seed, error_rate):
     steps = work(problem, rng, error_rate=error_rate)
     text = write_solution(steps, rng, styled=bool(seed % 2))
     annotation = annotate(problem, text)
-    (reward,) = accuracy_reward([[{"role": "assistant", "content": text}]], [problem.solution])
+    (reward,) = accuracy_reward([[{"role": "assistant", "content": text}]], [reference_solution(problem)])
     assert (reward == 1.0) == (annotation.first_wrong_step is None)
     if error_rate == 0:
         assert reward == 1.0
@@ -192,8 +192,8 @@ def test_the_fast_verifier_agrees_on_worked_solutions(right):
     rng = random.Random(0)
     for index in range(20):
         problem = make_problem("test", index)
-        text = problem.solution if right else make_problem("test", index + 1).solution
+        text = reference_solution(problem if right else make_problem("test", index + 1))
         completions = [[{"role": "assistant", "content": f"{rng.choice(['So', 'The answer is'])} {text}"}]]
-        (verdict,) = figures_reward(completions, solution=[problem.solution])
-        assert [verdict] == accuracy_reward(completions, solution=[problem.solution])
+        (verdict,) = figures_reward(completions, solution=[reference_solution(problem)])
+        assert [verdict] == accuracy_reward(completions, solution=[reference_solution(problem)])
         assert verdict == float(right)

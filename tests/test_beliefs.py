@@ -1,0 +1,78 @@
+"""Wrong beliefs: which cases there are, and that solutions err in these, the same way, as often as they are told."""
+
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cepo import load_figures
+from cepo.tasks.figures import cases_of, make_problem, problem_of
+from cepo.tasks.figures.beliefs import believed_label, believed_result
+from cepo.tasks.figures.solutions import reference_solution, work
+from cepo.tasks.figures.verifier import figures_reward
+
+problems = st.builds(lambda index: make_problem("train", index), st.integers(0, 10_000))
+
+
+@given(problems, st.integers(0, 100))
+def test_who_believes_everything_errs_in_the_cases_and_nowhere_else(problem, seed):
+    steps = work(problem, random.Random(seed), belief_rate=1.0)
+    known = problem.start
+    believed = {(case.kind, case.step): case for case in cases_of(problem)}
+    for step, (written, label, result) in enumerate(steps):
+        assert written == known
+        reading = believed.get(("reading", step))
+        assert label == (reading.believed if reading else problem.labels[step])
+        # Beliefs about readings leave units alone, and with them the cases of arithmetic that follow.
+        slip = believed.get(("arithmetic", step))
+        assert result == 180 - written - label + (slip.believed - slip.right if slip else 0)
+        known = result
+    assert work(problem, random.Random(seed), belief_rate=0.0) == work(problem, random.Random(seed))
+
+
+@given(st.integers(30, 90), st.integers(0, 4))
+def test_beliefs_are_of_tens_digits_within_two_digits(label, step):
+    read = believed_label(label, step)
+    assert read - label in (-10, 0, 10)
+    assert 10 <= read <= 99
+    assert believed_result(60, label, step) - (120 - label) in (-10, 0, 10)
+
+
+def test_a_tenth_of_readings_and_a_tenth_of_results_are_cases_and_half_of_the_problems_have_none():
+    rows = [make_problem("test", index) for index in range(2000)]
+    numbers = sum(len(problem.labels) for problem in rows)
+    for kind in ("reading", "arithmetic"):
+        share = sum(case.kind == kind for problem in rows for case in cases_of(problem)) / numbers
+        assert 0.08 < share < 0.12
+    assert 0.42 < sum(not cases_of(problem) for problem in rows) / len(rows) < 0.54
+
+
+def test_beliefs_are_held_as_often_as_said():
+    rng = random.Random(0)
+    held = seen = 0
+    for index in range(1500):
+        problem = make_problem("train", index)
+        for case in cases_of(problem):
+            if case.kind == "reading":
+                seen += 1
+                held += work(problem, rng, belief_rate=0.6)[case.step][1] == case.believed
+    assert held / seen == pytest.approx(0.6, abs=0.06)
+
+
+@pytest.mark.parametrize(("variant", "kind"), [("readings", "reading"), ("arithmetic", "arithmetic")])
+def test_a_variant_has_cases_of_one_kind_alone(variant, kind):
+    from cepo.data.loading import load_split
+
+    rows = load_split("figures", "test", config=variant, size=60)
+    assert {case.kind for row in rows for case in cases_of(problem_of(row))} == {kind}
+
+
+def test_the_solution_column_is_worked_and_right():
+    for row in load_figures("test", 30):
+        problem = problem_of(row)
+        assert all(str(number) in row["solution"] for number in (problem.start, *problem.labels, *problem.angles))
+        completion = [[{"role": "assistant", "content": row["solution"]}]]
+        assert figures_reward(completion, [row["solution"]]) == [1.0]
+    problem = make_problem("test", 0)
+    assert reference_solution(problem) == load_figures("test", 1)[0]["solution"]

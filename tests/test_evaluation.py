@@ -1,0 +1,114 @@
+"""Accuracy, pass@k and entropy: by hand, against scipy, and against plain loops over a real model."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import binomtest
+
+from cepo.data.evaluation import Accuracy, Entropy, Evaluation, entropy_of, evaluate
+from cepo.data.loading import load_policy
+from cepo.data.sampling import Sampling, conversation_of, sample, seeded
+from cepo.scoring.entropy import token_entropies
+from cepo.scoring.prompts import PromptEncoder, token_texts
+from cepo.scoring.requests import Request
+from cepo.tasks.figures import figures_reward, load_figures, policy_path
+from cepo.tasks.figures.oracle import token_kinds
+
+
+@given(st.integers(0, 40), st.integers(1, 40))
+def test_of_one_answer_to_each_problem_the_interval_is_wilsons(right, problems):
+    right = min(right, problems)
+    found = Accuracy((1.0,) * right + (0.0,) * (problems - right))
+    expected = binomtest(right, problems).proportion_ci(method="wilson")
+    assert found.interval == pytest.approx((expected.low, expected.high), abs=1e-12)
+
+
+def test_answers_to_one_problem_that_agree_are_worth_one():
+    agreeing = Evaluation(1.0, 8, (8, 0, 8, 0, 8, 0), [])
+    single = Evaluation(0.0, 1, (1, 0, 1, 0, 1, 0), [])
+    assert agreeing.accuracy.interval == pytest.approx(single.accuracy.interval)
+    mixed = Evaluation(1.0, 8, (4, 3, 5, 4, 3, 5), [])
+    assert mixed.accuracy.value == single.accuracy.value
+    assert mixed.accuracy.interval[0] > single.accuracy.interval[0]
+
+
+@given(st.integers(1, 7).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n))))
+def test_pass_at_k_is_the_share_of_all_draws_with_a_right_one(case):
+    samples, right, k = case
+    answers = [True] * right + [False] * (samples - right)
+    draws = list(itertools.combinations(answers, k))
+    expected = sum(map(any, draws)) / len(draws)
+    assert Evaluation(1.0, samples, (right,), []).pass_at(k).value == pytest.approx(expected)
+
+
+def test_pass_at_more_than_there_are_is_refused():
+    with pytest.raises(ValueError, match="pass@9 needs at least 9 answers to each problem, and there are 8"):
+        Evaluation(1.0, 8, (3,), []).pass_at(9)
+
+
+def test_mean_entropy_counts_tokens_and_its_interval_counts_answers():
+    found = Entropy((1.0, 3.0), (2, 4))
+    assert found.value == pytest.approx(4 / 6)
+    # Residuals of the ratio: 1 - 2 * 2/3 and 3 - 4 * 2/3, over the mean count of 3, Student's t with 1 degree.
+    error = math.sqrt(2 * ((1 - 4 / 3) ** 2 + (3 - 8 / 3) ** 2) / 1) / 6
+    low, high = found.interval
+    assert (high - low) / 2 == pytest.approx(12.7062 * error, rel=1e-4)
+    assert all(map(math.isnan, Entropy((1.0,), (2,)).interval))
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return load_policy(policy_path())
+
+
+def test_entropies_are_those_of_the_tempered_distributions(policy):
+    model, processor = policy
+    rows = list(load_figures("test", 2))
+    conversations = [conversation_of(row, processor) for row in rows]
+    encoder = PromptEncoder(processor, True)
+    prompts = [encoder.prompt(messages) for messages in conversations]
+    with seeded(0):
+        completions = sample(model, processor, conversations, Sampling(12, 0.7))
+    requests = [Request(index, prompts[index].ids, ids) for index, ids in enumerate(completions)]
+    found = token_entropies(model, prompts, requests, temperature=0.7, max_tokens=1)
+    for prompt, ids, values in zip(prompts, completions, found, strict=True):
+        whole = torch.tensor([[*prompt.ids, *ids]])
+        types = torch.cat([prompt.token_types["mm_token_type_ids"], torch.zeros(len(ids), dtype=torch.int)])
+        with torch.no_grad():
+            logits = model(input_ids=whole, mm_token_type_ids=types[None], **prompt.images).logits[0].double()
+        for position in range(len(ids)):
+            p = (logits[len(prompt.ids) + position - 1] / 0.7).softmax(-1)
+            assert values[position].item() == pytest.approx(-(p * p.log()).sum().item(), abs=1e-4)
+
+
+def test_evaluating_asks_all_problems_as_often_as_said(policy):
+    model, processor = policy
+    data = load_figures("test", 3)
+    seen = []
+
+    def judge(completions, solution, **kwargs):
+        seen.extend(solution)
+        return figures_reward(completions, solution, **kwargs)
+
+    sampling = Sampling(16, 1.0, batch_size=2)
+    found = evaluate(model, processor, data, sampling, samples=3, seed=5, reward_func=judge)
+    assert sorted(seen) == sorted(list(data["solution"]) * 3)
+    assert (found.samples, len(found.right), len(found.answers)) == (3, 3, 9)
+    again = evaluate(model, processor, data, sampling, samples=3, seed=5, reward_func=judge)
+    assert again.answers == found.answers
+    greedy = evaluate(model, processor, data, Sampling(16, 0.0), samples=3, reward_func=judge)
+    assert (greedy.samples, greedy.entropy, len(greedy.answers)) == (1, None, 3)
+    # Entropy is of the first answer to each problem, and content is what the task says.
+    with seeded(5):
+        rows = [data[index] for index in range(3)]
+        first = sample(model, processor, [conversation_of(row, processor) for row in rows[:2]], sampling)
+        first += sample(model, processor, [conversation_of(row, processor) for row in (rows[2], rows[0])], sampling)[:1]
+    overall, content = entropy_of(model, processor, data, first, sampling)
+    assert (overall, content) == (found.entropy, found.content_entropy)
+    kinds = [token_kinds(row, token_texts(processor, ids)) for row, ids in zip(rows, first, strict=True)]
+    assert content.counts == tuple(sum(kind in ("mistake", "decision") for kind in line) for line in kinds)
+    assert overall.counts == tuple(map(len, first))
