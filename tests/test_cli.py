@@ -286,7 +286,7 @@ def test_a_mistake_in_a_process_of_its_own(tmp_path):
         (["explain", "--evidence_clip", "1.5"], "evidence_clip"),
         (["explain", "--from", "./nowhere"], "--from: there is no such folder: ./nowhere"),
         (["credit", "--num_generations", "1"], "at least 2"),
-        (["credit", "--dataset_config", "odd"], "easy, default, long, hard"),
+        (["credit", "--dataset_config", "odd"], "easy, default, long, hard, readings, arithmetic, blank"),
         (["evaluate", "--temperature", "-1"], "must be 0"),
         (["evaluate", "--num_problem", "3"], "unknown option --num_problem; did you mean --num_problems?"),
         (["fly"], "fly"),
@@ -386,19 +386,31 @@ def test_explain_the_rollouts_of_a_run(tmp_path, capsys):
 
 
 def test_credit_measures_and_leaves_numbers_and_a_picture(tmp_path, capsys):
-    arguments = ["--num_prompts=3", "--num_generations=4", "--resamples=20", "--hints", "plain"]
+    arguments = ["--num_prompts=4", "--num_generations=4", "--resamples=20", "--hints", "plain"]
     assert cli.main(["credit", *arguments, "--output_dir", str(tmp_path / "credit")]) == 0
     result = json.loads((tmp_path / "credit" / "credit.json").read_text())
     assert {row["rollouts"] for row in result["rows"]} == {"correct", "wrong"}
     told = {name for name, method in METHODS.items() if method.contexts and method.variants}
     own_rules = {"lowest_reward", "most_common", "own", "mixture", "own_or_mixture"}  # CEPO's
     expected = (told - {"cepo", "distilled_rl"}) | own_rules | {"grpo"}
-    assert {row["rule"] for row in result["rows"]} == expected
+    of_answers = [row for row in result["rows"] if row["content"] == "answer"]
+    assert {row["rule"] for row in of_answers} == expected
+    # Told more than an answer, some rules are read again.
+    for content in ("rollout", "solution"):
+        again = [row for row in result["rows"] if row["content"] == content]
+        assert {row["name"] for row in again} == {
+            *("rlsd", "cepo lowest_reward", "cepo own", "cepo own_or_mixture of 4")
+        }
     for row in result["rows"]:
         for measured in ("auroc", "average_precision", "filler_abs_mean", "wrong_sign"):
             estimate = row[measured]
-            assert estimate["low"] <= estimate["value"] <= estimate["high"]
+            if estimate["value"] is not None and estimate["value"] == estimate["value"]:
+                assert estimate["low"] <= estimate["value"] <= estimate["high"]
+    names = [row["name"] for row in result["following"]]
+    assert {"answer, default", "rollout, plain", "prefix, plain", "suffix, default", "nothing"} < set(names)
+    for row in result["following"]:
+        assert all(row[side]["low"] <= row[side]["accuracy"] <= row[side]["high"] for side in ("right", "wrong"))
     grpo = [row for row in result["rows"] if row["rule"] == "grpo"]
     assert [row["auroc"]["value"] for row in grpo] == [0.5, 0.5]
     assert (tmp_path / "credit" / "credit.png").stat().st_size > 10_000
-    assert "ends with it" in capsys.readouterr().out
+    assert "does the policy follow what it is told" in capsys.readouterr().out

@@ -172,18 +172,24 @@ def test_which_tokens_decide():
         ".",
         "<|im_end|>",
     ]
-    start = ["read", "filler", "read", "read", "filler"]
-    middle = ["filler", "other", "filler", "read", "filler"]
-    of_right, of_wrong, of_other = group_kinds(problem, [right, wrong, right], [True, False, True])
-    assert of_right == [*start, "decisive", "result", *middle, "decisive", "result", "filler", "other"]
-    assert of_wrong == [*start, "decisive", "result", *middle, "result", "result", "filler", "other"]
-    assert of_other == of_right
-    assert "decisive" not in group_kinds(problem, [right, right], [True, True])[0]
+    start = ["decision", "filler", "decision", "decision", "filler"]
+    middle = ["filler", "other", "filler", "decision", "filler"]
+    after = ["decision", "decision", "filler", "other"]
+    of_right, of_wrong, of_other = group_kinds(row, [right, wrong, right], [True, False, True])
+    # The second result is wrong too, but follows rightly from the first one.
+    assert of_right == of_wrong == of_other == [*start, "arithmetic", "decision", *middle, *after]
+    assert "arithmetic" not in group_kinds(row, [right, right], [True, True])[0]
+    misread = [*wrong[:2], " 4", *wrong[3:]]
+    of_right, of_wrong = group_kinds(row, [right, misread], [True, False])
+    assert of_right == of_wrong == ["decision", "filler", "reading", "decision", *start[4:], *of_right[5:]]
+    assert "arithmetic" not in of_wrong
+    # A rollout without a verdict is not judged, and says nothing of others.
+    assert set(group_kinds(row, [right, wrong], [True, None])[0]) == {"decision", "filler", "other"}
     assert filler_tokens(problem, right)[:5] == [False, True, False, False, True]
 
 
 def test_a_token_may_hold_a_whole_number():
-    problem = problem_of({"start": 60, "labels": [58], "angles": [62], "prompt": [{"content": ""}]})
+    row = {"start": 60, "labels": [58], "angles": [62], "prompt": [{"content": ""}]}
     right, wrong = (["From ", "60", " and", " 58", " comes", f" {result}", "."] for result in (62, 63))
-    for kinds in group_kinds(problem, [right, wrong], [True, False]):
-        assert kinds == ["filler", "read", "filler", "read", "filler", "decisive", "filler"]
+    for kinds in group_kinds(row, [right, wrong], [True, False]):
+        assert kinds == ["filler", "decision", "filler", "decision", "filler", "arithmetic", "filler"]

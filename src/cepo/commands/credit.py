@@ -8,34 +8,59 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from trl.rewards import accuracy_reward
 
 from ..data.loading import load_policy, load_split
-from ..data.sampling import Sampling, sample, sampled_groups, seeded
+from ..data.sampling import Sampling, sampled_groups, seeded
+from ..inspection.following import Answered, Told, following
 from ..inspection.inspect import Inspected, Variant, all_variants, inspect_with
 from ..inspection.quality import Estimate, Tokens, concatenated, measure
 from ..inspection.quality_picture import draw_credit_quality
+from ..methods.cscr import HINT_TEMPLATE as CSCR_HINT
+from ..methods.cscr import SAID_RIGHT, SAID_WRONG
 from ..methods.options import MethodOptions
-from ..references.answers import final_answer, same_answer
-from ..references.choosing import choose_references
-from ..references.groups import Group
-from ..references.hints import DEFAULT_HINT_TEMPLATE, add_hint, fill_hint
-from ..scoring.prompts import text_of, token_texts
+from ..methods.rlcsd import HINT_TEMPLATE as RLCSD_HINT
+from ..methods.rlcsd import asserted
+from ..references.groups import Attempt, Group
+from ..references.hints import DEFAULT_HINT_TEMPLATE, SOLUTION_HINT_TEMPLATE
+from ..scoring.prompts import cut_text, token_texts
 from ..tasks.figures import NAME as FIGURES
-from ..tasks.figures import PLAIN_HINT_TEMPLATE, TokenKind, group_kinds, policy_path, problem_of
+from ..tasks.figures import (
+    PLAIN_HINT_TEMPLATE,
+    VARIANTS,
+    GroupKind,
+    figures_reward,
+    group_kinds,
+    policy_path,
+)
 from . import quiet_libraries
 from .options import add_credit, add_model, add_sampling, credit_options, make_command_parser, positive
 
-HINTS = {"default": DEFAULT_HINT_TEMPLATE, "plain": PLAIN_HINT_TEMPLATE}
+# Wordings of the hint: for an answer, and for a text.
+HINTS = {
+    "default": (DEFAULT_HINT_TEMPLATE, DEFAULT_HINT_TEMPLATE),
+    "plain": (PLAIN_HINT_TEMPLATE, SOLUTION_HINT_TEMPLATE),
+}
+# What stands in the hint, for the right side and for the wrong one.
+CONTENTS = {
+    "answer": ("answer", "answer"),
+    "rollout": ("rollout", "rollout"),
+    "solution": ("solution", "rollout"),
+}
 CREDIT = ("evidence_clip",)
 MIXTURES = (2, 4)
 _CHUNK = 20  # groups that are read at a time
 MEASURES = ("auroc", "average_precision", "filler_abs_mean", "wrong_sign", "clipped")
+# Mistakes of either kind together, and each by itself.
+MISTAKES: dict[str, tuple[GroupKind, ...]] = {
+    "": ("reading", "arithmetic"),
+    "reading": ("reading",),
+    "arithmetic": ("arithmetic",),
+}
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -44,15 +69,14 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add_model(parser)
     data = parser.add_argument_group("data")
-    data.add_argument(
-        "--dataset_config", default="default", help="variant of the figures task: easy, default, long, hard"
-    )
+    data.add_argument("--dataset_config", default="default", help=f"variant of the figures task: {', '.join(VARIANTS)}")
     data.add_argument("--num_prompts", type=positive, default=200, help="prompts to sample rollouts of")
     sampling = add_sampling(parser, batch_size=128)
     sampling.add_argument("--num_generations", type=positive, default=8, help="rollouts of a prompt")
     add_credit(parser, *CREDIT)
     add = parser.add_argument_group("output").add_argument
     add("--hints", nargs="+", choices=list(HINTS), default=list(HINTS), help="wordings of the hint")
+    add("--contents", nargs="+", choices=list(CONTENTS), default=list(CONTENTS), help="what hints tell")
     add("--method", default=None, help="a method of your own to measure beside ours: package.module:name")
     add("--resamples", type=positive, default=1000, help="bootstrap samples for the intervals")
     add("--output_dir", type=Path, default=Path("credit"), help="where credit.json, credit.md and credit.png go")
@@ -79,55 +103,54 @@ def _measure(options, model, processing_class, rows: list[dict[str, Any]], conso
     started = time.monotonic()
     sampling = Sampling(options.max_completion_length, options.temperature, batch_size=options.batch_size)
     with seeded(options.seed), console.status("sampling rollouts"):
-        groups = sampled_groups(model, processing_class, rows, options.num_generations, sampling, accuracy_reward)
-    kinds = [
-        group_kinds(
-            problem_of(row),
-            [token_texts(processing_class, rollout.ids) for rollout in group.rollouts],
-            [attempt.correct for attempt in group.attempts],
-        )
-        for row, group in zip(rows, groups, strict=True)
-    ]
+        sampled = sampled_groups(model, processing_class, rows, options.num_generations, sampling, figures_reward)
     # Without right and wrong rollouts in it, a group has no advantage to place.
-    mixed = [i for i, group in enumerate(groups) if any(rollout.advantage for rollout in group.rollouts)]
+    groups = [group for group in sampled if any(rollout.advantage for rollout in group.rollouts)]
     console.print(
-        f"{len(groups)} groups of {options.num_generations}, {len(mixed)} of them with right and wrong rollouts "
+        f"{len(sampled)} groups of {options.num_generations}, {len(groups)} of them with right and wrong rollouts "
         f"({time.monotonic() - started:.0f} s)",
         highlight=False,
     )
-    if not mixed:
+    if not groups:
         console.print("Nothing to measure: no group has both right and wrong rollouts.")
         return 1
+    kinds = [
+        group_kinds(
+            group.row,
+            [token_texts(processing_class, rollout.ids) for rollout in group.rollouts],
+            [attempt.correct for attempt in group.attempts],
+        )
+        for group in groups
+    ]
     results: list[dict[str, Any]] = []
-    followed = {}
-    for wording in options.hints:
-        variants = _variants(options, HINTS[wording])
-        with console.status(f"reading the rollouts again, {wording} hint"):
-            inspected = _inspect(options, model, processing_class, [groups[i] for i in mixed], variants)
-        results += _rows(options, wording, variants, [groups[i] for i in mixed], [kinds[i] for i in mixed], inspected)
-        with console.status(f"does the policy follow the hint? {wording} hint"), seeded(options.seed):
-            followed[wording] = _followed(model, processing_class, [groups[i] for i in mixed], HINTS[wording], sampling)
-        # A file is as wide as it needs to be.
-        page = console if console.is_terminal else Console(file=console.file, width=170)
-        page.print(_table(wording, [row for row in results if row["hint"] == wording]))
-        told = ", ".join(f"{name} {share:.1%}" for name, share in followed[wording].items())
-        console.print(f"the policy, told an answer, ends with it: {told}", highlight=False)
+    # A file is as wide as it needs to be.
+    page = console if console.is_terminal else Console(file=console.file, width=170)
+    for content, wording in ((content, wording) for content in options.contents for wording in options.hints):
+        variants = _variants(options, content, wording, first=not results)
+        with console.status(f"reading the rollouts again, told {content}, {wording} hint"):
+            inspected = _inspect(options, model, processing_class, groups, variants)
+        own = _rows(options, content, wording, variants, groups, kinds, inspected)
+        results += own
+        page.print(_table(f"told: {content}, {wording} hint", own))
+    with console.status("does the policy follow hints?"), seeded(options.seed):
+        followed = following(model, processing_class, groups, _told(processing_class), sampling, figures_reward)
+    page.print(_following_table(followed))
     options.output_dir.mkdir(parents=True, exist_ok=True)
     result = {
         "model": options.model_name_or_path or "shipped",
         "dataset_config": options.dataset_config,
-        "groups": len(groups),
-        "groups_with_advantage": len(mixed),
+        "groups": len(sampled),
+        "groups_with_advantage": len(groups),
         "num_generations": options.num_generations,
         "seed": options.seed,
         "evidence_clip": MethodOptions(**credit_options(options, *CREDIT)).evidence_clip,
         "hints": {wording: HINTS[wording] for wording in options.hints},
-        "ends_with_the_answer_told": followed,
+        "following": followed,
         "seconds": round(time.monotonic() - started, 1),
         "rows": results,
     }
     (options.output_dir / "credit.json").write_text(json.dumps(result, indent=1) + "\n")
-    (options.output_dir / "credit.md").write_text(_markdown(results))
+    (options.output_dir / "credit.md").write_text(_markdown(results, followed))
     draw_credit_quality(results, options.output_dir / "credit.png")
     console.print(
         f"{result['seconds']:.0f} s; credit.json, credit.md and credit.png are in {options.output_dir}", highlight=False
@@ -135,12 +158,71 @@ def _measure(options, model, processing_class, rows: list[dict[str, Any]], conso
     return 0
 
 
-def _variants(options: argparse.Namespace, hint: str) -> list[Variant]:
-    """Every method that asks teachers, and GRPO, told in one wording where the method's own is the house's."""
-    given = {**credit_options(options, *CREDIT), **({} if options.method is None else {"method": options.method})}
+def _told(processing_class: Any) -> list[Told]:
+    """Everything that a method's hint may tell, in the wordings that there are."""
+
+    def part(name: Literal["prefix", "suffix"], attempt: Attempt) -> str:
+        return cut_text(processing_class, attempt.text, name, MethodOptions(method="cepo").content_tokens or 64)
+
+    def answer(group: Group, attempt: Attempt) -> str:  # noqa: ARG001
+        return attempt.answer or ""
+
+    def rollout(group: Group, attempt: Attempt) -> str:  # noqa: ARG001
+        return attempt.text
+
+    def solution(group: Group, attempt: Attempt) -> str:
+        return group.solution if attempt.correct else attempt.text
+
+    def prefix(group: Group, attempt: Attempt) -> str:  # noqa: ARG001
+        return part("prefix", attempt)
+
+    def suffix(group: Group, attempt: Attempt) -> str:  # noqa: ARG001
+        return part("suffix", attempt)
+
+    told = []
+    for wording, (of_answer, of_text) in HINTS.items():
+        told += [
+            Told(f"answer, {wording}", of_answer, answer),
+            Told(f"rollout, {wording}", of_text, rollout),
+            Told(f"solution or wrong rollout, {wording}", of_text, solution),
+            Told(f"prefix, {wording}", of_text, prefix, Answered.begins_alike),
+            Told(f"suffix, {wording}", of_text, suffix),
+        ]
     return [
-        variant if variant.options.hint_template != DEFAULT_HINT_TEMPLATE else variant.with_options(hint_template=hint)
-        for variant in all_variants(given, mixtures=MIXTURES)
+        *told,
+        Told("rollout said to be right (rlcsd)", RLCSD_HINT, lambda group, a: asserted(a.text, a.answer or "")),  # noqa: ARG005
+        Told(
+            "that it is right, or wrong (cscr)",
+            CSCR_HINT,
+            lambda group, attempt: SAID_RIGHT if attempt.correct else SAID_WRONG,  # noqa: ARG005
+            Answered.turns_out_alike,
+        ),
+        Told("nothing", "{answer}", lambda group, attempt: "", Answered.turns_out_alike),  # noqa: ARG005
+    ]
+
+
+def _variants(options: argparse.Namespace, content: str, wording: str, *, first: bool) -> list[Variant]:
+    """What is read: every method at first, those with a choice of hint afterwards, and with texts some of CEPO's rules.
+
+    A method whose hint has a wording of its own keeps it, and is not read again.
+    """
+    given = {**credit_options(options, *CREDIT), **({} if options.method is None else {"method": options.method})}
+    everyone = all_variants(given, mixtures=MIXTURES)
+    house = [variant for variant in everyone if variant.options.hint_template == DEFAULT_HINT_TEMPLATE]
+    of_answer, of_text = HINTS[wording]
+    if content == "answer":
+        worded = {variant: variant.with_options(hint_template=of_answer) for variant in house}
+        return [worded.get(variant, variant) for variant in everyone if first or variant in worded]
+    positive, negative = CONTENTS[content]
+    chosen = [v for v in house if v.method.name == "rlsd" or v.rule in ("lowest_reward", "own", "own_or_mixture")]
+    return [
+        variant.with_options(
+            hint_template=of_text,
+            positive_content=positive,
+            **({} if variant.rule is None else {"negative_content": negative}),
+        )
+        for variant in chosen
+        if "of 2" not in variant.name
     ]
 
 
@@ -165,15 +247,16 @@ class _One:
     group: int
     correct: bool
     inspected: Inspected
-    kinds: list[TokenKind]
+    kinds: list[GroupKind]
 
 
 def _rows(
     options: argparse.Namespace,
+    content: str,
     wording: str,
     variants: list[Variant],
     groups: list[Group],
-    kinds: list[list[list[TokenKind]]],
+    kinds: list[list[list[GroupKind]]],
     inspected: list[list[Inspected]],
 ) -> list[dict[str, Any]]:
     everyone = [
@@ -187,16 +270,17 @@ def _rows(
         for name, correct in (("correct", True), ("wrong", False)):
             chosen = [one for one in everyone if one.correct == correct]
             credit = [one.inspected.credit[variant] for one in chosen]
-            estimates = {
-                found: measure(
-                    concatenated([_tokens(one, variant, found) for one in chosen]),
+            found: dict[str, dict[str, Estimate]] = {
+                name: measure(
+                    concatenated([_tokens(one, variant, sought) for one in chosen]),
                     resamples=options.resamples,
                     seed=options.seed,
                 )
-                for found in ("decisive", "result", "read")
+                for name, sought in {**MISTAKES, "decision": ("decision",)}.items()
             }
             rows.append(
                 {
+                    "content": content,
                     "hint": wording,
                     "method": variant.method.name,
                     "rule": variant.rule or variant.method.name,
@@ -210,22 +294,25 @@ def _rows(
                     # Teacher passes over a rollout, P_S included; told one answer alone it would be 1.
                     "contexts": fmean(len(one.contexts) for one in credit),
                     "fallback": fmean(one.references.fallback is not None for one in credit),
-                    **{measured: _listed(estimates["decisive"][measured]) for measured in MEASURES},
-                    "auroc_other_results": _listed(estimates["result"]["auroc"]),
-                    "auroc_values_read": _listed(estimates["read"]["auroc"]),
+                    **{measured: _listed(found[""][measured]) for measured in MEASURES},
+                    **{
+                        kind: {name: _listed(found[kind][name]) for name in ("auroc", "wrong_sign")}
+                        for kind in ("reading", "arithmetic")
+                    },
+                    "auroc_nobody_wrong": _listed(found["decision"]["auroc"]),
                 }
             )
     return rows
 
 
-def _tokens(one: _One, variant: Variant, found: TokenKind) -> Tokens:
+def _tokens(one: _One, variant: Variant, sought: tuple[GroupKind, ...]) -> Tokens:
     """The tokens of one rollout that are to be found, and its filler."""
-    counted = np.array([kind in (found, "filler") for kind in one.kinds], dtype=bool)
+    counted = np.array([kind in (*sought, "filler") for kind in one.kinds], dtype=bool)
     credit = one.inspected.credit[variant]
     return Tokens(
         credit.evidence.double().numpy()[counted],
         credit.at_bound.numpy()[counted],
-        np.array([kind == found for kind in one.kinds], dtype=bool)[counted],
+        np.array([kind in sought for kind in one.kinds], dtype=bool)[counted],
         1 if one.correct else -1,
         np.full(int(counted.sum()), one.group),
     )
@@ -235,35 +322,18 @@ def _listed(estimate: Estimate) -> dict[str, float]:
     return {"value": estimate.value, "low": estimate.low, "high": estimate.high}
 
 
-def _followed(model, processing_class, groups: list[Group], hint: str, sampling: Sampling) -> dict[str, float]:
-    """Share of answers, sampled under a hint, that end with the answer that the hint names."""
-    told: dict[str, list[tuple[Any, str]]] = {"r+": [], "r-": []}
-    for group in groups:
-        reference = choose_references(group.attempts, group.solution, rule="most_common")[0]
-        told["r+"].append((group.messages, reference.positive))
-        told["r-"] += [(group.messages, answer) for answer in reference.negatives]
-    shares = {}
-    for name, cases in told.items():
-        conversations = [add_hint(messages, fill_hint(hint, answer)) for messages, answer in cases]
-        texts = [text_of(processing_class, ids) for ids in sample(model, processing_class, conversations, sampling)]
-        answers = [final_answer(text) for text in texts]
-        shares[name] = (
-            fmean(
-                given is not None and same_answer(given, answer)
-                for given, (_, answer) in zip(answers, cases, strict=True)
-            )
-            if cases
-            else float("nan")
-        )
-    return shares
-
-
-_HEADS = ("rule", "rollouts", "AUROC", "average precision", "filler, nats", "wrong sign", "clipped", "contexts")
+_HEADS = (
+    *("rule", "rollouts", "AUROC", "of readings", "of arithmetic", "filler, nats"),
+    *("wrong sign, readings", "wrong sign, arithmetic", "contexts"),
+)
 
 
 def _cells(row: dict[str, Any]) -> list[str]:
-    numbers = [_interval(row[name], ".1%" if name in ("wrong_sign", "clipped") else ".3f") for name in MEASURES]
-    return [row["name"], row["rollouts"], *numbers, f"{row['contexts']:.1f}"]
+    reading, arithmetic = row["reading"], row["arithmetic"]
+    aurocs = [_interval(one, ".3f") for one in (row["auroc"], reading["auroc"], arithmetic["auroc"])]
+    signs = [_interval(one["wrong_sign"], ".1%") for one in (reading, arithmetic)]
+    filler = _interval(row["filler_abs_mean"], ".3f")
+    return [row["name"], row["rollouts"], *aurocs, filler, *signs, f"{row['contexts']:.1f}"]
 
 
 def _interval(estimate: dict[str, float], form: str) -> str:
@@ -271,8 +341,8 @@ def _interval(estimate: dict[str, float], form: str) -> str:
     return f"{value} [{low}, {high}]"
 
 
-def _table(wording: str, rows: list[dict[str, Any]]) -> Table:
-    table = Table(title=f"evidence at decisive tokens against filler, {wording} hint, 95 % intervals")
+def _table(title: str, rows: list[dict[str, Any]]) -> Table:
+    table = Table(title=f"evidence at mistakes against filler; {title}; 95 % intervals")
     for head in _HEADS:
         table.add_column(head, justify="left" if head in ("rule", "rollouts") else "right")
     for row in rows:
@@ -280,10 +350,32 @@ def _table(wording: str, rows: list[dict[str, Any]]) -> Table:
     return table
 
 
-def _markdown(rows: list[dict[str, Any]]) -> str:
+_FOLLOWING_HEADS = ("told", "right one followed", "wrong one followed")
+
+
+def _following_cells(row: dict[str, Any]) -> list[str]:
+    return [row["name"], *("" if row[s] is None else _percent(row[s]) for s in ("right", "wrong"))]
+
+
+def _percent(found: dict[str, Any]) -> str:
+    return f"{found['accuracy']:.1%} [{found['low']:.1%}, {found['high']:.1%}]"
+
+
+def _following_table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(title="does the policy follow what it is told? 95 % intervals")
+    for head in _FOLLOWING_HEADS:
+        table.add_column(head, justify="left" if head == "told" else "right")
+    for row in rows:
+        table.add_row(*_following_cells(row))
+    return table
+
+
+def _markdown(rows: list[dict[str, Any]], followed: list[dict[str, Any]]) -> str:
     lines = []
-    for wording in dict.fromkeys(row["hint"] for row in rows):
-        lines += [f"{wording} hint", "", f"| {' | '.join(_HEADS)} |", f"|{'---|' * len(_HEADS)}"]
-        lines += [f"| {' | '.join(_cells(row))} |" for row in rows if row["hint"] == wording]
-        lines.append("")
-    return "\n".join(lines)
+    for content, wording in dict.fromkeys((row["content"], row["hint"]) for row in rows):
+        lines += [f"told: {content}, {wording} hint", "", f"| {' | '.join(_HEADS)} |", f"|{'---|' * len(_HEADS)}"]
+        own = [row for row in rows if (row["content"], row["hint"]) == (content, wording)]
+        lines += [f"| {' | '.join(_cells(row))} |" for row in own] + [""]
+    lines += [f"| {' | '.join(_FOLLOWING_HEADS)} |", f"|{'---|' * len(_FOLLOWING_HEADS)}"]
+    lines += [f"| {' | '.join(_following_cells(row))} |" for row in followed]
+    return "\n".join(lines) + "\n"

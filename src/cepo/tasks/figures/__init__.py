@@ -6,10 +6,10 @@ from typing import Any
 import yaml
 
 from ...data.embedded import EmbeddedDataset, register_dataset
+from . import oracle  # noqa: F401  the method registers itself
 from .beliefs import Case, cases_of
 from .data import LEARNED_HINTS, PLAIN_HINT_TEMPLATE, load_figures, problem_of
-from .labels import TokenKind, group_kinds
-from .oracle import figures_labels, first_error
+from .labels import GroupKind, figures_labels, first_error, group_kinds
 from .problem import Problem, make_problem
 from .solutions import Annotation, Span, annotate, filler_tokens, token_spans
 from .verifier import figures_reward
@@ -19,9 +19,9 @@ __all__ = [
     "PLAIN_HINT_TEMPLATE",
     "Annotation",
     "Case",
+    "GroupKind",
     "Problem",
     "Span",
-    "TokenKind",
     "annotate",
     "cases_of",
     "figures_labels",
