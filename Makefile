@@ -4,7 +4,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train evaluate test test-slow credit comparison bench bench-quick docs lint format policy clean
+.PHONY: help setup train evaluate test test-slow credit gradients ceiling comparison bench bench-quick docs lint format policy clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -34,6 +34,12 @@ test-slow: $(READY)  ## the tests that take longer: two processes, a whole run f
 credit: $(READY)  ## how well each method finds the tokens that decide: docs/credit.md's numbers, into credit/
 	$(VENV)/bin/cepo credit
 
+gradients: $(READY)  ## how near each placement comes to the true gradient: docs/gradients.md's numbers, into gradients/
+	$(VENV)/bin/cepo gradients --config docs/gradients.yaml
+
+ceiling: $(READY)  ## what the shipped policy reaches when it is taught right solutions (minutes)
+	$(VENV)/bin/python scripts/figures_ceiling.py
+
 comparison: $(READY)  ## the methods side by side: docs/comparison.md's runs, hours; goes on where it was stopped
 	$(VENV)/bin/cepo compare --config docs/comparison.yaml --output_dir comparison
 	$(VENV)/bin/cepo compare --config docs/comparison-rlsd.yaml --output_dir comparison-rlsd
@@ -61,4 +67,4 @@ policy: $(READY)  ## make the shipped policy anew (an hour)
 	$(VENV)/bin/python scripts/make_figures_policy.py --output_dir src/cepo/tasks/figures/policy
 
 clean:  ## remove the environment and what runs left
-	rm -rf $(VENV) cepo-figures credit explain.html build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) cepo-figures credit gradients explain.html build .pytest_cache .mypy_cache .ruff_cache
