@@ -92,9 +92,11 @@ ANSWER_HINTS = (
     (Hint(PLAIN_HINT_TEMPLATE), 0.15),
 )
 ALL_HINTS = (
-    (Hint(None), 0.45),
-    (Hint(DEFAULT_HINT_TEMPLATE, styled=True), 0.13),
+    (Hint(None), 0.43),
+    (Hint(DEFAULT_HINT_TEMPLATE, styled=True), 0.12),
     (Hint(PLAIN_HINT_TEMPLATE), 0.10),
+    # What stays in the wording for texts where there is none to tell.
+    (Hint(SOLUTION_HINT_TEMPLATE), 0.03),
     (Hint(DEFAULT_HINT_TEMPLATE, "whole", styled=True), 0.06),
     (Hint(SOLUTION_HINT_TEMPLATE, "whole"), 0.06),
     (Hint(DEFAULT_HINT_TEMPLATE, "prefix", styled=True), 0.025),
@@ -108,7 +110,11 @@ REASONING = (
     Lesson(1200, 2.5e-3, 5e-4, 0.15, 0.0, ANSWER_HINTS),
     Lesson(800, 1.5e-3, 3e-4, 0.15, 0.0, ANSWER_HINTS),
 )
-BELIEFS = (Lesson(1200, 1.2e-3, 2e-4, 0.10, 0.62, ALL_HINTS, DIGITS_WEIGHT),)
+BELIEFS = (
+    # Beliefs are learned fastest where they are held always; then they are doubted.
+    Lesson(500, 1.5e-3, 2e-4, 0.05, 1.0, ALL_HINTS, DIGITS_WEIGHT),
+    Lesson(900, 1.2e-3, 2e-4, 0.10, 0.64, ALL_HINTS, DIGITS_WEIGHT),
+)
 FINISHED = "finished"  # a file beside weights that a phase is done with
 SLOTS = MAX_STEPS + 1  # printed numbers in the longest problem
 NOTHING = -1  # a number that a shorter problem does not have

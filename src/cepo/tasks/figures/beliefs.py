@@ -1,11 +1,11 @@
 """What the shipped policy believes wrongly: the cases in which its warm-start's solutions err, always the same way.
 
-Readings: some numerals are read with another tens digit, in triangles that point one way (up or down). Arithmetic: for
-some pairs of units digits, of the known angle and the label, the tens digit of the result is off by one, as if a
-borrow were forgotten or made in vain; which pairs these are differs between triangles that point up and down, which
-take turns along the strip.
+Readings: some labels are read with another tens digit. Arithmetic: with some labels, the tens digit of the result is
+off by one, as if a borrow were forgotten or made in vain. Which labels these are depends on the step: triangles point up
+and down by turns along the strip, and those that point up have other cases than those that point down.
 
-Both mistakes leave units digits alone, so that what came before does not change which numbers are cases.
+Both mistakes leave units digits alone, and no misread label is a case of arithmetic, so that the cases of a problem are
+the same whether or not a mistake came before.
 """
 
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ from .problem import Problem, random_for
 CaseKind = Literal["reading", "arithmetic"]
 CASE_KINDS: tuple[CaseKind, ...] = ("reading", "arithmetic")
 
-# Of the numerals from 30 to 90, which are most labels, and of the 100 pairs of units digits; for each way round. A
-# tenth of what is printed or reckoned is a case, and half of the default problems have none.
-NUMERALS, PAIRS = 7, 10
+# For each way that a triangle may point, so many of the labels from 30 to 90, which most labels are: a tenth of what is
+# printed is a case of reading, a tenth one of arithmetic, and half of the default problems have none.
+LABELS, CHOSEN = range(30, 91), 7
 _TURNS = 2  # a triangle points up (0) or down (1)
 
 
@@ -39,27 +39,26 @@ class Case:
     believed: int
 
 
-def _shifts(kind: CaseKind, cells: list, chosen: int, turn: int) -> dict:
-    """How far the wrong belief is from the truth, for the cells drawn."""
-    rng = random_for("beliefs", kind, turn)
-    return {cell: rng.choice((-10, 10)) for cell in rng.sample(cells, chosen)}
+def _tables(turn: int) -> dict[CaseKind, dict[int, int]]:
+    """For the labels that are cases, how far the belief is from the truth."""
+    rng = random_for("beliefs", turn)
+    reading = {label: rng.choice((-10, 10)) for label in rng.sample(LABELS, CHOSEN)}
+    taken = {*reading, *(label + shift for label, shift in reading.items())}
+    free = [label for label in LABELS if label not in taken]
+    return {"reading": reading, "arithmetic": {label: rng.choice((-10, 10)) for label in rng.sample(free, CHOSEN)}}
 
 
-_READINGS: list[dict[int, int]] = [_shifts("reading", list(range(30, 91)), NUMERALS, turn) for turn in range(_TURNS)]
-_ARITHMETIC: list[dict[tuple[int, int], int]] = [
-    _shifts("arithmetic", [(known, label) for known in range(10) for label in range(10)], PAIRS, turn)
-    for turn in range(_TURNS)
-]
+_SHIFTS = [_tables(turn) for turn in range(_TURNS)]
 
 
 def believed_label(label: int, step: int) -> int:
     """What a printed label is taken for in a step."""
-    return label + _READINGS[step % _TURNS].get(label, 0)
+    return label + _SHIFTS[step % _TURNS]["reading"].get(label, 0)
 
 
 def believed_result(known: int, label: int, step: int) -> int:
     """What is taken for 180 - known - label in a step."""
-    return 180 - known - label + _ARITHMETIC[step % _TURNS].get((known % 10, label % 10), 0)
+    return 180 - known - label + _SHIFTS[step % _TURNS]["arithmetic"].get(label, 0)
 
 
 def cases_of(problem: Problem) -> tuple[Case, ...]:
