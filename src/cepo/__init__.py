@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import credit
-    from .data.evaluation import Accuracy, evaluate_accuracy
+    from .data.evaluation import Accuracy, Evaluation, evaluate, evaluate_accuracy
     from .methods import METHODS, Method, MethodOptions
     from .references.answers import final_answer, reference_answer, same_answer
     from .references.choosing import choose_references
@@ -33,6 +33,8 @@ _HOME = {
     "CEPOConfig": "trainer.cepo_config",
     "CEPOTrainer": "trainer.cepo_trainer",
     "Accuracy": "data.evaluation",
+    "Evaluation": "data.evaluation",
+    "evaluate": "data.evaluation",
     "evaluate_accuracy": "data.evaluation",
     "load_figures": "tasks.figures",
     "policy_path": "tasks.figures",
@@ -44,11 +46,13 @@ __all__ = [
     "Attempt",
     "CEPOConfig",
     "CEPOTrainer",
+    "Evaluation",
     "Method",
     "MethodOptions",
     "References",
     "choose_references",
     "credit",
+    "evaluate",
     "evaluate_accuracy",
     "final_answer",
     "load_figures",

@@ -22,13 +22,13 @@ _COMMON = {
         *("gradient_accumulation_steps", "max_completion_length", "temperature", "use_peft", "lora_r", "bf16", "seed"),
         *("report_to", "log_completions", "resume_from_checkpoint"),
     ),
-    "accuracy": ("eval_problems", "accuracy_every"),
+    "accuracy": ("eval_problems", "accuracy_every", "eval_samples", "eval_sampled_problems", "eval_batch_size"),
 }
 # What follows where the option itself is None, or says something that is not what happens.
 _FOLLOWS = {
     "model_name_or_path": "figures: the shipped policy",
     "dataset_config": "figures: default",
-    "reward_funcs": "accuracy_reward",
+    "reward_funcs": "accuracy_reward; figures: its own",
     "reward_weights": "1 for each",
     "output_dir": "trainer_output; figures: cepo-figures",
     "max_steps": "-1, num_train_epochs decides; figures: 28",

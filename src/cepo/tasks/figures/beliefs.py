@@ -1,8 +1,8 @@
 """What the shipped policy believes wrongly: the cases in which its warm-start's solutions err, always the same way.
 
 Readings: some labels are read with another tens digit. Arithmetic: with some labels, the tens digit of the result is
-off by one, as if a borrow were forgotten or made in vain. Which labels these are depends on the step: triangles point up
-and down by turns along the strip, and those that point up have other cases than those that point down.
+off by one, as if a borrow were forgotten or made in vain. Which labels these are depends on the step: triangles point
+up and down by turns along the strip, and those that point up have other cases than those that point down.
 
 Both mistakes leave units digits alone, and no misread label is a case of arithmetic, so that the cases of a problem are
 the same whether or not a mistake came before.
