@@ -287,7 +287,7 @@ def test_a_mistake_in_a_process_of_its_own(tmp_path):
         (["explain", "--from", "./nowhere"], "--from: there is no such folder: ./nowhere"),
         (["credit", "--num_generations", "1"], "at least 2"),
         (["credit", "--dataset_config", "odd"], "easy, default, long, hard, readings, arithmetic, blank"),
-        (["evaluate", "--temperature", "-1"], "must be 0"),
+        (["evaluate", "--temperatures", "1,-1"], "must be 0"),
         (["evaluate", "--num_problem", "3"], "unknown option --num_problem; did you mean --num_problems?"),
         (["fly"], "fly"),
     ],

@@ -95,7 +95,7 @@ def test_gradients_are_those_of_plain_loops(model, tokenizer, groups):
     assert not torch.allclose(found.placements[0], found.placements[2])
     # The truth: rewards against the mean of the others, 1 - 0, 0 - 1/2 and 0 - 1/2.
     assert leave_one_out(groups).tolist() == [1.0, -0.5, -0.5, 0.0, 0.0]
-    expected = check(leave_one_out(groups).unsqueeze(-1) * mask) / mask.sum()
+    expected = check(leave_one_out(groups).unsqueeze(-1) * mask) / len(mask)
     assert found.truth.double() == pytest.approx(expected, abs=2e-5 * expected.abs().max().item())
     # Kinds of tokens cut GRPO's gradient into parts.
     assert len(found.parts) == len(part_names()) == 8
@@ -133,7 +133,7 @@ def test_distillation_goes_down_its_divergence(model, tokenizer, groups):
     assert not torch.allclose(gradient, found.placements[2])
 
 
-SMALL = ["--num_batches=4", "--num_prompts=2", "--num_generations=4", "--max_completion_length=100", "--resamples=20"]
+SMALL = ["--num_batches=4", "--num_prompts=2", "--num_generations=4", "--max_completion_length=100"]
 
 
 def test_the_command_leaves_a_table_a_picture_and_numbers(tmp_path, capsys):
@@ -147,8 +147,12 @@ def test_the_command_leaves_a_table_a_picture_and_numbers(tmp_path, capsys):
     assert cli.main(arguments) == 0
     result = json.loads((folder / "gradients.json").read_text())
     assert [row["name"] for row in result["rows"]] == ["grpo", "control", "cepo paper", "mistakes"]
-    for measure in ("alignment", "adam", "norm"):
-        assert result["rows"][0][measure]["value"] == 1.0
+    for row in result["rows"]:
+        assert row["norm"]["low"] <= row["norm"]["value"] <= row["norm"]["high"]
+        # Few batches: GRPO's own alignment may not be told from none, and then nothing is a ratio to it.
+        known = result["rows"][0]["absolute"]["alignment"]["low"] > 0
+        assert (row["alignment"]["value"] is not None) == known
+    assert result["rows"][0]["norm"]["value"] == 1.0
     assert result["placements"]["cepo paper"]["negative_reference"] == "lowest_reward"
     assert sum(part["signal"]["value"] for part in result["parts"]) == pytest.approx(1, rel=1e-3)
     assert (folder / "gradients.png").read_bytes().startswith(b"\x89PNG")
@@ -183,6 +187,8 @@ def test_mistakes_are_named(arguments, said, capsys):
         ("placements: {one: {method: grpo, evidence_clip: 0.5}}", "placement 'one': method='grpo' does not read"),
         ("placements: {one: {lambda: 0.5}}", "placement 'one': "),
         ("placements: {one: {preset: nonesuch}}", "placement 'one': unknown preset"),
+        ("placements: {grpo: {negative_advantage_weight: 0.5}}", "placement 'grpo': that is what all are held against"),
+        ("placements: {one: {method: opsd, negative_advantage_weight: 0.5}}", "opsd does not read negative_advantage"),
     ],
 )
 def test_mistakes_in_the_file_are_named(text, said, tmp_path, capsys):

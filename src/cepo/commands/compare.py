@@ -13,7 +13,18 @@ from rich.console import Console
 from ..compare.arms import CONFIG_KEYS, Arm, Differences, check_arms, grouped, read_arms, read_config, read_tuning
 from ..compare.jobs import BusyError, Job, job_of, locked, run_all, stopped_by_signals
 from ..compare.report import comparison_table, draw_comparison
-from ..compare.statistics import MEASURES, REFERENCE, TEMPERED, Run, load_run, mean_curves, summarise, table
+from ..compare.statistics import (
+    MEASURES,
+    REFERENCE,
+    TEMPERED,
+    Run,
+    differences_to,
+    load_run,
+    mean_curves,
+    percent,
+    summarise,
+    table,
+)
 from ..compare.tempered import tempered_runs
 from ..compare.tuning import Tried, Tuning, rate_note, tune
 from ..methods.registry import METHODS
@@ -164,9 +175,11 @@ def _add_tempered(plan: Plan, arms: list[Arm], runs: dict[str, list[Run]], conso
     with console.status(TEMPERED) as status:
         found = tempered_runs(runs[REFERENCE], options, plan.folder, status.update)
     if found is None:
-        return ["No arm tempered: GRPO's entropy was not measured (eval_samples is 0)."]
+        return ["No arm tempered: GRPO's entropy was not measured in all of its runs (eval_samples)."]
     runs[TEMPERED], note = found
-    return [note]
+    ahead = differences_to(runs[TEMPERED], {name: its for name, its in runs.items() if name != TEMPERED})
+    listed = "; ".join(f"{name} {percent(difference, signed=True)}" for name, difference in ahead.items())
+    return [note, f"Sampled accuracy, points ahead of tempered, paired by seed: {listed}."]
 
 
 # Reporting ------------------------------------------------------------------------------------------------------------

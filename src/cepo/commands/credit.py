@@ -53,6 +53,7 @@ CONTENTS = {
 }
 CREDIT = ("evidence_clip",)
 MIXTURES = (2, 4)
+NOTHING = Estimate(float("nan"), float("nan"), float("nan"))
 _CHUNK = 20  # groups that are read at a time
 MEASURES = ("auroc", "average_precision", "filler_abs_mean", "wrong_sign", "clipped")
 # Mistakes of either kind together, and each by itself.
@@ -126,7 +127,7 @@ def _measure(options, model, processing_class, rows: list[dict[str, Any]], conso
     # A file is as wide as it needs to be.
     page = console if console.is_terminal else Console(file=console.file, width=170)
     for content, wording in ((content, wording) for content in options.contents for wording in options.hints):
-        variants = _variants(options, content, wording, first=not results)
+        variants = _variants(options, content, wording, first=wording == options.hints[0])
         with console.status(f"reading the rollouts again, told {content}, {wording} hint"):
             inspected = _inspect(options, model, processing_class, groups, variants)
         own = _rows(options, content, wording, variants, groups, kinds, inspected)
@@ -236,6 +237,7 @@ def _inspect(options, model, processing_class, groups: list[Group], variants: li
             variants,
             max_tokens=options.teacher_batch_tokens,
             seed=str(options.seed),
+            temperature=options.temperature or 1.0,
         )
     return inspected
 
@@ -295,8 +297,12 @@ def _rows(
                     "contexts": fmean(len(one.contexts) for one in credit),
                     "fallback": fmean(one.references.fallback is not None for one in credit),
                     **{measured: _listed(found[""][measured]) for measured in MEASURES},
+                    **({} if variant.method.signed else {"wrong_sign": _listed(NOTHING)}),
                     **{
-                        kind: {name: _listed(found[kind][name]) for name in ("auroc", "wrong_sign")}
+                        kind: {
+                            "auroc": _listed(found[kind]["auroc"]),
+                            "wrong_sign": _listed(found[kind]["wrong_sign"] if variant.method.signed else NOTHING),
+                        }
                         for kind in ("reading", "arithmetic")
                     },
                     "auroc_nobody_wrong": _listed(found["decision"]["auroc"]),
@@ -318,8 +324,9 @@ def _tokens(one: _One, variant: Variant, sought: tuple[GroupKind, ...]) -> Token
     )
 
 
-def _listed(estimate: Estimate) -> dict[str, float]:
-    return {"value": estimate.value, "low": estimate.low, "high": estimate.high}
+def _listed(estimate: Estimate) -> dict[str, float | None]:
+    """JSON has no NaN."""
+    return {name: None if value != value else value for name, value in vars(estimate).items()}
 
 
 _HEADS = (
@@ -336,7 +343,9 @@ def _cells(row: dict[str, Any]) -> list[str]:
     return [row["name"], row["rollouts"], *aurocs, filler, *signs, f"{row['contexts']:.1f}"]
 
 
-def _interval(estimate: dict[str, float], form: str) -> str:
+def _interval(estimate: dict[str, Any], form: str) -> str:
+    if estimate["value"] is None:
+        return ""
     value, low, high = (format(estimate[part], form) for part in ("value", "low", "high"))
     return f"{value} [{low}, {high}]"
 

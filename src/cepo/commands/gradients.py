@@ -21,7 +21,7 @@ from torch import nn
 from ..data.checks import check_dataset, check_method
 from ..data.loading import freeze_vision_tower, load_policy, load_reward_funcs, load_split
 from ..data.sampling import Sampling, sampled_groups, seeded
-from ..inspection.alignment import MEASURES, Alignment, Estimate, Weightings, align, products, ratios, shares
+from ..inspection.alignment import MEASURES, Alignment, Cuts, Estimate, absolute, align, products, ratios, shares
 from ..inspection.gradients import BatchGradients, batch_gradients, part_names
 from ..inspection.gradients_picture import draw_gradients
 from ..inspection.inspect import Variant
@@ -65,7 +65,6 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add("--batch_tokens", type=positive, default=16384, help="most tokens in a forward pass")
     add = parser.add_argument_group("output").add_argument
-    add("--resamples", type=positive, default=200, help="bootstrap samples for the intervals")
     add("--output_dir", type=Path, default=Path("gradients"), help="where gradients.json, .md and .png go")
     return parser
 
@@ -93,6 +92,8 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
             f"{options.num_batches} batches of {options.num_prompts} prompts need {wanted} rows, and the split "
             f"{options.dataset_split!r} has {len(dataset)}; take fewer with --num_batches"
         )
+    # A data set may be sorted, and batches should be alike.
+    dataset = dataset.shuffle(seed=options.seed)
     variants, left_out = read_placements(options.config, dataset)
     model, processing_class = load_policy(options.model_name_or_path or policy_path())
     frozen = options.freeze_vision_tower or ("true" if options.dataset_name == FIGURES else "false")
@@ -130,6 +131,8 @@ def read_placements(path: Path | None, dataset: Any) -> tuple[list[Variant], lis
             named[name] = {"method": name}
     else:
         named = _read_config(path)
+    if REFERENCE in named and named[REFERENCE] not in ({}, {"method": REFERENCE}):
+        raise ValueError(f"placement {REFERENCE!r}: that is what all are held against, and has no options of its own")
     named = {REFERENCE: {"method": REFERENCE}, **named}
     variants = []
     for name, own in named.items():
@@ -143,6 +146,8 @@ def read_placements(path: Path | None, dataset: Any) -> tuple[list[Variant], lis
             check_method(dataset, made)
         except (ValueError, TypeError) as error:
             raise ValueError(f"placement {name!r}: {error}") from error
+        if made.chosen.distils and made.divergence != "sampled" and made.negative_advantage_weight != 1:
+            raise ValueError(f"placement {name!r}: {made.method} does not read negative_advantage_weight; leave it out")
         if made.chosen.needs_other_model:
             raise ValueError(f"placement {name!r}: cepo gradients has no other model to ask; leave it out")
         variants.append(Variant(name, made))
@@ -207,16 +212,20 @@ def _measure(
             options, model, processing_class, rows, variants, parameters, reward_func, store, console
         )
         with console.status("holding them against the truth"):
-            weightings = Weightings.draw(
-                options.num_batches, resamples=options.resamples, splits=_SPLITS, seed=options.seed
-            )
-            found = [
-                products(one, store[0], weightings) for one in store[: len(store) if tokens else 1 + len(variants)]
-            ]
-            aligned = [align(one, found[0], weightings) for one in found]
+            cuts = Cuts.draw(options.num_batches, splits=_SPLITS, seed=options.seed)
+            found = [products(one, store[0], cuts) for one in store[: len(store) if tokens else 1 + len(variants)]]
+            aligned = [align(one, found[0], cuts) for one in found]
         del store
     truth, ways, parts = aligned[0], aligned[1 : 1 + len(variants)], aligned[1 + len(variants) :]
-    table = [{"name": v.name, **_listed(ratios(way, ways[0]))} for v, way in zip(variants, ways, strict=True)]
+    table = [
+        {
+            "name": variant.name,
+            **_listed(ratios(way, ways[0])),
+            "angle": absolute(way)["angle"].as_dict(),
+            "absolute": _listed(absolute(way)),
+        }
+        for variant, way in zip(variants, ways, strict=True)
+    ]
     split = (
         [
             {"verdict": verdict, "kind": kind, "tokens": count, **_listed(share)}
@@ -238,8 +247,8 @@ def _measure(
         "right": right,
         # How much of a batch's gradient is signal: the square norm of the mean over the mean square norm.
         "signal_to_square_norm": {
-            name: _listed({"share": _signal_share(one)})["share"]
-            for name, one in (("truth", truth), (REFERENCE, ways[0]))
+            "truth": _signal_share(truth).as_dict(),
+            REFERENCE: _signal_share(ways[0]).as_dict(),
         },
         "placements": {v.name: v.options.given for v in variants},
         "left_out": left_out,
@@ -252,6 +261,8 @@ def _measure(
     draw_gradients(table, split, options.output_dir / "gradients.png")
     for shown in _tables(table, split):
         console.print(shown, soft_wrap=False)
+    if table[0]["alignment"]["value"] is None:
+        console.print("GRPO's own alignment cannot be told from none: take more batches for ratios to it.")
     console.print(
         f"{result['seconds']:.0f} s; gradients.json, gradients.md and gradients.png are in {options.output_dir}",
         highlight=False,
@@ -264,7 +275,10 @@ def _collect(
 ) -> tuple[float, list[int]]:
     """Fill the store batch by batch. Returns the share of right rollouts, and how many tokens each part has."""
     sampling = Sampling(options.max_completion_length, options.temperature, batch_size=options.batch_size)
-    pipeline = replace(Pipeline.of(model, processing_class, max_tokens=options.batch_tokens), seed=str(options.seed))
+    pipeline = replace(
+        Pipeline.of(model, processing_class, max_tokens=options.batch_tokens, temperature=options.temperature),
+        seed=str(options.seed),
+    )
     was_training = model.training
     model.eval()
     right: list[bool] = []
@@ -302,14 +316,18 @@ def _signal_share(one: Alignment) -> Estimate:
     return Estimate.of(one.mean_square / one.norm**2)
 
 
-def _listed(estimates: Mapping[str, Estimate]) -> dict[str, dict[str, float]]:
+def _listed(estimates: Mapping[str, Estimate]) -> dict[str, dict[str, float | None]]:
     return {name: estimate.as_dict() for name, estimate in estimates.items()}
 
 
 _HEADS = {"alignment": "alignment", "adam": "Adam", "norm": "norm", "angle": "angle, °"}
 
 
-def _cell(estimate: Mapping[str, float], form: str) -> str:
+def _cell(estimate: Mapping[str, float | None], form: str) -> str:
+    if estimate["value"] is None:
+        return "-"
+    if estimate["low"] is None:
+        return format(estimate["value"], form)
     value, low, high = (format(estimate[part], form) for part in ("value", "low", "high"))
     return f"{value} [{low}, {high}]"
 
@@ -332,7 +350,7 @@ def _tables(rows: Sequence[Mapping[str, Any]], parts: Sequence[Mapping[str, Any]
         box=SIMPLE_HEAD,
         pad_edge=False,
         padding=(0, 1, 0, 0),
-        caption="ratios to GRPO, 95 % intervals over batches",
+        caption="ratios to GRPO, 95 % intervals",
         caption_justify="left",
     )
     shown.add_column("placement", overflow="fold", min_width=20)

@@ -199,6 +199,19 @@ def summarise(arms: Mapping[str, Sequence[Run]]) -> list[dict[str, Any]]:
     return rows
 
 
+def differences_to(
+    runs: Sequence[Run], arms: Mapping[str, Sequence[Run]], measure: str = "sampled"
+) -> dict[str, dict[str, float | None]]:
+    """Of each arm the mean difference to some runs, paired by seed; arms without such pairs are left out."""
+    reference = {run.seed: getattr(run, measure) for run in runs}
+    found = {
+        name: _mean([_minus(getattr(run, measure), reference[run.seed]) for run in own if run.seed in reference])
+        for name, own in arms.items()
+        if any(run.seed in reference for run in own)
+    }
+    return {name: difference for name, difference in found.items() if difference is not None}
+
+
 def _minus(one: float | None, other: float | None) -> float | None:
     return None if one is None or other is None else one - other
 

@@ -40,6 +40,9 @@ class Untrained:
         script_args, training_args, model_args = parse(command_line({**options, "output_dir": "unused"}))
         name, reward_funcs, _, held_out = check_sources(script_args, training_args, model_args)
         model, processing_class = load_policy(name)
+        names = [function.__name__ for function in reward_funcs]
+        wanted = training_args.correctness_reward
+        judge = reward_funcs[names.index(wanted) if wanted else 0]
         problems = held_out.select(range(min(script_args.eval_sampled_problems, len(held_out))))
 
         def ask(temperature: float, samples: int, seed: int) -> Evaluation:
@@ -51,9 +54,7 @@ class Untrained:
                 training_args.chat_template_kwargs,
                 script_args.eval_batch_size,
             )
-            return evaluate(
-                model, processing_class, problems, sampling, samples=samples, seed=seed, reward_func=reward_funcs[0]
-            )
+            return evaluate(model, processing_class, problems, sampling, samples=samples, seed=seed, reward_func=judge)
 
         return cls(ask, script_args.eval_samples)
 

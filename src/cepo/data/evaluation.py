@@ -32,9 +32,11 @@ class Accuracy:
 
     Attributes:
         values: Of each problem: the share of its answers that are right, or an estimate of its pass@k.
+        samples: Answers to each problem.
     """
 
     values: tuple[float, ...]
+    samples: int = 1
 
     @property
     def value(self) -> float:
@@ -44,14 +46,18 @@ class Accuracy:
     def interval(self) -> tuple[float, float]:
         """95 % interval of the accuracy on problems like these.
 
-        Wilson's, for as many independent answers as have the variance of the problems' values: of one answer to each,
-        as many as there are problems.
+        Wilson's, for as many independent answers as have the variance of the problems' values, and no more than there
+        are: of one answer to each problem, as many as there are problems.
         """
         number, mean = len(self.values), self.value
         spread = mean * (1 - mean)
+        squares = sum((value - mean) ** 2 for value in self.values)
         # n - 1 would make the interval of single answers wider than Wilson's by a hair.
-        variance = fmean((value - mean) ** 2 for value in self.values)
-        answers = number * spread / variance if variance > 0 and spread > 0 else number
+        variance = squares / (number if self.samples == 1 else max(1, number - 1))
+        most = number * self.samples
+        answers: float = number  # nothing varies, within problems or between them
+        if spread > 0:
+            answers = min(most, number * spread / variance) if variance > 0 else most
         z = float(norm.ppf(0.975))
         centre = (mean + z * z / (2 * answers)) / (1 + z * z / answers)
         half = z / (1 + z * z / answers) * math.sqrt(spread / answers + z * z / (4 * answers**2))
@@ -126,7 +132,7 @@ class Evaluation:
     @property
     def accuracy(self) -> Accuracy:
         """Of one answer."""
-        return Accuracy(tuple(right / self.samples for right in self.right))
+        return Accuracy(tuple(right / self.samples for right in self.right), self.samples)
 
     def pass_at(self, k: int) -> Accuracy:
         """The chance that one of k answers is right, without bias: 1 - C(n - c, k) / C(n, k) for c right ones of n.
@@ -137,7 +143,8 @@ class Evaluation:
         if not 1 <= k <= self.samples:
             raise ValueError(f"pass@{k} needs at least {k} answers to each problem, and there are {self.samples}")
         chances = math.comb(self.samples, k)
-        return Accuracy(tuple(1 - math.comb(self.samples - right, k) / chances for right in self.right))
+        passed = tuple(1 - math.comb(self.samples - right, k) / chances for right in self.right)
+        return Accuracy(passed, self.samples // k)
 
     def as_dict(self) -> dict[str, Any]:
         found = {"temperature": self.temperature, "samples": self.samples, **self.accuracy.as_dict()}
@@ -184,13 +191,13 @@ def evaluate(
     if sampling.temperature == 0:
         samples = 1
     # All problems once, then all of them again: the first answers are the same, however many follow.
-    asked = [index for _ in range(samples) for index in range(len(dataset))]
+    starts = range(0, len(dataset), sampling.batch_size)
+    batches = [range(start, min(start + sampling.batch_size, len(dataset))) for _ in range(samples) for start in starts]
     right = [0] * len(dataset)
     texts: list[str] = []
     first: list[Ids] = []
     with seeded(seed):
-        for start in range(0, len(asked), sampling.batch_size):
-            some = asked[start : start + sampling.batch_size]
+        for some in batches:
             rows = [dataset[index] for index in some]
             conversations = [conversation_of(row, processing_class) for row in rows]
             completions = sample(model, processing_class, conversations, sampling)

@@ -39,6 +39,10 @@ class Sampling:
     batch_size: int = 64
 
 
+# Without effect; see `sample`.
+_PLAIN = {"repetition_penalty": 1.0, "min_p": 0.0, "typical_p": 1.0, "no_repeat_ngram_size": 0}
+
+
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
     """Sample from this seed on; the caller's random state is left as it was."""
@@ -61,6 +65,9 @@ def sample(
     """One completion of each conversation: its token ids, with the end token if it came to one. See `seeded`."""
     tokenizer = tokenizer_of(processing_class)
     random = {"do_sample": True, "temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
+    # What else a model's own generation_config says would bend the distribution whose log-probs are taken.
+    own = model.generation_config
+    plain = {name: value for name, value in _PLAIN.items() if getattr(own, name, None) not in (None, value)}
     # As in TRL, every end token that the model or its tokenizer declares ends an answer.
     declared = model.generation_config.eos_token_id
     ends = {tokenizer.eos_token_id, *(declared if isinstance(declared, list) else [declared])} - {None}
@@ -68,6 +75,7 @@ def sample(
         max_new_tokens=sampling.max_completion_length,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=sorted(ends),
+        **plain,
         **(random if sampling.temperature > 0 else {"do_sample": False}),
     )
     completions: list[Ids] = []
@@ -102,11 +110,15 @@ def verdicts(
     return reward_func(prompts=[row["prompt"] for row in rows], completions=completions, **columns)
 
 
-def group_advantages(rewards: Sequence[float]) -> list[float]:
-    """GRPO's advantages of a group: (reward - mean) / (standard deviation + 1e-4), as TRL computes them."""
-    mean = statistics.fmean(rewards)
-    deviation = statistics.stdev(rewards) if len(rewards) > 1 else 0.0
-    return [(reward - mean) / (deviation + 1e-4) for reward in rewards]
+def group_advantages(rewards: Sequence[float | None]) -> list[float]:
+    """GRPO's advantages of a group: (reward - mean) / (standard deviation + 1e-4), as TRL computes them.
+
+    A rollout without a reward (None) has no part in either, and 0 for an advantage.
+    """
+    known = [reward for reward in rewards if reward is not None]
+    mean = statistics.fmean(known) if known else 0.0
+    deviation = statistics.stdev(known) if len(known) > 1 else 0.0
+    return [0.0 if reward is None else (reward - mean) / (deviation + 1e-4) for reward in rewards]
 
 
 def sampled_groups(
@@ -132,7 +144,7 @@ def sampled_groups(
     groups = []
     for index, (row, messages) in enumerate(zip(rows, conversations, strict=True)):
         own = slice(index * num_generations, (index + 1) * num_generations)
-        advantages = group_advantages([attempt.reward for attempt in attempts[own]])
+        advantages = group_advantages([None if a.correct is None else a.reward for a in attempts[own]])
         rollouts = [Rollout(ids, a) for ids, a in zip(completions[own], advantages, strict=True)]
         groups.append(Group(messages, row["solution"], attempts[own], rollouts, row=row, number=index))
     return groups

@@ -4,14 +4,19 @@ A batch gives one gradient to each way of placing credit, all of the same rollou
 REINFORCE with a leave-one-out baseline, whose mean is the gradient of the expected reward. A gradient is held against
 the truth of *other* batches, so that no noise is shared.
 
-Dimensions: B batches, D parameters, R weightings of the batches.
+Intervals come from leaving out one batch at a time (the jackknife). Adam's form is not linear in the batches, and a
+bootstrap, which draws some of them twice, misses it.
+
+Dimensions: B batches, D parameters. Arrays of length 1 + B hold a number for all batches and without each of them.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import t
 
 Floats = NDArray[np.float64]
 MEASURES = ("alignment", "adam", "norm", "angle")
@@ -21,7 +26,7 @@ _CHUNK = 1 << 14  # parameters at a time
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number, and its 95 % interval from a bootstrap over batches."""
+    """A number and its 95 % interval; NaN where there is none."""
 
     value: float
     low: float
@@ -29,46 +34,45 @@ class Estimate:
 
     @classmethod
     def of(cls, values: Floats) -> "Estimate":
-        """From (R,) values, the first of them that of the batches as they are."""
-        drawn = values[1:][np.isfinite(values[1:])]
-        low, high = np.quantile(drawn, [0.025, 0.975]) if len(drawn) else (np.nan, np.nan)
-        return cls(float(values[0]), float(low), float(high))
+        """From (1 + B,) values: Student's t with the jackknife's standard error."""
+        value, without = float(values[0]), values[1:]
+        number = len(without)
+        error = np.sqrt((number - 1) / number * ((without - without.mean()) ** 2).sum())
+        half = float(t.ppf(0.975, number - 1) * error)
+        return cls(value, value - half, value + half)
 
-    def as_dict(self) -> dict[str, float]:
-        return vars(self)
+    def as_dict(self) -> dict[str, float | None]:
+        """JSON has no NaN."""
+        return {name: float(number) if np.isfinite(number) else None for name, number in vars(self).items()}
 
 
 @dataclass(frozen=True)
-class Weightings:
-    """How often each batch counts: once, and then as often as bootstrap samples draw it.
+class Cuts:
+    """How the batches are counted.
 
     Attributes:
-        whole: (R, B) the batches.
-        plain: (S, 2, B) the batches as they are, cut into two halves in S ways.
-        drawn: (R - 1, 2, B) of each bootstrap sample one cut; a half is resampled by itself, so that the two share no
-            batch.
+        whole: (1 + B, B) all of them, and all but one.
+        halves: (S, 1 + B, 2, B) the same, cut into two halves in S ways.
     """
 
     whole: Floats
-    plain: Floats
-    drawn: Floats
+    halves: Floats
 
     @classmethod
-    def draw(cls, batches: int, *, resamples: int, splits: int, seed: int) -> "Weightings":
-        """For so many batches, at least 4, seeded."""
+    def draw(cls, batches: int, *, splits: int, seed: int) -> "Cuts":
+        """For so many batches, at least 4; the cuts are drawn."""
         rng = np.random.default_rng(seed)
+        orders = [rng.permutation(batches) for _ in range(splits)]
+        return cls.of(batches, [(order[: batches // 2], order[batches // 2 :]) for order in orders])
 
-        def counts(members: NDArray[np.int64]) -> Floats:
-            return np.bincount(members, minlength=batches).astype(float)
-
-        def halves() -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-            order = rng.permutation(batches)
-            return order[: batches // 2], order[batches // 2 :]
-
-        whole = [np.ones(batches), *(counts(rng.choice(batches, batches)) for _ in range(resamples))]
-        plain = [[counts(half) for half in halves()] for _ in range(splits)]
-        drawn = [[counts(rng.choice(half, len(half))) for half in halves()] for _ in range(resamples)]
-        return cls(np.stack(whole), np.array(plain), np.array(drawn))
+    @classmethod
+    def of(cls, batches: int, halves: Sequence[tuple[Any, Any]]) -> "Cuts":
+        """For cuts that are given: the batches of the two halves of each."""
+        whole = np.concatenate([np.ones((1, batches)), 1 - np.eye(batches)])
+        sides = np.zeros((len(halves), 2, batches))
+        for number, (first, second) in enumerate(halves):
+            sides[number, 0, list(first)], sides[number, 1, list(second)] = 1, 1
+        return cls(whole, sides[:, None] * whole[None, :, None])
 
 
 @dataclass(frozen=True)
@@ -78,8 +82,8 @@ class Products:
     Attributes:
         with_truth: (B, B) dot products, its gradient of a batch (rows) with the truth's of another (columns).
         with_itself: (B, B) dot products of its own gradients.
-        adam: (R,) dot product of Adam's step with the truth: one half of the batches gives its mean and its scale, the
-            other half the truth, and then the other way round; for the batches as they are, a mean over several cuts.
+        adam: (1 + B,) dot product of Adam's step with the truth: one half of the batches gives its mean and its scale,
+            the other half the truth, and then the other way round; a mean over several cuts.
     """
 
     with_truth: Floats
@@ -87,32 +91,30 @@ class Products:
     adam: Floats
 
 
-def products(gradients: NDArray[np.float32], truth: NDArray[np.float32], weightings: Weightings) -> Products:
+def products(gradients: NDArray[np.float32], truth: NDArray[np.float32], cuts: Cuts) -> Products:
     """The dot products of one way's gradients, a chunk of the parameters at a time.
 
     Args:
         gradients: (B, D).
         truth: (B, D).
-        weightings: Of the batches.
+        cuts: Of the batches.
     """
     batches, parameters = gradients.shape
     with_truth, with_itself = np.zeros((batches, batches)), np.zeros((batches, batches))
-    cuts = np.concatenate([weightings.plain, weightings.drawn])
-    cuts = (cuts / cuts.sum(-1, keepdims=True)).astype(np.float32)
-    adam = np.zeros(len(cuts))
+    sides = cuts.halves / cuts.halves.sum(-1, keepdims=True)
+    first, second = sides.reshape(-1, 2, batches).transpose(1, 0, 2).astype(np.float32)
+    adam = np.zeros(len(first))
     for start in range(0, parameters, _CHUNK):
         own = np.asarray(gradients[:, start : start + _CHUNK])
         true = np.asarray(truth[:, start : start + _CHUNK])
         with_truth += own @ true.T
         with_itself += own @ own.T
-        for first, second in ((cuts[:, 0], cuts[:, 1]), (cuts[:, 1], cuts[:, 0])):
-            adam += _adam(own, true, first, second) / 2
-    plain = len(weightings.plain)
-    return Products(with_truth, with_itself, np.concatenate([adam[:plain].mean(keepdims=True), adam[plain:]]))
+        adam += (_adam(own, true, first, second) + _adam(own, true, second, first)) / 2
+    return Products(with_truth, with_itself, adam.reshape(len(cuts.halves), -1).mean(0))
 
 
 def _adam(own: NDArray[np.float32], truth: NDArray[np.float32], first: NDArray, second: NDArray) -> Floats:
-    """(R,) dot product of Adam's step, from the batches that `first` weighs, with the truth of those of `second`."""
+    """Of each pair of halves the dot product of Adam's step, from `first`, with the truth of `second`."""
     step = first @ own
     scale = first @ (own * own)
     np.sqrt(scale, out=scale)
@@ -124,7 +126,7 @@ def _adam(own: NDArray[np.float32], truth: NDArray[np.float32], first: NDArray, 
 
 @dataclass(frozen=True)
 class Alignment:
-    """The measures of one way of placing credit, each (R,).
+    """The measures of one way of placing credit, each (1 + B,).
 
     Attributes:
         signal: Mean dot product with the truth.
@@ -151,15 +153,15 @@ class Alignment:
         return self.norm**2 - self.mean_square
 
 
-def align(own: Products, truth: Products, weightings: Weightings) -> Alignment:
+def align(own: Products, truth: Products, cuts: Cuts) -> Alignment:
     """What the products say.
 
     Args:
         own: Of the way.
         truth: Of the truth with itself.
-        weightings: Of the batches.
+        cuts: Of the batches.
     """
-    weights = weightings.whole
+    weights = cuts.whole
     signal = _between(own.with_truth, weights)
     mean_square, true_square = _between(own.with_itself, weights), _between(truth.with_itself, weights)
     norm = np.sqrt(weights @ np.diag(own.with_itself) / weights.sum(1))
@@ -169,22 +171,30 @@ def align(own: Products, truth: Products, weightings: Weightings) -> Alignment:
 
 
 def _between(matrix: Floats, weights: Floats) -> Floats:
-    """(R,) mean of (B, B) products over pairs of different batches."""
+    """(1 + B,) mean of (B, B) products over pairs of different batches."""
     others = 1 - np.eye(len(matrix))
     pairs = np.einsum("rb,bc,rc->r", weights, others, weights)
-    total = np.einsum("rb,bc,rc->r", weights, matrix * others, weights)
-    return np.divide(total, pairs, out=np.full_like(total, np.nan), where=pairs > 0)
+    return np.einsum("rb,bc,rc->r", weights, matrix * others, weights) / pairs
+
+
+def absolute(own: Alignment) -> dict[str, Estimate]:
+    """Alignment and Adam's form as they are, in the gradient's units, and the angle to the truth [degrees]."""
+    return {name: Estimate.of(getattr(own, name)) for name in ("alignment", "adam", "norm", "angle")}
 
 
 def ratios(own: Alignment, reference: Alignment) -> dict[str, Estimate]:
-    """Alignment, Adam's form and norm as ratios to another way's, resampled together, and the angle [degrees]."""
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return {
-            "alignment": Estimate.of(own.alignment / reference.alignment),
-            "adam": Estimate.of(own.adam / reference.adam),
-            "norm": Estimate.of(own.norm / reference.norm),
-            "angle": Estimate.of(own.angle),
-        }
+    """Alignment, Adam's form and norm as ratios to another way's on the same batches.
+
+    A ratio to what cannot be told from nothing says nothing: it is NaN where the reference's interval holds 0.
+    """
+    found = {}
+    for name in ("alignment", "adam", "norm"):
+        divisor = getattr(reference, name)
+        if Estimate.of(divisor).low > 0:
+            found[name] = Estimate.of(getattr(own, name) / divisor)
+        else:
+            found[name] = Estimate(np.nan, np.nan, np.nan)
+    return found
 
 
 def shares(parts: Sequence[Alignment], whole: Alignment) -> list[dict[str, Estimate]]:

@@ -4,7 +4,7 @@ Dimensions: N rollouts, T completion tokens, D parameters.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -15,13 +15,13 @@ from ..methods.knowledge import KINDS, knowledge_of
 from ..references.groups import Group
 from ..scoring.head import Head, sampled_log_probs
 from ..scoring.passes import hidden_states
-from ..scoring.pipeline import Pipeline, advantages_of, completions_of, place, verdicts_of
+from ..scoring.pipeline import Found, Pipeline, advantages_of, completions_of, place, verdicts_of
 from ..scoring.prompts import token_texts
 from ..scoring.requests import Prompt, Request, batches_of, length_of
 from ..scoring.score import Completions, evaluating
 from .inspect import Variant
 
-VERDICTS = {"right": True, "wrong": False}
+VERDICTS = {"right": 1.0, "wrong": -1.0}
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,9 @@ def batch_gradients(
 ) -> BatchGradients:
     """The gradients of one batch at the policy that sampled it: ratios are 1 there, and no clip of PPO's has a part.
 
-    A gradient is that of a sum over tokens, divided by the number of tokens of the batch, as TRL's default loss has it.
+    A placement's gradient is that of a sum over tokens, divided by the number of tokens of the batch, as TRL's default
+    loss has it; a distillation's is divided by the tokens that have a teacher, as in training. The truth is a mean over
+    rollouts: divided by a number that is drawn with them it would not be without bias.
 
     Args:
         model: The policy.
@@ -75,9 +77,11 @@ def batch_gradients(
     weighted = [variant for variant in variants if not _distils(variant)]
     options = [variant.options for variant in weighted]
     advantages, verdicts = advantages_of(groups), verdicts_of(groups)
-    wanted = torch.stack([o.chosen.wanted(advantages, verdicts, o) for o in options]).any(0).tolist()
+    wanted = torch.stack([o.chosen.wanted(advantages, verdicts, o) for o in options])
     with evaluating(model):
-        found = pipeline.find_evidence(options, groups, prompts, completions, wanted=wanted)
+        found = pipeline.find_evidence(options, groups, prompts, completions, wanted=wanted.any(0).tolist())
+    # What one method alone reads, another does not know of.
+    found = [_of_those(one, read) for one, read in zip(found, wanted, strict=True)]
     placed = [place(one, own, groups, mask, 0).in_loss for one, own in zip(found, options, strict=True)]
     kinds = _kinds(pipeline, groups, mask)
     parts = [] if kinds is None else _parts(kinds, verdicts, advantages, mask)
@@ -88,16 +92,24 @@ def batch_gradients(
     of_variants = [
         _divergence_gradient(model, pipeline, groups, prompts, completions, v, parameters, temperature, max_tokens)
         if _distils(v)
-        else next(of_weighted)
+        else next(of_weighted) / tokens
         for v in variants
     ]
     counts = [int((part != 0).sum()) for part in parts]
     return BatchGradients(
-        sums[0] / tokens,
-        [gradient / tokens for gradient in of_variants],
+        sums[0] / len(completions.prompts),
+        of_variants,
         [gradient / tokens for gradient in sums[1 + len(weighted) :]],
         counts,
     )
+
+
+def _of_those(found: Found, read: Tensor) -> Found:
+    """The evidence of the rollouts that a method reads, `read` being (N,) bool. One without teachers reads none."""
+    if not any(found.plan.contexts):
+        return found
+    values = found.evidence.values.masked_fill(~read.unsqueeze(-1), 0.0)
+    return replace(found, evidence=replace(found.evidence, values=values, scored=found.evidence.scored & read))
 
 
 def _distils(variant: Variant) -> bool:
@@ -106,12 +118,15 @@ def _distils(variant: Variant) -> bool:
 
 
 def leave_one_out(groups: Sequence[Group]) -> Tensor:
-    """(N,) reward minus the mean reward of the group's other rollouts."""
+    """(N,) reward minus the mean reward of the group's other rollouts; 0 for a rollout without a verdict."""
     values = []
     for group in groups:
-        rewards = [attempt.reward for attempt in group.attempts]
-        others = max(1, len(rewards) - 1)
-        values += [reward - (sum(rewards) - reward) / others for reward in rewards]
+        known = [attempt.reward for attempt in group.attempts if attempt.correct is not None]
+        others = max(1, len(known) - 1)
+        values += [
+            0.0 if attempt.correct is None else attempt.reward - (sum(known) - attempt.reward) / others
+            for attempt in group.attempts
+        ]
     return torch.tensor(values)
 
 
@@ -132,7 +147,7 @@ def _parts(kinds: Tensor, verdicts: Tensor, advantages: Tensor, mask: Tensor) ->
     """GRPO's token advantages, cut by verdict and kind."""
     whole = advantages.unsqueeze(-1) * mask
     return [
-        whole * (kinds == KINDS.index(kind)) * ((verdicts > 0) == VERDICTS[verdict]).unsqueeze(-1)
+        whole * (kinds == KINDS.index(kind)) * (verdicts == VERDICTS[verdict]).unsqueeze(-1)
         for verdict, kind in part_names()
     ]
 
@@ -186,7 +201,7 @@ def _divergence_gradient(
     temperature: float,
     max_tokens: int,
 ) -> Tensor:
-    """(D,) gradient of minus the divergence from the teacher, summed over the tokens that have one."""
+    """(D,) gradient of minus the divergence from the teacher, a mean over the tokens that have one."""
     options = variant.options
     total = torch.zeros(sum(parameter.numel() for parameter in parameters))
     ids = completions.until_last_wanted()
@@ -216,4 +231,4 @@ def _divergence_gradient(
         )
         gradients = torch.autograd.grad(-loss, parameters, allow_unused=True)
         total += _flat(parameters, gradients).cpu()
-    return total
+    return total / max(1, sum(len(request.completion) for request in requests.values()))

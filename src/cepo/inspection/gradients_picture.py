@@ -55,9 +55,9 @@ def draw_gradients(rows: list[dict[str, Any]], parts: list[dict[str, Any]], path
     pyplot.close(figure)
 
 
-def _interval(axis: Any, estimate: dict[str, float], place: int, colour: str) -> None:
+def _interval(axis: Any, estimate: dict[str, Any], place: int, colour: str) -> None:
     value, low, high = (estimate[part] for part in ("value", "low", "high"))
-    if value != value:
+    if value is None:
         return
-    error = [[max(0.0, value - low)], [max(0.0, high - value)]]
+    error = None if low is None or high is None else [[max(0.0, value - low)], [max(0.0, high - value)]]
     axis.errorbar(value, place, xerr=error, fmt="o", color=colour, capsize=3, markersize=4)

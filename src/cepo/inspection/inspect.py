@@ -211,6 +211,7 @@ def inspect_with(
     max_tokens: int,
     seed: str = "0",
     other_model: PreTrainedModel | None = None,
+    temperature: float = 1.0,
 ) -> list[list[Inspected]]:
     """`inspect` for a model that no trainer holds, with a token budget for its passes.
 
@@ -219,10 +220,11 @@ def inspect_with(
         groups, variants: As for `inspect`.
         seed: Of what methods draw.
         other_model: For methods that need one.
+        temperature: Of the distributions; training has that of sampling.
     """
-    pipeline = replace(Pipeline.of(model, processing_class, max_tokens=max_tokens), seed=seed)
+    pipeline = replace(Pipeline.of(model, processing_class, max_tokens=max_tokens, temperature=temperature), seed=seed)
     if other_model is not None:
-        other = Pipeline.of(other_model, processing_class, max_tokens=max_tokens)
+        other = Pipeline.of(other_model, processing_class, max_tokens=max_tokens, temperature=temperature)
         pipeline = replace(pipeline, other_log_probs=other.log_probs)
     prompts = [pipeline.encoder.prompt(group.messages) for group in groups]
     with evaluating(model):

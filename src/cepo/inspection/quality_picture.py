@@ -32,7 +32,7 @@ def draw_credit_quality(rows: list[dict[str, Any]], path: Path) -> None:
     for line, one in zip(axes, told, strict=True):
         for axis, (measure, title) in zip(line, panels, strict=True):
             for row in own[one]:
-                if row[measure]["value"] != row[measure]["value"]:
+                if row[measure]["value"] is None:
                     continue
                 colour, shape, shift = marks[row["rollouts"]]
                 value, low, high = (row[measure][part] for part in ("value", "low", "high"))

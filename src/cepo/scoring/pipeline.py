@@ -69,7 +69,13 @@ class Pipeline:
 
     @classmethod
     def of(
-        cls, model: PreTrainedModel, processing_class: Any, *, max_tokens: int, **template_options: Any
+        cls,
+        model: PreTrainedModel,
+        processing_class: Any,
+        *,
+        max_tokens: int,
+        temperature: float = 1.0,
+        **template_options: Any,
     ) -> "Pipeline":
         """For a model that no trainer holds. Its mode is the caller's, see `evaluating`.
 
@@ -77,10 +83,14 @@ class Pipeline:
             model: A transformers model.
             processing_class: Its tokenizer, or its processor if it reads images.
             max_tokens: The most tokens of a forward pass, padding included.
+            temperature: Of the distributions; training has that of sampling.
             template_options: Further arguments of the chat template.
         """
         encoder = PromptEncoder(processing_class, isinstance(processing_class, ProcessorMixin), template_options)
-        return cls(encoder, partial(Scorer(ScoringModel(model, model)).log_probs, max_tokens=max_tokens))
+        return cls(
+            encoder,
+            partial(Scorer(ScoringModel(model, model, temperature=temperature)).log_probs, max_tokens=max_tokens),
+        )
 
     def plan(self, options: MethodOptions, groups: Sequence[Group], wanted: Sequence[bool] | None = None) -> Plan:
         """References and contexts of the groups' rollouts.
