@@ -1,0 +1,91 @@
+"""Print how right models are on the figures task, and how they hold the shipped policy's wrong beliefs.
+
+    python scripts/figures_beliefs.py            # the shipped policy
+    python scripts/figures_beliefs.py cepo-figures    # and a trained one
+
+Two tables in Markdown for each: accuracy by variant, greedy and of 8 samples; and what stands where a wrong belief may
+be held, where the numbers before are right.
+"""
+
+import argparse
+from collections import Counter
+
+from cepo.commands import quiet_libraries
+from cepo.data.evaluation import Accuracy, Evaluation, evaluate
+from cepo.data.loading import load_policy, load_split
+from cepo.data.sampling import Sampling
+from cepo.tasks.figures import Case, Problem, annotate, cases_of, figures_reward, policy_path, problem_of
+
+VARIANTS = ("default", "readings", "arithmetic", "easy", "long", "hard", "blank")
+
+
+def written(problem: Problem, case: Case, text: str) -> int | None:
+    """The number of a completion at a case; None where one of its step before it is wrong, or where it is missing."""
+    spans = [span for span in annotate(problem, text).spans if span.kind != "answer"]
+    numbers = [text[span.start : span.end] for span in spans][3 * case.step : 3 * case.step + 3]
+    before = [(problem.start, *problem.angles)[case.step], problem.labels[case.step]][: 1 + (case.kind == "arithmetic")]
+    if numbers[: len(before)] != [str(number) for number in before] or len(numbers) <= len(before):
+        return None
+    return int(numbers[len(before)])
+
+
+def held(problems: list[Problem], found: Evaluation) -> dict[str, Counter]:
+    """For each kind of case how often the belief, the truth and something else stand there."""
+    counts: dict[str, Counter] = {"reading": Counter(), "arithmetic": Counter()}
+    for index, text in enumerate(found.answers):
+        problem = problems[index // found.samples]
+        for case in cases_of(problem):
+            number = written(problem, case, text)
+            if number is not None:
+                names = {case.believed: "believed", case.right: "right"}
+                counts[case.kind][names.get(number, "other")] += 1
+    return counts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("models", nargs="*", help="folders of trained models")
+    parser.add_argument("--num_problems", type=int, default=400)
+    parser.add_argument("--samples", type=int, default=8)
+    options = parser.parse_args()
+    quiet_libraries()
+    for name in (policy_path(), *options.models):
+        model, processor = load_policy(name)
+        print(f"\n{'shipped policy' if name == policy_path() else name}\n")
+        print(f"| variant | greedy | sampled | pass@{options.samples} |\n|---|---|---|---|")
+        of_default: list[Evaluation] = []
+        problems: list[Problem] = []
+        for variant in VARIANTS:
+            data = load_split("figures", "test", config=variant, size=options.num_problems)
+            both = [
+                evaluate(
+                    model,
+                    processor,
+                    data,
+                    Sampling(220, temperature, batch_size=200),
+                    samples=options.samples,
+                    reward_func=figures_reward,
+                )
+                for temperature in (0.0, 1.0)
+            ]
+            if variant == "default":
+                of_default, problems = both, [problem_of(row) for row in data]
+            cells = (both[0].accuracy, both[1].accuracy, both[1].pass_at(options.samples))
+            print(f"| {variant} | {' | '.join(map(str, cells))} |", flush=True)
+        print("\n| number at a case | answers | as believed | right | cases |\n|---|---|---|---|---|")
+        for kind in ("reading", "arithmetic"):
+            for which, found in zip(("greedy", "sampled"), of_default, strict=True):
+                counts = held(problems, found)[kind]
+                total = counts.total()
+                shares = [
+                    Accuracy((1.0,) * counts[part] + (0.0,) * (total - counts[part])) for part in ("believed", "right")
+                ]
+                print(f"| {kind} | {which} | {' | '.join(map(str, shares))} | {total} |", flush=True)
+        for wanted, label in ((0, "without a case"), (1, "with one"), (2, "with several")):
+            rows = [i for i, problem in enumerate(problems) if min(2, len(cases_of(problem))) == wanted]
+            shares = [Accuracy(tuple(found.accuracy.values[i] for i in rows), found.samples) for found in of_default]
+            print(f"\nproblems {label} ({len(rows)}): greedy {shares[0]}, sampled {shares[1]}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
