@@ -14,7 +14,7 @@ from trl.rewards import accuracy_reward
 import cepo.scoring.passes
 import cepo.scoring.score
 import cepo.trainer.cepo_trainer
-from cepo import CEPOConfig, CEPOTrainer, References, policy_path
+from cepo import CEPOConfig, CEPOTrainer, References, policy_path, reference_answer
 from cepo.methods import METHODS
 from cepo.scoring.pipeline import Pipeline
 from cepo.scoring.score import evaluating
@@ -267,7 +267,7 @@ def test_teachers_read_the_references_in_the_last_user_turn(tmp_path, figures, m
     trainer = train(tmp_path, figures, reward=half_right, max_steps=1, **options)
     tokenizer = trainer.processing_class.tokenizer
     positive, negative = ([_last_turn(tokenizer.decode(ids)) for ids in row if ids is not None] for row in tables[0])
-    solutions = {re.fullmatch(r"\\boxed\{(.*)\}", row["solution"])[1] for row in figures}
+    solutions = {reference_answer(row["solution"]) for row in figures}
     assert positive
     assert all(text.split(" <")[-1].strip(">") in solutions for text in positive)
     assert all(re.search(r" <\d+>$", text) for text in negative)  # `wrong_answers`: lengths

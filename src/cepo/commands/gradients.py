@@ -358,7 +358,8 @@ def _tables(rows: Sequence[Mapping[str, Any]], parts: Sequence[Mapping[str, Any]
         shown.add_column(head, no_wrap=True, justify="right")
     for row in rows:
         name, alignment, adam, _, angle = _cells(row)
-        shown.add_row(name, alignment, adam, f"{row['norm']['value']:.2f}", angle)
+        norm = "-" if row["norm"]["value"] is None else f"{row['norm']['value']:.2f}"
+        shown.add_row(name, alignment, adam, norm, angle)
     if not parts:
         return [shown]
     where = Table(

@@ -13,7 +13,10 @@ from .statistics import CURVES, MEASURES, Run, band, mean_curves, measure_names,
 
 def comparison_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """What `summarise` made of the arms, for a terminal of 80 columns: a line for each measure, no number cut."""
-    caption = "means over seeds, 95 % intervals; minus GRPO's: paired by seed; time: of GRPO's"
+    caption = (
+        "means over seeds, 95 % intervals; minus GRPO's: paired by seed; time: of GRPO's\n"
+        "final, early, average: of greedy answers; sampled and pass@k: after training"
+    )
     shown = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), caption=caption, caption_justify="left")
     shown.add_column("arm", overflow="fold")
     for name in ("seeds", "", "accuracy, %", "minus GRPO's", "time"):
@@ -24,9 +27,8 @@ def comparison_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         first = (escape(row["name"]), str(row["seeds"]), ratio)
         for measure, called in measure_names(rows).items():
             name, seeds, time = first
-            shown.add_row(
-                name, seeds, called, percent(row[measure]), percent(differences.get(measure), signed=True), time
-            )
+            own, difference = percent(row.get(measure)), percent(differences.get(measure), signed=True)
+            shown.add_row(name, seeds, called.removesuffix(", greedy"), own, difference, time)
             first = ("", "", "")
         shown.add_section()
     return shown

@@ -187,13 +187,11 @@ def ratios(own: Alignment, reference: Alignment) -> dict[str, Estimate]:
 
     A ratio to what cannot be told from nothing says nothing: it is NaN where the reference's interval holds 0.
     """
-    found = {}
-    for name in ("alignment", "adam", "norm"):
+    nothing = Estimate(np.nan, np.nan, np.nan)
+    found = {"norm": Estimate.of(own.norm / reference.norm) if (reference.norm > 0).all() else nothing}
+    for name in ("alignment", "adam"):
         divisor = getattr(reference, name)
-        if Estimate.of(divisor).low > 0:
-            found[name] = Estimate.of(getattr(own, name) / divisor)
-        else:
-            found[name] = Estimate(np.nan, np.nan, np.nan)
+        found[name] = Estimate.of(getattr(own, name) / divisor) if Estimate.of(divisor).low > 0 else nothing
     return found
 
 
@@ -202,7 +200,8 @@ def shares(parts: Sequence[Alignment], whole: Alignment) -> list[dict[str, Estim
 
     Signals add up to 1. Noise adds up only as far as parts do not vary together.
     """
-    return [
-        {"signal": Estimate.of(part.signal / whole.signal), "noise": Estimate.of(part.noise / whole.noise)}
-        for part in parts
-    ]
+    with np.errstate(invalid="ignore", divide="ignore"):  # of a gradient that is nothing there are no shares
+        return [
+            {"signal": Estimate.of(part.signal / whole.signal), "noise": Estimate.of(part.noise / whole.noise)}
+            for part in parts
+        ]
