@@ -17,7 +17,7 @@ from cepo import cli
 
 def main(picture: Path) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        cli.main(["explain", "--index", "1", "--num_generations", "4", "--output_dir", folder])
+        cli.main(["explain", "--index", "3", "--num_generations", "4", "--output_dir", folder])
         page = Path(folder) / "explain.html"
         options = webdriver.ChromeOptions()
         options.binary_location = shutil.which("chromium") or ""
