@@ -188,7 +188,10 @@ def test_mistakes_are_named(arguments, said, capsys):
         ("placements: {one: {lambda: 0.5}}", "placement 'one': "),
         ("placements: {one: {preset: nonesuch}}", "placement 'one': unknown preset"),
         ("placements: {grpo: {negative_advantage_weight: 0.5}}", "placement 'grpo': that is what all are held against"),
-        ("placements: {one: {method: opsd, negative_advantage_weight: 0.5}}", "opsd does not read negative_advantage"),
+        (
+            "placements: {one: {method: opsd, negative_advantage_weight: 0.5}}",
+            "placement 'one': method='opsd' does not read advantages, so that negative_advantage_weight would do",
+        ),
     ],
 )
 def test_mistakes_in_the_file_are_named(text, said, tmp_path, capsys):

@@ -146,8 +146,6 @@ def read_placements(path: Path | None, dataset: Any) -> tuple[list[Variant], lis
             check_method(dataset, made)
         except (ValueError, TypeError) as error:
             raise ValueError(f"placement {name!r}: {error}") from error
-        if made.chosen.distils and made.divergence != "sampled" and made.negative_advantage_weight != 1:
-            raise ValueError(f"placement {name!r}: {made.method} does not read negative_advantage_weight; leave it out")
         if made.chosen.needs_other_model:
             raise ValueError(f"placement {name!r}: cepo gradients has no other model to ask; leave it out")
         variants.append(Variant(name, made))

@@ -74,7 +74,7 @@ def batch_gradients(
     prompts = [pipeline.encoder.prompt(group.messages) for group in groups]
     completions = completions_of(groups)
     mask = completions.wanted
-    weighted = [variant for variant in variants if not _distils(variant)]
+    weighted = [variant for variant in variants if not variant.options.distils_whole]
     options = [variant.options for variant in weighted]
     advantages, verdicts = advantages_of(groups), verdicts_of(groups)
     wanted = torch.stack([o.chosen.wanted(advantages, verdicts, o) for o in options])
@@ -91,7 +91,7 @@ def batch_gradients(
     tokens = int(mask.sum())
     of_variants = [
         _divergence_gradient(model, pipeline, groups, prompts, completions, v, parameters, temperature, max_tokens)
-        if _distils(v)
+        if v.options.distils_whole
         else next(of_weighted) / tokens
         for v in variants
     ]
@@ -110,11 +110,6 @@ def _of_those(found: Found, read: Tensor) -> Found:
         return found
     values = found.evidence.values.masked_fill(~read.unsqueeze(-1), 0.0)
     return replace(found, evidence=replace(found.evidence, values=values, scored=found.evidence.scored & read))
-
-
-def _distils(variant: Variant) -> bool:
-    """Whether its loss is a divergence over the vocabulary, rather than a weight on each sampled token."""
-    return variant.method.distils and variant.options.divergence != "sampled"
 
 
 def leave_one_out(groups: Sequence[Group]) -> Tensor:

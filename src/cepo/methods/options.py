@@ -43,6 +43,11 @@ class MethodOptions(SharedOptions):
         """
         return constants_of(self.chosen, self.method_kwargs)
 
+    @property
+    def distils_whole(self) -> bool:
+        """Whether the loss is a divergence over the vocabulary, rather than TRL's with other advantages."""
+        return self.chosen.distils and self.divergence != "sampled"
+
     def coefficient_at(self, step: int) -> float:
         """lambda at an optimiser step; 0 for a method that places nothing, 1 for one whose strength has no option."""
         method = self.chosen
@@ -87,6 +92,11 @@ class MethodOptions(SharedOptions):
                 raise ValueError(f"{name} {meaning}, got {value}")
         if self.hint_template is not None:
             require_placeholder(self.hint_template)
+        if self.chosen.distils and self.negative_advantage_weight != 1:
+            raise ValueError(
+                f"method={self.method!r} does not read advantages, so that negative_advantage_weight would do nothing; "
+                "leave it out"
+            )
         if self.chosen.needs_other_model and self.teacher_model_name_or_path is None:
             raise ValueError(
                 f"method={self.method!r} needs teacher_model_name_or_path, a model with the same vocabulary"

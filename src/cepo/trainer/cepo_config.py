@@ -89,18 +89,8 @@ class CEPOConfig(MethodOptions, GRPOConfig):
                 f"loss_type={self.loss_type!r} does not take; leave it out, or take dapo, bnpo, dr_grpo, cispo or vespo"
             )
 
-    @property
-    def distils_whole(self) -> bool:
-        """Whether the loss is a divergence over the vocabulary, rather than TRL's with other advantages."""
-        return self.chosen.distils and self.divergence != "sampled"
-
     def _refuse_what_would_do_nothing(self) -> None:
-        """A divergence over the vocabulary is a loss of its own, and distillation has no advantages."""
-        if self.chosen.distils and self.negative_advantage_weight != 1:
-            raise ValueError(
-                f"method={self.method!r} does not read advantages, so that negative_advantage_weight would do nothing; "
-                "leave it out"
-            )
+        """A divergence over the vocabulary is a loss of its own."""
         if not self.distils_whole:
             return
         foreign = {
