@@ -9,6 +9,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
@@ -54,7 +55,9 @@ def text_model_path(tmp_path_factory) -> str:
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,
     )
-    Qwen3ForCausalLM(config).save_pretrained(folder)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # the same weights whichever test comes first
+        Qwen3ForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     config_file = folder / "tokenizer_config.json"
     settings = json.loads(config_file.read_text())
