@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import t
 
-from cepo.inspection.alignment import Cuts, Estimate, absolute, align, products, ratios, shares
+from cepo.inspection.alignment import Cuts, absolute, align, jackknife, products, ratios, shares
 
 
 def plain(gradients, truth, halves):
@@ -118,7 +118,7 @@ def test_without_each_batch_everything_is_as_if_it_had_not_been_there():
 def test_the_jackknife_of_a_mean_is_students_interval():
     values = np.array([1.0, 4.0, 2.0, 7.0])
     without = (values.sum() - values) / 3
-    found = Estimate.of(np.array([values.mean(), *without]))
+    found = jackknife(np.array([values.mean(), *without]))
     half = t.ppf(0.975, 3) * values.std(ddof=1) / 2
     assert (found.low, found.value, found.high) == pytest.approx((3.5 - half, 3.5, 3.5 + half))
 

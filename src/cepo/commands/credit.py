@@ -20,6 +20,7 @@ from ..inspection.following import Answered, Told, following
 from ..inspection.inspect import Inspected, Variant, all_variants, inspect_with
 from ..inspection.quality import Estimate, Tokens, concatenated, measure
 from ..inspection.quality_picture import draw_credit_quality
+from ..inspection.tables import interval, markdown_table
 from ..methods.cscr import HINT_TEMPLATE as CSCR_HINT
 from ..methods.cscr import SAID_RIGHT, SAID_WRONG
 from ..methods.options import MethodOptions
@@ -296,16 +297,16 @@ def _rows(
                     # Teacher passes over a rollout, P_S included; told one answer alone it would be 1.
                     "contexts": fmean(len(one.contexts) for one in credit),
                     "fallback": fmean(one.references.fallback is not None for one in credit),
-                    **{measured: _listed(found[""][measured]) for measured in MEASURES},
-                    **({} if variant.method.signed else {"wrong_sign": _listed(NOTHING)}),
+                    **{measured: found[""][measured].as_dict() for measured in MEASURES},
+                    **({} if variant.method.signed else {"wrong_sign": NOTHING.as_dict()}),
                     **{
                         kind: {
-                            "auroc": _listed(found[kind]["auroc"]),
-                            "wrong_sign": _listed(found[kind]["wrong_sign"] if variant.method.signed else NOTHING),
+                            "auroc": found[kind]["auroc"].as_dict(),
+                            "wrong_sign": (found[kind]["wrong_sign"] if variant.method.signed else NOTHING).as_dict(),
                         }
                         for kind in ("reading", "arithmetic")
                     },
-                    "auroc_nobody_wrong": _listed(found["decision"]["auroc"]),
+                    "auroc_nobody_wrong": found["decision"]["auroc"].as_dict(),
                 }
             )
     return rows
@@ -324,11 +325,6 @@ def _tokens(one: _One, variant: Variant, sought: tuple[GroupKind, ...]) -> Token
     )
 
 
-def _listed(estimate: Estimate) -> dict[str, float | None]:
-    """JSON has no NaN."""
-    return {name: None if value != value else value for name, value in vars(estimate).items()}
-
-
 _HEADS = (
     *("rule", "rollouts", "AUROC", "of readings", "of arithmetic", "filler, nats"),
     *("wrong sign, readings", "wrong sign, arithmetic", "contexts"),
@@ -337,17 +333,10 @@ _HEADS = (
 
 def _cells(row: dict[str, Any]) -> list[str]:
     reading, arithmetic = row["reading"], row["arithmetic"]
-    aurocs = [_interval(one, ".3f") for one in (row["auroc"], reading["auroc"], arithmetic["auroc"])]
-    signs = [_interval(one["wrong_sign"], ".1%") for one in (reading, arithmetic)]
-    filler = _interval(row["filler_abs_mean"], ".3f")
+    aurocs = [interval(one, ".3f") for one in (row["auroc"], reading["auroc"], arithmetic["auroc"])]
+    signs = [interval(one["wrong_sign"], ".1%") for one in (reading, arithmetic)]
+    filler = interval(row["filler_abs_mean"], ".3f")
     return [row["name"], row["rollouts"], *aurocs, filler, *signs, f"{row['contexts']:.1f}"]
-
-
-def _interval(estimate: dict[str, Any], form: str) -> str:
-    if estimate["value"] is None:
-        return ""
-    value, low, high = (format(estimate[part], form) for part in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"
 
 
 def _table(title: str, rows: list[dict[str, Any]]) -> Table:
@@ -380,11 +369,8 @@ def _following_table(rows: list[dict[str, Any]]) -> Table:
 
 
 def _markdown(rows: list[dict[str, Any]], followed: list[dict[str, Any]]) -> str:
-    lines = []
-    for content, wording in dict.fromkeys((row["content"], row["hint"]) for row in rows):
-        lines += [f"told: {content}, {wording} hint", "", f"| {' | '.join(_HEADS)} |", f"|{'---|' * len(_HEADS)}"]
-        own = [row for row in rows if (row["content"], row["hint"]) == (content, wording)]
-        lines += [f"| {' | '.join(_cells(row))} |" for row in own] + [""]
-    lines += [f"| {' | '.join(_FOLLOWING_HEADS)} |", f"|{'---|' * len(_FOLLOWING_HEADS)}"]
-    lines += [f"| {' | '.join(_following_cells(row))} |" for row in followed]
-    return "\n".join(lines) + "\n"
+    parts = []
+    for told in dict.fromkeys((row["content"], row["hint"]) for row in rows):
+        own = [_cells(row) for row in rows if (row["content"], row["hint"]) == told]
+        parts.append(f"told: {told[0]}, {told[1]} hint\n\n{markdown_table(_HEADS, own)}\n")
+    return "".join([*parts, markdown_table(_FOLLOWING_HEADS, [_following_cells(row) for row in followed])])

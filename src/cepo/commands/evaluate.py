@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -14,6 +13,7 @@ from ..data.checks import check_dataset
 from ..data.evaluation import Evaluation, evaluate
 from ..data.loading import load_policy, load_reward_funcs, load_split, resolve_model
 from ..data.sampling import Sampling
+from ..inspection.tables import plain_table
 from ..tasks.figures import policy_path
 from . import quiet_libraries
 from .options import add_dataset, add_model, add_sampling, add_verifier, make_command_parser, positive, verifier_of
@@ -94,7 +94,7 @@ def _evaluate(options, model, processing_class, dataset, reward_func, output: Pa
 
 def evaluation_table(found: Sequence[Evaluation], caption: str) -> Table:
     """A line for each measure of each temperature, for a terminal of 80 columns."""
-    shown = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 2, 0, 0), caption=caption, caption_justify="left")
+    shown = plain_table(caption, gap=2)
     for name in ("answers", "", "value", "95 % interval"):
         shown.add_column(name, no_wrap=True)
     for one in found:

@@ -13,18 +13,20 @@ from typing import Any
 
 import numpy as np
 import yaml
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
+from ..compare.statistics import REFERENCE
 from ..data.checks import check_dataset, check_method
 from ..data.loading import freeze_vision_tower, load_policy, load_reward_funcs, load_split
 from ..data.sampling import Sampling, sampled_groups, seeded
-from ..inspection.alignment import MEASURES, Alignment, Cuts, Estimate, absolute, align, products, ratios, shares
+from ..inspection.alignment import MEASURES, Alignment, Cuts, absolute, align, jackknife, products, ratios, shares
 from ..inspection.gradients import BatchGradients, batch_gradients, part_names
 from ..inspection.gradients_picture import draw_gradients
 from ..inspection.inspect import Variant
+from ..inspection.quality import Estimate
+from ..inspection.tables import interval, markdown_table, plain_table
 from ..methods.options import MethodOptions, preset_options
 from ..methods.registry import METHODS
 from ..scoring.pipeline import Pipeline
@@ -33,7 +35,6 @@ from ..tasks.figures import policy_path
 from . import quiet_libraries
 from .options import add_dataset, add_model, add_sampling, add_verifier, make_command_parser, positive, verifier_of
 
-REFERENCE = "grpo"
 _SPLITS = 8  # ways to cut the batches into halves, for Adam's form
 
 
@@ -311,7 +312,7 @@ def _keep(store: np.ndarray, batch: int, found: BatchGradients) -> None:
 
 
 def _signal_share(one: Alignment) -> Estimate:
-    return Estimate.of(one.mean_square / one.norm**2)
+    return jackknife(one.mean_square / one.norm**2)
 
 
 def _listed(estimates: Mapping[str, Estimate]) -> dict[str, dict[str, float | None]]:
@@ -321,21 +322,14 @@ def _listed(estimates: Mapping[str, Estimate]) -> dict[str, dict[str, float | No
 _HEADS = {"alignment": "alignment", "adam": "Adam", "norm": "norm", "angle": "angle, °"}
 
 
-def _cell(estimate: Mapping[str, float | None], form: str) -> str:
-    if estimate["value"] is None:
-        return "-"
-    if estimate["low"] is None:
-        return format(estimate["value"], form)
-    value, low, high = (format(estimate[part], form) for part in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"
-
-
 def _cells(row: Mapping[str, Any]) -> list[str]:
-    return [row["name"], *(_cell(row[name], ".0f" if name == "angle" else ".2f") for name in MEASURES)]
+    return [row["name"], *(interval(row[name], ".0f" if name == "angle" else ".2f", nothing="-") for name in MEASURES)]
 
 
 def _part_cells(part: Mapping[str, Any]) -> list[str]:
-    shares_of = (_cell(part[name], "+.2f" if name == "signal" else ".2f") for name in ("signal", "noise"))
+    shares_of = (
+        interval(part[name], "+.2f" if name == "signal" else ".2f", nothing="-") for name in ("signal", "noise")
+    )
     return [f"{part['kind']}, {part['verdict']}", f"{part['tokens']:,}", *shares_of]
 
 
@@ -344,13 +338,7 @@ _PART_HEADS = ("tokens, rollouts", "number", "share of signal", "share of noise"
 
 def _tables(rows: Sequence[Mapping[str, Any]], parts: Sequence[Mapping[str, Any]]) -> list[Table]:
     """For a terminal of 80 columns."""
-    shown = Table(
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-        caption="ratios to GRPO, 95 % intervals",
-        caption_justify="left",
-    )
+    shown = plain_table("ratios to GRPO, 95 % intervals")
     shown.add_column("placement", overflow="fold", min_width=20)
     for head in _HEADS.values():
         shown.add_column(head, no_wrap=True, justify="right")
@@ -360,13 +348,7 @@ def _tables(rows: Sequence[Mapping[str, Any]], parts: Sequence[Mapping[str, Any]
         shown.add_row(name, alignment, adam, norm, angle)
     if not parts:
         return [shown]
-    where = Table(
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-        padding=(0, 1, 0, 0),
-        caption="where GRPO's gradient is",
-        caption_justify="left",
-    )
+    where = plain_table("where GRPO's gradient is")
     for head in _PART_HEADS:
         where.add_column(head, no_wrap=True, justify="left" if head == _PART_HEADS[0] else "right")
     for part in parts:
@@ -375,10 +357,5 @@ def _tables(rows: Sequence[Mapping[str, Any]], parts: Sequence[Mapping[str, Any]
 
 
 def _markdown(rows: Sequence[Mapping[str, Any]], parts: Sequence[Mapping[str, Any]]) -> str:
-    heads = ("placement", *_HEADS.values())
-    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
-    lines += [f"| {' | '.join(_cells(row))} |" for row in rows]
-    if parts:
-        lines += ["", f"| {' | '.join(_PART_HEADS)} |", f"|{'---|' * len(_PART_HEADS)}"]
-        lines += [f"| {' | '.join(_part_cells(part))} |" for part in parts]
-    return "\n".join(lines) + "\n"
+    text = markdown_table(("placement", *_HEADS.values()), map(_cells, rows))
+    return f"{text}\n{markdown_table(_PART_HEADS, map(_part_cells, parts))}" if parts else text

@@ -4,10 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.box import SIMPLE_HEAD
 from rich.markup import escape
 from rich.table import Table
 
+from ..inspection.tables import plain_table
 from .statistics import CURVES, MEASURES, Run, band, mean_curves, measure_names, percent
 
 
@@ -17,7 +17,7 @@ def comparison_table(rows: Sequence[Mapping[str, Any]]) -> Table:
         "means over seeds, 95 % intervals; minus GRPO's: paired by seed; time: of GRPO's\n"
         "final, early, average: of greedy answers; sampled and pass@k: after training"
     )
-    shown = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0), caption=caption, caption_justify="left")
+    shown = plain_table(caption)
     shown.add_column("arm", overflow="fold")
     for name in ("seeds", "", "accuracy, %", "minus GRPO's", "time"):
         shown.add_column(name, no_wrap=True)

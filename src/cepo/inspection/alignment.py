@@ -18,32 +18,20 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t
 
-Floats = NDArray[np.float64]
+from .quality import Estimate, Floats
+
 MEASURES = ("alignment", "adam", "norm", "angle")
 _EPS = 1e-8  # Adam's
 _CHUNK = 1 << 14  # parameters at a time
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """A number and its 95 % interval; NaN where there is none."""
-
-    value: float
-    low: float
-    high: float
-
-    @classmethod
-    def of(cls, values: Floats) -> "Estimate":
-        """From (1 + B,) values: Student's t with the jackknife's standard error."""
-        value, without = float(values[0]), values[1:]
-        number = len(without)
-        error = np.sqrt((number - 1) / number * ((without - without.mean()) ** 2).sum())
-        half = float(t.ppf(0.975, number - 1) * error)
-        return cls(value, value - half, value + half)
-
-    def as_dict(self) -> dict[str, float | None]:
-        """JSON has no NaN."""
-        return {name: float(number) if np.isfinite(number) else None for name, number in vars(self).items()}
+def jackknife(values: Floats) -> Estimate:
+    """From (1 + B,) values: Student's t with the jackknife's standard error."""
+    value, without = float(values[0]), values[1:]
+    number = len(without)
+    error = np.sqrt((number - 1) / number * ((without - without.mean()) ** 2).sum())
+    half = float(t.ppf(0.975, number - 1) * error)
+    return Estimate(value, value - half, value + half)
 
 
 @dataclass(frozen=True)
@@ -179,7 +167,7 @@ def _between(matrix: Floats, weights: Floats) -> Floats:
 
 def absolute(own: Alignment) -> dict[str, Estimate]:
     """Alignment and Adam's form as they are, in the gradient's units, and the angle to the truth [degrees]."""
-    return {name: Estimate.of(getattr(own, name)) for name in ("alignment", "adam", "norm", "angle")}
+    return {name: jackknife(getattr(own, name)) for name in ("alignment", "adam", "norm", "angle")}
 
 
 def ratios(own: Alignment, reference: Alignment) -> dict[str, Estimate]:
@@ -188,10 +176,10 @@ def ratios(own: Alignment, reference: Alignment) -> dict[str, Estimate]:
     A ratio to what cannot be told from nothing says nothing: it is NaN where the reference's interval holds 0.
     """
     nothing = Estimate(np.nan, np.nan, np.nan)
-    found = {"norm": Estimate.of(own.norm / reference.norm) if (reference.norm > 0).all() else nothing}
+    found = {"norm": jackknife(own.norm / reference.norm) if (reference.norm > 0).all() else nothing}
     for name in ("alignment", "adam"):
         divisor = getattr(reference, name)
-        found[name] = Estimate.of(getattr(own, name) / divisor) if Estimate.of(divisor).low > 0 else nothing
+        found[name] = jackknife(getattr(own, name) / divisor) if jackknife(divisor).low > 0 else nothing
     return found
 
 
@@ -202,6 +190,6 @@ def shares(parts: Sequence[Alignment], whole: Alignment) -> list[dict[str, Estim
     """
     with np.errstate(invalid="ignore", divide="ignore"):  # of a gradient that is nothing there are no shares
         return [
-            {"signal": Estimate.of(part.signal / whole.signal), "noise": Estimate.of(part.noise / whole.noise)}
+            {"signal": jackknife(part.signal / whole.signal), "noise": jackknife(part.noise / whole.noise)}
             for part in parts
         ]

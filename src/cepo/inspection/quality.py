@@ -39,6 +39,10 @@ class Estimate:
     low: float
     high: float
 
+    def as_dict(self) -> dict[str, float | None]:
+        """JSON has no NaN."""
+        return {name: float(number) if np.isfinite(number) else None for name, number in vars(self).items()}
+
 
 # A token this near to no evidence [nats] has no sign to be wrong about.
 SIGN_TOLERANCE = 0.01
