@@ -39,7 +39,15 @@ from ..tasks.figures import (
     policy_path,
 )
 from . import quiet_libraries
-from .options import add_credit, add_model, add_sampling, credit_options, make_command_parser, positive
+from .options import (
+    add_credit,
+    add_model,
+    add_sampling,
+    check_group_size,
+    credit_options,
+    make_command_parser,
+    positive,
+)
 
 # Wordings of the hint: for an answer, and for a text.
 HINTS = {
@@ -94,8 +102,7 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
     options = make_parser().parse_args(arguments)
     quiet_libraries()
     credit_options(options, *CREDIT)
-    if options.num_generations < 2:
-        raise ValueError("num_generations: a group of one rollout has no advantage to place; take at least 2")
+    check_group_size(options.num_generations)
     rows = list(load_split(FIGURES, "test", config=options.dataset_config, size=options.num_prompts))
     model, processing_class = load_policy(options.model_name_or_path or policy_path())
     return lambda console: _measure(options, model, processing_class, rows, console)

@@ -12,14 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 from rich.console import Console
 from rich.table import Table
 from torch import nn
 
 from ..compare.statistics import REFERENCE
 from ..data.checks import check_dataset, check_method
-from ..data.loading import freeze_vision_tower, load_policy, load_reward_funcs, load_split
+from ..data.loading import freeze_vision_tower, load_policy, load_reward_funcs, load_split, read_yaml
 from ..data.sampling import Sampling, sampled_groups, seeded
 from ..inspection.alignment import MEASURES, Alignment, Cuts, absolute, align, jackknife, products, ratios, shares
 from ..inspection.gradients import BatchGradients, batch_gradients, part_names
@@ -33,7 +32,16 @@ from ..scoring.pipeline import Pipeline
 from ..tasks.figures import NAME as FIGURES
 from ..tasks.figures import policy_path
 from . import quiet_libraries
-from .options import add_dataset, add_model, add_sampling, add_verifier, make_command_parser, positive, verifier_of
+from .options import (
+    add_dataset,
+    add_model,
+    add_sampling,
+    add_verifier,
+    check_group_size,
+    make_command_parser,
+    positive,
+    verifier_of,
+)
 
 _SPLITS = 8  # ways to cut the batches into halves, for Adam's form
 
@@ -78,8 +86,7 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
     """
     options = make_parser().parse_args(arguments)
     quiet_libraries()
-    if options.num_generations < 2:
-        raise ValueError("num_generations: a group of one rollout has no advantage to place; take at least 2")
+    check_group_size(options.num_generations)
     if options.num_batches < 4:
         raise ValueError("num_batches: halves of the batches are held against each other; take at least 4")
     if options.temperature == 0:
@@ -154,12 +161,7 @@ def read_placements(path: Path | None, dataset: Any) -> tuple[list[Variant], lis
 
 
 def _read_config(path: Path) -> dict[str, dict[str, Any]]:
-    if not path.is_file():
-        raise ValueError(f"--config: there is no such file: {path}")
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"--config: {path} is not YAML: {str(error).splitlines()[0]}") from error
+    config = read_yaml(path)
     placements = config.get("placements") if isinstance(config, dict) and set(config) == {"placements"} else None
     if not isinstance(placements, dict) or not all(isinstance(own or {}, dict) for own in placements.values()):
         raise ValueError(f"--config: {path} must hold `placements`, with options below each name, and nothing else")

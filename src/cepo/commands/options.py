@@ -145,6 +145,16 @@ def credit_options(options: argparse.Namespace, *names: str) -> dict[str, Any]:
     return given
 
 
+def check_group_size(num_generations: int) -> None:
+    """Refuse groups in which nobody has an advantage.
+
+    Raises:
+        ValueError: Naming the option.
+    """
+    if num_generations < 2:
+        raise ValueError("num_generations: a group of one rollout has no advantage to place; take at least 2")
+
+
 def temperature(text: str) -> float:
     number = float(text)
     if number < 0:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import yaml
 from datasets import (
     Dataset,
     DatasetDict,
@@ -27,6 +28,20 @@ _FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parqu
 
 class LoadingError(ValueError):
     """A model or dataset that cannot be loaded; the message says what was looked for and how to fix it."""
+
+
+def read_yaml(path: Path) -> Any:
+    """What a file given with --config holds.
+
+    Raises:
+        ValueError: If there is no such file, or it is not YAML.
+    """
+    if not path.is_file():
+        raise ValueError(f"--config: there is no such file: {path}")
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"--config: {path} is not YAML: {str(error).splitlines()[0]}") from error
 
 
 def looks_like_path(name: str) -> bool:

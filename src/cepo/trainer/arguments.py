@@ -4,12 +4,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
 from trl import ModelConfig, ScriptArguments, TrlParser
 
 from ..data.checks import check_dataset
 from ..data.embedded import EMBEDDED
-from ..data.loading import LoadingError, load_reward_funcs, load_split, resolve_model
+from ..data.loading import LoadingError, load_reward_funcs, load_split, read_yaml, resolve_model
 from ..methods.options import preset_options, presets, readable
 from ..tasks.figures import NAME as FIGURES
 from .cepo_config import CEPOConfig
@@ -126,12 +125,7 @@ def _config_file(arguments: list[str]) -> dict[str, Any]:
     path = _flag(arguments, "--config")
     if path is None:
         raise ValueError("--config: which file?")
-    if not Path(path).is_file():
-        raise ValueError(f"--config: there is no such file: {path}")
-    try:
-        content = yaml.safe_load(Path(path).read_text())
-    except yaml.YAMLError as error:
-        raise ValueError(f"--config: {path} is not YAML: {str(error).splitlines()[0]}") from error
+    content = read_yaml(Path(path))
     if not isinstance(content, dict):
         raise ValueError(f"--config: {path} must hold options as `name: value` lines")
     return content

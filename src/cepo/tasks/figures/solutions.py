@@ -145,8 +145,14 @@ def work(
     """The numbers (known, label, result) of each step.
 
     A step goes wrong at random with probability `error_rate`; else a number that is a case (`beliefs`) is the believed
-    one with probability `belief_rate`. Later steps follow consistently. All numbers stay within 10 to 99.
+    one with probability `belief_rate`. Later steps follow consistently. All numbers stay within 10 to 99: steps that
+    leave these are drawn again, so that a problem's beliefs are never all held where they lead out.
+
+    Raises:
+        ValueError: If a rate is 1 or more: steps that must go wrong, and so lead out, would be drawn forever.
     """
+    if max(error_rate, belief_rate) >= 1:
+        raise ValueError("error_rate and belief_rate must be below 1: some ways to go wrong leave the two digits")
     while True:
         steps, known = [], problem.start
         for step, label in enumerate(problem.labels):
