@@ -18,6 +18,11 @@ from .shared_options import SharedOptions
 NEAR = 0.02
 
 
+def of_one_process(counts: Tensor) -> Tensor:
+    """The sum over processes, of counts of a single one."""
+    return counts
+
+
 @dataclass(frozen=True)
 class PlacementInputs:
     """What a placement is given.
@@ -29,6 +34,8 @@ class PlacementInputs:
         scored: (B,) bool, the rollouts of which there is evidence.
         verdicts: (B,) the verifier's word: above 0 right, below 0 wrong, 0 none.
         unscorable: (B, T) bool, the tokens to which a teacher gave no finite log-prob; their evidence is 0.
+        sum_counts: Sums a tensor of counts over the processes that share the mean of a loss; all of them call it
+            together. A placement that counts tokens of other rollouts counts those of every process.
     """
 
     advantages: Tensor
@@ -37,6 +44,7 @@ class PlacementInputs:
     scored: Tensor
     verdicts: Tensor
     unscorable: Tensor
+    sum_counts: Callable[[Tensor], Tensor] = of_one_process
 
     def __post_init__(self):
         rows, table = self.advantages.shape, self.evidence.shape

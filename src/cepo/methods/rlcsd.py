@@ -116,10 +116,9 @@ def additive(inputs: PlacementInputs, options: SharedOptions, step: int) -> Plac
     placed = torch.where(selected, moved, advantages).masked_fill(~(inputs.mask & scored), 0.0)
     others = inputs.mask & scored & ~selected
     # A mean over few tokens is a mean over all of them with a larger weight. A count of 0 is taken as 1.
-    all_tokens = (inputs.mask & scored).sum().to(placed.dtype)
-    weights = torch.where(
-        selected, own.eta * all_tokens / selected.sum().clamp(min=1), all_tokens / others.sum().clamp(min=1)
-    )
+    counts = torch.stack([(inputs.mask & scored).sum(), selected.sum(), others.sum()])
+    all_tokens, of_selected, of_others = inputs.sum_counts(counts.to(placed.dtype)).clamp(min=1)
+    weights = torch.where(selected, own.eta * all_tokens / of_selected, all_tokens / of_others)
     at_bound = selected & (crossed | (raw < own.lowest) | (raw > own.highest))
     scale = torch.full_like(inputs.advantages, min(strength, max(abs(own.lowest), abs(own.highest))))
     return Placement(placed, inputs.advantages, scale, at_bound, inputs.mask, weights)

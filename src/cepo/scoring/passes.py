@@ -46,6 +46,10 @@ def single_process(numbers: Sequence[int]) -> list[int]:
     return list(numbers)
 
 
+def _nothing(kind: str) -> None:
+    """Before a pass nothing is to be done."""
+
+
 @dataclass(frozen=True)
 class ScoringModel:
     """A model, as the scorer calls it.
@@ -57,6 +61,7 @@ class ScoringModel:
         fused: Whether the model has TRL's fused LM head (`trl.trainer.utils.add_fused_lm_head`), by which log-probs
             come through the wrapped model's own forward pass. Without it they are taken from hidden states here.
         temperature: Of the distributions; a fused head has its own.
+        before_pass: Called before each pass with its kind: ``completions`` or ``cache``.
     """
 
     model: nn.Module
@@ -64,6 +69,7 @@ class ScoringModel:
     autocast: Callable[[], AbstractContextManager] = nullcontext
     fused: bool = False
     temperature: float = 1.0
+    before_pass: Callable[[str], None] = _nothing
 
     @property
     def device(self) -> torch.device:
@@ -71,6 +77,7 @@ class ScoringModel:
 
     def log_probs(self, labels: Tensor, **inputs: Any) -> Tensor:
         """(n, S - 1) log-probs [nats] of the tokens after the first; 0 where the label is -100. No (n, S, V) logits."""
+        self.before_pass("completions")
         with self.autocast():
             if self.fused:
                 return self.model(labels=labels, fused_lm_head=True, **inputs).log_probs.float()
@@ -81,6 +88,7 @@ class ScoringModel:
 
     def fill(self, cache: Cache, **inputs: Any) -> None:
         """Run tokens for their keys and values alone."""
+        self.before_pass("cache")
         with self.autocast():
             self.model(past_key_values=cache, use_cache=True, logits_to_keep=1, **inputs)
 
@@ -140,10 +148,11 @@ class Concatenated:
         """Log-probs [nats] of each request's completion, in the order of the requests."""
         order = sorted(range(len(requests)), key=lambda i: length_of(requests[i]))
         batches = [list(b) for b in batches_of(order, lambda i: length_of(requests[i]), self.max_tokens)]
+        # Agreed before the first pass: a process without one must not gather numbers while another gathers weights.
+        (calls,) = self.reduce_max([len(batches)])
         results: dict[int, Tensor] = {}
         for batch in batches:
             results |= dict(zip(batch, self._pass(prompts, [requests[i] for i in batch]), strict=True))
-        (calls,) = self.reduce_max([len(batches)])
         for _ in range(calls - len(batches)):  # for the others' sake; nobody reads the result
             self._pass(prompts, [spare_request(prompts)])
         return [results[i] for i in range(len(requests))]

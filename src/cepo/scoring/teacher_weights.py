@@ -13,6 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from .shards import WholeWeights
+
 WeightsSource = Literal["policy", "initial", "synced", "ema"]
 FILE = "teacher.safetensors"
 
@@ -27,16 +29,29 @@ class TeacherWeights:
             ``copy <- decay copy + (1 - decay) policy``; ``policy``: there is no copy.
         sync_steps: For ``synced``.
         decay: For ``ema``, in [0, 1).
+        layout: How the weights lie among processes. Sharded ones are sharded already: the copy is of the shards, and
+            all processes read, save and load together.
+        writes: Whether this process writes the files.
     """
 
-    def __init__(self, model: nn.Module, source: WeightsSource, *, sync_steps: int = 10, decay: float = 0.999):
+    def __init__(
+        self,
+        model: nn.Module,
+        source: WeightsSource,
+        *,
+        sync_steps: int = 10,
+        decay: float = 0.999,
+        layout: WholeWeights | None = None,
+        writes: bool = True,
+    ):
         if source not in get_args(WeightsSource):
             raise ValueError(f"unknown teacher {source!r}; choose one of {', '.join(get_args(WeightsSource))}")
+        self._layout, self._writes = layout or WholeWeights(), writes
         self._trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._source, self._sync_steps, self._decay = source, sync_steps, decay
         self._copy: dict[str, Tensor] = {}
         if source != "policy":
-            self._copy = {name: p.detach().clone() for name, p in self._trained.items()}
+            self._copy = {name: self._layout.local(p).detach().clone() for name, p in self._trained.items()}
         if source == "ema":  # bfloat16 would round its small steps away
             self._copy = {name: c.to(torch.promote_types(c.dtype, torch.float32)) for name, c in self._copy.items()}
 
@@ -48,29 +63,34 @@ class TeacherWeights:
     @contextmanager
     def in_place(self) -> Iterator[None]:
         """The model with the teacher's weights."""
-        live = {name: self._trained[name].data for name in self._copy}
-        try:
-            for name, copy in self._copy.items():
-                self._trained[name].data = copy.to(live[name])
+        if not self._copy:
             yield
-        finally:
-            for name, weight in live.items():
-                self._trained[name].data = weight
+            return
+        with self._layout.exchanged({self._trained[name]: copy for name, copy in self._copy.items()}):
+            yield
 
     @torch.no_grad()
     def after_step(self, step: int) -> None:
         """Let the copy follow, after `step` optimiser steps."""
         if self._source == "synced" and step % self._sync_steps == 0:
             for name, copy in self._copy.items():
-                copy.copy_(self._trained[name])
+                copy.copy_(self._layout.local(self._trained[name]))
         elif self._source == "ema":
             for name, copy in self._copy.items():
-                copy.lerp_(self._trained[name].to(copy.dtype), 1 - self._decay)
+                copy.lerp_(self._layout.local(self._trained[name]).to(copy.dtype), 1 - self._decay)
 
+    @torch.no_grad()
     def save(self, folder: str) -> None:
-        """Write the copy into a checkpoint."""
-        if self._copy:
-            save_file({name: copy.contiguous() for name, copy in self._copy.items()}, Path(folder) / FILE)
+        """Write the copy into a checkpoint, whole: any number of processes can go on with it."""
+        if not self._copy:
+            return
+        whole = {}
+        for name, copy in self._copy.items():
+            gathered = self._layout.gathered(self._trained[name], copy)
+            if self._writes:
+                whole[name] = gathered.cpu().contiguous()
+        if self._writes:
+            save_file(whole, Path(folder) / FILE)
 
     @torch.no_grad()
     def load(self, folder: str) -> None:
@@ -90,4 +110,4 @@ class TeacherWeights:
         if saved.keys() != self._copy.keys():
             raise ValueError(f"{path} holds other parameters than those that are trained")
         for name, copy in self._copy.items():
-            copy.copy_(saved[name])
+            copy.copy_(self._layout.part(self._trained[name], saved[name]))

@@ -31,7 +31,6 @@ from ..scoring.pipeline import verdicts_of
 from ..scoring.prompts import PromptEncoder, tokenizer_of
 from ..scoring.requests import Prompt
 from ..scoring.score import Completions
-from ..scoring.teacher_weights import TeacherWeights
 from .batches import moving_rows, prompt_of, trained_tokens
 from .cepo_config import CEPOConfig
 from .completion_batch import CompletionBatch
@@ -43,13 +42,16 @@ from .teachers import Teachers
 
 
 class _FollowPolicy(TrainerCallback):
-    """Lets the teacher's weights follow the policy's after each optimiser step."""
+    """Lets the teachers' weights begin as the policy's, and follow them after each optimiser step."""
 
-    def __init__(self, teacher: TeacherWeights):
-        self.teacher = teacher
+    def __init__(self, teachers: Teachers):
+        self.teachers = teachers
+
+    def on_train_begin(self, args, state, control, **kwargs):  # noqa: ARG002
+        self.teachers.weights  # noqa: B018
 
     def on_step_end(self, args, state, control, **kwargs):  # noqa: ARG002
-        self.teacher.after_step(state.global_step)
+        self.teachers.weights.after_step(state.global_step)
 
 
 class CEPOTrainer(GRPOTrainer):
@@ -141,7 +143,7 @@ class CEPOTrainer(GRPOTrainer):
             )
         self._processes = Processes(self.accelerator)
         self._teachers = Teachers(self, args, self._processes)
-        self.add_callback(_FollowPolicy(self._teachers.weights))
+        self.add_callback(_FollowPolicy(self._teachers))
         if needs_solution:
             self._encoder = PromptEncoder(self.processing_class, self._is_vlm, self._template_options())
 
@@ -339,12 +341,17 @@ class CEPOTrainer(GRPOTrainer):
         self._log_fallbacks(fallbacks)
         return self._processes.mean(evidence.scored.float().mean())
 
-    @staticmethod
-    def _placement_inputs(batch: dict[str, Any]) -> PlacementInputs:
+    def _placement_inputs(self, batch: dict[str, Any]) -> PlacementInputs:
         mask = trained_tokens(batch)
         evidence = batch["evidence"].masked_fill(~mask, 0.0)
         return PlacementInputs(
-            batch["advantages"], evidence, mask, batch["scored"], batch["verdicts"], batch["unscorable"]
+            batch["advantages"],
+            evidence,
+            mask,
+            batch["scored"],
+            batch["verdicts"],
+            batch["unscorable"],
+            self._processes.sum_tensor,
         )
 
     def _place(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -456,12 +463,12 @@ class CEPOTrainer(GRPOTrainer):
 
     def _save_checkpoint(self, model, trial):
         super()._save_checkpoint(model, trial)
-        if self.args.should_save:
-            self._teachers.weights.save(f"{self._get_output_dir(trial=trial)}/checkpoint-{self.state.global_step}")
+        self._teachers.weights.save(f"{self._get_output_dir(trial=trial)}/checkpoint-{self.state.global_step}")
 
-    def _load_from_checkpoint(self, resume_from_checkpoint, model=None):
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self._teachers.weights.load(resume_from_checkpoint)
+    def _load_optimizer_and_scheduler(self, checkpoint):
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None:
+            self._teachers.weights.load(checkpoint)
 
     # Metrics ----------------------------------------------------------------------------------------------------------
 

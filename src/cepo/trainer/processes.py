@@ -24,6 +24,10 @@ class Processes:
         tensor = torch.tensor(values, dtype=torch.float32, device=self._accelerator.device)
         return self._accelerator.reduce(tensor, reduction="sum").tolist()
 
+    def sum_tensor(self, values: Tensor) -> Tensor:
+        """The sum of each number of a tensor."""
+        return self._accelerator.reduce(values, reduction="sum")
+
     def mean(self, value: Tensor) -> float:
         """The mean of one number."""
         return self._accelerator.reduce(value, reduction="mean").item()

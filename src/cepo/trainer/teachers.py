@@ -18,10 +18,35 @@ from ..scoring.pipeline import Pipeline
 from ..scoring.prompts import PromptEncoder
 from ..scoring.requests import Prompt, Request
 from ..scoring.score import LogProbs, evaluating, has_dropout
+from ..scoring.shards import FSDPShards, WholeWeights, ZeROShards
 from ..scoring.teacher_weights import TeacherWeights
 from .batches import Batch
 from .cepo_config import CEPOConfig
 from .processes import Processes
+
+def is_zero3(trainer: GRPOTrainer) -> bool:
+    """Whether DeepSpeed shards the weights themselves."""
+    plugin = trainer.accelerator.state.deepspeed_plugin if trainer.is_deepspeed_enabled else None
+    return plugin is not None and plugin.zero_stage == 3
+
+
+def _check_layout(trainer: GRPOTrainer, source: str) -> None:
+    """Refuse layouts in which teachers with other weights cannot read.
+
+    Raises:
+        ValueError: Naming the layout and what to use in its place.
+    """
+    if trainer.is_fsdp_enabled and not trainer.accelerator.is_fsdp2:
+        raise ValueError(
+            f"teacher={source!r} keeps a copy of the weights, which FSDP 1 lays together; set fsdp_version to 2"
+        )
+
+
+def _layout_of(trainer: GRPOTrainer) -> WholeWeights:
+    if trainer.is_fsdp_enabled:
+        return FSDPShards(trainer.model)
+    return ZeROShards(trainer.model_wrapped) if is_zero3(trainer) else WholeWeights()
+
 
 _SHARES = {"auto": None, "always": True, "never": False}
 
@@ -41,11 +66,9 @@ class Teachers:
     def __init__(self, trainer: GRPOTrainer, args: CEPOConfig, processes: Processes):
         self._trainer, self._args, self._processes = trainer, args, processes
         source = args.teacher or "policy"
-        if source != "policy" and (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled):
-            raise ValueError(f"teacher={source!r} keeps a copy of the weights, which sharded ones do not allow yet")
-        self.weights = TeacherWeights(
-            trainer.model, source, sync_steps=args.teacher_sync_steps or 1, decay=args.teacher_ema_decay or 0.0
-        )
+        if source != "policy":
+            _check_layout(trainer, source)
+        self._weights: TeacherWeights | None = None
         self._warns = trainer.accelerator.is_main_process
         self._scorer: Scorer | None = None
         self._other: Scorer | None = None
@@ -56,6 +79,24 @@ class Teachers:
             model = ScoringModel(other, other, trainer.accelerator.autocast, temperature=trainer.temperature)
             # A model of its own on each process: their numbers of passes need not agree.
             self._other = Scorer(model, shares=_SHARES[args.shared_prompt], warns=self._warns)
+
+    @property
+    def weights(self) -> TeacherWeights:
+        """The teachers' weights. They begin as the policy's are when this is first asked for.
+
+        That is before the first optimiser step, and, where weights are sharded, once they are.
+        """
+        if self._weights is None:
+            trainer, args = self._trainer, self._args
+            self._weights = TeacherWeights(
+                trainer.model,
+                args.teacher or "policy",
+                sync_steps=args.teacher_sync_steps or 1,
+                decay=args.teacher_ema_decay or 0.0,
+                layout=_layout_of(trainer),
+                writes=trainer.accelerator.is_main_process,
+            )
+        return self._weights
 
     def inner(self) -> PreTrainedModel:
         """The transformers model inside the policy's wrappers."""
@@ -99,7 +140,13 @@ class Teachers:
         if self._scorer is None:  # not earlier: training wraps the model
             trainer: Any = self._trainer
             self._scorer = Scorer(
-                ScoringModel(trainer.model, self.inner(), trainer.accelerator.autocast, fused=True),
+                ScoringModel(
+                    trainer.model,
+                    self.inner(),
+                    trainer.accelerator.autocast,
+                    fused=True,
+                    **({"before_pass": ZeROShards(trainer.model_wrapped).before_pass} if is_zero3(trainer) else {}),
+                ),
                 reduce_max=self._processes.most,
                 shares=_SHARES[self._args.shared_prompt],
                 warns=self._warns,
