@@ -48,10 +48,11 @@ class TeacherStates:
     head: Head
 
 
-def teacher_states(model: PreTrainedModel, batch: DistillationBatch) -> TeacherStates:
-    """The teacher's part; the model's weights, mode and gradient are the caller's."""
-    head = Head.of(model)
-    return TeacherStates(hidden_states(model, batch.prompts, batch.teacher)[batch.counted], head.detached())
+def teacher_states(model: PreTrainedModel, batch: DistillationBatch, *, copied: bool = False) -> TeacherStates:
+    """The teacher's part; the model's weights, mode and gradient are the caller's; `copied` as for `Head.detached`."""
+    # The head after the pass: engines that shard weights make ready for gathering them in a forward pass.
+    hidden = hidden_states(model, batch.prompts, batch.teacher)[batch.counted]
+    return TeacherStates(hidden, Head.of(model).detached(copied=copied))
 
 
 def student_divergence(

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from .shards import whole_with_gradient
+
 # Positions whose distributions are held at a time.
 CHUNK = 512
 
@@ -31,7 +33,7 @@ class Head:
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> "Head":
-        """The head of a transformers model."""
+        """The head of a transformers model; sharded weights are gathered, by all processes together."""
         layer, config = model.get_output_embeddings(), model.config.get_text_config()
         scale = next(
             (
@@ -45,11 +47,18 @@ class Head:
             # Granite and MiniCPM3 divide by it, HyperCLOVA X multiplies.
             scale = scaling if config.model_type == "hyperclovax" else 1 / scaling
         softcap = getattr(config, "final_logit_softcapping", None)
-        return cls(layer.weight, layer.bias, 1.0 if scale is None else scale, softcap)
+        bias = None if layer.bias is None else whole_with_gradient(layer.bias)
+        return cls(whole_with_gradient(layer.weight), bias, 1.0 if scale is None else scale, softcap)
 
-    def detached(self) -> "Head":
-        """The same head without gradient, which stays what it is when the model's weights are exchanged."""
+    def detached(self, *, copied: bool = False) -> "Head":
+        """The same head without gradient, which stays what it is when the model's weights are exchanged.
+
+        Args:
+            copied: Where they are exchanged by writing other values in their place.
+        """
         bias = None if self.bias is None else self.bias.detach()
+        if copied:
+            return Head(self.weight.detach().clone(), None if bias is None else bias.clone(), self.scale, self.softcap)
         return Head(self.weight.detach(), bias, self.scale, self.softcap)
 
     def log_probs(self, hidden: Tensor, temperature: float, *, rounded: bool = True) -> Tensor:

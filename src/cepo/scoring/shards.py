@@ -160,6 +160,38 @@ class ZeROShards(_Shards):
             persistent[0].all_gather(persistent)
 
 
-def head_placements(weight: DTensor) -> list[Any]:
-    """How the gradient of a gathered head comes back to its shards: as FSDP's own do, a mean over processes."""
-    return [Partial("avg")] * weight.device_mesh.ndim
+@contextmanager
+def head_gathered_with_gradient() -> Iterator[None]:
+    """Gathers whole tensors so that their gradient comes back to the shards as FSDP's own does: a mean over processes.
+
+    TRL 1.16's fused head gathers an untied head under FSDP2 without saying so, and each process then keeps the gradient
+    of its own rollouts (`add_fused_lm_head`, `weight.full_tensor()`).
+    """
+    plain = DTensor.full_tensor
+
+    def gathered(self: DTensor, *, grad_placements: Any = None) -> Tensor:
+        return plain(self, grad_placements=grad_placements or [Partial("avg")] * self.device_mesh.ndim)
+
+    DTensor.full_tensor = gathered  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        DTensor.full_tensor = plain  # type: ignore[method-assign]
+
+
+def whole_with_gradient(weight: Tensor) -> Tensor:
+    """A weight of a layer that is read without calling the layer, whole on every process; gradients come back to it.
+
+    A weight that a process holds whole is given back as it is.
+    """
+    if isinstance(weight, DTensor):
+        with head_gathered_with_gradient():
+            return weight.full_tensor()
+    if hasattr(weight, "ds_id"):  # DeepSpeed's ZeRO-3
+        from deepspeed.runtime.zero.partition_parameters import GatheredParameters, ZeroParamStatus
+
+        if weight.ds_status == ZeroParamStatus.AVAILABLE:
+            return weight.clone()
+        with GatheredParameters([weight]):
+            return weight.clone()
+    return weight

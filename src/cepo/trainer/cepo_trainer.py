@@ -31,6 +31,7 @@ from ..scoring.pipeline import verdicts_of
 from ..scoring.prompts import PromptEncoder, tokenizer_of
 from ..scoring.requests import Prompt
 from ..scoring.score import Completions
+from ..scoring.shards import head_gathered_with_gradient
 from .batches import moving_rows, prompt_of, trained_tokens
 from .cepo_config import CEPOConfig
 from .completion_batch import CompletionBatch
@@ -197,11 +198,6 @@ class CEPOTrainer(GRPOTrainer):
                 f"method={self.args.method!r} has a loss of its own, in which router_aux_loss_coef would do nothing; "
                 "set it to 0"
             )
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            raise ValueError(
-                f"method={self.args.method!r} reads the head's weights, which sharding does not allow yet; use "
-                "divergence='sampled'"
-            )
 
     # TRL's seams ------------------------------------------------------------------------------------------------------
 
@@ -240,6 +236,12 @@ class CEPOTrainer(GRPOTrainer):
         self._batch = None
         self._preparation_seconds += time.perf_counter() - started
         return output
+
+    def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
+        if not self.is_fsdp_enabled:
+            return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
+        with head_gathered_with_gradient():
+            return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
 
     def training_step(self, model, inputs, num_items_in_batch):
         started = time.perf_counter()
@@ -399,7 +401,10 @@ class CEPOTrainer(GRPOTrainer):
         unwrapped = self.accelerator.unwrap_model(self.model)
         inner = self._teachers.inner()
         with self._teachers.reading(), self._teachers.weights.in_place(), self.accelerator.autocast():
-            teacher = teacher_states(inner, batch)
+            # Through the wrapper's forward, which has to see all passes where weights are sharded.
+            teacher = _ForwardRedirection()(
+                model, unwrapped, teacher_states, inner, batch, copied=self._teachers.weights.lags
+            )
         top_k = args.divergence_top_k if args.divergence == "top_k" else None
 
         def student() -> tuple[Tensor, Tensor, Tensor]:
