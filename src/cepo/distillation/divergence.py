@@ -46,15 +46,15 @@ def divergence(
         raise ValueError(f"beta must lie in [0, 1], got {beta}")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k must be at least 1, got {top_k}")
-    teacher_hidden = teacher_hidden.detach()
+    teacher_hidden, teacher_head = teacher_hidden.detach(), teacher_head.detached()
     if top_k is None or top_k >= len(student_head.weight):
         return ChunkedDivergenceFunction.apply(
             student_hidden,
             student_head.weight,
             student_head.bias,
             teacher_hidden,
-            teacher_head.weight.detach(),
-            None if teacher_head.bias is None else teacher_head.bias.detach(),
+            teacher_head.weight,
+            teacher_head.bias,
             beta,
             temperature,
             student_head.scale,

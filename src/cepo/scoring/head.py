@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .shards import whole_with_gradient
+from .shards import detached, whole_with_gradient
 
 # Positions whose distributions are held at a time.
 CHUNK = 512
@@ -56,10 +56,8 @@ class Head:
         Args:
             copied: Where they are exchanged by writing other values in their place.
         """
-        bias = None if self.bias is None else self.bias.detach()
-        if copied:
-            return Head(self.weight.detach().clone(), None if bias is None else bias.clone(), self.scale, self.softcap)
-        return Head(self.weight.detach(), bias, self.scale, self.softcap)
+        bias = None if self.bias is None else detached(self.bias, copied=copied)
+        return Head(detached(self.weight, copied=copied), bias, self.scale, self.softcap)
 
     def log_probs(self, hidden: Tensor, temperature: float, *, rounded: bool = True) -> Tensor:
         """(N, V) log-probs [nats] of (N, H) hidden states.

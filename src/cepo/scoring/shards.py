@@ -6,7 +6,7 @@ it is dropped, or the next pass would read the values of before.
 """
 
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -187,11 +187,21 @@ def whole_with_gradient(weight: Tensor) -> Tensor:
     if isinstance(weight, DTensor):
         with head_gathered_with_gradient():
             return weight.full_tensor()
-    if hasattr(weight, "ds_id"):  # DeepSpeed's ZeRO-3
-        from deepspeed.runtime.zero.partition_parameters import GatheredParameters, ZeroParamStatus
+    if not hasattr(weight, "ds_id"):
+        return weight
+    from deepspeed.runtime.zero.partition_parameters import GatheredParameters, ZeroParamStatus
 
-        if weight.ds_status == ZeroParamStatus.AVAILABLE:
-            return weight.clone()
-        with GatheredParameters([weight]):
-            return weight.clone()
-    return weight
+    # With tied embeddings it may be there, and must not be laid off again here.
+    gathers = weight.ds_status != ZeroParamStatus.AVAILABLE
+    with GatheredParameters([weight]) if gathers else nullcontext():
+        whole = weight.clone()
+    whole.ds_status = ZeroParamStatus.AVAILABLE  # type: ignore[attr-defined]  # or TRL's kernels would look for shards
+    return whole
+
+
+def detached(weight: Tensor, *, copied: bool = False) -> Tensor:
+    """A whole weight without gradient, and, if `copied`, without what it shares its memory with."""
+    result = weight.detach().clone() if copied else weight.detach()
+    if (status := getattr(weight, "ds_status", None)) is not None:
+        result.ds_status = status  # type: ignore[attr-defined]
+    return result
