@@ -34,6 +34,7 @@ from ..tasks.figures import (
     PLAIN_HINT_TEMPLATE,
     VARIANTS,
     GroupKind,
+    believed_tokens,
     figures_reward,
     group_kinds,
     policy_path,
@@ -123,13 +124,14 @@ def _measure(options, model, processing_class, rows: list[dict[str, Any]], conso
     if not groups:
         console.print("Nothing to measure: no group has both right and wrong rollouts.")
         return 1
+    texts = [[token_texts(processing_class, rollout.ids) for rollout in group.rollouts] for group in groups]
     kinds = [
-        group_kinds(
-            group.row,
-            [token_texts(processing_class, rollout.ids) for rollout in group.rollouts],
-            [attempt.correct for attempt in group.attempts],
-        )
-        for group in groups
+        group_kinds(group.row, of_group, [attempt.correct for attempt in group.attempts])
+        for group, of_group in zip(groups, texts, strict=True)
+    ]
+    believed = [
+        [believed_tokens(group.row, tokens) for tokens in of_group]
+        for group, of_group in zip(groups, texts, strict=True)
     ]
     results: list[dict[str, Any]] = []
     # A file is as wide as it needs to be.
@@ -138,9 +140,10 @@ def _measure(options, model, processing_class, rows: list[dict[str, Any]], conso
         variants = _variants(options, content, wording, first=wording == options.hints[0])
         with console.status(f"reading the rollouts again, told {content}, {wording} hint"):
             inspected = _inspect(options, model, processing_class, groups, variants)
-        own = _rows(options, content, wording, variants, groups, kinds, inspected)
+        own = _rows(options, content, wording, variants, groups, kinds, believed, inspected)
         results += own
         page.print(_table(f"told: {content}, {wording} hint", own))
+        page.print(_origins_table(f"told: {content}, {wording} hint", own))
     with console.status("does the policy follow hints?"), seeded(options.seed):
         followed = following(model, processing_class, groups, _told(processing_class), sampling, figures_reward)
     page.print(_following_table(followed))
@@ -258,6 +261,7 @@ class _One:
     correct: bool
     inspected: Inspected
     kinds: list[GroupKind]
+    believed: list[bool]
 
 
 def _rows(
@@ -267,10 +271,11 @@ def _rows(
     variants: list[Variant],
     groups: list[Group],
     kinds: list[list[list[GroupKind]]],
+    believed: list[list[list[bool]]],
     inspected: list[list[Inspected]],
 ) -> list[dict[str, Any]]:
     everyone = [
-        _One(index, attempt.correct, inspected[index][place], kinds[index][place])
+        _One(index, attempt.correct, inspected[index][place], kinds[index][place], believed[index][place])
         for index, group in enumerate(groups)
         for place, attempt in enumerate(group.attempts)
         if attempt.correct is not None
@@ -313,15 +318,45 @@ def _rows(
                         }
                         for kind in ("reading", "arithmetic")
                     },
+                    **({} if correct else {"origins": _origins(options, chosen, variant)}),
                     "auroc_nobody_wrong": found["decision"]["auroc"].as_dict(),
                 }
             )
     return rows
 
 
-def _tokens(one: _One, variant: Variant, sought: tuple[GroupKind, ...]) -> Tokens:
-    """The tokens of one rollout that are to be found, and its filler."""
-    counted = np.array([kind in (*sought, "filler") for kind in one.kinds], dtype=bool)
+def _origins(options: argparse.Namespace, chosen: list[_One], variant: Variant) -> dict[str, dict[str, Any]]:
+    """The measures at mistakes that the warm-start taught and at those made by chance, each kind by itself."""
+    found = {}
+    for kind in ("reading", "arithmetic"):
+        for origin, believed in (("believed", True), ("by chance", False)):
+            tokens = concatenated([_tokens(one, variant, (kind,), believed=believed) for one in chosen])
+            estimates = measure(tokens, resamples=options.resamples, seed=options.seed)
+            signs = estimates["wrong_sign"] if variant.method.signed else NOTHING
+            found[f"{kind}, {origin}"] = {
+                "tokens": int(tokens.decisive.sum()),
+                "auroc": estimates["auroc"].as_dict(),
+                "wrong_sign": signs.as_dict(),
+            }
+    return found
+
+
+def _tokens(one: _One, variant: Variant, sought: tuple[GroupKind, ...], *, believed: bool | None = None) -> Tokens:
+    """The tokens of one rollout that are to be found, and its filler.
+
+    Args:
+        one: The rollout.
+        variant: Whose evidence.
+        sought: The kinds that are to be found.
+        believed: Only those that are beliefs, or only those that are none; None: both.
+    """
+    counted = np.array(
+        [
+            kind == "filler" or (kind in sought and believed in (None, held))
+            for kind, held in zip(one.kinds, one.believed, strict=True)
+        ],
+        dtype=bool,
+    )
     credit = one.inspected.credit[variant]
     return Tokens(
         credit.evidence.double().numpy()[counted],
@@ -355,6 +390,29 @@ def _table(title: str, rows: list[dict[str, Any]]) -> Table:
     return table
 
 
+_ORIGINS_HEADS = ("rule", "mistakes of wrong rollouts", "tokens", "AUROC", "wrong sign")
+
+
+def _origins_cells(rows: list[dict[str, Any]]) -> list[list[str]]:
+    """Of CEPO's default rule, and of RLSD."""
+    chosen = [row for row in rows if row["rollouts"] == "wrong" and row["rule"] in ("own_or_mixture", "rlsd")]
+    return [
+        [row["name"], origin, str(one["tokens"]), interval(one["auroc"], ".3f"), interval(one["wrong_sign"], ".1%")]
+        for row in chosen
+        if row["max_negatives"] in (None, max(MIXTURES))
+        for origin, one in row["origins"].items()
+    ]
+
+
+def _origins_table(title: str, rows: list[dict[str, Any]]) -> Table:
+    table = Table(title=f"mistakes that are beliefs, and mistakes by chance; {title}; 95 % intervals")
+    for head in _ORIGINS_HEADS:
+        table.add_column(head, justify="left" if head in _ORIGINS_HEADS[:2] else "right")
+    for cells in _origins_cells(rows):
+        table.add_row(*cells)
+    return table
+
+
 _FOLLOWING_HEADS = ("told", "right one followed", "wrong one followed")
 
 
@@ -378,6 +436,7 @@ def _following_table(rows: list[dict[str, Any]]) -> Table:
 def _markdown(rows: list[dict[str, Any]], followed: list[dict[str, Any]]) -> str:
     parts = []
     for told in dict.fromkeys((row["content"], row["hint"]) for row in rows):
-        own = [_cells(row) for row in rows if (row["content"], row["hint"]) == told]
-        parts.append(f"told: {told[0]}, {told[1]} hint\n\n{markdown_table(_HEADS, own)}\n")
+        own = [row for row in rows if (row["content"], row["hint"]) == told]
+        parts.append(f"told: {told[0]}, {told[1]} hint\n\n{markdown_table(_HEADS, [_cells(row) for row in own])}\n")
+        parts.append(f"{markdown_table(_ORIGINS_HEADS, _origins_cells(own))}\n")
     return "".join([*parts, markdown_table(_FOLLOWING_HEADS, [_following_cells(row) for row in followed])])
