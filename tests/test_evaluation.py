@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from cepo.data.evaluation import Accuracy, Entropy, Evaluation, entropy_of, evaluate
+from cepo.data import evaluation
+from cepo.data.evaluation import Accuracy, Entropy, Evaluation, Share, entropy_of, evaluate
 from cepo.data.loading import load_policy
 from cepo.data.sampling import Sampling, conversation_of, sample, seeded
 from cepo.scoring.entropy import token_entropies
@@ -111,8 +112,41 @@ def test_evaluating_asks_all_problems_as_often_as_said(policy):
     with seeded(5):
         rows = [data[index] for index in range(3)]
         first = sample(model, processor, [conversation_of(row, processor) for row in rows], sampling)
-    overall, content = entropy_of(model, processor, data, first, sampling)
+    overall, content = entropy_of(model, processor, data, dict(enumerate(first)), sampling)
     assert (overall, content) == (found.entropy, found.content_entropy)
     kinds = [token_kinds(row, token_texts(processor, ids)) for row, ids in zip(rows, first, strict=True)]
     assert content.counts == tuple(sum(kind in ("mistake", "decision") for kind in line) for line in kinds)
     assert overall.counts == tuple(map(len, first))
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_processes_that_share_the_work_find_what_one_finds(policy, figures, count):
+    """Each asks its part, in as many calls as the others, and gets the whole."""
+    model, processor = policy
+    data = figures.select(range(7))
+    calls, gathered = [], []
+
+    def asked_by(index, everyone):
+        """Of process `index`; what it gives to be gathered, and it gets what all of them together gave."""
+        given = []
+
+        def gather(found):
+            given.append(found)
+            return everyone[len(given) - 1] if everyone else found
+
+        plain, before = evaluation.sample, len(calls)
+        evaluation.sample = lambda *args: calls.append(index) or plain(*args)
+        try:
+            sampling = Sampling(16, 0.0, batch_size=2)
+            return evaluate(model, processor, data, sampling, share=Share(index, count, gather)), given, before
+        finally:
+            evaluation.sample = plain
+
+    for index in range(count):
+        gathered.append(asked_by(index, None)[1])
+    assert len({calls.count(index) for index in range(count)}) == 1
+    everyone = [[one for part in parts for one in part] for parts in zip(*gathered, strict=True)]
+    alone = evaluate(model, processor, data, Sampling(16, 0.0, batch_size=2))
+    for index in range(count):
+        found, *_ = asked_by(index, everyone)
+        assert (found.right, found.answers) == (alone.right, alone.answers)

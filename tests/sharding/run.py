@@ -17,7 +17,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 sys.path.insert(0, str(Path(__file__).parent))
 
-import shim  # noqa: F401, I001
+import shim  # noqa: F401
 import torch
 from peft import LoraConfig
 from transformers import AutoModelForImageTextToText

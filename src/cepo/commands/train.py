@@ -9,15 +9,18 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from accelerate.utils import gather_object
 from rich.console import Console
+from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import get_peft_config, get_quantization_config
 
-from ..data.evaluation import Accuracy, Evaluation, evaluate
+from ..data.evaluation import Accuracy, Evaluation, Share, evaluate
 from ..data.loading import require_chat_template
 from ..data.sampling import Sampling
 from ..trainer.arguments import TrainArguments, check_sources, parse
 from ..trainer.cepo_trainer import CEPOTrainer
+from ..trainer.layout import is_sharded, whole_policy
 from . import quiet_libraries
 from .curves import draw_curves
 from .progress import AccuracyCurve, ProgressLines, StopOnInterrupt
@@ -64,13 +67,17 @@ def _train(trainer: CEPOTrainer, script_args: TrainArguments, held_out: Any, con
         console = Console(quiet=True)
     console.print(_headline(trainer, script_args), highlight=False)
     measure = Measure(trainer, script_args, held_out, console)
-    before = measure("before training")
+    before = BeforeTraining(measure)
+    if is_sharded(trainer):
+        trainer.add_callback(before)  # until training begins, processes hold weights that are nobody's
+    else:
+        before.measure()
 
     trainer.remove_callback(PrinterCallback)
     interrupt = StopOnInterrupt(console)
     trainer.add_callback(ProgressLines(console, trainer.reward_func_names[trainer._correctness_index]))
     trainer.add_callback(interrupt)
-    every = script_args.accuracy_every if before is not None else 0
+    every = script_args.accuracy_every if held_out is not None else 0
     curve = AccuracyCurve(every, measure.greedy)
     trainer.add_callback(curve)
     try:
@@ -92,7 +99,7 @@ def _train(trainer: CEPOTrainer, script_args: TrainArguments, held_out: Any, con
     trainer.save_state()
     after = measure("after training")
     if trainer.accelerator.is_main_process:
-        _write_summary(trainer, before, curve.points, after, time.monotonic() - started, console)
+        _write_summary(trainer, before.measured, curve.points, after, time.monotonic() - started, console)
     return 0
 
 
@@ -145,9 +152,6 @@ class Measure:
             if when == "before training" and self.trainer.accelerator.is_main_process:
                 self.console.print("No held-out problems: accuracy before and after is not measured.")
             return None
-        if self.trainer.is_fsdp_enabled or self.trainer.is_deepspeed_enabled:
-            self.console.print(f"Accuracy {when} is not measured with sharded weights; use `cepo evaluate`.")
-            return None
         greedy = self._ask(f"greedy answers {when}", self.held_out, temperature=0.0, samples=1)
         self._say(f"held-out accuracy {when}, greedy: [bold]{greedy.accuracy}[/bold] of {len(self.held_out)} problems")
         sampled = None
@@ -179,9 +183,11 @@ class Measure:
 
     def _ask(self, doing: str, problems: Any, *, temperature: float, samples: int) -> Evaluation:
         trainer = self.trainer
-        with self.console.status(doing):
+        accelerator = trainer.accelerator
+        share = Share(accelerator.process_index, accelerator.num_processes, gather_object)
+        with self.console.status(doing), whole_policy(trainer) as policy:
             return evaluate(
-                trainer.accelerator.unwrap_model(trainer.model),
+                policy,
                 trainer.processing_class,
                 problems,
                 Sampling(
@@ -195,7 +201,26 @@ class Measure:
                 samples=samples,
                 seed=trainer.args.seed,
                 reward_func=trainer.reward_funcs[trainer._correctness_index],
+                share=share,
             )
+
+
+class BeforeTraining(TrainerCallback):
+    """What there was before the first step.
+
+    Args:
+        measure: Measures it.
+    """
+
+    def __init__(self, measure: Measure):
+        self._measure = measure
+        self.measured: Measured | None = None
+
+    def measure(self) -> None:
+        self.measured = self._measure("before training")
+
+    def on_train_begin(self, args, state, control, **kwargs):  # noqa: ARG002
+        self.measure()
 
 
 def _save_what_there_is(trainer: CEPOTrainer) -> None:

@@ -5,7 +5,7 @@ the second, and a lower temperature does so for nothing; only a policy that has 
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
@@ -156,6 +156,30 @@ class Evaluation:
         return found
 
 
+def _alone(found: list[Any]) -> list[Any]:
+    return found
+
+
+@dataclass(frozen=True)
+class Share:
+    """One process's share of work that several do together.
+
+    Attributes:
+        index: Of the process.
+        count: Of processes.
+        gather: Everyone's lists in one, the same on every process; all call it together.
+    """
+
+    index: int = 0
+    count: int = 1
+    gather: Callable[[list[Any]], list[Any]] = _alone
+
+    def of(self, work: Sequence[Any]) -> tuple[list[Any], int]:
+        """This process's part of the work, and how many more parts some other process has."""
+        own = list(work[self.index :: self.count])
+        return own, -(-len(work) // self.count) - len(own)
+
+
 def evaluate(
     model: PreTrainedModel,
     processing_class: Any,
@@ -166,6 +190,7 @@ def evaluate(
     seed: int = 0,
     reward_func: Callable[..., Sequence[float | None]] | None = None,
     on_progress: Callable[[int], None] | None = None,
+    share: Share | None = None,
 ) -> Evaluation:
     """Ask a policy every problem and let the verifier judge what it answers.
 
@@ -179,6 +204,8 @@ def evaluate(
         reward_func: The verifier, as TRL's reward functions, whose `accuracy_reward` it is by default; 0.5 and more is
             right, None is wrong.
         on_progress: Called with the number of answers that are there.
+        share: This process's, where several ask together; all get the same result. Sampled answers, but not greedy
+            ones, depend on the number of processes.
 
     Returns:
         The accuracy, and, above temperature 0, the entropy at the tokens of the first answer to each problem.
@@ -190,35 +217,59 @@ def evaluate(
         judge = accuracy_reward
     if sampling.temperature == 0:
         samples = 1
+    share = share or Share()
     # All problems once, then all of them again: the first answers are the same, however many follow.
     starts = range(0, len(dataset), sampling.batch_size)
-    batches = [range(start, min(start + sampling.batch_size, len(dataset))) for _ in range(samples) for start in starts]
-    right = [0] * len(dataset)
-    texts: list[str] = []
-    first: list[Ids] = []
-    with seeded(seed):
-        for some in batches:
+    batches = [
+        (answer, range(start, min(start + sampling.batch_size, len(dataset))))
+        for answer in range(samples)
+        for start in starts
+    ]
+    own, spare = share.of(batches)
+    asked: list[_Asked] = []
+    with seeded(seed + share.index):
+        for answer, some in own:
             rows = [dataset[index] for index in some]
             conversations = [conversation_of(row, processing_class) for row in rows]
             completions = sample(model, processing_class, conversations, sampling)
-            first += completions[: len(dataset) - len(first)]
             answers = [text_of(processing_class, ids) for ids in completions]
-            for index, reward in zip(some, verdicts(judge, rows, answers), strict=True):
-                right[index] += reward is not None and reward >= RIGHT
-            texts += answers
+            for index, ids, text, reward in zip(
+                some, completions, answers, verdicts(judge, rows, answers), strict=True
+            ):
+                asked.append(_Asked(index, answer, ids, text, reward is not None and reward >= RIGHT))
             if on_progress:
-                on_progress(len(texts))
+                on_progress(len(asked))
+        for _ in range(spare):  # for the others' sake, who may gather weights or count tokens together
+            sample(model, processing_class, [conversation_of(dataset[0], processing_class)], sampling)
     entropies: tuple[Entropy | None, Entropy | None] = (None, None)
     if sampling.temperature > 0:
-        entropies = entropy_of(model, processing_class, dataset, first, sampling)
-    by_problem = [texts[problem :: len(dataset)] for problem in range(len(dataset))]
-    return Evaluation(
-        sampling.temperature, samples, tuple(right), [text for own in by_problem for text in own], *entropies
-    )
+        first = {one.problem: one.ids for one in asked if one.answer == 0}
+        entropies = entropy_of(model, processing_class, dataset, first, sampling, share)
+    everyone = sorted(share.gather(asked), key=lambda one: (one.problem, one.answer))
+    right = [0] * len(dataset)
+    for one in everyone:
+        right[one.problem] += one.right
+    return Evaluation(sampling.temperature, samples, tuple(right), [one.text for one in everyone], *entropies)
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """One answer to one problem."""
+
+    problem: int
+    answer: int
+    ids: Ids
+    text: str
+    right: bool
 
 
 def entropy_of(
-    model: PreTrainedModel, processing_class: Any, dataset: Dataset, completions: Sequence[Ids], sampling: Sampling
+    model: PreTrainedModel,
+    processing_class: Any,
+    dataset: Dataset,
+    completions: Mapping[int, Ids],
+    sampling: Sampling,
+    share: Share | None = None,
 ) -> tuple[Entropy | None, Entropy | None]:
     """The policy's entropy at one answer to each problem: at all tokens, and at those that carry the solution.
 
@@ -226,31 +277,33 @@ def entropy_of(
         model: The policy.
         processing_class: Its tokenizer or processor.
         dataset: The problems.
-        completions: The answers' token ids, sampled as `sampling` has it.
+        completions: Of problems by their index, the answers' token ids, sampled as `sampling` has it.
         sampling: Its temperature is that of the distributions. `top_p` and `top_k` are not applied to them.
+        share: This process's, where several have answers.
     """
     images = isinstance(processing_class, ProcessorMixin)
     encoder = PromptEncoder(processing_class, images, sampling.chat_template_kwargs or {})
-    rows = [dataset[index] for index in range(len(dataset))]
+    indices = [index for index, ids in completions.items() if ids]
+    rows = [dataset[index] for index in indices]
     prompts = [encoder.prompt(conversation_of(row, processing_class)) for row in rows]
-    requests = [Request(index, prompts[index].ids, ids) for index, ids in enumerate(completions) if ids]
-    found = token_entropies(model, prompts, requests, temperature=sampling.temperature)
-    known = knowledge_of(rows[0])
-    content = [
-        [kind in _CONTENT for kind in known.kinds(rows[r.prompt], token_texts(processing_class, r.completion))]
-        for r in requests
-        if known is not None
-    ]
-    everything = [[True] * len(request.completion) for request in requests]
-    return _entropy(found, everything), _entropy(found, content) if content else None
+    requests = [Request(place, prompts[place].ids, completions[index]) for place, index in enumerate(indices)]
+    found = token_entropies(model, prompts, requests, temperature=sampling.temperature) if requests else []
+    known = knowledge_of(dataset[0])
+    sums: list[tuple[int, tuple[float, int], tuple[float, int]]] = []
+    for index, row, request, values in zip(indices, rows, requests, found, strict=True):
+        texts = token_texts(processing_class, request.completion)
+        content = [] if known is None else [kind in _CONTENT for kind in known.kinds(row, texts)]
+        kept = [value for value, counted in zip(values.tolist(), content, strict=False) if counted]
+        sums.append((index, (sum(values.tolist()), len(values)), (sum(kept), len(kept))))
+    everyone = sorted((share or Share()).gather(sums))
+    return _entropy([everything for _, everything, _ in everyone]), _entropy([content for *_, content in everyone])
 
 
-def _entropy(found: Sequence[Any], counted: Sequence[Sequence[bool]]) -> Entropy | None:
-    kept = [
-        [value for value, is_counted in zip(values.tolist(), mask, strict=True) if is_counted]
-        for values, mask in zip(found, counted, strict=True)
-    ]
-    return Entropy(tuple(map(sum, kept)), tuple(map(len, kept))) if any(kept) else None
+def _entropy(sums: Sequence[tuple[float, int]]) -> Entropy | None:
+    """Of (sum [nats], tokens) of each answer; None if there is no token."""
+    if not any(count for _, count in sums):
+        return None
+    return Entropy(tuple(total for total, _ in sums), tuple(count for _, count in sums))
 
 
 def evaluate_accuracy(

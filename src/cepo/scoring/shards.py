@@ -30,6 +30,14 @@ class WholeWeights:
         """What this process holds of it."""
         return whole
 
+    def before_pass(self, kind: str) -> None:
+        """Called before a pass for `completions`, or for a `cache`."""
+
+    @contextmanager
+    def all_gathered(self) -> Iterator[None]:
+        """Every weight whole on every process, for passes that processes do not make together."""
+        yield
+
     @contextmanager
     def exchanged(self, values: Mapping[nn.Parameter, Tensor]) -> Iterator[None]:
         """The parameters with other local values, and then with their own again."""
@@ -92,14 +100,35 @@ class FSDPShards(_Shards):
         assert isinstance(parameter, DTensor)
         return distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None).to_local()
 
+    def _groups(self) -> list[Any]:
+        """The units of weights that FSDP gathers together."""
+        states = [module._get_fsdp_state() for module in self._model.modules() if isinstance(module, FSDPModule)]
+        return list({id(s._fsdp_param_group): s._fsdp_param_group for s in states if s._fsdp_param_group}.values())
+
+    @contextmanager
+    def all_gathered(self) -> Iterator[None]:
+        groups = self._groups()
+        sharded = [group for group in groups if not group.is_unsharded]
+        after_forward = [group.post_forward_mesh_info for group in groups]
+        for group in groups:
+            group.post_forward_mesh_info = None  # stays gathered after a forward pass
+        for group in sharded:
+            group.unshard()
+            group.wait_for_unshard()
+        try:
+            yield
+        finally:
+            for group, info in zip(groups, after_forward, strict=True):
+                group.post_forward_mesh_info = info
+            for group in sharded:
+                group._to_sharded()
+
     def drop_gathered(self) -> None:
         # `FSDPModule.reshard` does nothing for a unit that stays gathered after the forward pass, as the one with
         # embedding and head does.
-        for module in self._model.modules():
-            group = module._get_fsdp_state()._fsdp_param_group if isinstance(module, FSDPModule) else None
-            if group is not None and group.is_unsharded and group not in self._dropped:
-                group._to_sharded()
-                self._dropped.append(group)
+        self._dropped = [group for group in self._groups() if group.is_unsharded]
+        for group in self._dropped:
+            group._to_sharded()
 
     def _write(self, values: Mapping[nn.Parameter, Tensor]) -> None:
         super()._write(values)
@@ -192,7 +221,7 @@ def whole_with_gradient(weight: Tensor) -> Tensor:
     from deepspeed.runtime.zero.partition_parameters import GatheredParameters, ZeroParamStatus
 
     # With tied embeddings it may be there, and must not be laid off again here.
-    gathers = weight.ds_status != ZeroParamStatus.AVAILABLE
+    gathers = getattr(weight, "ds_status") != ZeroParamStatus.AVAILABLE  # noqa: B009
     with GatheredParameters([weight]) if gathers else nullcontext():
         whole = weight.clone()
     whole.ds_status = ZeroParamStatus.AVAILABLE  # type: ignore[attr-defined]  # or TRL's kernels would look for shards

@@ -37,6 +37,7 @@ from .cepo_config import CEPOConfig
 from .completion_batch import CompletionBatch
 from .credit_page import NUMBER_OF_GROUPS, write_credit_page
 from .distillation import add_teacher_prompts, distillation_batch
+from .layout import check_layout, check_processes
 from .metrics import credit_metrics, credit_sums
 from .processes import Processes
 from .teachers import Teachers
@@ -105,6 +106,7 @@ class CEPOTrainer(GRPOTrainer):
             args = CEPOConfig(f"{name.rstrip('/').split('/')[-1]}-CEPO")
         if not isinstance(args, CEPOConfig):
             raise TypeError(f"CEPOTrainer takes a CEPOConfig as `args`, got {type(args).__name__}")
+        check_processes(args.world_size)
         self.method = args.chosen
         # Answers are compared with solutions for the method, or for people who want to see credit.
         needs_solution = self.method.needs_solution or args.credit_samples_every > 0
@@ -142,6 +144,8 @@ class CEPOTrainer(GRPOTrainer):
                 f"method={args.method!r} needs whole groups on each process; make the batch of a process a multiple of "
                 "num_generations"
             )
+        if self.method.needs_teachers or args.distils_whole:
+            check_layout(self)
         self._processes = Processes(self.accelerator)
         self._teachers = Teachers(self, args, self._processes)
         self.add_callback(_FollowPolicy(self._teachers))

@@ -18,35 +18,11 @@ from ..scoring.pipeline import Pipeline
 from ..scoring.prompts import PromptEncoder
 from ..scoring.requests import Prompt, Request
 from ..scoring.score import LogProbs, evaluating, has_dropout
-from ..scoring.shards import FSDPShards, WholeWeights, ZeROShards
 from ..scoring.teacher_weights import TeacherWeights
 from .batches import Batch
 from .cepo_config import CEPOConfig
+from .layout import layout_of
 from .processes import Processes
-
-def is_zero3(trainer: GRPOTrainer) -> bool:
-    """Whether DeepSpeed shards the weights themselves."""
-    plugin = trainer.accelerator.state.deepspeed_plugin if trainer.is_deepspeed_enabled else None
-    return plugin is not None and plugin.zero_stage == 3
-
-
-def _check_layout(trainer: GRPOTrainer, source: str) -> None:
-    """Refuse layouts in which teachers with other weights cannot read.
-
-    Raises:
-        ValueError: Naming the layout and what to use in its place.
-    """
-    if trainer.is_fsdp_enabled and not trainer.accelerator.is_fsdp2:
-        raise ValueError(
-            f"teacher={source!r} keeps a copy of the weights, which FSDP 1 lays together; set fsdp_version to 2"
-        )
-
-
-def _layout_of(trainer: GRPOTrainer) -> WholeWeights:
-    if trainer.is_fsdp_enabled:
-        return FSDPShards(trainer.model)
-    return ZeROShards(trainer.model_wrapped) if is_zero3(trainer) else WholeWeights()
-
 
 _SHARES = {"auto": None, "always": True, "never": False}
 
@@ -60,14 +36,11 @@ class Teachers:
         processes: Its processes, which make their passes together.
 
     Raises:
-        ValueError: If weights are sharded and the options ask for a copy, or there is no such teacher model.
+        ValueError: If there is no such teacher model.
     """
 
     def __init__(self, trainer: GRPOTrainer, args: CEPOConfig, processes: Processes):
         self._trainer, self._args, self._processes = trainer, args, processes
-        source = args.teacher or "policy"
-        if source != "policy":
-            _check_layout(trainer, source)
         self._weights: TeacherWeights | None = None
         self._warns = trainer.accelerator.is_main_process
         self._scorer: Scorer | None = None
@@ -93,7 +66,7 @@ class Teachers:
                 args.teacher or "policy",
                 sync_steps=args.teacher_sync_steps or 1,
                 decay=args.teacher_ema_decay or 0.0,
-                layout=_layout_of(trainer),
+                layout=layout_of(trainer),
                 writes=trainer.accelerator.is_main_process,
             )
         return self._weights
@@ -145,7 +118,7 @@ class Teachers:
                     self.inner(),
                     trainer.accelerator.autocast,
                     fused=True,
-                    **({"before_pass": ZeROShards(trainer.model_wrapped).before_pass} if is_zero3(trainer) else {}),
+                    before_pass=layout_of(trainer).before_pass,
                 ),
                 reduce_max=self._processes.most,
                 shares=_SHARES[self._args.shared_prompt],
