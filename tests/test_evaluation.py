@@ -51,6 +51,12 @@ def test_pass_at_k_is_the_share_of_all_draws_with_a_right_one(case):
     assert Evaluation(1.0, samples, (right,), []).pass_at(k).value == pytest.approx(expected)
 
 
+@given(st.integers(1, 500), st.booleans())
+def test_the_interval_holds_the_mean_even_where_all_answers_are_alike(problems, right):
+    low, high = Accuracy((float(right),) * problems).interval
+    assert 0 <= low <= right <= high <= 1
+
+
 def test_pass_at_more_than_there_are_is_refused():
     with pytest.raises(ValueError, match="pass@9 needs at least 9 answers to each problem, and there are 8"):
         Evaluation(1.0, 8, (3,), []).pass_at(9)

@@ -61,7 +61,8 @@ class Accuracy:
         z = float(norm.ppf(0.975))
         centre = (mean + z * z / (2 * answers)) / (1 + z * z / answers)
         half = z / (1 + z * z / answers) * math.sqrt(spread / answers + z * z / (4 * answers**2))
-        return max(0.0, centre - half), min(1.0, centre + half)
+        # At 0 and 1 rounding would leave the mean itself outside.
+        return max(0.0, min(mean, centre - half)), min(1.0, max(mean, centre + half))
 
     def as_dict(self) -> dict[str, Any]:
         low, high = self.interval
