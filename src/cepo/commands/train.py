@@ -118,7 +118,8 @@ def _write_run(folder: Path, script_args: TrainArguments) -> None:
 def _headline(trainer: CEPOTrainer, script_args: TrainArguments) -> str:
     args = trainer.args
     prompts = args.generation_batch_size // args.num_generations
-    parameters = sum(parameter.numel() for parameter in trainer.model.parameters()) / 1e6
+    # DeepSpeed's ZeRO-3 leaves nothing in the parameters that it shards.
+    parameters = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters()) / 1e6
     return (
         f"[bold]{args.method}[/bold] on {script_args.dataset_name}: a policy of {parameters:.1f} M parameters, "
         f"{trainer.args.max_steps if trainer.args.max_steps > 0 else 'all'} steps of {prompts} prompts x "

@@ -107,6 +107,8 @@ class FSDPShards(_Shards):
 
     @contextmanager
     def all_gathered(self) -> Iterator[None]:
+        assert isinstance(self._model, FSDPModule)
+        self._model._get_fsdp_state()._lazy_init()  # as the first forward pass does
         groups = self._groups()
         sharded = [group for group in groups if not group.is_unsharded]
         after_forward = [group.post_forward_mesh_info for group in groups]
@@ -115,13 +117,19 @@ class FSDPShards(_Shards):
         for group in sharded:
             group.unshard()
             group.wait_for_unshard()
+        # Transformers' trainer has wrapped it into a forward pass, after which the outermost unit would be laid off.
+        generate = vars(self._model).pop("generate", None)
         try:
             yield
         finally:
+            if generate is not None:
+                self._model.generate = generate
             for group, info in zip(groups, after_forward, strict=True):
                 group.post_forward_mesh_info = info
             for group in sharded:
-                group._to_sharded()
+                # The others stay gathered until the backward pass, and the next forward pass may take them to be there.
+                if group.post_forward_mesh_info is not None:
+                    group._to_sharded()
 
     def drop_gathered(self) -> None:
         # `FSDPModule.reshard` does nothing for a unit that stays gathered after the forward pass, as the one with
