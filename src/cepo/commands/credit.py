@@ -318,11 +318,17 @@ def _rows(
                         }
                         for kind in ("reading", "arithmetic")
                     },
-                    **({} if correct else {"origins": _origins(options, chosen, variant)}),
+                    **({"origins": _origins(options, chosen, variant)} if not correct and _is_house(variant) else {}),
                     "auroc_nobody_wrong": found["decision"]["auroc"].as_dict(),
                 }
             )
     return rows
+
+
+def _is_house(variant: Variant) -> bool:
+    """Whether it is CEPO's default rule, or RLSD, which is told no wrong answer."""
+    mixed = variant.rule == "own_or_mixture" and variant.options.max_negatives == max(MIXTURES)
+    return mixed or variant.method.name == "rlsd"
 
 
 def _origins(options: argparse.Namespace, chosen: list[_One], variant: Variant) -> dict[str, dict[str, Any]]:
@@ -394,13 +400,10 @@ _ORIGINS_HEADS = ("rule", "mistakes of wrong rollouts", "tokens", "AUROC", "wron
 
 
 def _origins_cells(rows: list[dict[str, Any]]) -> list[list[str]]:
-    """Of CEPO's default rule, and of RLSD."""
-    chosen = [row for row in rows if row["rollouts"] == "wrong" and row["rule"] in ("own_or_mixture", "rlsd")]
     return [
         [row["name"], origin, str(one["tokens"]), interval(one["auroc"], ".3f"), interval(one["wrong_sign"], ".1%")]
-        for row in chosen
-        if row["max_negatives"] in (None, max(MIXTURES))
-        for origin, one in row["origins"].items()
+        for row in rows
+        for origin, one in row.get("origins", {}).items()
     ]
 
 
