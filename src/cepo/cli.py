@@ -1,5 +1,6 @@
 """The command `cepo`."""
 
+import os
 import sys
 from importlib import import_module
 
@@ -70,7 +71,8 @@ def _run(command: str, arguments: list[str], traceback: bool) -> int:
     except (ValueError, TypeError, OSError, ImportError) as error:
         if traceback:
             raise
-        print(f"cepo: error: {str(error).strip() or type(error).__name__}", file=sys.stderr)
+        if os.environ.get("LOCAL_RANK", "0") == "0":  # of several processes that were started together, one says it
+            print(f"cepo: error: {str(error).strip() or type(error).__name__}", file=sys.stderr)
         return 2
     from .data.checks import DatasetError
 

@@ -2,8 +2,8 @@
 
     python run.py FOLDER JSON-OF-CASES
 
-A case is a name and options of the trainer, and these of its own: `lora`, `untied` (a head of its own), `text` (a model
-without images). Rollouts are worked solutions with mistakes, drawn by their place in the global batch alone: the same
+A case is a name and options of the trainer, and these of its own: `lora`, `untied` (a head of its own), `idle` (one group
+alone has something to say), `resume` (the checkpoint of another case to go on from). Rollouts are worked solutions with mistakes, drawn by their place in the global batch alone: the same
 however many processes share the batch. Each process writes FOLDER/CASE/rank-N.pt; the model is saved in FOLDER/CASE.
 """
 
@@ -96,6 +96,8 @@ def train(folder, name, case):
     case = dict(case)
     lora, untied, idle = case.pop("lora", False), case.pop("untied", False), case.pop("idle", False)
     resume, steps = case.pop("resume", None), case.pop("max_steps", 2)
+    if case.get("method") == "distilled_rl":
+        case["teacher_model_name_or_path"] = policy_path()
     world = int(os.environ.get("WORLD_SIZE", "1"))
     args = CEPOConfig(
         output_dir=str(folder / name),
@@ -121,7 +123,9 @@ def train(folder, name, case):
     trainer = Recorded(model, figures_reward, args, load_figures("train", 24, steps=(2, 3)), peft_config=adapters)
     assert trainer.accelerator.num_processes == world
     trainer.idle = idle
-    trainer.train(resume_from_checkpoint=resume)
+    kind = os.environ.get("CEPO_TEST_LAYOUT", "NO" if world == 1 else "MULTI_CPU")
+    assert trainer.accelerator.distributed_type == kind, trainer.accelerator.distributed_type
+    trainer.train(resume_from_checkpoint=None if resume is None else str(folder / resume))
     trainer.save_model(args.output_dir)
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
     rank = trainer.accelerator.process_index

@@ -18,11 +18,12 @@ from trl import get_peft_config, get_quantization_config
 from ..data.evaluation import Accuracy, Evaluation, Share, evaluate
 from ..data.loading import require_chat_template
 from ..data.sampling import Sampling
-from ..trainer.arguments import TrainArguments, check_sources, parse
+from ..trainer.arguments import TrainArguments, check_sources, option_names, parse
 from ..trainer.cepo_trainer import CEPOTrainer
 from ..trainer.layout import is_sharded, whole_policy
 from . import quiet_libraries
 from .curves import draw_curves
+from .launch import FLAG, prepare_launch
 from .progress import AccuracyCurve, ProgressLines, StopOnInterrupt
 
 # What was trained on, for commands that come later.
@@ -37,6 +38,8 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
         ValueError, TypeError, OSError: For mistakes in options, model or data.
     """
     quiet_libraries()
+    if FLAG in arguments or any(argument.startswith(f"{FLAG}=") for argument in arguments):
+        return prepare_launch("train", arguments, own={f"--{name}" for name in option_names()})
     script_args, training_args, model_args = parse(arguments)
     model_name, reward_funcs, train_dataset, held_out = check_sources(script_args, training_args, model_args)
     training_args.model_init_kwargs = {

@@ -64,6 +64,11 @@ def make_parser() -> TrlParser:
     return _Parser((TrainArguments, CEPOConfig, ModelConfig), prog="cepo train", allow_abbrev=False)
 
 
+def option_names() -> set[str]:
+    """Of everything that `cepo train` can be given."""
+    return {action.dest for action in make_parser()._actions}
+
+
 def parse(arguments: list[str]) -> tuple[TrainArguments, CEPOConfig, ModelConfig]:
     """Options from flags, over those of ``--config``, over the recipe of the embedded task where that is trained.
 

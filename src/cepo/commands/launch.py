@@ -1,0 +1,93 @@
+"""`cepo train --accelerate_config NAME`: the same command on several processes, by `accelerate launch`."""
+
+import os
+from collections.abc import Callable
+from subprocess import CalledProcessError
+from typing import Any
+
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command, launch_command_parser
+from accelerate.utils import DistributedType
+from rich.console import Console
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+from torch.distributed.run import main as torchrun
+from trl.cli.accelerate_config import resolve_accelerate_config_argument
+
+FLAG = "--accelerate_config"
+
+
+def split(arguments: list[str], own: set[str]) -> tuple[list[str], list[str]]:
+    """Arguments of `accelerate launch`, `--accelerate_config` among them, and those of the command.
+
+    Args:
+        arguments: Of the command line.
+        own: Flags that the command itself has, which are never accelerate's.
+    """
+    values: dict[str, int] = {FLAG: 1}
+    for action in launch_command_parser()._actions:
+        for flag in action.option_strings:
+            if flag.startswith("--") and flag not in own:
+                values[flag] = 0 if action.nargs == 0 else 1
+    launch, rest = [], []
+    left = list(arguments)
+    while left:
+        argument = left.pop(0)
+        flag, equals, _ = argument.partition("=")
+        if flag not in values:
+            rest.append(argument)
+            continue
+        launch.append(argument)
+        if values[flag] and not equals and left:
+            launch.append(left.pop(0))
+    return launch, rest
+
+
+def prepare_launch(command: str, arguments: list[str], own: set[str]) -> Callable[[Console], int]:
+    """What starts the processes and waits for them.
+
+    Args:
+        command: Of `cepo`.
+        arguments: Of it, with `--accelerate_config`.
+        own: Flags that the command has.
+
+    Raises:
+        ValueError: If there is no such configuration.
+    """
+    launch, rest = split(arguments, own)
+    try:
+        launch = resolve_accelerate_config_argument([part for one in launch for part in _apart(one)])
+    except ValueError as error:
+        names = "single_gpu, multi_gpu, fsdp1, fsdp2, zero1, zero2, zero3"
+        raise ValueError(f"{FLAG}: {error} Its names: {names}.") from error
+    parsed: Any = launch_command_parser().parse_args([*launch, "-m", "cepo.cli", command, *rest])
+    config = load_config_from_file(parsed.config_file)
+    processes = parsed.num_processes or config.num_processes
+
+    def run(console: Console) -> int:  # noqa: ARG001
+        try:
+            if config.distributed_type == DistributedType.MULTI_CPU and processes > 1:
+                # accelerate starts one process there, unless MPI is installed.
+                os.environ["ACCELERATE_USE_CPU"] = "true"
+                threads = max(1, (os.cpu_count() or 1) // processes)
+                os.environ.setdefault("OMP_NUM_THREADS", str(threads))
+                torchrun(["--standalone", f"--nproc_per_node={processes}", "-m", "cepo.cli", command, *rest])
+            else:
+                launch_command(parsed)
+        except ChildFailedError as error:
+            return _failed([failure.exitcode for failure in error.failures.values()])
+        except CalledProcessError as error:
+            return _failed([error.returncode])
+        return 0
+
+    return run
+
+
+def _failed(codes: list[int]) -> int:
+    """Exit status: that of a user's mistake if a process said so, else that of a failure."""
+    return next((code for code in (2, 130) if code in codes), 1)
+
+
+def _apart(argument: str) -> list[str]:
+    """`--flag=value` as two."""
+    flag, equals, value = argument.partition("=")
+    return [flag, value] if equals and flag == FLAG else [argument]

@@ -1,0 +1,156 @@
+"""Sharded runs against one process: the same recorded rollouts, the same numbers."""
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForImageTextToText
+
+sys.path.insert(0, str(Path(__file__).parent / "sharding"))
+
+from layouts import CASES, HERE, LABELLED, LAYOUTS, outcome, run
+
+EVERYWHERE = [
+    pytest.param(layout, count, marks=pytest.mark.sharded)
+    for layout in LAYOUTS
+    for count in (2, 3)
+    if not layout.startswith("zero") or find_spec("deepspeed")
+]
+A_FEW = {name: CASES[name] for name in ("grpo-untied", "cepo-ema", "sdpo-idle")}
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory):
+    """Of a layout and its processes, the folder in which its cases were trained, once."""
+    base, trained = tmp_path_factory.mktemp("sharded"), {}
+
+    def of(cases, layout="", processes=1):
+        key = (layout, processes, tuple(cases))
+        if key not in trained:
+            trained[key] = base / f"{layout or 'one'}-{processes}-{len(trained)}"
+            run(trained[key], cases, layout, processes)
+        return trained[key]
+
+    return of
+
+
+def check(one, other, *, lora=False):
+    """Everything that one process has, the others have together, but for rounding."""
+    assert other.advantages.keys() == one.advantages.keys()
+    for key, expected in one.advantages.items():
+        torch.testing.assert_close(other.evidence[key], one.evidence[key], atol=2e-4, rtol=1e-3)
+        torch.testing.assert_close(other.advantages[key], expected, atol=2e-3, rtol=1e-3)
+    for name in ("loss", "grad_norm"):
+        found, expected = ([float(entry[name]) for entry in history] for history in (other.history, one.history))
+        assert found == pytest.approx(expected, rel=2e-3, abs=2e-6)
+    shared = one.weights.keys() & other.weights.keys()
+    # A tied head may be saved beside the embedding.
+    assert one.weights.keys() ^ shared == set()
+    assert other.weights.keys() ^ shared <= {"lm_head.weight"}
+    for name in shared:
+        # Adam moves a weight by the rate, however small its gradient: where that is rounding, by chance.
+        torch.testing.assert_close(other.weights[name], one.weights[name], atol=5e-4, rtol=0)
+        assert (other.weights[name] - one.weights[name]).abs().mean() < 2e-6
+
+
+def test_fsdp_on_two_processes_is_one_process(folders):
+    """A part of the whole table: TRL's untied head, a teacher that lags, a process without anything to learn."""
+    one, two = folders(A_FEW), folders(A_FEW, "fsdp2", 2)
+    for name in A_FEW:
+        check(outcome(one, name), outcome(two, name))
+
+
+@pytest.mark.parametrize(("layout", "processes"), EVERYWHERE)
+@pytest.mark.parametrize("name", CASES)
+def test_sharded_is_one_process(folders, layout, processes, name):
+    check(outcome(folders(CASES), name), outcome(folders(CASES, layout, processes), name))
+
+
+@pytest.mark.parametrize("layout", [p.values[0] for p in EVERYWHERE if p.values[1] == 3])
+@pytest.mark.parametrize("name", LABELLED)
+@pytest.mark.sharded
+def test_labelled_tokens_are_the_same_on_three_processes(folders, layout, name):
+    check(outcome(folders(LABELLED), name), outcome(folders(LABELLED, layout, 3), name))
+
+
+@pytest.mark.parametrize(("layout", "processes"), EVERYWHERE)
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(folders, layout, processes):
+    folder = folders(CASES, layout, processes)
+    saved, resumed = (outcome(folder, name) for name in ("saved", "resumed"))
+    later = {key: value for key, value in saved.advantages.items() if key[0] >= 2}
+    assert resumed.advantages.keys() == later.keys()
+    for key, expected in later.items():
+        torch.testing.assert_close(resumed.advantages[key], expected, atol=2e-3, rtol=1e-3)
+    for name, weight in saved.weights.items():
+        torch.testing.assert_close(resumed.weights[name], weight, atol=5e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("layout", "processes"), EVERYWHERE)
+def test_the_teacher_in_a_checkpoint_is_whole_and_so_for_any_number_of_processes(folders, layout, processes):
+    file = Path("checkpoint-2") / "teacher.safetensors"
+    expected = load_file(outcome(folders(CASES), "saved").folder / file)
+    found = load_file(outcome(folders(CASES, layout, processes), "saved").folder / file)
+    assert found.keys() == expected.keys()
+    for name, weight in expected.items():
+        torch.testing.assert_close(found[name], weight, atol=5e-4, rtol=0)
+
+
+@pytest.mark.parametrize(("layout", "processes"), EVERYWHERE)
+def test_what_was_saved_is_loaded_by_transformers(folders, layout, processes):
+    found = outcome(folders(CASES, layout, processes), "cepo")
+    model = AutoModelForImageTextToText.from_pretrained(found.folder)
+    own = model.state_dict()
+    for name, weight in found.weights.items():
+        assert torch.equal(own[name], weight)
+
+
+def cli(folder, layout, processes, *options):
+    """`cepo train` from the command line; what it printed."""
+    small = {
+        "max_steps": 2,
+        "eval_problems": 10,
+        "eval_sampled_problems": 4,
+        "eval_samples": 2,
+        "eval_batch_size": 3,
+        "accuracy_every": 1,
+        "per_device_train_batch_size": 12 // processes,
+        "num_generations": 4,
+        "max_completion_length": 110,
+        "figures_problems": 20,
+        "output_dir": folder,
+    }
+    flags = [part for name, value in small.items() for part in (f"--{name}", str(value))]
+    script = [str(HERE / "cli.py"), "train", "--use_cpu", "true", *flags, *options]
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"] if processes > 1 else []
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", "PATH": path}
+    done = subprocess.run(
+        [sys.executable, *launch, *script],
+        env=environment | LAYOUTS.get(layout, {}),
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr[-4000:]
+    return done.stdout
+
+
+@pytest.mark.parametrize(("layout", "processes"), EVERYWHERE)
+def test_accuracy_is_measured_once_by_all_processes_together(tmp_path, layout, processes):
+    """Greedy answers before training are one process's, and each line is there once."""
+    alone = cli(tmp_path / "one", "", 1, "--method", "cepo")
+    together = cli(tmp_path / "many", layout, processes, "--method", "cepo", "--teacher", "initial")
+    (expected,), (found,) = (
+        [line for line in text.splitlines() if line.startswith("held-out accuracy before training, greedy")]
+        for text in (alone, together)
+    )
+    assert found == expected
+    for when in ("before training", "at step 1", "after training"):
+        assert together.count(f"held-out accuracy {when}, greedy") == 1
+    assert together.count("pass@2") == 2
