@@ -2,9 +2,10 @@
 
     python run.py FOLDER JSON-OF-CASES
 
-A case is a name and options of the trainer, and these of its own: `lora`, `untied` (a head of its own), `idle` (one group
-alone has something to say), `resume` (the checkpoint of another case to go on from). Rollouts are worked solutions with mistakes, drawn by their place in the global batch alone: the same
-however many processes share the batch. Each process writes FOLDER/CASE/rank-N.pt; the model is saved in FOLDER/CASE.
+A case is a name and options of the trainer, and these of its own: `lora`, `untied` (a head of its own), `idle` (one
+group alone has something to say), `resume` (the checkpoint of another case to go on from). Rollouts are worked
+solutions with mistakes, drawn by their place in the global batch alone: the same however many processes share it. Each
+process writes FOLDER/CASE/rank-N.pt; the model is saved in FOLDER/CASE.
 """
 
 import json

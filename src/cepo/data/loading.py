@@ -4,6 +4,8 @@ import importlib
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -170,6 +172,25 @@ def load_policy(name: str) -> tuple[Any, Any]:
     return model, processing_class
 
 
+@contextmanager
+def whole_on_each_process() -> Iterator[None]:
+    """What is loaded here is whole on each process, though the run's own model be sharded as it is loaded.
+
+    transformers would shard it too (ZeRO-3), or leave it empty on all processes but the first (FSDP).
+    """
+    from transformers.integrations import deepspeed
+
+    name = "FSDP_CPU_RAM_EFFICIENT_LOADING"
+    config, flag = deepspeed._hf_deepspeed_config_weak_ref, os.environ.pop(name, None)
+    deepspeed._hf_deepspeed_config_weak_ref = None
+    try:
+        yield
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = config
+        if flag is not None:
+            os.environ[name] = flag
+
+
 def load_teacher_model(name: str, processing_class: Any, dtype: Any) -> Any:
     """A model that teaches another: same vocabulary, eval mode, no gradient.
 
@@ -186,7 +207,8 @@ def load_teacher_model(name: str, processing_class: Any, dtype: Any) -> Any:
 
     path = resolve_model(name, "teacher_model_name_or_path")
     try:
-        model = create_model_from_path(path, dtype=dtype)
+        with whole_on_each_process():
+            model = create_model_from_path(path, dtype=dtype)
         vocabulary = AutoTokenizer.from_pretrained(path).get_vocab()
     except (OSError, ValueError) as error:
         raise LoadingError(f"teacher_model_name_or_path: cannot load {name}: {_first_line(error)}") from error
