@@ -15,8 +15,10 @@ from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from cepo import load_figures, policy_path
 
-# No test times anything, hypothesis' deadline for an example included: machines are shared.
-settings.register_profile("untimed", deadline=None)
+# No test times anything, hypothesis' deadline for an example included: machines are shared. The examples are the same
+# every time, so that what passed passes again; others come with `pytest --hypothesis-profile=explore`.
+settings.register_profile("untimed", deadline=None, derandomize=True)
+settings.register_profile("explore", deadline=None)
 settings.load_profile("untimed")
 
 

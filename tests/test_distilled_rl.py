@@ -11,6 +11,7 @@ from cepo import MethodOptions, cli, policy_path
 from cepo.methods import METHODS, OTHER_MODEL, STUDENT
 
 from .reference import loops
+from .test_credit import advantage_values
 from .test_methods import check_a_real_step, inputs_of, placed_by
 from .test_trainer import letters, logged, loss_inputs, make, task
 
@@ -40,7 +41,7 @@ def test_a_token_that_nobody_could_score_keeps_its_share():
 
 logps = st.lists(st.floats(-200, 0), min_size=4, max_size=4)
 rows = st.lists(
-    st.tuples(st.floats(-3, 3), logps, logps, st.lists(st.booleans(), min_size=4, max_size=4)), min_size=1, max_size=3
+    st.tuples(advantage_values, logps, logps, st.lists(st.booleans(), min_size=4, max_size=4)), min_size=1, max_size=3
 )
 
 

@@ -19,6 +19,7 @@ from cepo.methods import METHODS, PlacementInputs, find_method, register_method
 from cepo.methods.options import SELECTIVE, default_of, preset_options, presets
 from cepo.methods.placement import NEAR, uniform
 
+from .test_credit import advantage_values
 from .test_trainer import half_right, logged, loss_inputs, task, train, weights_of, wrong_answers
 
 __all__ = ["loss_inputs", "task"]  # fixtures
@@ -214,7 +215,8 @@ def test_a_uniform_placement_moves_nothing():
     assert not placed.shift.any()
 
 
-two_advantages, two_tokens = (st.lists(st.floats(-most, most), min_size=2, max_size=2) for most in (3, 5))
+two_advantages = st.lists(advantage_values, min_size=2, max_size=2)
+two_tokens = st.lists(st.floats(-5, 5), min_size=2, max_size=2)
 
 
 @given(st.sampled_from([0.0, 0.05, 0.5, 2.0]), two_advantages, two_tokens)

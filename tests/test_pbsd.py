@@ -12,6 +12,7 @@ from cepo import MethodOptions
 from cepo.methods.pbsd import sums_of_turns
 
 from .reference import loops
+from .test_credit import advantage_values
 from .test_methods import check_a_real_step, inputs_of, placed_by
 from .test_trainer import logged, loss_inputs, task
 
@@ -40,7 +41,7 @@ def test_a_rollout_without_tools_is_one_turn():
 
 rows = st.lists(
     st.tuples(
-        st.floats(-3, 3),
+        advantage_values,
         st.lists(st.floats(-3, 3), min_size=6, max_size=6),
         st.lists(st.booleans(), min_size=6, max_size=6),
     ),

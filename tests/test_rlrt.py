@@ -13,6 +13,7 @@ from cepo.methods import METHODS, STUDENT
 from cepo.references.groups import References
 
 from .reference import loops
+from .test_credit import advantage_values
 from .test_methods import check_a_real_step, inputs_of, placed_by
 from .test_trainer import half_right, logged, loss_inputs, task
 
@@ -34,7 +35,7 @@ def test_by_hand():
 
 rows = st.lists(
     st.tuples(
-        st.floats(-3, 3),
+        advantage_values,
         st.lists(st.floats(-9, 0), min_size=3, max_size=3),
         st.lists(st.floats(-9, 0), min_size=3, max_size=3),
         st.sampled_from([1.0, -1.0, 0.0]),
