@@ -24,6 +24,7 @@ examples:
   cepo train --method grpo --seed 1 --output_dir grpo-1
   cepo train --model_name_or_path Qwen/Qwen3-VL-2B-Instruct --dataset_name my-org/geometry --use_peft --bf16 true
   cepo train --config run.yaml --learning_rate 5e-6
+  cepo train --config run.yaml --accelerate_config fsdp2 --num_processes 8
   cepo evaluate --model_name_or_path cepo-figures
   cepo explain --index 3 --output_dir credit
 
