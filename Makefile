@@ -35,7 +35,7 @@ test-sharded: $(READY) $(VENV)/.deepspeed  ## FSDP2, ZeRO-2 and ZeRO-3 on CPUs, 
 	$(VENV)/bin/python -m pytest -m sharded
 
 $(VENV)/.deepspeed: $(READY)
-	@$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt '.[deepspeed]'
+	@$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,deepspeed]'
 	@touch $@
 
 credit: $(READY)  ## how well each method finds the tokens that decide: docs/credit.md's numbers, into credit/
