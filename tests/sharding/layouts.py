@@ -93,6 +93,8 @@ def run(folder: Path, cases: dict[str, Any], layout: str = "", processes: int = 
     """
     command = [sys.executable, str(HERE / "run.py"), str(folder), json.dumps(cases)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", **LAYOUTS.get(layout, {})}
+    if sys.platform == "linux":  # no network is needed, and none may be there
+        environment["GLOO_SOCKET_IFNAME"] = "lo"
     # DeepSpeed builds with what it finds beside this Python.
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     if processes > 1:
