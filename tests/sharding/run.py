@@ -108,13 +108,18 @@ def train(folder, name, case):
         max_completion_length=200,
         bf16=False,
         logging_steps=1,
-        save_strategy="no",
         report_to="none",
         use_cpu=True,
         seed=3,
         learning_rate=1e-3,
         teacher_batch_tokens=600,  # several passes, so that processes would differ
-        **{"gradient_checkpointing": False, "method": "cepo", "optim": "adamw_torch", **case},
+        **{
+            "gradient_checkpointing": False,
+            "method": "cepo",
+            "optim": "adamw_torch",
+            "save_strategy": "no",
+            **case,
+        },
     )
     adapters = None
     if lora:
