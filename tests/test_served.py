@@ -21,8 +21,6 @@ MODES = ["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
 class Served(CEPOTrainer):
     """Samples in process and says that an engine did, whose log-probs are off."""
 
-    sleeps = None
-
     def off_by(self, row, place):
         """How much less likely the engine holds a token to be than the policy does [nats]."""
         return 0.15 * ((row + place) % 3 - 0.5) * (1.0 if row % 2 else -0.4) + (2.0 if row == 1 else 0.0)
@@ -58,9 +56,9 @@ class Noted(Served):
         return loss
 
 
-def serve(tmp_path, monkeypatch, dataset, model, trainer_class=Noted, **options):
+def serve(tmp_path, monkeypatch, dataset, model, **options):
     wrong_answers(monkeypatch)
-    trainer = make(tmp_path, dataset, model, half_right, trainer_class, max_steps=1, **options)
+    trainer = make(tmp_path, dataset, model, half_right, Noted, max_steps=1, **options)
     trainer.use_vllm = True
     trainer._last_loaded_step = 0
     trainer.train()

@@ -63,7 +63,7 @@ CASES: dict[str, dict[str, Any]] = {
     "saved": {**_EMA, "max_steps": 4, "save_strategy": "steps", "save_steps": 1},
     "resumed": {**_EMA, "max_steps": 4, "resume": "saved/checkpoint-2"},
 }
-# Labels of tokens need whole groups on each process: four processes' worth of the twelve rollouts are three groups.
+# Labels of tokens need whole groups on each process: three processes have one each, two would cut the second in half.
 LABELLED = {name: {"method": name} for name in ("oracle", "vppo")}
 
 
@@ -91,7 +91,16 @@ def run(folder: Path, cases: dict[str, Any], layout: str = "", processes: int = 
     Raises:
         RuntimeError: With the end of what the processes wrote, if one failed.
     """
-    command = [sys.executable, str(HERE / "run.py"), str(folder), json.dumps(cases)]
+    done = launch("run.py", [str(folder), json.dumps(cases)], layout, processes)
+    # A process may abort while gloo is taken down, after all is written.
+    finished = all((folder / name / "rank-0.pt").exists() for name in cases)
+    if done.returncode and not finished:
+        raise RuntimeError(f"{layout or 'one process'}: {done.stderr[-6000:]}")
+
+
+def launch(script: str, arguments: list[str], layout: str, processes: int) -> subprocess.CompletedProcess[str]:
+    """Run a script of this folder in a layout, by torchrun if there are several processes."""
+    command = [sys.executable, str(HERE / script), *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", **LAYOUTS.get(layout, {})}
     if sys.platform == "linux":  # no network is needed, and none may be there
         environment["GLOO_SOCKET_IFNAME"] = "lo"
@@ -99,10 +108,7 @@ def run(folder: Path, cases: dict[str, Any], layout: str = "", processes: int = 
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     if processes > 1:
         command[1:1] = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1400, check=False)
-    finished = all((folder / name / "rank-0.pt").exists() for name in cases)
-    if done.returncode and not finished:
-        raise RuntimeError(f"{layout or 'one process'}: {done.stderr[-6000:]}")
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1400, check=False)
 
 
 @cache

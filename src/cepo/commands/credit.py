@@ -4,7 +4,7 @@ import argparse
 import json
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -387,13 +387,18 @@ def _cells(row: dict[str, Any]) -> list[str]:
     return [row["name"], row["rollouts"], *aurocs, filler, *signs, f"{row['contexts']:.1f}"]
 
 
-def _table(title: str, rows: list[dict[str, Any]]) -> Table:
-    table = Table(title=f"evidence at mistakes against filler; {title}; 95 % intervals")
-    for head in _HEADS:
-        table.add_column(head, justify="left" if head in ("rule", "rollouts") else "right")
-    for row in rows:
-        table.add_row(*_cells(row))
+def _made(title: str, heads: Sequence[str], left: int, rows: Iterable[list[str]]) -> Table:
+    """A table whose first columns are words, and the others numbers."""
+    table = Table(title=title)
+    for place, head in enumerate(heads):
+        table.add_column(head, justify="left" if place < left else "right")
+    for cells in rows:
+        table.add_row(*cells)
     return table
+
+
+def _table(title: str, rows: list[dict[str, Any]]) -> Table:
+    return _made(f"evidence at mistakes against filler; {title}; 95 % intervals", _HEADS, 2, map(_cells, rows))
 
 
 _ORIGINS_HEADS = ("rule", "mistakes of wrong rollouts", "tokens", "AUROC", "wrong sign")
@@ -408,12 +413,8 @@ def _origins_cells(rows: list[dict[str, Any]]) -> list[list[str]]:
 
 
 def _origins_table(title: str, rows: list[dict[str, Any]]) -> Table:
-    table = Table(title=f"mistakes that are beliefs, and mistakes by chance; {title}; 95 % intervals")
-    for head in _ORIGINS_HEADS:
-        table.add_column(head, justify="left" if head in _ORIGINS_HEADS[:2] else "right")
-    for cells in _origins_cells(rows):
-        table.add_row(*cells)
-    return table
+    title = f"mistakes that are beliefs, and mistakes by chance; {title}; 95 % intervals"
+    return _made(title, _ORIGINS_HEADS, 2, _origins_cells(rows))
 
 
 _FOLLOWING_HEADS = ("told", "right one followed", "wrong one followed")
@@ -428,12 +429,8 @@ def _percent(found: dict[str, Any]) -> str:
 
 
 def _following_table(rows: list[dict[str, Any]]) -> Table:
-    table = Table(title="does the policy follow what it is told? 95 % intervals")
-    for head in _FOLLOWING_HEADS:
-        table.add_column(head, justify="left" if head == "told" else "right")
-    for row in rows:
-        table.add_row(*_following_cells(row))
-    return table
+    title = "does the policy follow what it is told? 95 % intervals"
+    return _made(title, _FOLLOWING_HEADS, 1, map(_following_cells, rows))
 
 
 def _markdown(rows: list[dict[str, Any]], followed: list[dict[str, Any]]) -> str:

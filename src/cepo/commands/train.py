@@ -38,7 +38,7 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
         ValueError, TypeError, OSError: For mistakes in options, model or data.
     """
     quiet_libraries()
-    if FLAG in arguments or any(argument.startswith(f"{FLAG}=") for argument in arguments):
+    if any(argument.partition("=")[0] == FLAG for argument in arguments):
         return prepare_launch("train", arguments, own={f"--{name}" for name in option_names()})
     script_args, training_args, model_args = parse(arguments)
     model_name, reward_funcs, train_dataset, held_out = check_sources(script_args, training_args, model_args)

@@ -197,6 +197,11 @@ class ZeROShards(_Shards):
             persistent[0].all_gather(persistent)
 
 
+def _mean_over_processes(weight: DTensor) -> list[Partial]:
+    """How the gradient of a whole weight comes back to its shards."""
+    return [Partial("avg")] * weight.device_mesh.ndim
+
+
 @contextmanager
 def head_gathered_with_gradient() -> Iterator[None]:
     """Gathers whole tensors so that their gradient comes back to the shards as FSDP's own does: a mean over processes.
@@ -207,7 +212,7 @@ def head_gathered_with_gradient() -> Iterator[None]:
     plain = DTensor.full_tensor
 
     def gathered(self: DTensor, *, grad_placements: Any = None) -> Tensor:
-        return plain(self, grad_placements=grad_placements or [Partial("avg")] * self.device_mesh.ndim)
+        return plain(self, grad_placements=grad_placements or _mean_over_processes(self))
 
     DTensor.full_tensor = gathered  # type: ignore[method-assign]
     try:
@@ -222,8 +227,7 @@ def whole_with_gradient(weight: Tensor) -> Tensor:
     A weight that a process holds whole is given back as it is.
     """
     if isinstance(weight, DTensor):
-        with head_gathered_with_gradient():
-            return weight.full_tensor()
+        return weight.full_tensor(grad_placements=_mean_over_processes(weight))
     if not hasattr(weight, "ds_id"):
         return weight
     from deepspeed.runtime.zero.partition_parameters import GatheredParameters, ZeroParamStatus

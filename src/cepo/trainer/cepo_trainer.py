@@ -16,7 +16,6 @@ import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor
-from transformers import TrainerCallback
 from trl import GRPOTrainer
 from trl.models.utils import _ForwardRedirection
 
@@ -40,20 +39,7 @@ from .distillation import add_teacher_prompts, distillation_batch
 from .layout import check_layout, check_processes
 from .metrics import credit_metrics, credit_sums
 from .processes import Processes
-from .teachers import Teachers
-
-
-class _FollowPolicy(TrainerCallback):
-    """Lets the teachers' weights begin as the policy's, and follow them after each optimiser step."""
-
-    def __init__(self, teachers: Teachers):
-        self.teachers = teachers
-
-    def on_train_begin(self, args, state, control, **kwargs):  # noqa: ARG002
-        self.teachers.weights  # noqa: B018
-
-    def on_step_end(self, args, state, control, **kwargs):  # noqa: ARG002
-        self.teachers.weights.after_step(state.global_step)
+from .teachers import FollowPolicy, Teachers
 
 
 class CEPOTrainer(GRPOTrainer):
@@ -148,7 +134,7 @@ class CEPOTrainer(GRPOTrainer):
             check_layout(self)
         self._processes = Processes(self.accelerator)
         self._teachers = Teachers(self, args, self._processes)
-        self.add_callback(_FollowPolicy(self._teachers))
+        self.add_callback(FollowPolicy(self._teachers))
         if needs_solution:
             self._encoder = PromptEncoder(self.processing_class, self._is_vlm, self._template_options())
 
@@ -383,7 +369,7 @@ class CEPOTrainer(GRPOTrainer):
             for owner, contexts in zip(owners, plan.contexts, strict=True)
         ]
         tokens = add_teacher_prompts(batch, ids)
-        batch["teacher_tokens"] = self.accelerator.reduce(tokens.float(), reduction="sum")
+        batch["teacher_tokens"] = self._processes.sum_tensor(tokens.float())
         has_teacher = torch.tensor([tokens is not None for tokens in ids], device=tokens.device)
         return self._processes.mean(has_teacher.float().mean())
 

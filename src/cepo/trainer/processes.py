@@ -22,7 +22,7 @@ class Processes:
     def sum(self, values: Sequence[float]) -> list[float]:
         """The sum of each number."""
         tensor = torch.tensor(values, dtype=torch.float32, device=self._accelerator.device)
-        return self._accelerator.reduce(tensor, reduction="sum").tolist()
+        return self.sum_tensor(tensor).tolist()
 
     def sum_tensor(self, values: Tensor) -> Tensor:
         """The sum of each number of a tensor."""

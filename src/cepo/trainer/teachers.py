@@ -3,12 +3,12 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from accelerate.utils import is_peft_model
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, TrainerCallback
 from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
@@ -41,7 +41,6 @@ class Teachers:
 
     def __init__(self, trainer: GRPOTrainer, args: CEPOConfig, processes: Processes):
         self._trainer, self._args, self._processes = trainer, args, processes
-        self._weights: TeacherWeights | None = None
         self._warns = trainer.accelerator.is_main_process
         self._scorer: Scorer | None = None
         self._other: Scorer | None = None
@@ -53,23 +52,21 @@ class Teachers:
             # A model of its own on each process: their numbers of passes need not agree.
             self._other = Scorer(model, shares=_SHARES[args.shared_prompt], warns=self._warns)
 
-    @property
+    @cached_property
     def weights(self) -> TeacherWeights:
         """The teachers' weights. They begin as the policy's are when this is first asked for.
 
         That is before the first optimiser step, and, where weights are sharded, once they are.
         """
-        if self._weights is None:
-            trainer, args = self._trainer, self._args
-            self._weights = TeacherWeights(
-                trainer.model,
-                args.teacher or "policy",
-                sync_steps=args.teacher_sync_steps or 1,
-                decay=args.teacher_ema_decay or 0.0,
-                layout=layout_of(trainer),
-                writes=trainer.accelerator.is_main_process,
-            )
-        return self._weights
+        trainer, args = self._trainer, self._args
+        return TeacherWeights(
+            trainer.model,
+            args.teacher or "policy",
+            sync_steps=args.teacher_sync_steps or 1,
+            decay=args.teacher_ema_decay or 0.0,
+            layout=layout_of(trainer),
+            writes=trainer.accelerator.is_main_process,
+        )
 
     def inner(self) -> PreTrainedModel:
         """The transformers model inside the policy's wrappers."""
@@ -125,3 +122,16 @@ class Teachers:
                 warns=self._warns,
             )
         return self._scorer
+
+
+class FollowPolicy(TrainerCallback):
+    """Lets the teachers' weights begin as the policy's, and follow them after each optimiser step."""
+
+    def __init__(self, teachers: Teachers):
+        self.teachers = teachers
+
+    def on_train_begin(self, args, state, control, **kwargs):  # noqa: ARG002
+        self.teachers.weights  # noqa: B018  # which makes the copy
+
+    def on_step_end(self, args, state, control, **kwargs):  # noqa: ARG002
+        self.teachers.weights.after_step(state.global_step)
