@@ -94,3 +94,35 @@ def test_two_runs_never_write_one_folder(tmp_path):
 
 def test_one_process_is_not_asked():
     assert CEPOConfig(output_dir="unused", bf16=False, report_to="none").world_size == 1
+
+
+def test_a_yaml_file_says_how_to_start_processes(monkeypatch, tmp_path):
+    """As TRL's does; flags win, and the processes that were started leave those lines alone."""
+    started = []
+    monkeypatch.setattr(launch, "launch_command", started.append)
+    config = tmp_path / "run.yaml"
+    config.write_text("accelerate_config: zero3\nnum_processes: 8\nnum_machines: 1\nlearning_rate: 1.0e-5\n")
+    assert cli.main(["train", "--config", str(config), "--num_processes", "3"]) == 0
+    (found,) = started
+    assert found.config_file.endswith("zero3.yaml")
+    assert (found.num_processes, found.num_machines) == (3, 1)
+    assert found.training_script_args == ["train", "--config", str(config)]
+    assert not launch.is_launched()
+
+
+def test_processes_of_accelerate_without_its_configuration_are_refused(tmp_path, capsys):
+    config = tmp_path / "run.yaml"
+    config.write_text("num_processes: 8\n")
+    assert cli.main(["train", "--config", str(config)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "num_processes" in line
+    assert "accelerate_config" in line
+
+
+@pytest.mark.slow
+def test_two_processes_from_a_yaml_file(tmp_path):
+    config = tmp_path / "run.yaml"
+    config.write_text(f"accelerate_config: {CPU}\nnum_processes: 2\neval_problems: 0\noutput_dir: {tmp_path / 'out'}\n")
+    done = run("--config", str(config), *SMALL)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("steps of 4 prompts x 4 rollouts") == 1  # 8 rollouts of each process

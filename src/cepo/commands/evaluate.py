@@ -11,12 +11,21 @@ from rich.table import Table
 
 from ..data.checks import check_dataset
 from ..data.evaluation import Evaluation, evaluate
-from ..data.loading import load_policy, load_reward_funcs, load_split, resolve_model
+from ..data.loading import load_policy, load_reward_funcs, resolve_model
 from ..data.sampling import Sampling
 from ..inspection.tables import plain_table
 from ..tasks.figures import policy_path
 from . import quiet_libraries
-from .options import add_dataset, add_model, add_sampling, add_verifier, make_command_parser, positive, verifier_of
+from .options import (
+    add_dataset,
+    add_model,
+    add_sampling,
+    add_verifier,
+    load_rows,
+    make_command_parser,
+    positive,
+    verifier_of,
+)
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -51,9 +60,7 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
     beside = resolved if resolved.is_dir() and not shipped else Path()
     output = (options.output_dir or beside) / "evaluation.json"
     (reward_func,) = load_reward_funcs(options.reward_funcs or verifier_of(options.dataset_name))
-    dataset = load_split(
-        options.dataset_name, options.dataset_split, config=options.dataset_config, size=options.num_problems
-    )
+    dataset = load_rows(options, options.num_problems)
     check_dataset(dataset, needs_solution=True, name=f"the split {options.dataset_split!r}")
     dataset = dataset.select(range(min(options.num_problems, len(dataset))))
     model, processing_class = load_policy(name)

@@ -32,6 +32,8 @@ from .options import (
     add_sampling,
     add_verifier,
     credit_options,
+    dataset_options,
+    load_rows,
     make_command_parser,
     positive,
     verifier_of,
@@ -127,9 +129,7 @@ def _variant(name: str, variants: Sequence[Variant]) -> Variant:
 def _of_dataset(options: argparse.Namespace) -> _Job:
     if options.index < 0:
         raise ValueError(f"index must not be negative, got {options.index}")
-    dataset = load_split(
-        options.dataset_name, options.dataset_split, config=options.dataset_config, size=options.index + 1
-    )
+    dataset = load_rows(options, options.index + 1)
     if options.index >= len(dataset):
         raise ValueError(f"index {options.index}: the split {options.dataset_split!r} has {len(dataset)} rows")
     dataset = dataset.select([options.index])
@@ -154,7 +154,11 @@ def _of_run(options: argparse.Namespace) -> _Job:
     if (run / RUN_FILE).is_file():
         data |= json.loads((run / RUN_FILE).read_text(encoding="utf-8"))
     dataset = load_split(
-        data["dataset_name"], data["dataset_split"], config=data["dataset_config"], size=data["figures_problems"]
+        data["dataset_name"],
+        data["dataset_split"],
+        config=data["dataset_config"],
+        size=data["figures_problems"],
+        options=dataset_options(data),
     )
     if isinstance(dataset, IterableDataset):
         raise SavedError(f"--from: {data['dataset_name']} is a stream, in which rows cannot be found again")

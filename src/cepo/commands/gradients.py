@@ -18,7 +18,7 @@ from torch import nn
 
 from ..compare.statistics import REFERENCE
 from ..data.checks import check_dataset, check_method
-from ..data.loading import freeze_vision_tower, load_policy, load_reward_funcs, load_split, read_yaml
+from ..data.loading import freeze_vision_tower, load_policy, load_reward_funcs, read_yaml
 from ..data.sampling import Sampling, sampled_groups, seeded
 from ..inspection.alignment import MEASURES, Alignment, Cuts, absolute, align, jackknife, products, ratios, shares
 from ..inspection.gradients import BatchGradients, batch_gradients, part_names
@@ -38,6 +38,7 @@ from .options import (
     add_sampling,
     add_verifier,
     check_group_size,
+    load_rows,
     make_command_parser,
     positive,
     verifier_of,
@@ -93,7 +94,7 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
         raise ValueError("temperature: greedy answers have no policy gradient; take one above 0")
     (reward_func,) = load_reward_funcs(options.reward_funcs or verifier_of(options.dataset_name))
     wanted = options.num_batches * options.num_prompts
-    dataset = load_split(options.dataset_name, options.dataset_split, config=options.dataset_config, size=wanted)
+    dataset = load_rows(options, wanted)
     check_dataset(dataset, needs_solution=True, name=f"the split {options.dataset_split!r}")
     if len(dataset) < wanted:
         raise ValueError(

@@ -1,7 +1,7 @@
 """`cepo train --accelerate_config NAME`: the same command on several processes, by `accelerate launch`."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from subprocess import CalledProcessError
 from typing import Any
 
@@ -14,6 +14,8 @@ from torch.distributed.run import main as torchrun
 from trl.cli.accelerate_config import resolve_accelerate_config_argument
 
 FLAG = "--accelerate_config"
+# In the environment of processes that were started here: their YAML file still says how to start them.
+_LAUNCHED = "CEPO_LAUNCHED"
 
 
 def split(arguments: list[str], own: set[str]) -> tuple[list[str], list[str]]:
@@ -23,11 +25,7 @@ def split(arguments: list[str], own: set[str]) -> tuple[list[str], list[str]]:
         arguments: Of the command line.
         own: Flags that the command itself has, which are never accelerate's.
     """
-    values: dict[str, int] = {FLAG: 1}
-    for action in launch_command_parser()._actions:
-        for flag in action.option_strings:
-            if flag.startswith("--") and flag not in own:
-                values[flag] = 0 if action.nargs == 0 else 1
+    values = _flags(own)
     launch, rest = [], []
     left = list(arguments)
     while left:
@@ -42,30 +40,59 @@ def split(arguments: list[str], own: set[str]) -> tuple[list[str], list[str]]:
     return launch, rest
 
 
-def prepare_launch(command: str, arguments: list[str], own: set[str]) -> Callable[[Console], int]:
+def _flags(own: set[str]) -> dict[str, int]:
+    """How many values each of accelerate's flags takes, with `--accelerate_config`, without the command's own."""
+    values = {FLAG: 1}
+    for action in launch_command_parser()._actions:
+        for flag in action.option_strings:
+            if flag.startswith("--") and flag not in own:
+                values[flag] = 0 if action.nargs == 0 else 1
+    return values
+
+
+def options_in(config: Mapping[str, Any], own: set[str]) -> dict[str, Any]:
+    """Those of a YAML file's options that are accelerate's."""
+    return {name: value for name, value in config.items() if f"--{name}" in _flags(own)}
+
+
+def is_launched() -> bool:
+    """Whether this process was started by a launcher already."""
+    return "WORLD_SIZE" in os.environ or _LAUNCHED in os.environ
+
+
+def prepare_launch(
+    command: str, arguments: list[str], own: set[str], config: Mapping[str, Any] | None = None
+) -> Callable[[Console], int]:
     """What starts the processes and waits for them.
 
     Args:
         command: Of `cepo`.
-        arguments: Of it, with `--accelerate_config`.
+        arguments: Of it.
         own: Flags that the command has.
+        config: Accelerate's options of its YAML files, `accelerate_config` among these or the arguments; flags win.
 
     Raises:
         ValueError: If there is no such configuration.
     """
     launch, rest = split(arguments, own)
+    given = {argument.partition("=")[0] for argument in launch}
+    for name, value in (config or {}).items():
+        flag = f"--{name}"
+        if flag not in given and value is not False:
+            launch += [flag] if value is True and not _flags(own)[flag] else [flag, str(value)]
     try:
         launch = resolve_accelerate_config_argument([part for one in launch for part in _apart(one)])
     except ValueError as error:
         names = "single_gpu, multi_gpu, fsdp1, fsdp2, zero1, zero2, zero3"
         raise ValueError(f"{FLAG}: {error} Its names: {names}.") from error
     parsed: Any = launch_command_parser().parse_args([*launch, "-m", "cepo.cli", command, *rest])
-    config = load_config_from_file(parsed.config_file)
-    processes = parsed.num_processes or config.num_processes
+    config_file = load_config_from_file(parsed.config_file)
+    processes = parsed.num_processes or config_file.num_processes
 
     def run(console: Console) -> int:  # noqa: ARG001
+        os.environ[_LAUNCHED] = "1"
         try:
-            if config.distributed_type == DistributedType.MULTI_CPU and processes > 1:
+            if config_file.distributed_type == DistributedType.MULTI_CPU and processes > 1:
                 # accelerate starts one process there, unless MPI is installed.
                 os.environ["ACCELERATE_USE_CPU"] = "true"
                 threads = max(1, (os.cpu_count() or 1) // processes)
@@ -77,6 +104,8 @@ def prepare_launch(command: str, arguments: list[str], own: set[str]) -> Callabl
             return _failed([failure.exitcode for failure in error.failures.values()])
         except CalledProcessError as error:
             return _failed([error.returncode])
+        finally:
+            os.environ.pop(_LAUNCHED, None)
         return 0
 
     return run

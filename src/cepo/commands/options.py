@@ -4,10 +4,15 @@ import argparse
 import re
 import textwrap
 from collections.abc import Iterable, Mapping
+from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any
 
+from transformers.hf_argparser import string_to_bool
+
 from ..data.embedded import EMBEDDED
+from ..data.formats import DatasetOptions
+from ..data.loading import load_split
 from ..methods.options import MethodOptions, default_text, readable
 from ..tasks.figures import NAME as FIGURES
 from ..tasks.figures import VARIANTS
@@ -89,7 +94,30 @@ def add_dataset(parser: argparse.ArgumentParser, *, split: str = "test") -> Any:
     group.add_argument("--dataset_name", default=FIGURES, help="figures, a file, a folder, or a name on the Hub")
     group.add_argument("--dataset_config", default=None, help=f"its configuration; figures: {', '.join(VARIANTS)}")
     group.add_argument("--dataset_split", default=split, help="which split")
+    for one in fields(DatasetOptions):
+        kind = string_to_bool if one.type is bool else str
+        group.add_argument(f"--{one.name}", type=kind, default=one.default, help=one.metadata["help"])
     return group
+
+
+def dataset_options(given: Mapping[str, Any]) -> DatasetOptions:
+    """How the data set is written, of all that a command was given."""
+    return DatasetOptions(**{one.name: given[one.name] for one in fields(DatasetOptions) if one.name in given})
+
+
+def load_rows(options: argparse.Namespace, size: int) -> Any:
+    """The split that the options of `add_dataset` name; figures: so many problems.
+
+    Raises:
+        ValueError: If it is not there, or not written as they say.
+    """
+    return load_split(
+        options.dataset_name,
+        options.dataset_split,
+        config=options.dataset_config,
+        size=size,
+        options=dataset_options(vars(options)),
+    )
 
 
 def add_sampling(parser: argparse.ArgumentParser, *, batch_size: int = 128, temperatures: str | None = None) -> Any:

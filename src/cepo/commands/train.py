@@ -18,12 +18,12 @@ from trl import get_peft_config, get_quantization_config
 from ..data.evaluation import Accuracy, Evaluation, Share, evaluate
 from ..data.loading import require_chat_template
 from ..data.sampling import Sampling
-from ..trainer.arguments import TrainArguments, check_sources, option_names, parse
+from ..trainer.arguments import Sources, TrainArguments, check_sources, config_of, option_names, parse
 from ..trainer.cepo_trainer import CEPOTrainer
 from ..trainer.layout import is_sharded, whole_policy
 from . import quiet_libraries
 from .curves import draw_curves
-from .launch import FLAG, prepare_launch
+from .launch import FLAG, is_launched, options_in, prepare_launch
 from .progress import AccuracyCurve, ProgressLines, StopOnInterrupt
 
 # What was trained on, for commands that come later.
@@ -38,10 +38,16 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
         ValueError, TypeError, OSError: For mistakes in options, model or data.
     """
     quiet_libraries()
-    if any(argument.partition("=")[0] == FLAG for argument in arguments):
-        return prepare_launch("train", arguments, own={f"--{name}" for name in option_names()})
-    script_args, training_args, model_args = parse(arguments)
-    model_name, reward_funcs, train_dataset, held_out = check_sources(script_args, training_args, model_args)
+    own = {f"--{name}" for name in option_names()}
+    _, config = config_of(arguments)
+    launching = options_in(config, own)
+    asked = "accelerate_config" in launching or any(argument.partition("=")[0] == FLAG for argument in arguments)
+    if asked and not is_launched():
+        return prepare_launch("train", arguments, own, launching)
+    if launching and not is_launched():
+        raise ValueError(f"{', '.join(launching)}: for accelerate, which starts no process without accelerate_config")
+    script_args, training_args, model_args = parse(arguments, ignoring=launching if is_launched() else ())
+    sources = check_sources(script_args, training_args, model_args)
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,
@@ -49,26 +55,28 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
         **(training_args.model_init_kwargs or {}),
     }
     trainer = CEPOTrainer(
-        model_name,
-        reward_funcs,
+        sources.model_name,
+        sources.reward_funcs,
         training_args,
-        train_dataset,
-        eval_dataset=held_out if training_args.eval_strategy != "no" else None,
+        sources.train_dataset,
+        eval_dataset=sources.held_out if training_args.eval_strategy != "no" else None,
         quantization_config=get_quantization_config(model_args),
         peft_config=get_peft_config(model_args),
     )
     require_chat_template(trainer.processing_class)
-    return lambda console: _train(trainer, script_args, held_out, console)
+    return lambda console: _train(trainer, script_args, sources, console)
 
 
-def _train(trainer: CEPOTrainer, script_args: TrainArguments, held_out: Any, console: Console) -> int:
+def _train(trainer: CEPOTrainer, script_args: TrainArguments, sources: Sources, console: Console) -> int:
     started = time.monotonic()
     args = trainer.args
     if trainer.accelerator.is_main_process:
         _write_run(Path(args.output_dir), script_args)
     if not trainer.accelerator.is_main_process:
         console = Console(quiet=True)
-    console.print(_headline(trainer, script_args), highlight=False)
+    held_out = sources.held_out
+    for line in (_headline(trainer, script_args), *sources.notes):
+        console.print(line, highlight=False)
     measure = Measure(trainer, script_args, held_out, console)
     before = BeforeTraining(measure)
     if is_sharded(trainer):
@@ -114,6 +122,7 @@ def _write_run(folder: Path, script_args: TrainArguments) -> None:
         "dataset_config": script_args.dataset_config,
         "dataset_split": script_args.dataset_train_split,
         "figures_problems": script_args.figures_problems,
+        **script_args.given(),
     }
     (folder / RUN_FILE).write_text(json.dumps(about, indent=2) + "\n")
 

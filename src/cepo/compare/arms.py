@@ -208,16 +208,16 @@ def check_arms(arms: list[Arm]) -> tuple[Differences, list[str]]:
             continue
         seen.append((script_args, model_args, needs))
         with _named(arm.name):
-            *_, train_dataset, held_out = check_sources(script_args, training_args, model_args)
-            if held_out is None:
+            sources = check_sources(script_args, training_args, model_args)
+            if sources.held_out is None:
                 raise ValueError(
                     f"no held-out problems to compare on (eval_problems={script_args.eval_problems}, "
                     f"dataset_test_split={script_args.dataset_test_split!r} of {script_args.dataset_name}); give a "
                     "folder or a dataset on the Hub with that split, and at least one problem"
                 )
             if needs[0]:
-                check_dataset(train_dataset, needs_solution=True)
-            check_method(train_dataset, training_args)
+                check_dataset(sources.train_dataset, needs_solution=True)
+            check_method(sources.train_dataset, training_args)
     differences = _differences(parsed)
     notes = [
         f"Arms differ in {option} ({grouped(differences[option])}): this is no comparison at one budget."

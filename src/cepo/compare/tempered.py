@@ -38,12 +38,12 @@ class Untrained:
     def of(cls, options: dict[str, Any]) -> "Untrained":
         """From an arm's options of `cepo train`."""
         script_args, training_args, model_args = parse(command_line({**options, "output_dir": "unused"}))
-        name, reward_funcs, _, held_out = check_sources(script_args, training_args, model_args)
-        model, processing_class = load_policy(name)
-        names = [function.__name__ for function in reward_funcs]
+        sources = check_sources(script_args, training_args, model_args)
+        model, processing_class = load_policy(sources.model_name)
+        names = [function.__name__ for function in sources.reward_funcs]
         wanted = training_args.correctness_reward
-        judge = reward_funcs[names.index(wanted) if wanted else 0]
-        problems = held_out.select(range(min(script_args.eval_sampled_problems, len(held_out))))
+        judge = sources.reward_funcs[names.index(wanted) if wanted else 0]
+        problems = sources.held_out.select(range(min(script_args.eval_sampled_problems, len(sources.held_out))))
 
         def ask(temperature: float, samples: int, seed: int) -> Evaluation:
             sampling = Sampling(

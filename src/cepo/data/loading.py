@@ -4,7 +4,7 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,20 @@ import yaml
 from datasets import (
     Dataset,
     DatasetDict,
+    Features,
     Image,
     IterableDataset,
     IterableDatasetDict,
-    Sequence,
+    List,
     load_dataset,
     load_from_disk,
 )
 from torch import nn
 
 from ..scoring.prompts import tokenizer_of
+from .columns import map_rows, read_dataset, with_features
 from .embedded import EMBEDDED
+from .formats import FORMATS, DatasetOptions
 
 _FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
@@ -68,9 +71,16 @@ def resolve_model(name: str, option: str = "model_name_or_path") -> str:
 
 
 def load_split(
-    name: str, split: str, *, config: str | None = None, size: int = 0, streaming: bool = False
+    name: str,
+    split: str,
+    *,
+    config: str | None = None,
+    size: int = 0,
+    streaming: bool = False,
+    options: DatasetOptions | None = None,
+    notes: list[str] | None = None,
 ) -> Dataset | IterableDataset:
-    """A split of a dataset.
+    """A split of a dataset, in TRL's columns.
 
     Args:
         name: A task of ours (``figures``), a JSON, CSV or parquet file, a folder (of `save_to_disk`, or of data files),
@@ -79,11 +89,17 @@ def load_split(
         config: Configuration of the dataset, or variant of the task.
         size: Number of problems to make, for a task of ours.
         streaming: Do not download the whole dataset first.
+        options: How the dataset is written; None: by its name.
+        notes: Takes what people should be told.
 
     Raises:
         LoadingError: If the dataset or the split does not exist.
+        DatasetError: If it is not written as the options say.
     """
+    options = options or DatasetOptions()
     if name in EMBEDDED:
+        if given := options.given():
+            raise LoadingError(f"{', '.join(given)}: the {name} task is in TRL's columns already; leave it out")
         made, variant = EMBEDDED[name], config or "default"
         if variant not in made.variants:
             raise LoadingError(
@@ -91,14 +107,30 @@ def load_split(
             )
         return made.make(split, size, **made.variants[variant])
 
+    config = config or FORMATS[options.format_of(name)].config
+    data = _written(name, split, config, streaming, ("image", "images", *options.image_columns))
+    return read_dataset(
+        data,
+        options.columns_of(name),
+        f"the split {split!r} of {name}",
+        drop_incomplete=options.drop_incomplete_rows,
+        notes=notes,
+    )
+
+
+def _written(
+    name: str, split: str, config: str | None, streaming: bool, images: Iterable[str]
+) -> Dataset | IterableDataset:
+    """A split of a dataset that is not ours, in its own columns; a file may name its images."""
     path = Path(name).expanduser()
     if not path.exists() and looks_like_path(name):
         raise LoadingError(f"dataset_name: there is no such file or folder: {name}")
     if path.is_file():
         if path.suffix not in _FORMATS:
             raise LoadingError(f"dataset_name: {name} is none of {', '.join(_FORMATS)}")
-        data = _guarded(name, lambda: load_dataset(_FORMATS[path.suffix], data_files=str(path), split="train"))
-        return _with_images(data, path.parent)
+        kind = _FORMATS[path.suffix]
+        data = _guarded(name, lambda: load_dataset(kind, data_files=str(path), split="train", streaming=streaming))
+        return _with_images(data, path.parent, images)
     if path.is_dir() and ((path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists()):
         data = _guarded(name, lambda: load_from_disk(str(path)))
     else:
@@ -122,21 +154,27 @@ def _first_line(error: Exception) -> str:
     return str(cause).strip().split("\n")[0] or type(cause).__name__
 
 
-def _with_images(data: Dataset, folder: Path) -> Dataset:
+def _with_images(data: Any, folder: Path, columns: Iterable[str]) -> Any:
     """Turn columns of image file names, relative to the dataset's own file, into images.
 
     The paths are made absolute here; whether the files exist is checked, by row, before training.
     """
+    data = with_features(data)
 
-    def absolute(path: str | None) -> str | None:
-        return path if not path or "://" in path else str(folder / path)
+    def absolute(path: str | None) -> dict[str, Any] | None:
+        return {"bytes": None, "path": path if "://" in path else str(folder / path)} if path else None
 
-    if _holds_text(data.features.get("image")):
-        data = data.map(lambda row: {"image": absolute(row["image"])}).cast_column("image", Image())
-    if _holds_text(getattr(data.features.get("images"), "feature", None)):
-        data = data.map(lambda row: {"images": [absolute(path) for path in row["images"] or []]})
-        data = data.cast_column("images", Sequence(Image()))
-    return data
+    one = [column for column in dict.fromkeys(columns) if _holds_text(data.features.get(column))]
+    several = [column for column in columns if _holds_text(getattr(data.features.get(column), "feature", None))]
+    if not one and not several:
+        return data
+
+    def read(row: dict[str, Any]) -> dict[str, Any]:
+        found: dict[str, Any] = {column: absolute(row[column]) for column in one}
+        return found | {column: [absolute(path) for path in row[column] or []] for column in several}
+
+    images = {**dict.fromkeys(one, Image()), **dict.fromkeys(several, List(Image()))}
+    return map_rows(data, read, Features({**data.features, **images}))
 
 
 def _holds_text(feature: Any) -> bool:
@@ -149,7 +187,6 @@ def load_policy(name: str) -> tuple[Any, Any]:
     Raises:
         LoadingError: If there is no such model.
     """
-    from transformers import AutoProcessor
     from trl.trainer.utils import create_model_from_path
 
     path = resolve_model(name)
@@ -162,14 +199,28 @@ def load_policy(name: str) -> tuple[Any, Any]:
             model = PeftModel.from_pretrained(create_model_from_path(base), path).merge_and_unload()
         else:
             model = create_model_from_path(path)
-        processing_class = AutoProcessor.from_pretrained(path, padding_side="left")
     except OSError as error:
         raise LoadingError(f"model_name_or_path: cannot load {name}: {_first_line(error)}") from error
+    return model, load_processor(path)
+
+
+def load_processor(name: str) -> Any:
+    """A model's processor, or tokenizer where it has none, as TRL makes it.
+
+    Raises:
+        LoadingError: If there is none, or it has no chat template.
+    """
+    from transformers import AutoProcessor
+
+    try:
+        processing_class = AutoProcessor.from_pretrained(name, padding_side="left")
+    except (OSError, ValueError) as error:
+        raise LoadingError(f"model_name_or_path: no tokenizer with {name}: {_first_line(error)}") from error
     tokenizer = tokenizer_of(processing_class)
-    if tokenizer.pad_token is None:  # as TRL does
+    if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     require_chat_template(processing_class)
-    return model, processing_class
+    return processing_class
 
 
 @contextmanager

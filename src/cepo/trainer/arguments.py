@@ -1,5 +1,7 @@
 """From flags and YAML to the arguments of a run, and to what they name: model, data, reward functions."""
 
+import os
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -8,14 +10,23 @@ from trl import ModelConfig, ScriptArguments, TrlParser
 
 from ..data.checks import check_dataset
 from ..data.embedded import EMBEDDED
-from ..data.loading import LoadingError, load_reward_funcs, load_split, read_yaml, resolve_model
+from ..data.formats import DatasetOptions
+from ..data.lengths import prompt_length, without_long_prompts
+from ..data.loading import (
+    LoadingError,
+    load_processor,
+    load_reward_funcs,
+    load_split,
+    read_yaml,
+    resolve_model,
+)
 from ..methods.options import preset_options, presets, readable
 from ..tasks.figures import NAME as FIGURES
 from .cepo_config import CEPOConfig
 
 
 @dataclass
-class TrainArguments(ScriptArguments):
+class TrainArguments(DatasetOptions, ScriptArguments):
     """TRL's script arguments, the reward functions, and how accuracy is measured."""
 
     dataset_name: str = field(
@@ -47,6 +58,10 @@ class TrainArguments(ScriptArguments):
             "left out."
         },
     )
+    max_prompt_length: int | None = field(
+        default=None,
+        metadata={"help": "Leave out training prompts of more tokens, images included, and say how many. None: none."},
+    )
     accuracy_every: int = field(
         default=0, metadata={"help": "Measure greedy accuracy every so many steps too; 0: before and after only."}
     )
@@ -69,36 +84,37 @@ def option_names() -> set[str]:
     return {action.dest for action in make_parser()._actions}
 
 
-def parse(arguments: list[str]) -> tuple[TrainArguments, CEPOConfig, ModelConfig]:
+def parse(arguments: list[str], ignoring: Collection[str] = ()) -> tuple[TrainArguments, CEPOConfig, ModelConfig]:
     """Options from flags, over those of ``--config``, over the recipe of the embedded task where that is trained.
+
+    Args:
+        arguments: Of the command line.
+        ignoring: Options in ``--config`` that are for somebody else.
 
     Raises:
         ValueError, OSError: With a message for the user.
     """
     parser = make_parser()
-    # `--config=FILE` too, though TRL's parser looks for two words.
-    arguments = [
-        part for word in arguments for part in (word.split("=", 1) if word.startswith("--config=") else [word])
-    ]
-    given = _config_file(arguments)
+    arguments, given = config_of(arguments)
+    given = {name: value for name, value in given.items() if name not in ignoring}
+    for name, value in (given.pop("env", None) or {}).items():  # as TRL's parser does
+        os.environ[name] = str(value)
     dataset = _flag(arguments, "--dataset_name") or given.get("dataset_name") or FIGURES
     preset = _flag(arguments, "--preset") or given.get("preset")
     chosen = _flag(arguments, "--method") or given.get("method")
     beginning = {} if preset is None else preset_options(preset, chosen)
     method = chosen or beginning.get("method") or CEPOConfig.method
-    unknown: list[str] = []
     if dataset in EMBEDDED:
         task = EMBEDDED[dataset]
         # What the method does not read would be refused.
         beginning = {"model_name_or_path": task.policy(), **readable(task.recipe(), method), **beginning}
-    if beginning:
-        parser.set_defaults_with_config(**beginning)
     try:
-        *parsed, unknown = parser.parse_args_and_config(arguments, return_remaining_strings=True)
+        strangers = parser.set_defaults_with_config(**{**beginning, **given})
+        *parsed, unknown = parser.parse_args_into_dataclasses(args=arguments, return_remaining_strings=True)
     except TypeError as error:  # a value in the YAML file of a type that the option cannot take
         raise ValueError(f"in the options: {error}") from error
-    if unknown:
-        raise ValueError(_unknown_option(unknown, parser))
+    if strangers or unknown:
+        raise ValueError(_unknown_option([*strangers, *unknown], parser))
     script_args, training_args, model_args = parsed
     if not model_args.model_name_or_path:
         raise ValueError("which model? Give --model_name_or_path a folder or a name on the Hub.")
@@ -124,16 +140,28 @@ def _flag(arguments: list[str], name: str) -> str | None:
     return None
 
 
-def _config_file(arguments: list[str]) -> dict[str, Any]:
-    if "--config" not in arguments:
-        return {}
-    path = _flag(arguments, "--config")
-    if path is None:
-        raise ValueError("--config: which file?")
-    content = read_yaml(Path(path))
-    if not isinstance(content, dict):
-        raise ValueError(f"--config: {path} must hold options as `name: value` lines")
-    return content
+def config_of(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
+    """The arguments without ``--config``, and what its files say: of several, later ones win.
+
+    Raises:
+        ValueError: If a file is not there, or does not hold options.
+    """
+    left: list[str] = []
+    given: dict[str, Any] = {}
+    words = iter(arguments)
+    for word in words:
+        flag, equals, path = word.partition("=")
+        if flag != "--config":
+            left.append(word)
+            continue
+        path = path if equals else next(words, "")
+        if not path or path.startswith("--"):
+            raise ValueError("--config: which file?")
+        content = read_yaml(Path(path))
+        if not isinstance(content, dict):
+            raise ValueError(f"--config: {path} must hold options as `name: value` lines")
+        given |= content
+    return left, given
 
 
 def _unknown_option(unknown: list[str], parser: TrlParser) -> str:
@@ -145,23 +173,35 @@ def _unknown_option(unknown: list[str], parser: TrlParser) -> str:
     return f"unknown option {option}" + (f"; did you mean {close[0]}?" if close else "")
 
 
-def check_sources(
-    script_args: TrainArguments, training_args: CEPOConfig, model_args: ModelConfig
-) -> tuple[str, list[Any], Any, Any]:
-    """The model's name, reward functions, training set and held-out problems (None: there are none) of a run.
+@dataclass(frozen=True)
+class Sources:
+    """What the options of a run name.
+
+    Attributes:
+        model_name: Folder or Hub name.
+        reward_funcs: The reward functions.
+        train_dataset: In TRL's columns.
+        held_out: The held-out problems; None: there are none.
+        notes: What people should be told of the data.
+    """
+
+    model_name: str
+    reward_funcs: list[Any]
+    train_dataset: Any
+    held_out: Any
+    notes: list[str]
+
+
+def check_sources(script_args: TrainArguments, training_args: CEPOConfig, model_args: ModelConfig) -> Sources:
+    """Model, reward functions and data of a run, from their names.
 
     Raises:
         ValueError, OSError: If one of them is not there or not as it should be.
     """
     model_name = resolve_model(model_args.model_name_or_path)
-    train_dataset = load_split(
-        script_args.dataset_name,
-        script_args.dataset_train_split,
-        config=script_args.dataset_config,
-        size=script_args.figures_problems,
-        streaming=script_args.dataset_streaming,
-    )
-    held_out = _held_out_problems(script_args)
+    notes: list[str] = []
+    train_dataset = _load(script_args, script_args.dataset_train_split, script_args.figures_problems, notes)
+    held_out = _held_out_problems(script_args, notes)
     reward_funcs = load_reward_funcs(script_args.reward_funcs)
     # The verifiers compare with the solution, whatever the method. Where teachers need it, the trainer checks the
     # training set itself, and a second pass over every row would find nothing new.
@@ -170,20 +210,33 @@ def check_sources(
         check_dataset(train_dataset, needs_solution=judged)
     if held_out is not None:
         check_dataset(held_out, needs_solution=judged, name="the held-out split")
-    return model_name, reward_funcs, train_dataset, held_out
+    if script_args.max_prompt_length is not None:
+        length = prompt_length(load_processor(model_name), training_args.chat_template_kwargs or {})
+        train_dataset = without_long_prompts(train_dataset, script_args.max_prompt_length, length, notes)
+    return Sources(model_name, reward_funcs, train_dataset, held_out, notes)
 
 
-def _held_out_problems(script_args: TrainArguments) -> Any:
+def _held_out_problems(script_args: TrainArguments, notes: list[str]) -> Any:
     """The held-out problems, or None where there are none to be had."""
     if script_args.eval_problems <= 0:
         return None
     wanted = script_args.eval_problems
     try:
-        data = load_split(
-            script_args.dataset_name, script_args.dataset_test_split, config=script_args.dataset_config, size=wanted
-        )
+        data = _load(script_args, script_args.dataset_test_split, wanted, notes)
     except LoadingError:
         return None
     if Path(script_args.dataset_name).is_file():  # one file has one split: the training set holds nothing out
         return None
     return data.select(range(min(wanted, len(data)))) if len(data) else None
+
+
+def _load(script_args: TrainArguments, split: str, size: int, notes: list[str]) -> Any:
+    return load_split(
+        script_args.dataset_name,
+        split,
+        config=script_args.dataset_config,
+        size=size,
+        streaming=script_args.dataset_streaming,
+        options=script_args,
+        notes=notes,
+    )

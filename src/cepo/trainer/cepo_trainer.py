@@ -36,7 +36,7 @@ from .cepo_config import CEPOConfig
 from .completion_batch import CompletionBatch
 from .credit_page import NUMBER_OF_GROUPS, write_credit_page
 from .distillation import add_teacher_prompts, distillation_batch
-from .layout import check_layout, check_processes
+from .layout import check_layout, check_processes, name_cpu_plainly
 from .metrics import credit_metrics, credit_sums
 from .processes import Processes
 from .teachers import FollowPolicy, Teachers
@@ -461,6 +461,7 @@ class CEPOTrainer(GRPOTrainer):
         self._teachers.weights.save(f"{self._get_output_dir(trial=trial)}/checkpoint-{self.state.global_step}")
 
     def _load_optimizer_and_scheduler(self, checkpoint):
+        name_cpu_plainly(self.args)
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None:
             self._teachers.weights.load(checkpoint)

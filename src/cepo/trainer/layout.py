@@ -4,7 +4,8 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
-from transformers import PreTrainedModel
+import torch
+from transformers import PreTrainedModel, TrainingArguments
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
 
@@ -51,6 +52,14 @@ def check_layout(trainer: GRPOTrainer) -> None:
     """
     if trainer.is_fsdp_enabled and not trainer.accelerator.is_fsdp2:
         raise ValueError("FSDP 1 lays weights together, which teachers do not know; set fsdp_version to 2")
+
+
+def name_cpu_plainly(args: TrainingArguments) -> None:
+    """Let checkpoints be loaded by several processes on CPUs: accelerate names their device cpu:0, torch.load does not
+    know it, and transformers hands the one to the other.
+    """
+    if args.device.type == "cpu":
+        args._setup_devices = torch.device("cpu")  # a cached property
 
 
 def check_processes(accelerator_processes: int) -> None:

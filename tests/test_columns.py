@@ -1,0 +1,245 @@
+"""Data sets in their own words: small copies in the schemas of known sets, with what real ones lack."""
+
+import json
+
+import pytest
+from datasets import Dataset, DatasetDict, Features, Image, List, Value
+from PIL import Image as Picture
+
+from cepo import cli, load_figures, policy_path
+from cepo.data.checks import DatasetError
+from cepo.data.formats import FORMATS, DatasetOptions
+from cepo.data.loading import LoadingError, load_split
+
+PICTURES = [Picture.new("RGB", (32, 32), color) for color in ("red", "green", "blue")]
+BOXED = "\n\nReason step by step, and put your final answer in \\boxed{}."
+
+
+def saved(folder, rows, features=None):
+    DatasetDict({"train": Dataset.from_list(rows, features=features)}).save_to_disk(folder)
+    return str(folder)
+
+
+def geometry(folder, rows):
+    features = Features({"images": List(Image()), "problem": Value("string"), "answer": Value("string")})
+    return saved(folder, rows, features)
+
+
+def test_geometry3k(tmp_path):
+    rows = [
+        {"images": [PICTURES[0]], "problem": "<image>Find x.", "answer": "2 \\sqrt{3}"},
+        {"images": PICTURES[1:], "problem": "In <image>, not in <image>: find y.", "answer": "4"},
+    ]
+    data = load_split(geometry(tmp_path / "d", rows), "train", options=DatasetOptions(dataset_format="geometry3k"))
+    one, two = data
+    assert set(data.column_names) == {"prompt", "solution", "images", "problem", "answer"}
+    assert one["prompt"] == [
+        {
+            "role": "user",
+            "content": [{"type": "image", "text": None}, {"type": "text", "text": "Find x." + BOXED}],
+        }
+    ]
+    assert [part["type"] for part in two["prompt"][0]["content"]] == ["text", "image", "text", "image", "text"]
+    assert two["prompt"][0]["content"][0]["text"] == "In "
+    assert [one["solution"], two["solution"]] == ["2 \\sqrt{3}", "4"]
+    assert [len(row["images"]) for row in data] == [1, 2]
+    assert two["images"][0].getpixel((0, 0)) == (0, 128, 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "row", "prompt", "solution"),
+    [
+        ("gsm8k", {"question": "2 + 3?", "answer": "It is 5.\n#### 5"}, "2 + 3?", "It is 5.\n#### 5"),
+        (
+            "math",
+            {"problem": "$\\frac{1}{2}+{x}$", "level": "Level 1", "type": "Algebra", "solution": "So \\boxed{x}."},
+            "$\\frac{1}{2}+{x}$",
+            "So \\boxed{x}.",
+        ),
+        ("dapo_math", {"prompt": "How many?", "solution": "34", "data_source": "math_dapo"}, "How many?", "34"),
+        ("deepmath", {"question": "Evaluate.", "final_answer": "0", "difficulty": 4.5}, "Evaluate.", "0"),
+    ],
+)
+def test_text_sets(tmp_path, name, row, prompt, solution):
+    data = load_split(saved(tmp_path / "d", [row]), "train", options=DatasetOptions(dataset_format=name))
+    assert data[0]["prompt"] == [{"role": "user", "content": prompt + BOXED}]
+    assert data[0]["solution"] == solution
+
+
+def test_a_conversation_with_its_answer_among_others(tmp_path):
+    """As verl's sets are written."""
+    row = {
+        "prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1 + 1?"}],
+        "reward_model": {"style": "rule", "ground_truth": "2"},
+        "extra_info": {"index": 0},
+    }
+    data = load_split(saved(tmp_path / "d", [row]), "train", options=DatasetOptions(dataset_format="verl"))
+    assert data[0]["prompt"] == row["prompt"]
+    assert data[0]["solution"] == "2"
+    assert data[0]["extra_info"] == {"index": 0}
+
+
+def test_known_sets_are_known_by_their_names():
+    assert DatasetOptions().format_of("hiyouga/geometry3k") == "geometry3k"
+    assert DatasetOptions().format_of("openai/gsm8k") == "gsm8k"
+    assert DatasetOptions().columns_of("my-org/mine") is None
+    assert DatasetOptions(dataset_format="trl").columns_of("openai/gsm8k") is None
+    names = [name for known in FORMATS.values() for name in known.names]
+    assert len(names) == len(set(names))
+
+
+QA = {"prompt": "q", "solution": "a"}
+CHOICES = {"dataset_columns": {"prompt": "q", "solution": "a", "choices": "options"}}
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"), [(1, "B"), ("cat", "A"), ("B", "B"), ("something else", "something else")]
+)
+def test_choices_are_lettered_and_so_is_the_answer(tmp_path, answer, expected):
+    row = {"q": "Which?", "a": answer, "options": ["cat", "dog", "7"]}
+    data = load_split(saved(tmp_path / "d", [row]), "train", options=DatasetOptions(**CHOICES))
+    assert data[0]["prompt"][0]["content"] == "Which?\nA. cat\nB. dog\nC. 7"
+    assert data[0]["solution"] == expected
+
+
+def test_choices_with_letters_of_their_own_and_a_template(tmp_path):
+    row = {"q": "Which?", "a": "B", "options": ["A) 21", "B) 2"], "unit": "cm"}
+    options = DatasetOptions(**CHOICES, prompt_template="{choices}\nin {unit}: {prompt} {}", system_prompt="Choose.")
+    data = load_split(saved(tmp_path / "d", [row]), "train", options=options)
+    assert data[0]["prompt"] == [
+        {"role": "system", "content": "Choose."},
+        {"role": "user", "content": "A) 21\nB) 2\nin cm: Which? {}"},
+    ]
+
+
+def test_jsonl_with_names_of_images_and_parquet_and_streams(tmp_path):
+    for number, picture in enumerate(PICTURES):
+        picture.save(tmp_path / f"{number}.png")
+    rows = [{"q": f"Question {n}?", "a": n + 0.5, "left": "0.png", "right": f"{n}.png"} for n in range(3)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    columns = {"prompt": "q", "solution": "a", "images": ["left", "right"]}
+    options = DatasetOptions(dataset_columns=columns)
+    data = load_split(str(tmp_path / "rows.jsonl"), "train", options=options)
+    assert [row["solution"] for row in data] == ["0.5", "1.5", "2.5"]
+    assert [len(row["images"]) for row in data] == [2, 2, 2]
+    assert data[2]["images"][1].getpixel((0, 0)) == (0, 0, 255)
+    assert [part["type"] for part in data[0]["prompt"][0]["content"]] == ["image", "image", "text"]
+
+    stream = load_split(str(tmp_path / "rows.jsonl"), "train", options=options, streaming=True)
+    for one, other in zip(stream, data, strict=True):
+        assert (one["prompt"], one["solution"]) == (other["prompt"], other["solution"])
+        assert [image.tobytes() for image in one["images"]] == [image.tobytes() for image in other["images"]]
+
+    raw = load_split(str(tmp_path / "rows.jsonl"), "train", options=DatasetOptions(dataset_columns=columns))
+    raw.to_parquet(tmp_path / "rows.parquet")
+    again = load_split(str(tmp_path / "rows.parquet"), "train")
+    assert again[1]["prompt"] == data[1]["prompt"]
+    assert again[1]["images"][1].tobytes() == data[1]["images"][1].tobytes()
+
+
+MISSING = [
+    {"images": [PICTURES[0]], "problem": "<image>Find x.", "answer": "3"},
+    {"images": [PICTURES[0]], "problem": "<image>Find x.", "answer": None},
+    {"images": [PICTURES[0]], "problem": "  ", "answer": "3"},
+    {"images": [], "problem": "<image>Find x.", "answer": "3"},
+    {"images": [PICTURES[1]], "problem": "<image>Find y.", "answer": "4"},
+]
+
+
+@pytest.mark.parametrize(("row", "column"), [(1, "answer"), (2, "problem"), (3, "images")])
+def test_what_is_missing_is_refused_by_row_and_column(tmp_path, row, column):
+    rows = [MISSING[0], MISSING[row]]
+    with pytest.raises(DatasetError, match=rf"row 1 of .*'{column}' is empty.*--drop_incomplete_rows"):
+        load_split(geometry(tmp_path / "d", rows), "train", options=DatasetOptions(dataset_format="geometry3k"))
+
+
+def test_or_left_out_and_counted(tmp_path):
+    notes = []
+    options = DatasetOptions(dataset_format="geometry3k", drop_incomplete_rows=True)
+    data = load_split(geometry(tmp_path / "d", MISSING), "train", options=options, notes=notes)
+    assert [row["solution"] for row in data] == ["3", "4"]
+    (note,) = notes
+    assert "3 of 5 rows left out" in note
+
+
+def test_rows_in_trls_columns_are_left_out_too(tmp_path):
+    rows = [{"prompt": [{"role": "user", "content": "?"}], "solution": text, "other": 1} for text in ("1", None, "")]
+    notes = []
+    data = load_split(
+        saved(tmp_path / "d", rows), "train", options=DatasetOptions(drop_incomplete_rows=True), notes=notes
+    )
+    assert data.to_list() == rows[:1]
+    assert "2 of 3 rows left out" in notes[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"dataset_columns": {"prompt": "nosuch", "solution": "a"}}, "no column 'nosuch' for the prompt; it has 'q'"),
+        ({"dataset_columns": {"question": "q"}}, "dataset_columns must map prompt, solution, images, choices"),
+        ({"dataset_columns": "{"}, "dataset_columns: '{' is not JSON"),
+        ({"dataset_columns": {"prompt": 3}}, "prompt must be the name of a column"),
+        ({"dataset_format": "nosuch"}, "dataset_format: there is no 'nosuch'; choose of trl, geometry3k"),
+        ({**CHOICES, "prompt_template": "{prompt} {a}"}, "{a} would tell the policy the solution"),
+        ({**CHOICES, "prompt_template": "{prompt} {solution}"}, "{solution} would tell the policy the solution"),
+        ({**CHOICES, "prompt_template": "{prompt} {nosuch}"}, "no column 'nosuch' for {nosuch}"),
+        ({"dataset_columns": {**QA}, "prompt_template": "{choices}"}, "no column for choices"),
+        ({"dataset_columns": {"prompt": "q <image>", "solution": "a"}}, "no column 'q <image>'"),
+    ],
+)
+def test_mappings_that_cannot_be(tmp_path, options, message):
+    folder = saved(tmp_path / "d", [{"q": "?", "a": "B", "options": ["x"]}])
+    with pytest.raises(ValueError) as error:  # noqa: PT011
+        load_split(folder, "train", options=DatasetOptions(**options))
+    assert message in str(error.value)
+
+
+def test_places_for_images_that_are_not_there(tmp_path):
+    folder = saved(tmp_path / "d", [{"q": "In <image>?", "a": "B"}])
+    with pytest.raises(DatasetError, match=r"1 times <image>, and there are 0 images for no column of images is named"):
+        load_split(folder, "train", options=DatasetOptions(dataset_columns=QA))
+
+
+def test_the_embedded_task_has_no_other_columns():
+    with pytest.raises(LoadingError, match="prompt_template: the figures task is in TRL's columns already"):
+        load_split("figures", "train", size=1, options=DatasetOptions(prompt_template="{prompt}"))
+
+
+def figures_in_other_words(folder, count=8):
+    """Figures as Geometry3K writes its problems, one of them too long."""
+    rows = []
+    for row in load_figures("train", count):
+        text = row["prompt"][-1]["content"]
+        rows.append({"images": [row["image"]], "problem": f"<image>{text}", "answer": row["solution"]})
+    rows[-1]["problem"] += " Angle." * 60
+    return geometry(folder, rows)
+
+
+def test_a_run_and_its_credit(tmp_path, capsys):
+    """Mapped, with a limit, through teachers, and found again by `cepo explain`."""
+    folder, out = figures_in_other_words(tmp_path / "d"), tmp_path / "out"
+    mapping = ["--dataset_name", folder, "--dataset_format", "geometry3k", "--prompt_template", "{prompt}"]
+    config = tmp_path / "base.yaml"
+    config.write_text("max_steps: 9\nnum_generations: 4\nper_device_train_batch_size: 8\neval_problems: 0\n")
+    second = tmp_path / "own.yaml"
+    second.write_text(
+        "max_steps: 1\nmax_completion_length: 24\nlog_completions: true\nreport_to: none\nteacher: initial\n"
+        "bf16: false\n"
+        "reward_funcs: [cepo.tasks.figures.figures_reward]\nmax_prompt_length: 120\n"
+    )
+    model = ["--model_name_or_path", policy_path(), "--output_dir", str(out)]
+    assert cli.main(["train", "--config", str(config), "--config", str(second), *mapping, *model]) == 0
+    printed = capsys.readouterr().out
+    assert "1 of 8 prompts left out, of more than 120 tokens" in printed
+    assert "1 steps of 2 prompts x 4 rollouts" in printed
+    assert cli.main(["explain", "--from", str(out), "--num_prompts", "1", "--output_dir", str(out)]) == 0
+    page = (out / "explain.html").read_text()
+    assert "data:image/png" in page
+
+
+def test_a_limit_that_nothing_meets(tmp_path, capsys):
+    folder = figures_in_other_words(tmp_path / "d")
+    options = ["--dataset_name", folder, "--dataset_format", "geometry3k", "--eval_problems", "0"]
+    model = ["--model_name_or_path", policy_path(), "--output_dir", str(tmp_path / "out")]
+    assert cli.main(["train", *options, *model, "--max_prompt_length", "5"]) == 2
+    assert "max_prompt_length=5: every one of 8 prompts is longer" in capsys.readouterr().err
