@@ -63,6 +63,8 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(command: str, arguments: list[str], traceback: bool) -> int:
     from rich.console import Console
 
+    if command == "train" and any(argument.startswith("--dry_run") for argument in arguments):
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # it asks nobody
     try:
         # What goes wrong while a command prepares is the user's to fix; what goes wrong later is ours to explain.
         job = import_module(f".commands.{command}", __package__).prepare(arguments)

@@ -23,6 +23,7 @@ from ..trainer.cepo_trainer import CEPOTrainer
 from ..trainer.layout import is_sharded, whole_policy
 from . import quiet_libraries
 from .curves import draw_curves
+from .dry_run import prepare_dry_run, wants_dry_run
 from .launch import FLAG, is_launched, options_in, prepare_launch
 from .progress import AccuracyCurve, ProgressLines, StopOnInterrupt
 
@@ -40,6 +41,8 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
     quiet_libraries()
     own = {f"--{name}" for name in option_names()}
     _, config = config_of(arguments)
+    if wants_dry_run(arguments, config):
+        return prepare_dry_run(arguments, own)
     launching = options_in(config, own)
     asked = "accelerate_config" in launching or any(argument.partition("=")[0] == FLAG for argument in arguments)
     if asked and not is_launched():

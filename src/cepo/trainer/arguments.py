@@ -62,6 +62,13 @@ class TrainArguments(DatasetOptions, ScriptArguments):
         default=None,
         metadata={"help": "Leave out training prompts of more tokens, images included, and say how many. None: none."},
     )
+    dry_run: bool = field(
+        default=False,
+        metadata={"help": "Train nothing: say what the run would do and hold in memory, and what is wrong with it."},
+    )
+    device_memory: float | None = field(
+        default=None, metadata={"help": "Of one device [GiB]; a dry run says whether what a process holds fits."}
+    )
     accuracy_every: int = field(
         default=0, metadata={"help": "Measure greedy accuracy every so many steps too; 0: before and after only."}
     )
@@ -200,7 +207,7 @@ def check_sources(script_args: TrainArguments, training_args: CEPOConfig, model_
     """
     model_name = resolve_model(model_args.model_name_or_path)
     notes: list[str] = []
-    train_dataset = _load(script_args, script_args.dataset_train_split, script_args.figures_problems, notes)
+    train_dataset = load_data(script_args, script_args.dataset_train_split, script_args.figures_problems, notes)
     held_out = _held_out_problems(script_args, notes)
     reward_funcs = load_reward_funcs(script_args.reward_funcs)
     # The verifiers compare with the solution, whatever the method. Where teachers need it, the trainer checks the
@@ -222,7 +229,7 @@ def _held_out_problems(script_args: TrainArguments, notes: list[str]) -> Any:
         return None
     wanted = script_args.eval_problems
     try:
-        data = _load(script_args, script_args.dataset_test_split, wanted, notes)
+        data = load_data(script_args, script_args.dataset_test_split, wanted, notes)
     except LoadingError:
         return None
     if Path(script_args.dataset_name).is_file():  # one file has one split: the training set holds nothing out
@@ -230,7 +237,12 @@ def _held_out_problems(script_args: TrainArguments, notes: list[str]) -> Any:
     return data.select(range(min(wanted, len(data)))) if len(data) else None
 
 
-def _load(script_args: TrainArguments, split: str, size: int, notes: list[str]) -> Any:
+def load_data(script_args: TrainArguments, split: str, size: int, notes: list[str]) -> Any:
+    """A split of the run's data, in TRL's columns; figures: so many problems.
+
+    Raises:
+        ValueError: If it is not there, or not as the options say.
+    """
     return load_split(
         script_args.dataset_name,
         split,

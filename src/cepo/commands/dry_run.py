@@ -1,0 +1,383 @@
+"""`cepo train --dry_run`: what a run would do and take, and what is wrong with it, without weights, GPU or network."""
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.utils import DistributedType
+from datasets import Dataset, IterableDataset
+from rich.console import Console
+from rich.table import Table
+from trl import ModelConfig, get_peft_config
+from trl.cli.accelerate_config import resolve_accelerate_config_argument
+
+from ..data.checks import check_dataset, check_method, check_size
+from ..data.embedded import EMBEDDED
+from ..data.formats import FORMATS
+from ..data.lengths import prompt_length
+from ..data.loading import LoadingError, load_processor, load_reward_funcs, looks_like_path
+from ..inspection.tables import plain_table
+from ..planning.memory import PHASES, Layout, Lengths, Memory, memory_of
+from ..planning.models import Skeleton, find_config
+from ..trainer.arguments import TrainArguments, config_of, load_data, parse
+from ..trainer.cepo_config import CEPOConfig
+from .launch import FLAG, options_in, split
+
+_GIB = 2**30
+# Of prompts that cannot be looked at.
+_ASSUMED_PROMPT, _ASSUMED_TEXT = 512, 128
+_ROWS_READ = 100
+
+
+@dataclass
+class Findings:
+    """What was found: lines that say what a run is, what is wrong with it, and what could not be looked at."""
+
+    lines: list[tuple[str, str]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    unseen: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def trying(self) -> Iterator[None]:
+        """What is refused in here is one of the problems."""
+        try:
+            yield
+        except (ValueError, TypeError, OSError, ImportError) as error:
+            self.problems.append(str(error).strip() or type(error).__name__)
+
+
+def wants_dry_run(arguments: list[str], config: Mapping[str, Any]) -> bool:
+    """Whether flags or YAML files ask for it."""
+    for place, argument in enumerate(arguments):
+        flag, equals, value = argument.partition("=")
+        if flag == "--dry_run":
+            after = value if equals else next(iter(arguments[place + 1 : place + 2]), "")
+            return after.lower() not in ("false", "no", "0")
+    return bool(config.get("dry_run"))
+
+
+def prepare_dry_run(arguments: list[str], own: set[str]) -> Callable[[Console], int]:
+    """Find out everything; what is returned shows it, and gives exit status 2 if something is wrong.
+
+    Args:
+        arguments: Of `cepo train`.
+        own: Its flags.
+
+    Raises:
+        ValueError: For options that cannot be read at all.
+    """
+    launch, rest = split(arguments, own)
+    _, config = config_of(rest)
+    launching = {**options_in(config, own), **_as_options(launch)}
+    findings = Findings()
+    layout = Layout()
+    with findings.trying():
+        layout = _layout(launching, findings)
+    with _as_if(layout.processes):
+        script_args, args, model_args = parse([*rest, *_on_a_cpu(rest, config)], ignoring=launching)
+    if script_args.dataset_name not in EMBEDDED and not any(_says(rest, config, name) for name in ("bf16", "use_cpu")):
+        args.bf16 = True  # as it is with a GPU
+    _describe(script_args, args, model_args, layout, findings)
+    lengths = _look_at_data(script_args, args, model_args, findings)
+    device = (script_args.device_memory or 0) * _GIB
+    memory = None
+    with findings.trying():
+        memory = _memory(script_args, args, model_args, layout, lengths, findings)
+    given = _given(script_args, args, model_args)
+
+    def show(console: Console) -> int:
+        for name, text in findings.lines:
+            console.print(f"{name:<13}{text}", highlight=False, markup=False)
+        console.print(f"{'options':<13}{given}", highlight=False, markup=False)
+        if memory is not None:
+            console.print(_table(memory, layout, device), soft_wrap=False)
+            for note in memory.notes:
+                console.print(f"  {note}", highlight=False, markup=False)
+        for text in findings.unseen:
+            console.print(f"not looked at: {text}", highlight=False, markup=False)
+        for text in findings.problems:
+            console.print(f"problem: {text}", highlight=False, markup=False)
+        if not findings.problems:
+            console.print("no problem found", highlight=False)
+        return 2 if findings.problems else 0
+
+    return show
+
+
+def _as_options(launch: list[str]) -> dict[str, Any]:
+    """Accelerate's flags as a YAML file would have them."""
+    found: dict[str, Any] = {}
+    words = [part for word in launch for part in word.split("=", 1)]
+    while words:
+        name = words.pop(0).removeprefix("--")
+        found[name] = words.pop(0) if words and not words[0].startswith("--") else True
+    return found
+
+
+def _says(arguments: list[str], config: Mapping[str, Any], name: str) -> bool:
+    return name in config or any(argument.partition("=")[0] == f"--{name}" for argument in arguments)
+
+
+def _on_a_cpu(arguments: list[str], config: Mapping[str, Any]) -> list[str]:
+    """Lets options for a GPU be read where there is none."""
+    return [] if torch.accelerator.is_available() or _says(arguments, config, "use_cpu") else ["--use_cpu", "true"]
+
+
+@contextmanager
+def _as_if(processes: int) -> Iterator[None]:
+    """Options checked as by so many processes."""
+    CEPOConfig.world_size = property(lambda _: processes)  # over that of its base
+    try:
+        yield
+    finally:
+        del CEPOConfig.world_size
+
+
+def _layout(launching: Mapping[str, Any], findings: Findings) -> Layout:
+    name = launching.get("accelerate_config")
+    if name is None:
+        processes = int(os.environ.get("WORLD_SIZE", "1"))
+        if launching:
+            findings.problems.append(f"{', '.join(launching)}: for accelerate, which needs accelerate_config")
+        findings.lines.append(("processes", f"{processes}"))
+        return Layout(processes)
+    _, path = resolve_accelerate_config_argument([FLAG, str(name)])
+    config = load_config_from_file(path)
+    processes = int(launching.get("num_processes") or config.num_processes)
+    kind, layout = config.distributed_type, Layout(processes)
+    if kind == DistributedType.FSDP:
+        version = int(config.fsdp_config.get("fsdp_version", 1))
+        if version == 1:
+            findings.problems.append(
+                "FSDP 1 lays weights together, which methods with teachers refuse; set fsdp_version to 2"
+            )
+        layout = Layout(processes, "weights", "fsdp")
+    elif kind == DistributedType.DEEPSPEED:
+        stage = int(config.deepspeed_config.get("zero_stage", 2))
+        shards: Any = ("none", "optimizer", "gradients", "weights")[stage]
+        layout = Layout(processes, shards, "deepspeed")
+        if stage == 3 and not config.deepspeed_config.get("zero3_save_16bit_model"):
+            findings.problems.append("ZeRO-3 leaves no model without zero3_save_16bit_model: true in its configuration")
+    machines = int(launching.get("num_machines") or config.num_machines or 1)
+    shared = {"none": "nothing", "optimizer": "the optimiser", "gradients": "gradients and optimiser", "weights": "all"}
+    where = f", on {machines} machines" if machines > 1 else ""
+    findings.lines.append(("processes", f"{processes} ({name}){where}; sharded: {shared[layout.shards]}"))
+    if processes % machines:
+        findings.problems.append(f"num_processes={processes} is not a multiple of num_machines={machines}")
+    return layout
+
+
+def _describe(
+    script_args: TrainArguments, args: CEPOConfig, model_args: ModelConfig, layout: Layout, findings: Findings
+) -> None:
+    group, rollouts = args.num_generations, args.generation_batch_size
+    prompts = rollouts // group
+    each = args.per_device_train_batch_size
+    findings.lines += [
+        ("method", f"{args.method}, seed {args.seed}"),
+        (
+            "a step",
+            f"{prompts} prompts x {group} rollouts = {rollouts}; updated {each} at a time on each process, "
+            f"{args.gradient_accumulation_steps} times",
+        ),
+    ]
+    if args.chosen.labels is not None and rollouts // layout.processes % group:
+        findings.problems.append(
+            f"method={args.method!r} needs whole groups on each process: {rollouts // layout.processes} rollouts are "
+            f"no multiple of num_generations={group}"
+        )
+    if args.use_vllm:
+        findings.unseen.append("vLLM, which is not asked here")
+    with findings.trying():
+        load_reward_funcs(script_args.reward_funcs)
+    with findings.trying():
+        get_peft_config(model_args)
+
+
+def _steps(args: CEPOConfig, rows: int | None) -> str:
+    if args.max_steps > 0:
+        return f"{args.max_steps} optimiser steps"
+    if rows is None:
+        return f"{args.num_train_epochs:g} epochs of a data set whose size is not known"
+    # Every generation batch serves for steps_per_generation micro-batches, num_iterations times.
+    batches = rows // (args.generation_batch_size // args.num_generations)
+    each = args.steps_per_generation * args.num_iterations / args.gradient_accumulation_steps
+    return f"{int(batches * each * args.num_train_epochs)} optimiser steps, {args.num_train_epochs:g} epochs"
+
+
+def _look_at_data(
+    script_args: TrainArguments, args: CEPOConfig, model_args: ModelConfig, findings: Findings
+) -> Lengths:
+    """Data and prompts, as far as they are here.
+
+    Returns:
+        The lengths of rollouts, assumed where nothing else is known.
+    """
+    name, split = script_args.dataset_name, script_args.dataset_train_split
+    data, rows = None, None
+    notes: list[str] = []
+    try:
+        data = load_data(script_args, split, script_args.figures_problems, notes)
+    except LoadingError as error:
+        if name in EMBEDDED or looks_like_path(name) or Path(name).exists() or "has no split" in str(error):
+            findings.problems.append(str(error))
+        else:
+            findings.unseen.append(f"the data: {name} is not on this machine")
+            rows = FORMATS[script_args.format_of(name)].rows.get(split)
+    except ValueError as error:
+        findings.problems.append(str(error))
+    if isinstance(data, Dataset):
+        rows = len(data)
+        judged = any("accuracy" in one for one in script_args.reward_funcs)
+        with findings.trying():
+            check_dataset(data, needs_solution=args.chosen.needs_solution or judged)
+        with findings.trying():
+            check_size(data, args.generation_batch_size, args.num_generations)
+        with findings.trying():
+            check_method(data, args)
+    elif isinstance(data, IterableDataset):
+        findings.unseen.append("the rows of a stream")
+    findings.lines.append(("data", f"{name}, {split}: {f'{rows:,}' if rows else 'so many'} rows"))
+    findings.lines += [("", note) for note in notes]
+    findings.lines.append(("length", _steps(args, rows)))
+    return _lengths(data, script_args, args, model_args, findings)
+
+
+def _lengths(
+    data: Any, script_args: TrainArguments, args: CEPOConfig, model_args: ModelConfig, findings: Findings
+) -> Lengths:
+    longest, image, source = 0, 0, ""
+    try:
+        processor = load_processor(str(model_args.model_name_or_path))
+    except LoadingError as error:
+        if "chat template" in str(error):
+            findings.problems.append(str(error))
+        else:
+            findings.unseen.append("tokenizer and chat template, which are not on this machine")
+        processor = None
+    if processor is not None and isinstance(data, Dataset) and len(data):
+        with findings.trying():
+            count = prompt_length(processor, args.chat_template_kwargs or {})
+            some = data.select(range(min(_ROWS_READ, len(data))))
+            lengths = [count(row) for row in some]
+            kept = [length for length in lengths if length <= (script_args.max_prompt_length or length)]
+            if not kept:
+                raise ValueError(f"max_prompt_length={script_args.max_prompt_length}: all prompts looked at are longer")
+            longest, source = max(kept), f"the longest of the first {len(some)}"
+            row = next(row for row, length in zip(some, lengths, strict=True) if length == longest)
+            image = _image_tokens(row, count)
+    if not longest:
+        limit = script_args.max_prompt_length
+        longest, source = limit or _ASSUMED_PROMPT, "the limit" if limit else "assumed"
+        image = max(0, longest - _ASSUMED_TEXT)
+    text = f"prompts of {longest} tokens ({source}), completions of at most {args.max_completion_length}"
+    findings.lines.append(("tokens", text))
+    return Lengths(longest, image, args.max_completion_length)
+
+
+def _image_tokens(row: dict[str, Any], count: Callable[[dict[str, Any]], int]) -> int:
+    """Tokens of a row's images, as its processor counts."""
+    images = row.get("images") or ([row["image"]] if row.get("image") is not None else [])
+    if not images:
+        return 0
+    plain = [
+        {
+            **turn,
+            "content": turn["content"]
+            if isinstance(turn["content"], str)
+            else [part for part in turn["content"] if part["type"] != "image"],
+        }
+        for turn in row["prompt"]
+    ]
+    return count(row) - count({"prompt": plain})
+
+
+def _memory(
+    script_args: TrainArguments,
+    args: CEPOConfig,
+    model_args: ModelConfig,
+    layout: Layout,
+    lengths: Lengths,
+    findings: Findings,
+) -> Memory:
+    device = (script_args.device_memory or 0) * _GIB
+    config, source = find_config(str(model_args.model_name_or_path))
+    dtype = getattr(torch, model_args.dtype) if model_args.dtype not in (None, "auto") else torch.float32
+    skeleton = Skeleton.of(config, dtype, get_peft_config(model_args), freeze_vision_tower=args.freeze_vision_tower)
+    trained, total = skeleton.count(trained=True), skeleton.count()
+    tower = f", {skeleton.count(module=skeleton.tower) / 1e6:,.1f} M of these see" if skeleton.tower is not None else ""
+    findings.lines.insert(
+        0,
+        (
+            "model",
+            f"{model_args.model_name_or_path}: {total / 1e6:,.1f} M parameters{tower}, {trained / 1e6:,.1f} M trained; "
+            f"{str(dtype).removeprefix('torch.')}{', bf16 products' if args.bf16 and dtype == torch.float32 else ''} "
+            f"(from {source})",
+        ),
+    )
+    if skeleton.tower is None:
+        lengths = Lengths(lengths.prompt, 0, lengths.completion)
+    other = None
+    if args.teacher_model_name_or_path is not None:
+        other = Skeleton.of(find_config(args.teacher_model_name_or_path)[0], dtype)
+    memory = memory_of(
+        skeleton,
+        args,
+        layout,
+        lengths,
+        mixed=args.bf16 and dtype == torch.float32,
+        device=device,
+        other=other,
+        answers=max(script_args.eval_batch_size, args.per_device_eval_batch_size) if script_args.eval_problems else 0,
+    )
+    if model_args.load_in_4bit or model_args.load_in_8bit:
+        memory.notes.append("weights are counted as if they were not quantised")
+    if device and memory.peak > device:
+        findings.problems.append(
+            f"an estimated {memory.peak / _GIB:,.1f} GiB do not fit a device of {device / _GIB:g} GiB; lower "
+            "per_device_train_batch_size, switch gradient_checkpointing on, or shard"
+        )
+    return memory
+
+
+def _table(memory: Memory, layout: Layout, device: float) -> Table:
+    room = f" of {device / _GIB:g}" if device else ""
+    each = f"each of {layout.processes} processes" if layout.processes > 1 else "the process"
+    table = plain_table(f"estimated memory of {each}, GiB{room}", gap=2)
+    table.add_column("part")
+    for phase in PHASES:
+        table.add_column(phase, justify="right", no_wrap=True)
+    for part in sorted(memory.parts, key=lambda part: -part.bytes):
+        cells = [f"{part.bytes / _GIB:,.2f}" if phase in part.phases else "" for phase in PHASES]
+        table.add_row(part.name, *cells)
+    table.add_section()
+    table.add_row("all of it", *(f"{memory.at(phase) / _GIB:,.2f}" for phase in PHASES))
+    return table
+
+
+def _given(*parsed: Any) -> str:
+    """Options that are not what they would be anyway, those of the method among them."""
+    found = []
+    for arguments in parsed:
+        for one in fields(arguments):
+            value, default = getattr(arguments, one.name), one.default
+            value = value.value if isinstance(value, Enum) else value
+            if one.init and value is not None and value not in (default, {}, []) and one.name not in _BY_THEMSELVES:
+                text = value if isinstance(value, str) and value.split() == [value] else json.dumps(value)
+                found.append(f"{one.name}: {text}")
+    return "; ".join(sorted(found))
+
+
+# What has its own line, or follows from others.
+_BY_THEMSELVES = {
+    *("use_cpu", "model_name_or_path", "dataset_name", "generation_batch_size", "dry_run", "device_memory"),
+    *("logging_dir", "run_name", "seed", "method", "accelerator_config", "steps_per_generation"),
+    *("disable_tqdm", "dataloader_pin_memory"),  # which follow from this machine
+}
