@@ -28,20 +28,21 @@ TASKS = {name: f"figures_{name}" for name in STOCK}
 SCALE = 2
 
 
+def solvable() -> list[dict]:
+    """Figures without a case of a wrong belief, which the policy solves nearly always."""
+    return [row for row in load_figures("test", 100) if not cases_of(SimpleNamespace(**row))]
+
+
 def problems(number: int) -> list[dict]:
-    """Figures without a case of a wrong belief, which the policy solves nearly always, as (question, image, answer)."""
-    found = []
-    for row in load_figures("test", 100):
-        if not cases_of(SimpleNamespace(**row)):
-            size = tuple(SCALE * side for side in row["image"].size)
-            found.append(
-                {
-                    "question": row["prompt"][0]["content"],
-                    "image": row["image"].resize(size, Pictures.Resampling.NEAREST),
-                    "answer": f"({', '.join(map(str, row['angles']))})",
-                }
-            )
-    return found[:number]
+    """The first of them as question, image, answer."""
+    return [
+        {
+            "question": row["prompt"][0]["content"],
+            "image": row["image"].resize([SCALE * side for side in row["image"].size], Pictures.Resampling.NEAREST),
+            "answer": f"({', '.join(map(str, row['angles']))})",
+        }
+        for row in solvable()[:number]
+    ]
 
 
 def dynamath(some):
@@ -59,14 +60,26 @@ def dynamath(some):
 
 
 def logicvista(some):
-    return [{"question": one["question"], "image": one["image"], "answer": one["answer"]} for one in some]
+    """The first answer in another form, which math-verify has to see through."""
+    rows = [{"question": one["question"], "image": one["image"], "answer": one["answer"]} for one in some]
+    rows[0]["answer"] = in_another_form(rows[0]["answer"])
+    return rows
 
 
 def mathvision(some):
-    return [
+    """The first answer in another form, which latex2sympy has to see through."""
+    rows = [
         {"question": one["question"], "options": [], "answer": one["answer"], "decoded_image": one["image"]}
         for one in some
     ]
+    rows[0]["answer"] = in_another_form(rows[0]["answer"])
+    return rows
+
+
+def in_another_form(answer: str) -> str:
+    """(162/2, 73, 79) for (81, 73, 79)."""
+    first, comma, rest = answer.removeprefix("(").partition(",")
+    return f"({2 * int(first)}/2{comma}{rest}"
 
 
 def mmmu(some):

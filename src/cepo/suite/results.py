@@ -66,7 +66,8 @@ def read_score(benchmark: Benchmark, folder: Path) -> Score:
     if value is None:
         raise SuiteError(f"{path} has no number {benchmark.metric} of {benchmark.task}; is it {benchmark.task}'s?")
     samples = path.with_name(path.name.replace("_results.json", f"_samples_{benchmark.task}.jsonl"))
-    rows = [json.loads(line) for line in samples.read_text(encoding="utf-8").splitlines()] if samples.is_file() else []
+    lines = samples.read_text(encoding="utf-8").split("\n") if samples.is_file() else []  # an answer may hold U+2028
+    rows = [json.loads(line) for line in lines if line]
     problems = found.get("n-samples", {}).get(benchmark.task, {}).get("effective") or len(rows) or benchmark.problems
     accuracy = accuracy_of(rows, benchmark.metric)
     basis = SAMPLES

@@ -156,12 +156,12 @@ def command_of(benchmark: Benchmark, settings: Settings, folder: Path) -> list[s
     words += ["--batch_size", str(settings.batch_size), "--seed", str(settings.seed)]
     # In threads math-verify's time limit raises, and a right answer in another form would count as wrong.
     words += ["--process_docs_parallel", "1"]
-    words += ["--log_samples", "--output_path", str(folder)]
+    words += ["--output_path", str(folder)]
     if settings.limit is not None:
         words += ["--limit", str(settings.limit)]
     if settings.include_path is not None:
         words += ["--include_path", settings.include_path]
-    return words
+    return [*words, "--log_samples"]
 
 
 def _pairs(values: Mapping[str, Any]) -> str:
