@@ -147,13 +147,13 @@ def make_tasks(folder: Path) -> str:
     return str(folder / "tasks")
 
 
-def make_policy(folder: Path) -> str:
+def make_policy(folder: Path, *, system: bool = False) -> str:
     """The shipped policy for pictures twice as large, in patches twice as large: to it they are what they were.
 
     lmms-eval resizes pictures for patches of 16 and merges of 2, to multiples of 32 pixels: 112 x 64 becomes 128 x 64,
     and the policy has patches of 8. A patch of 16 whose kernel has each weight four times, a quarter as large, sees of
     a picture with each pixel four times what the patch of 8 saw. The chat template leaves system messages out, of which
-    the policy has never seen one.
+    the policy has never seen one; `system` keeps them.
     """
     config = Qwen3VLConfig.from_pretrained(policy_path())
     weights = Qwen3VLForConditionalGeneration.from_pretrained(policy_path(), dtype="float32").state_dict()
@@ -166,6 +166,9 @@ def make_policy(folder: Path) -> str:
     model.save_pretrained(folder)
     processor = AutoProcessor.from_pretrained(policy_path())
     processor.image_processor.patch_size *= SCALE
+    if system:
+        processor.save_pretrained(folder)
+        return str(folder)
     start = "{%- for message in messages -%}"
     assert start in processor.chat_template
     processor.chat_template = processor.chat_template.replace(

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from cepo import cli, load_figures, policy_path
+from cepo.tasks.figures import figures_reward
 
 from . import lmms_tasks
 
@@ -64,6 +65,11 @@ def test_all_five_run_and_are_scored(tasks, tmp_path, capsys):
     status, found = evaluate(policy, tasks, output, "--backend", "transformers", *SAMPLING)
     assert status == 0, capsys.readouterr().err
     right = scores(found)
+    # The answers that the tasks have in another form, (162/2, 73, 79), count as right.
+    for name, metric in (("logicvista", "acc_score"), ("mathvision", "mathvision_standard_eval")):
+        (samples,) = (output / name).glob("*/*_samples_*.jsonl")
+        first = json.loads(samples.read_text().split("\n")[0])[metric]
+        assert (first if name == "logicvista" else first["scores"][0]) == 1, (name, first)
     asked = {one["name"]: one["problems"] for one in found["benchmarks"]}
     assert asked == {name: number for name, (_, number) in lmms_tasks.ROWS.items()}
     # Nearly all of it; of MMMU's prompts, which speak of options that are not there, some.
@@ -83,12 +89,56 @@ def test_all_five_run_and_are_scored(tasks, tmp_path, capsys):
 
 
 def test_why_the_shipped_policy_itself_solves_nothing_there(tmp_path, monkeypatch):
-    """Pictures of 112 x 64 become 128 x 64, which it cannot read."""
-    monkeypatch.setattr(lmms_tasks, "SCALE", 1)
-    tasks = lmms_tasks.make_tasks(tmp_path)
+    """Pictures of 112 x 64 become 128 x 64; and where they stay as they are, there are lmms-eval's system messages."""
     more = ["--backend", "transformers", *SAMPLING]
+    kept = lmms_tasks.make_policy(tmp_path / "kept", system=True)
+    (tmp_path / "twice").mkdir()
+    tasks = lmms_tasks.make_tasks(tmp_path / "twice")
+    status, found = evaluate(kept, tasks, tmp_path / "out-kept", *more, names=["logicvista"])
+    assert (status, scores(found)) == (0, {"logicvista": 0})
+
+    monkeypatch.setattr(lmms_tasks, "SCALE", 1)
+    (tmp_path / "once").mkdir()
+    tasks = lmms_tasks.make_tasks(tmp_path / "once")
     status, found = evaluate(policy_path(), tasks, tmp_path / "out", *more, names=["logicvista"])
     assert (status, scores(found)) == (0, {"logicvista": 0})
+
+
+SHORT = "You are a helpful assistant."  # qwen3_vl's
+CONDITIONS = {
+    "as trained": {},
+    "bfloat16": {"dtype": torch.bfloat16},
+    "the short system message": {"system": [SHORT]},
+    "the task's system message too": {"system": [SHORT, None]},
+    "128 x 64": {"size": (128, 64)},
+}
+
+
+def test_which_of_its_differences_matter():
+    """Without lmms-eval, one at a time: neither bfloat16 nor a short system message, but size and the long message."""
+    from lmms_eval.tasks.logicvista.reasoning.utils import SYSTEM_PROMPT
+
+    processor = AutoProcessor.from_pretrained(policy_path())
+    rows = lmms_tasks.solvable()[:16]
+    right = {}
+    for name, condition in CONDITIONS.items():
+        model = AutoModelForImageTextToText.from_pretrained(policy_path(), dtype=condition.get("dtype", torch.float32))
+        system = [text or SYSTEM_PROMPT for text in condition.get("system", [])]
+        texts, images = [], []
+        for row in rows:
+            content = [{"type": "image"}, {"type": "text", "text": row["prompt"][0]["content"]}]
+            messages = [{"role": "system", "content": text} for text in system] + [{"role": "user", "content": content}]
+            texts.append(processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+            images.append([row["image"].resize(condition.get("size", row["image"].size))])
+        inputs = processor(text=texts, images=images, do_resize=False, padding=True, return_tensors="pt")
+        ids = model.generate(**inputs, max_new_tokens=160, do_sample=False)[:, inputs.input_ids.shape[1] :]
+        answers = processor.batch_decode(ids, skip_special_tokens=True)
+        completions = [[{"role": "assistant", "content": answer}] for answer in answers]
+        right[name] = int(sum(figures_reward(completions, [row["solution"] for row in rows])))
+    print(right)
+    helped = {name for name, number in right.items() if number >= 12}
+    assert helped == {"as trained", "bfloat16", "the short system message"}, right
+    assert right["128 x 64"] == right["the task's system message too"] == 0, right
 
 
 def test_a_benchmark_that_fails_is_an_error(tasks, tmp_path, capsys):
