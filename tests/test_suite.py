@@ -13,6 +13,7 @@ import pytest
 from scipy.stats import binomtest
 
 from cepo import cli, policy_path
+from cepo.compare.jobs import locked
 from cepo.suite.benchmarks import BENCHMARKS, PAPER, Benchmark, Sampling, chosen
 from cepo.suite.results import SAMPLES, SCORE, accuracy_of, average_of, read_score
 from cepo.suite.running import Settings, SuiteError, command_of, fingerprint, how_to_get, is_done, missing_datasets
@@ -39,8 +40,9 @@ folder.mkdir(parents=True, exist_ok=True)
 """
 
 
-def results(task, metrics, problems):
+def results(task, metrics, problems, limit=None):
     return {
+        "config": {"limit": limit},
         "results": {task: {f"{name},none": value for name, value in metrics.items()}},
         "n-samples": {task: {"original": problems, "effective": problems}},
         "lmms_eval_version": "0.7.3",
@@ -157,6 +159,15 @@ def test_what_was_run_is_not_run_again(stand_in, capsys):
     assert len(calls(stand_in)) == 6
 
 
+def test_two_commands_do_not_work_in_one_folder(stand_in, capsys):
+    output = stand_in.parent / "out"
+    output.mkdir()
+    with locked(output):
+        assert cli.main(arguments(stand_in)) == 2
+    assert "runs are under way in" in capsys.readouterr().err
+    assert calls(stand_in) == []
+
+
 def test_results_of_another_model_under_the_same_name_are_not_taken(tmp_path):
     model, folder = tmp_path / "model", tmp_path / "out"
     model.mkdir()
@@ -214,6 +225,14 @@ def test_adapters_are_merged_once_and_again_when_they_change(stand_in, text_mode
     capsys.readouterr()
     assert cli.main(more) == 0
     assert "is merged already" in capsys.readouterr().out
+    # A model that is not there is a mistake, and nothing is asked.
+    config = tmp_path / "adapters" / "adapter_config.json"
+    kept, asked = config.read_text(), len(calls(stand_in))
+    config.write_text(json.dumps(json.loads(kept) | {"base_model_name_or_path": str(tmp_path / "gone")}))
+    assert cli.main([word.replace("mmmu", "mathvision") for word in command]) == 2
+    assert "gone, the model of these adapters" in capsys.readouterr().err
+    assert len(calls(stand_in)) == asked
+    config.write_text(kept)
     weights = tmp_path / "adapters" / "adapter_model.safetensors"
     os.utime(weights, ns=(1, 1))
     assert cli.main([word.replace("mmmu", "mathvision") for word in command]) == 0
@@ -287,11 +306,11 @@ def test_help_of_both_forms(capsys):
         assert option in printed
 
 
-def left(tmp_path, benchmark, metrics, rows, problems=None):
+def left(tmp_path, benchmark, metrics, rows, problems=None, limit=None):
     """A folder such as lmms-eval leaves, with these verdicts on single answers."""
     folder = tmp_path / "parent__model"
     folder.mkdir(parents=True)
-    found = results(benchmark.task, metrics, problems or len(rows))
+    found = results(benchmark.task, metrics, problems or len(rows), limit)
     (folder / "20260101_000000_results.json").write_text(json.dumps(found))
     lines = [json.dumps({"doc_id": index, **row}) for index, row in enumerate(rows)]
     (folder / f"20260101_000000_samples_{benchmark.task}.jsonl").write_text("\n".join(lines) + "\n")
@@ -338,8 +357,10 @@ def test_without_verdicts_the_interval_is_from_score_and_number(tmp_path):
 
 def test_scores_over_families_are_said_of_the_whole_benchmark_alone(tmp_path):
     metrics = {"acc_score": 0.5, "wemath_strict": "99.90%", "wemath_loose": "99.90%"}
-    few = left(tmp_path / "a", BENCHMARKS["wemath"], metrics, [], problems=7)
+    few = left(tmp_path / "a", BENCHMARKS["wemath"], metrics, [], problems=7, limit=7)
     assert few.others == {}
+    own = left(tmp_path / "c", chosen("wemath=mine")["wemath"], metrics, [], problems=7)
+    assert own.others == {}
     whole = left(tmp_path / "b", BENCHMARKS["wemath"], metrics, [], problems=1740)
     assert whole.others == pytest.approx({"wemath_strict": 0.999, "wemath_loose": 0.999})
 
@@ -347,6 +368,8 @@ def test_scores_over_families_are_said_of_the_whole_benchmark_alone(tmp_path):
 def test_results_without_the_score_are_an_error(tmp_path):
     with pytest.raises(SuiteError, match="holds no results"):
         read_score(BENCHMARKS["mmmu"], tmp_path)
+    with pytest.raises(SuiteError, match="does not say how many problems"):
+        left(tmp_path / "b", BENCHMARKS["mmmu"], {"mmmu_acc": 0.5}, [])
     with pytest.raises(SuiteError, match="has no number mmmu_acc of mmmu_val"):
         left(tmp_path / "a", BENCHMARKS["mmmu"], {"mmmu_acc": "N/A"}, [], problems=900)
 
@@ -376,5 +399,5 @@ def test_the_papers_numbers_are_the_papers():
 
 def test_a_short_longest_answer_is_not_lengthened_by_the_engine(tmp_path):
     settings = Settings("m", "vllm", Sampling(max_new_tokens=16), 0, 1, "python")
-    words = command_of(Benchmark("mmmu", "mmmu_val", "d", 1, "m"), settings, tmp_path)
+    words = command_of(Benchmark("mmmu", "mmmu_val", "d", "m"), settings, tmp_path)
     assert pairs(words[words.index("--model_args") + 1])["max_new_tokens"] == "16"

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from ..compare.jobs import locked, stopped_by_signals
-from ..data.loading import holds_adapters, resolve_model
+from ..compare.jobs import BusyError, locked, stopped_by_signals
+from ..data.loading import LoadingError, holds_adapters, resolve_model
 from ..data.merging import merge_adapters
 from ..inspection.tables import plain_table
 from ..suite.benchmarks import Benchmark, Sampling, chosen
@@ -131,7 +131,23 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
     wanted = {name: recorded(benchmark, settings, source) for name, benchmark in benchmarks.items()}
     waiting = [name for name in benchmarks if not is_done(output / name, wanted[name])]
     output.mkdir(parents=True, exist_ok=True)
-    return lambda console: _run(benchmarks, settings, wanted, waiting, output, console)
+
+    def job(console: Console) -> int:
+        try:
+            with locked(output), stopped_by_signals():
+                return _run(benchmarks, settings, wanted, waiting, output, console)
+        except (
+            BusyError,
+            LoadingError,
+            SuiteError,
+        ) as error:  # the folder is taken, or the adapters' model is not there
+            print(f"cepo: error: {error}", file=sys.stderr)
+            return 2
+        except KeyboardInterrupt:
+            print("\ncepo: stopped; the same command goes on with the benchmarks that were not done", file=sys.stderr)
+            return 130
+
+    return job
 
 
 def _run(
@@ -142,29 +158,30 @@ def _run(
     output: Path,
     console: Console,
 ) -> int:
-    say = lambda text: console.print(text, highlight=False, markup=False)  # noqa: E731
+    def say(text: str) -> None:
+        console.print(text, highlight=False, markup=False)
+
     source = settings.model
     scores: list[Score] = []
     failed: list[str] = []
-    with locked(output), stopped_by_signals():
-        if waiting and holds_adapters(source):
-            settings = replace(settings, model=str(_merged(source, output, say)))
-        for name, benchmark in benchmarks.items():
-            folder = output / name
-            if name in waiting:
-                say(f"{name}: lmms-eval runs {benchmark.task}; its log is {folder / 'log.txt'}")
-                failure = run(benchmark, settings, folder, wanted[name])
-            else:
-                failure = None
-                say(f"{name}: has been run with these settings")
-            try:
-                if failure is None:
-                    scores.append(read_score(benchmark, folder))
-            except SuiteError as error:
-                failure = str(error)
-            if failure is not None:
-                failed.append(name)
-                print(f"cepo: error: {name}: {failure}", file=sys.stderr)
+    if waiting and holds_adapters(source):
+        settings = replace(settings, model=str(_merged(source, output, say)))
+        check_backend(settings.backend, settings.sampling, settings.model)
+    for name, benchmark in benchmarks.items():
+        folder, failure = output / name, None
+        if name in waiting:
+            say(f"{name}: lmms-eval runs {benchmark.task}; its log is {folder / 'log.txt'}")
+            failure = run(benchmark, settings, folder, wanted[name])
+        else:
+            say(f"{name}: has been run with these settings")
+        try:
+            if failure is None:
+                scores.append(read_score(benchmark, folder))
+        except SuiteError as error:
+            failure = str(error)
+        if failure is not None:
+            failed.append(name)
+            print(f"cepo: error: {name}: {failure}", file=sys.stderr)
     about = {
         **{name: value for name, value in asdict(settings).items() if name not in ("model", "python")},
         "tasks": {name: benchmark.task for name, benchmark in benchmarks.items()},

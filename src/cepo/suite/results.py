@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from ..data.evaluation import Accuracy
-from .benchmarks import Benchmark
+from .benchmarks import BENCHMARKS, Benchmark
 from .running import SuiteError, results_file
 
 SAMPLES, SCORE = "from its answers", "from the score and the number of problems"
@@ -68,7 +68,9 @@ def read_score(benchmark: Benchmark, folder: Path) -> Score:
     samples = path.with_name(path.name.replace("_results.json", f"_samples_{benchmark.task}.jsonl"))
     lines = samples.read_text(encoding="utf-8").split("\n") if samples.is_file() else []  # an answer may hold U+2028
     rows = [json.loads(line) for line in lines if line]
-    problems = found.get("n-samples", {}).get(benchmark.task, {}).get("effective") or len(rows) or benchmark.problems
+    problems = found.get("n-samples", {}).get(benchmark.task, {}).get("effective") or len(rows)
+    if not problems:
+        raise SuiteError(f"{path} does not say how many problems were asked")
     accuracy = accuracy_of(rows, benchmark.metric)
     basis = SAMPLES
     if accuracy is None or not math.isclose(accuracy.value, value, abs_tol=1e-4):
@@ -76,7 +78,7 @@ def read_score(benchmark: Benchmark, folder: Path) -> Score:
         basis, right = SCORE, round(value * problems)
         accuracy = Accuracy((1.0,) * right + (0.0,) * (problems - right))
     # Of We-Math's families, those that were not asked count as mastered: of a part they say nothing.
-    whole = problems >= benchmark.problems
+    whole = benchmark == BENCHMARKS[benchmark.name] and found.get("config", {}).get("limit") is None
     others = {name: _share(of_task, name, False) for name in benchmark.others or {} if whole}
     versions = {
         name: str(found[key])

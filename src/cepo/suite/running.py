@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from .benchmarks import Benchmark, Sampling
+from .benchmarks import BENCHMARKS, Benchmark, Sampling
 
 BACKENDS = ("vllm", "transformers")
 _LAST_LINES = 12
@@ -110,8 +110,6 @@ def missing_datasets(benchmarks: Iterable[Benchmark]) -> list[str]:
     from datasets import config
     from datasets.naming import camelcase_to_snakecase
     from huggingface_hub import constants
-
-    from .benchmarks import BENCHMARKS
 
     missing = []
     for benchmark in benchmarks:
