@@ -5,11 +5,13 @@ A script stands in for it here; `test_suite_lmms.py` has lmms-eval itself.
 
 import json
 import os
+import shutil
 import stat
 import sys
 from pathlib import Path
 
 import pytest
+from datasets import Dataset, load_dataset
 from scipy.stats import binomtest
 
 from cepo import cli, policy_path
@@ -263,6 +265,27 @@ def test_missing_data_is_named_with_the_commands_that_get_it(stand_in, monkeypat
     assert how_to_get([]) == ""
 
 
+def test_what_counts_as_there_is_what_datasets_loads_offline(tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", cache)
+    file = tmp_path / "rows.parquet"
+    Dataset.from_list([{"question": "?"}]).to_parquet(file)
+    load_dataset("parquet", data_files={"testmini": str(file)}, cache_dir=cache)
+    (made,) = (path.parent for path in cache.glob("parquet/*/*/*/*.arrow"))
+    for name, folder in (("MathLLMs/MathVision", "MathLLMs___math_vision"), ("lscpku/LogicVista", None)):
+        (benchmark,) = (one for one in BENCHMARKS.values() if one.dataset == name)
+        if folder is None:
+            assert missing_datasets([benchmark]) == [name]
+            with pytest.raises(ConnectionError):
+                load_dataset(name, cache_dir=cache)
+            continue
+        prepared = cache / folder / "default" / "0.0.0" / "hash"
+        shutil.copytree(made, prepared)
+        (prepared / "parquet-testmini.arrow").rename(prepared / "math_vision-testmini.arrow")
+        assert missing_datasets([benchmark]) == []
+        assert load_dataset(name, token=True, cache_dir=cache)["testmini"]["question"] == ["?"]
+
+
 @pytest.mark.parametrize(
     ("more", "missing", "named"),
     [
@@ -272,7 +295,7 @@ def test_missing_data_is_named_with_the_commands_that_get_it(stand_in, monkeypat
         (["--tasks", "mmmu="], "", "no task stands behind mmmu="),
         (["--include_path", "nowhere"], "", "--include_path: there is no such folder: nowhere"),
         (["--python", "/nowhere/python"], "", "--python: cannot run /nowhere/python"),
-        ([], "lmms_eval openai", "the suite needs lmms_eval, openai: pip install 'cepo[eval]'"),
+        ([], "lmms_eval openai vllm", "the suite needs lmms_eval, openai: pip install 'cepo[eval]'"),
         ([], "vllm", "--backend vllm needs vllm, which is not installed: pip install vllm"),
         (["--suite", "other"], "", "invalid choice: 'other'"),
         (["--num_samples", "4"], "", "unknown option --num_samples"),

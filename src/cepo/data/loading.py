@@ -203,7 +203,7 @@ def load_merged(path: str | Path, base: str | None = None, **options: Any) -> An
     config = PeftConfig.from_pretrained(path)
     base = base or config.base_model_name_or_path
     if not base:
-        raise LoadingError(f"{path} does not say which model its adapters belong to; say it with --base_model")
+        raise LoadingError(f"{path} does not say which model its adapters belong to (base_model_name_or_path)")
     if config.is_prompt_learning:
         raise LoadingError(f"{path} holds {config.peft_type.value}, which is read beside a model and cannot be merged")
     model = PeftModel.from_pretrained(create_model_from_path(base, **options), path)
