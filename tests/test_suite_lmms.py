@@ -106,9 +106,7 @@ def test_why_the_shipped_policy_itself_solves_nothing_there(tmp_path, monkeypatc
 
 SHORT = "You are a helpful assistant."  # qwen3_vl's
 CONDITIONS = {
-    "as trained": {},
-    "bfloat16": {"dtype": torch.bfloat16},
-    "the short system message": {"system": [SHORT]},
+    "bfloat16, the short system message": {"dtype": torch.bfloat16, "system": [SHORT]},
     "the task's system message too": {"system": [SHORT, None]},
     "128 x 64": {"size": (128, 64)},
 }
@@ -118,8 +116,8 @@ def test_which_of_its_differences_matter():
     """Without lmms-eval, one at a time: neither bfloat16 nor a short system message, but size and the long message."""
     from lmms_eval.tasks.logicvista.reasoning.utils import SYSTEM_PROMPT
 
-    processor = AutoProcessor.from_pretrained(policy_path())
-    rows = lmms_tasks.solvable()[:16]
+    processor = AutoProcessor.from_pretrained(policy_path(), padding_side="left")
+    rows = lmms_tasks.solvable()[:8]
     right = {}
     for name, condition in CONDITIONS.items():
         model = AutoModelForImageTextToText.from_pretrained(policy_path(), dtype=condition.get("dtype", torch.float32))
@@ -131,14 +129,14 @@ def test_which_of_its_differences_matter():
             texts.append(processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
             images.append([row["image"].resize(condition.get("size", row["image"].size))])
         inputs = processor(text=texts, images=images, do_resize=False, padding=True, return_tensors="pt")
-        ids = model.generate(**inputs, max_new_tokens=160, do_sample=False)[:, inputs.input_ids.shape[1] :]
+        ids = model.generate(**inputs, max_new_tokens=128, do_sample=False)[:, inputs.input_ids.shape[1] :]
         answers = processor.batch_decode(ids, skip_special_tokens=True)
         completions = [[{"role": "assistant", "content": answer}] for answer in answers]
         right[name] = int(sum(figures_reward(completions, [row["solution"] for row in rows])))
     print(right)
-    helped = {name for name, number in right.items() if number >= 12}
-    assert helped == {"as trained", "bfloat16", "the short system message"}, right
-    assert right["128 x 64"] == right["the task's system message too"] == 0, right
+    harmless, *others = right.values()
+    assert harmless >= 6, right
+    assert others == [0, 0], right
 
 
 def test_a_benchmark_that_fails_is_an_error(tasks, tmp_path, capsys):
