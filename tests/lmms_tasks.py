@@ -119,7 +119,7 @@ def wemath(some):
     ]
 
 
-ROWS = {"dynamath": (dynamath, 4), "logicvista": (logicvista, 4), "mathvision": (mathvision, 4), "mmmu": (mmmu, 4)}
+ROWS = {"dynamath": (dynamath, 4), "logicvista": (logicvista, 8), "mathvision": (mathvision, 4), "mmmu": (mmmu, 4)}
 ROWS["wemath"] = (wemath, 7)
 
 
