@@ -6,8 +6,11 @@ A script stands in for it here; `test_suite_lmms.py` has lmms-eval itself.
 import json
 import os
 import shutil
+import signal
 import stat
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -159,6 +162,34 @@ def test_what_was_run_is_not_run_again(stand_in, capsys):
     assert cli.main(arguments(stand_in, "--seed", "1")) == 2
     assert "holds results with other settings (seed)" in capsys.readouterr().err
     assert len(calls(stand_in)) == 6
+
+
+def test_ctrl_c_ends_what_was_started_and_the_same_command_goes_on(stand_in):
+    """The signal is for `cepo` alone, which ends lmms-eval and what that has started."""
+    python = stand_in / "python"
+    asleep = 'wanted = json.loads((here / "wanted.json")'
+    waits = '(here / "pid.txt").write_text(str(os.getpid()))\nimport time; time.sleep(600)\n'
+    python.write_text(STAND_IN.replace(asleep, waits + asleep))
+    process = subprocess.Popen(
+        [sys.executable, "-m", "cepo.cli", *arguments(stand_in, "--tasks", "mmmu=mine")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    pid = stand_in / "pid.txt"
+    while not (pid.exists() and pid.read_text()):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    assert process.returncode == 130
+    assert "stopped; the same command goes on with the benchmarks that were not done" in errors
+    assert "Traceback" not in errors
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(pid.read_text()), 0)
+    python.write_text(STAND_IN)
+    (stand_in / "wanted.json").write_text(json.dumps({"mine": results("mine", {"mmmu_acc": 0.5}, 4)}))
+    assert cli.main(arguments(stand_in, "--tasks", "mmmu=mine")) == 0
 
 
 def test_two_commands_do_not_work_in_one_folder(stand_in, capsys):
