@@ -20,6 +20,7 @@ FLOORS = (
     "inspection",
     "trainer",
     "compare",
+    "suite",
     "commands",
     "cli",
 )

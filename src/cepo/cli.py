@@ -11,7 +11,8 @@ usage: cepo COMMAND [OPTIONS]
 
 commands:
   train       train a policy with CEPO or one of its siblings; with no options: the embedded figures task, in minutes
-  evaluate    accuracy of a model on held-out problems, with its interval
+  evaluate    accuracy of a model on held-out problems, with its interval; --suite paper: the paper's five benchmarks
+  merge       PEFT adapters written into their model: a folder that loads without PEFT
   explain     which tokens of a group's rollouts get the credit: a page to read, or in the terminal
   compare     several methods at one budget, seed by seed, with intervals
   gradients   how near each way of placing credit comes to the true policy gradient
@@ -26,6 +27,7 @@ examples:
   cepo train --config run.yaml --learning_rate 5e-6
   cepo train --config run.yaml --accelerate_config fsdp2 --num_processes 8
   cepo evaluate --model_name_or_path cepo-figures
+  cepo merge --model_name_or_path adapters --output_dir merged
   cepo explain --index 3 --output_dir credit
 
 options:
@@ -49,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
 
         print(f"cepo {__version__}")
         return 0
-    if command not in ("train", "evaluate", "explain", "credit", "compare", "gradients"):
+    if command not in ("train", "evaluate", "merge", "explain", "credit", "compare", "gradients"):
         print(f"cepo: error: unknown command {command!r}; cepo --help lists the commands", file=sys.stderr)
         return 2
     if command == "train" and ("--help" in rest or "-h" in rest or "--help-all" in rest):

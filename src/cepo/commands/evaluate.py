@@ -1,4 +1,7 @@
-"""`cepo evaluate`: accuracy of a model on held-out problems, greedy and sampled, with its intervals."""
+"""`cepo evaluate`: accuracy of a model on held-out problems, greedy and sampled, with its intervals.
+
+With `--suite` the paper's benchmarks, which `suite.py` runs.
+"""
 
 import argparse
 import json
@@ -15,7 +18,7 @@ from ..data.loading import load_policy, load_reward_funcs, resolve_model
 from ..data.sampling import Sampling
 from ..inspection.tables import plain_table
 from ..tasks.figures import policy_path
-from . import quiet_libraries
+from . import quiet_libraries, suite
 from .options import (
     add_dataset,
     add_model,
@@ -42,6 +45,9 @@ def make_parser() -> argparse.ArgumentParser:
     add_verifier(sampling)
     add = parser.add_argument_group("output").add_argument
     add("--output_dir", type=Path, default=None, help="where evaluation.json goes (none: the model's folder, or here)")
+    parser.add_argument_group("benchmarks").add_argument(
+        "--suite", choices=suite.SUITES, default=None, help=suite.ABOUT
+    )
     return parser
 
 
@@ -51,6 +57,8 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
     Raises:
         ValueError, OSError: For mistakes in options, model or data.
     """
+    if any(argument == "--suite" or argument.startswith("--suite=") for argument in arguments):
+        return suite.prepare(arguments)
     options = make_parser().parse_args(arguments)
     quiet_libraries()
     shipped = options.model_name_or_path is None

@@ -1,7 +1,6 @@
 """Models, datasets and reward functions by the names a user gives them."""
 
 import importlib
-import json
 import os
 import sys
 from collections.abc import Iterable, Iterator
@@ -146,10 +145,10 @@ def _guarded(name: str, load: Any) -> Any:
     try:
         return load()
     except Exception as error:  # datasets raises many kinds for one mistake: a name or file that cannot be read
-        raise LoadingError(f"dataset_name: cannot load {name}: {_first_line(error)}") from error
+        raise LoadingError(f"dataset_name: cannot load {name}: {first_line(error)}") from error
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
     cause = error.__cause__ or error
     return str(cause).strip().split("\n")[0] or type(cause).__name__
 
@@ -181,6 +180,36 @@ def _holds_text(feature: Any) -> bool:
     return getattr(feature, "dtype", None) == "string"
 
 
+def holds_adapters(path: str | Path) -> bool:
+    """Whether a folder holds PEFT adapters."""
+    return (Path(path) / "adapter_config.json").is_file()
+
+
+def load_merged(path: str | Path, base: str | None = None, **options: Any) -> Any:
+    """A model with its PEFT adapters merged into its weights, in float32 unless `options` say otherwise.
+
+    Args:
+        path: The folder of the adapters.
+        base: The model that they belong to; None: the one that they name.
+        options: For loading the base, as `from_pretrained` takes them.
+
+    Raises:
+        LoadingError: If no base is named, or its weights cannot hold what the adapters do.
+        OSError: If the base cannot be loaded.
+    """
+    from peft import PeftConfig, PeftModel
+    from trl.trainer.utils import create_model_from_path
+
+    config = PeftConfig.from_pretrained(path)
+    base = base or config.base_model_name_or_path
+    if not base:
+        raise LoadingError(f"{path} does not say which model its adapters belong to (base_model_name_or_path)")
+    if config.is_prompt_learning:
+        raise LoadingError(f"{path} holds {config.peft_type.value}, which is read beside a model and cannot be merged")
+    model = PeftModel.from_pretrained(create_model_from_path(base, **options), path)
+    return model.merge_and_unload(safe_merge=True)
+
+
 def load_policy(name: str) -> tuple[Any, Any]:
     """A model for evaluation and its processor or tokenizer; a PEFT adapter is merged into its base.
 
@@ -190,17 +219,10 @@ def load_policy(name: str) -> tuple[Any, Any]:
     from trl.trainer.utils import create_model_from_path
 
     path = resolve_model(name)
-    adapter = Path(path) / "adapter_config.json"
     try:
-        if adapter.is_file():
-            from peft import PeftModel
-
-            base = json.loads(adapter.read_text())["base_model_name_or_path"]
-            model = PeftModel.from_pretrained(create_model_from_path(base), path).merge_and_unload()
-        else:
-            model = create_model_from_path(path)
+        model = load_merged(path) if holds_adapters(path) else create_model_from_path(path)
     except OSError as error:
-        raise LoadingError(f"model_name_or_path: cannot load {name}: {_first_line(error)}") from error
+        raise LoadingError(f"model_name_or_path: cannot load {name}: {first_line(error)}") from error
     return model, load_processor(path)
 
 
@@ -215,7 +237,7 @@ def load_processor(name: str) -> Any:
     try:
         processing_class = AutoProcessor.from_pretrained(name, padding_side="left")
     except (OSError, ValueError) as error:
-        raise LoadingError(f"model_name_or_path: no tokenizer with {name}: {_first_line(error)}") from error
+        raise LoadingError(f"model_name_or_path: no tokenizer with {name}: {first_line(error)}") from error
     tokenizer = tokenizer_of(processing_class)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
@@ -262,7 +284,7 @@ def load_teacher_model(name: str, processing_class: Any, dtype: Any) -> Any:
             model = create_model_from_path(path, dtype=dtype)
         vocabulary = AutoTokenizer.from_pretrained(path).get_vocab()
     except (OSError, ValueError) as error:
-        raise LoadingError(f"teacher_model_name_or_path: cannot load {name}: {_first_line(error)}") from error
+        raise LoadingError(f"teacher_model_name_or_path: cannot load {name}: {first_line(error)}") from error
     own = tokenizer_of(processing_class).get_vocab()
     if vocabulary != own:
         differ = len(vocabulary.items() ^ own.items())

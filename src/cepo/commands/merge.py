@@ -1,0 +1,66 @@
+"""`cepo merge`: adapters written into their model, so that everything that reads models reads it."""
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from rich.console import Console
+
+from ..data.merging import DTYPES, check_merge, merge_adapters
+from . import quiet_libraries
+from .options import make_command_parser
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = make_command_parser(
+        "merge", "Write LoRA and other PEFT adapters into the weights of their model: a folder that loads without PEFT."
+    )
+    add = parser.add_argument_group("model").add_argument
+    add("--model_name_or_path", required=True, help="folder of the adapters, as `cepo train --use_peft` leaves it")
+    add("--base_model", default=None, help="folder or name of their model (none: the one that they name)")
+    add = parser.add_argument_group("output").add_argument
+    add("--output_dir", type=Path, required=True, help="folder for the model; must be empty, or not be there yet")
+    add("--dtype", choices=list(DTYPES), default="auto", help="of the weights saved; auto: as the base has them")
+    add("--max_shard_size", default="5GB", help="largest file of weights")
+    add("--push_to_hub", metavar="NAME", default=None, help="also upload the folder to the Hub, under this name")
+    add("--private", action="store_true", help="make that a private repository")
+    return parser
+
+
+def prepare(arguments: list[str]) -> Callable[[Console], int]:
+    """Look at what the command line names; what is returned merges it and gives the exit status.
+
+    Raises:
+        ValueError, OSError: For mistakes in options or folders.
+    """
+    options = make_parser().parse_args(arguments)
+    quiet_libraries()
+    check_merge(options.model_name_or_path, options.output_dir)
+    if options.private and not options.push_to_hub:
+        raise ValueError("--private is about the repository of --push_to_hub, which was not given")
+    merged = merge_adapters(
+        options.model_name_or_path,
+        options.output_dir,
+        base=options.base_model,
+        dtype=DTYPES[options.dtype],
+        shard=options.max_shard_size,
+    )
+
+    def report(console: Console) -> int:
+        kind = str(merged.dtype).removeprefix("torch.")
+        console.print(
+            f"{merged.base} with {options.model_name_or_path}: {merged.parameters:,} parameters in {kind}, "
+            f"in {options.output_dir}",
+            highlight=False,
+            markup=False,
+        )
+        if options.push_to_hub:
+            from huggingface_hub import HfApi
+
+            api = HfApi()
+            url = api.create_repo(options.push_to_hub, private=options.private, exist_ok=True)
+            api.upload_folder(repo_id=options.push_to_hub, folder_path=options.output_dir)
+            console.print(f"uploaded to {url}", highlight=False, markup=False)
+        return 0
+
+    return report

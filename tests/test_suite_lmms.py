@@ -1,0 +1,198 @@
+"""lmms-eval itself, through `cepo evaluate --suite paper`, on small problems in the forms of all five benchmarks."""
+
+import json
+import sys
+from importlib.util import find_spec
+
+import pytest
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from cepo import cli, load_figures, policy_path
+from cepo.tasks.figures import figures_reward
+
+from . import lmms_tasks
+
+pytestmark = [
+    pytest.mark.lmms,
+    pytest.mark.skipif(find_spec("lmms_eval") is None, reason="needs lmms-eval: make test-eval"),
+]
+
+# Greedy, by the way of sampling.
+SAMPLING = ["--presence_penalty", "0", "--top_k", "1", "--max_new_tokens", "160", "--device", "cpu"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """So small a model gains nothing by a second thread, and loses much where others work beside it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory):
+    return lmms_tasks.make_tasks(tmp_path_factory.mktemp("problems"))
+
+
+def evaluate(model, tasks, output, *more, names=lmms_tasks.STOCK):
+    """The command's exit status, and what it left."""
+    some = ",".join(f"{name}={lmms_tasks.TASKS[name]}" for name in names)
+    arguments = ["--suite", "paper", "--model_name_or_path", str(model), "--tasks", some, "--include_path", tasks]
+    status = cli.main(["evaluate", *arguments, "--output_dir", str(output), *more])
+    return status, json.loads((output / "suite.json").read_text())
+
+
+def scores(found):
+    return {one["name"]: round(one["value"] * one["problems"]) for one in found["benchmarks"]}
+
+
+def test_all_five_run_and_are_scored(tasks, tmp_path, capsys):
+    policy = lmms_tasks.make_policy(tmp_path / "policy")
+    # To itself, it sees what the shipped policy sees.
+    row, twice = lmms_tasks.solvable()[0], lmms_tasks.problems(1)[0]
+    logits = []
+    for model, image in ((policy, twice["image"]), (policy_path(), row["image"])):
+        processor = AutoProcessor.from_pretrained(model)
+        message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": twice["question"]}]}
+        text = processor.apply_chat_template([message], tokenize=False, add_generation_prompt=True)
+        inputs = processor(text=[text], images=[[image]], do_resize=False, return_tensors="pt")
+        with torch.no_grad():
+            logits.append(AutoModelForImageTextToText.from_pretrained(model)(**inputs).logits)
+    assert (logits[0] - logits[1]).abs().max() < 1e-3
+
+    output = tmp_path / "out"
+    status, found = evaluate(policy, tasks, output, "--backend", "transformers", *SAMPLING)
+    assert status == 0, capsys.readouterr().err
+    right = scores(found)
+    # The answers that the tasks have in another form, (162/2, 73, 79), count as right.
+    for name, metric in (("logicvista", "acc_score"), ("mathvision", "mathvision_standard_eval")):
+        (samples,) = (output / name).glob("*/*_samples_*.jsonl")
+        first = json.loads(samples.read_text().split("\n")[0])[metric]
+        assert (first if name == "logicvista" else first["scores"][0]) == 1, (name, first)
+    asked = {one["name"]: one["problems"] for one in found["benchmarks"]}
+    assert asked == {name: number for name, (_, number) in lmms_tasks.ROWS.items()}
+    # Nearly all of it; of MMMU's prompts, which speak of options that are not there, some.
+    for name in ("dynamath", "logicvista", "mathvision", "wemath"):
+        assert right[name] >= asked[name] / 2, (name, right)
+    assert right["mmmu"] >= 1
+    basis = {one["name"]: one["interval"] for one in found["benchmarks"]}
+    assert [name for name, made in basis.items() if made != "from its answers"] == ["mmmu"]
+    assert found["average"]["low"] < found["average"]["value"] < found["average"]["high"]
+    table = (output / "suite.md").read_text()
+    assert "| average of 5 | 27 |" in table
+    # Again: nothing is run, and the same is found.
+    capsys.readouterr()
+    again = evaluate(policy, tasks, output, "--backend", "transformers", *SAMPLING)
+    assert again == (0, found)
+    assert capsys.readouterr().out.count("has been run with these settings") == 5
+
+
+def test_why_the_shipped_policy_itself_solves_nothing_there(tmp_path, monkeypatch):
+    """Pictures of 112 x 64 become 128 x 64; and where they stay as they are, there are lmms-eval's system messages."""
+    more = ["--backend", "transformers", *SAMPLING]
+    kept = lmms_tasks.make_policy(tmp_path / "kept", system=True)
+    (tmp_path / "twice").mkdir()
+    tasks = lmms_tasks.make_tasks(tmp_path / "twice")
+    status, found = evaluate(kept, tasks, tmp_path / "out-kept", *more, names=["logicvista"])
+    assert (status, scores(found)) == (0, {"logicvista": 0})
+
+    monkeypatch.setattr(lmms_tasks, "SCALE", 1)
+    (tmp_path / "once").mkdir()
+    tasks = lmms_tasks.make_tasks(tmp_path / "once")
+    status, found = evaluate(policy_path(), tasks, tmp_path / "out", *more, names=["logicvista"])
+    assert (status, scores(found)) == (0, {"logicvista": 0})
+
+
+SHORT = "You are a helpful assistant."  # qwen3_vl's
+CONDITIONS = {
+    "bfloat16, the short system message": {"dtype": torch.bfloat16, "system": [SHORT]},
+    "the task's system message too": {"system": [SHORT, None]},
+    "128 x 64": {"size": (128, 64)},
+}
+
+
+def test_which_of_its_differences_matter():
+    """Without lmms-eval, one at a time: neither bfloat16 nor a short system message, but size and the long message."""
+    from lmms_eval.tasks.logicvista.reasoning.utils import SYSTEM_PROMPT
+
+    processor = AutoProcessor.from_pretrained(policy_path(), padding_side="left")
+    rows = lmms_tasks.solvable()[:8]
+    right = {}
+    for name, condition in CONDITIONS.items():
+        model = AutoModelForImageTextToText.from_pretrained(policy_path(), dtype=condition.get("dtype", torch.float32))
+        system = [text or SYSTEM_PROMPT for text in condition.get("system", [])]
+        texts, images = [], []
+        for row in rows:
+            content = [{"type": "image"}, {"type": "text", "text": row["prompt"][0]["content"]}]
+            messages = [{"role": "system", "content": text} for text in system] + [{"role": "user", "content": content}]
+            texts.append(processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+            images.append([row["image"].resize(condition.get("size", row["image"].size))])
+        inputs = processor(text=texts, images=images, do_resize=False, padding=True, return_tensors="pt")
+        ids = model.generate(**inputs, max_new_tokens=128, do_sample=False)[:, inputs.input_ids.shape[1] :]
+        answers = processor.batch_decode(ids, skip_special_tokens=True)
+        completions = [[{"role": "assistant", "content": answer}] for answer in answers]
+        right[name] = int(sum(figures_reward(completions, [row["solution"] for row in rows])))
+    print(right)
+    harmless, *others = right.values()
+    assert harmless >= 6, right
+    assert others == [0, 0], right
+
+
+def test_a_benchmark_that_fails_is_an_error(tasks, tmp_path, capsys):
+    """lmms-eval ends with status 0 all the same."""
+    more = ["--backend", "transformers", *SAMPLING, "--model_args", "nonsense=1"]
+    status, found = evaluate(policy_path(), tasks, tmp_path / "out", *more, names=["logicvista"])
+    assert (status, found["benchmarks"], found["failed"]) == (1, [], ["logicvista"])
+    error = capsys.readouterr().err
+    assert "lmms-eval left no results (exit status 0)" in error
+    assert "Unexpected kwargs: {'nonsense': 1}" in error
+
+
+# vLLM's interface, as far as lmms-eval uses it: what it is given is written down.
+VLLM = """
+import json, os
+from types import SimpleNamespace
+
+class SamplingParams:
+    def __init__(self, **given):
+        self.given = given
+
+class LLM:
+    def __init__(self, **given):
+        note({"engine": given})
+
+    def chat(self, messages, sampling_params, **given):
+        for message, params in zip(messages, sampling_params, strict=True):
+            note({"sampling": params.given, "text": message[-1]["content"][-1]["text"]})
+        return [SimpleNamespace(outputs=[SimpleNamespace(text="So it is \\\\boxed{(1, 2)}")]) for _ in messages]
+
+    def get_metrics(self):
+        return []
+
+def note(what):
+    with open(os.environ["NOTES"], "a") as notes:
+        notes.write(json.dumps(what, default=str) + "\\n")
+"""
+
+
+def test_vllm_is_given_the_papers_settings(tasks, tmp_path, monkeypatch, capsys):
+    """By lmms-eval itself, with a stand-in for vLLM alone."""
+    package = tmp_path / "site" / "vllm"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(VLLM)
+    monkeypatch.setenv("NOTES", str(tmp_path / "notes.jsonl"))
+    monkeypatch.setenv("PYTHONPATH", ":".join([str(tmp_path / "site"), *filter(None, sys.path)]))
+    status, found = evaluate(policy_path(), tasks, tmp_path / "out", "--seed", "5", names=["logicvista"])
+    assert status == 0, capsys.readouterr().err
+    engine, *asked = [json.loads(line) for line in (tmp_path / "notes.jsonl").read_text().splitlines()]
+    assert engine["engine"]["model"] == policy_path()
+    assert len(asked) == 8
+    for one in asked:
+        assert one["sampling"] == {
+            **{"temperature": 1.0, "top_p": 1.0, "top_k": 40, "presence_penalty": 2.0},
+            **{"max_tokens": 32000, "seed": 5},
+        }
+    questions = [row["prompt"][0]["content"] for row in load_figures("test", 100)]
+    assert all(one["text"] in questions for one in asked)
+    assert scores(found) == {"logicvista": 0}
