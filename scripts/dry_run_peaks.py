@@ -2,9 +2,9 @@
 
     python scripts/dry_run_peaks.py
 
-Two steps of each run, in a process of its own, on this machine. What is compared is what a phase holds at most above
-what was held before it, at the lengths that the rollouts really had. Resident memory is read a hundred times a second:
-what an allocator keeps for later is in it.
+Two steps of each run, in a process of its own, on this machine; the second counts. What is compared is what tensors
+hold at most above what they held before the phase, as torch's profiler notes each that is made and freed, at the
+lengths that the rollouts really had.
 """
 
 import json
@@ -12,13 +12,8 @@ import os
 import subprocess
 import sys
 import tempfile
-from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-sys.path.insert(0, str(Path(__file__).parent.parent))
-
-from benchmarks.measure import seconds_and_memory
-
 RUNS = {
     "grpo": {"method": "grpo"},
     "grpo, checkpointing": {"method": "grpo", "gradient_checkpointing": True},
@@ -47,10 +42,15 @@ def measure(case: dict) -> dict:
 
     class Watched(CEPOTrainer):
         def _watch(self, phase, work):
-            found = []
-            _, held = seconds_and_memory(lambda: found.append(work()), torch.device("cpu"))
-            peaks[phase] = max(peaks[phase], held)
-            return found[0]
+            with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as noted:
+                found = work()
+            made = [event for event in noted.profiler.kineto_results.events() if event.name() == "[memory]"]
+            held = peak = 0
+            for event in sorted(made, key=lambda event: event.start_ns()):
+                held += event.nbytes()
+                peak = max(peak, held)
+            peaks[phase] = peak
+            return found
 
         def _generate(self, prompts):
             return self._watch("sampling", lambda: super(Watched, self)._generate(prompts))
@@ -66,6 +66,7 @@ def measure(case: dict) -> dict:
             return batch
 
         def training_step(self, model, inputs, num_items_in_batch):
+            model.train()  # as the trainer does, before it samples
             prepared = self._prepare_inputs(inputs)
             self._prepare_inputs = lambda _: prepared
             try:

@@ -19,6 +19,7 @@ FLOORS = (
     "tasks",
     "inspection",
     "trainer",
+    "planning",
     "compare",
     "suite",
     "commands",

@@ -1,1 +1,1 @@
-"""What a run would take, before it is started: sizes from a model's configuration, without its weights."""
+"""What a run would take, before it is started: sizes from a configuration, without weights; imports `trainer`."""

@@ -248,7 +248,10 @@ def _update(
         kept = tokens * (layers * hidden * skeleton.dtype.itemsize + each / layers)
     else:
         kept = tokens * each
-    parts = [Part(f"activations{', checkpointed' if args.gradient_checkpointing else ''}", kept, ["update"])]
+    parts = [
+        Part(f"activations{', checkpointed' if args.gradient_checkpointing else ''}", kept, ["update"]),
+        Part("gradients of one layer's activations", tokens * each / layers, ["update"]),
+    ]
     block = tower_bytes(skeleton, mixed) if lengths.image else 0.0
     if block is None:
         notes.append("activations of the vision tower are not in this: its code could not be asked")
