@@ -114,6 +114,7 @@ def test_credit_on_data_of_ones_own(tmp_path, capsys):
     arguments = [
         *("credit", "--dataset_name", str(tmp_path / "data"), "--reward_funcs", "cepo.tasks.figures.figures_reward"),
         *("--num_prompts=4", "--num_generations=4", "--resamples=10", "--hints", "plain"),
+        *("--hint_template", " It is {answer}."),
         *("--contents", "answer", "--methods", "cepo", "rlsd", "grpo", "--output_dir", str(tmp_path / "out")),
     ]
     assert cli.main(arguments) == 0
@@ -125,13 +126,20 @@ def test_credit_on_data_of_ones_own(tmp_path, capsys):
     for row in result["rows"]:
         assert row["places"]["box"]["value"] >= 0
         assert sum(one["evidence"]["value"] for one in row["kinds"].values()) == pytest.approx(1)
-    assert [row["name"] for row in result["following"]] == ["answer, plain", "nothing"]
+    assert [row["name"] for row in result["following"]] == ["answer, plain", "answer, yours", "nothing"]
     printed = capsys.readouterr().out
     assert "how much evidence, and where" in printed
     assert "greedy answers" in printed
     written = (tmp_path / "out" / "credit.md").read_text()
     assert "| rule | rollouts | number | moved |" in written
     assert not (tmp_path / "out" / "credit.png").exists()
+
+
+def test_credit_wants_a_wording(capsys):
+    assert cli.main(["credit", "--hints"]) == 2
+    assert "give a hint_template" in capsys.readouterr().err
+    assert cli.main(["credit", "--hint_template", "no place"]) == 2
+    assert "{answer}" in capsys.readouterr().err
 
 
 def test_credit_refuses_data_without_solutions(tmp_path, capsys):

@@ -66,7 +66,8 @@ from .options import (
 )
 
 # Wordings of the hint: for an answer, and for a text.
-HINTS = {
+Wordings = dict[str, tuple[str, str]]
+HINTS: Wordings = {
     "default": (DEFAULT_HINT_TEMPLATE, DEFAULT_HINT_TEMPLATE),
     "plain": (PLAIN_HINT_TEMPLATE, SOLUTION_HINT_TEMPLATE),
 }
@@ -101,9 +102,11 @@ def make_parser() -> argparse.ArgumentParser:
     sampling = add_sampling(parser, batch_size=128)
     sampling.add_argument("--num_generations", type=positive, default=8, help="rollouts of a prompt")
     add_verifier(sampling)
-    add_credit(parser, *CREDIT)
+    add_credit(parser, *CREDIT, "hint_template")
     add = parser.add_argument_group("output").add_argument
-    add("--hints", nargs="+", choices=list(HINTS), default=list(HINTS), help="wordings of the hint")
+    add(
+        "--hints", nargs="*", choices=list(HINTS), default=list(HINTS), help="wordings, beside a hint_template of yours"
+    )
     add("--contents", nargs="+", choices=list(CONTENTS), default=list(CONTENTS), help="what hints tell")
     add("--methods", nargs="+", choices=list(METHODS), default=None, help="only these (none: all that can be read)")
     add("--method", default=None, help="a method of your own to measure beside ours: package.module:name")
@@ -125,7 +128,12 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
     """
     options = make_parser().parse_args(arguments)
     quiet_libraries()
-    credit_options(options, *CREDIT)
+    credit_options(options, *CREDIT, "hint_template")
+    wordings = {name: HINTS[name] for name in options.hints}
+    if options.hint_template is not None:
+        wordings["yours"] = (options.hint_template, options.hint_template)
+    if not wordings:
+        raise ValueError("hints: name one of default and plain, or give a hint_template")
     check_group_size(options.num_generations)
     (reward_func,) = load_reward_funcs(options.reward_funcs or verifier_of(options.dataset_name))
     dataset = load_split(
@@ -134,10 +142,18 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
     check_dataset(dataset, needs_solution=True, name=f"the split {options.dataset_split!r}")
     rows = list(dataset.select(range(min(options.num_prompts, len(dataset)))))
     model, processing_class = load_policy(options.model_name_or_path or policy_path())
-    return lambda console: _measure(options, model, processing_class, rows, reward_func, console)
+    return lambda console: _measure(options, wordings, model, processing_class, rows, reward_func, console)
 
 
-def _measure(options, model, processing_class, rows: list[dict[str, Any]], reward_func, console: Console) -> int:
+def _measure(
+    options: argparse.Namespace,
+    wordings: Wordings,
+    model: Any,
+    processing_class: Any,
+    rows: list[dict[str, Any]],
+    reward_func: Callable[..., Any],
+    console: Console,
+) -> int:
     started = time.monotonic()
     sampling = Sampling(options.max_completion_length, options.temperature, batch_size=options.batch_size)
     with seeded(options.seed), console.status("sampling rollouts"):
@@ -158,15 +174,15 @@ def _measure(options, model, processing_class, rows: list[dict[str, Any]], rewar
     results: list[dict[str, Any]] = []
     # A file is as wide as it needs to be.
     page = console if console.is_terminal else Console(file=console.file, width=170)
-    for content, wording in ((content, wording) for content in options.contents for wording in options.hints):
-        variants = _variants(options, content, wording, first=wording == options.hints[0])
+    for content, wording in ((content, wording) for content in options.contents for wording in wordings):
+        variants = _variants(options, content, wordings[wording], first=wording == next(iter(wordings)))
         with console.status(f"reading the rollouts again, told {content}, {wording} hint"):
             inspected = _inspect(options, model, processing_class, groups, variants)
         own = describe_them(options, content, wording, variants, inspected)
         results += own
         for title, heads, left, cells in _tables(own, labelled):
             page.print(_made(f"{title}; told: {content}, {wording} hint; 95 % intervals", heads, left, cells))
-    told = _told(processing_class) if labelled else _told_greedily(options)
+    told = _told(processing_class, HINTS | wordings) if labelled else _told_greedily(options.contents, wordings)
     asked = sampling if labelled else replace(sampling, temperature=0.0)
     with console.status("does the policy follow hints?"), seeded(options.seed):
         followed = following(model, processing_class, groups, told, asked, reward_func)
@@ -182,7 +198,7 @@ def _measure(options, model, processing_class, rows: list[dict[str, Any]], rewar
         "num_generations": options.num_generations,
         "seed": options.seed,
         "evidence_clip": MethodOptions(**credit_options(options, *CREDIT)).evidence_clip,
-        "hints": {wording: HINTS[wording] for wording in options.hints},
+        "hints": wordings,
         "following": followed,
         "seconds": round(time.monotonic() - started, 1),
         "rows": results,
@@ -196,14 +212,14 @@ def _measure(options, model, processing_class, rows: list[dict[str, Any]], rewar
     return 0
 
 
-def _told_greedily(options: argparse.Namespace) -> list[Told]:
+def _told_greedily(contents: Sequence[str], wordings: Wordings) -> list[Told]:
     """What is told where a task is not known, and nothing, which is how often both ends come about untold."""
     texts = {"answer": _answer, "rollout": _rollout, "solution": _solution}
     return [
         *(
-            Told(f"{content}, {wording}", HINTS[wording][content != "answer"], texts[content])
-            for content in options.contents
-            for wording in options.hints
+            Told(f"{content}, {wording}", template[content != "answer"], texts[content])
+            for content in contents
+            for wording, template in wordings.items()
         ),
         Told("nothing", "{answer}", lambda group, attempt: ""),  # noqa: ARG005
     ]
@@ -221,7 +237,7 @@ def _solution(group: Group, attempt: Attempt) -> str:
     return group.solution if attempt.correct else attempt.text
 
 
-def _told(processing_class: Any) -> list[Told]:
+def _told(processing_class: Any, wordings: Wordings) -> list[Told]:
     """Everything that a method's hint may tell, in the wordings that there are."""
 
     def part(name: Literal["prefix", "suffix"], attempt: Attempt) -> str:
@@ -234,7 +250,7 @@ def _told(processing_class: Any) -> list[Told]:
         return part("suffix", attempt)
 
     told = []
-    for wording, (of_answer, of_text) in HINTS.items():
+    for wording, (of_answer, of_text) in wordings.items():
         told += [
             Told(f"answer, {wording}", of_answer, _answer),
             Told(f"rollout, {wording}", of_text, _rollout),
@@ -255,7 +271,7 @@ def _told(processing_class: Any) -> list[Told]:
     ]
 
 
-def _variants(options: argparse.Namespace, content: str, wording: str, *, first: bool) -> list[Variant]:
+def _variants(options: argparse.Namespace, content: str, wording: tuple[str, str], *, first: bool) -> list[Variant]:
     """What is read: every method at first, those with a choice of hint afterwards, and with texts some of CEPO's rules.
 
     A method whose hint has a wording of its own keeps it, and is not read again.
@@ -267,7 +283,7 @@ def _variants(options: argparse.Namespace, content: str, wording: str, *, first:
         if options.methods is None or variant.method.name in {*options.methods, given.get("method")}
     ]
     house = [variant for variant in everyone if variant.options.hint_template == DEFAULT_HINT_TEMPLATE]
-    of_answer, of_text = HINTS[wording]
+    of_answer, of_text = wording
     if content == "answer":
         worded = {variant: variant.with_options(hint_template=of_answer) for variant in house}
         return [worded.get(variant, variant) for variant in everyone if first or variant in worded]
