@@ -131,7 +131,7 @@ def test_credit_on_data_of_ones_own(tmp_path, capsys):
     assert "how much evidence, and where" in printed
     assert "greedy answers" in printed
     written = (tmp_path / "out" / "credit.md").read_text()
-    assert "| rule | rollouts | number | moved |" in written
+    assert "| rule | rollouts | number | fallback | moved |" in written
     assert not (tmp_path / "out" / "credit.png").exists()
 
 

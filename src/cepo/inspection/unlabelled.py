@@ -141,7 +141,7 @@ def describe(rollouts: Sequence[Read], *, resamples: int = 1000, seed: int = 0) 
     }
 
 
-AMOUNT_HEADS = ("rule", "rollouts", "number", "moved", "evidence, nats", "against", *PLACES)
+AMOUNT_HEADS = ("rule", "rollouts", "number", "fallback", "moved", "evidence, nats", "against", *PLACES)
 KIND_HEADS = ("rule", "rollouts", *(f"{kind}s" if kind != "end" else kind for kind in KINDS))
 
 
@@ -150,7 +150,8 @@ def amount_cells(row: dict[str, Any]) -> list[str]:
     against = interval(row["against"], ".0%") if row["signed"] else ""
     places = [interval(row["places"][place], ".3f") for place in PLACES]
     moved, size = interval(row["moved"], ".0%"), interval(row["abs_mean"], ".3f")
-    return [row["name"], row["rollouts"], str(row["number"]), moved, size, against, *places]
+    named = [row["name"], row["rollouts"], str(row["number"]), f"{row['fallback']:.0%}"]
+    return [*named, moved, size, against, *places]
 
 
 def kind_cells(row: dict[str, Any]) -> list[str]:
