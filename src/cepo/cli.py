@@ -16,7 +16,8 @@ commands:
   explain     which tokens of a group's rollouts get the credit: a page to read, or in the terminal
   compare     several methods at one budget, seed by seed, with intervals
   gradients   how near each way of placing credit comes to the true policy gradient
-  credit      how well each method finds the tokens that decide, on the figures task, which knows them
+  credit      how well each method finds the tokens that decide, on the figures task, which knows them; on other
+              data how much evidence there is, on which tokens, and whether hints are followed
 
   cepo COMMAND --help shows a command's options.
 

@@ -1,11 +1,14 @@
-"""`cepo credit`: how well each method finds the tokens that decide a rollout, on the figures task, which knows them."""
+"""`cepo credit`: how well each method finds the tokens that decide a rollout, on the figures task, which knows them.
+
+On other data nobody knows them; then it says how much evidence there is and where, and whether hints are followed.
+"""
 
 import argparse
 import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
@@ -14,16 +17,27 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from ..data.loading import load_policy, load_split
+from ..data.checks import check_dataset
+from ..data.loading import load_policy, load_reward_funcs, load_split
 from ..data.sampling import Sampling, sampled_groups, seeded
 from ..inspection.following import Answered, Told, following
-from ..inspection.inspect import Inspected, Variant, all_variants, inspect_with
+from ..inspection.inspect import Credit, Inspected, Variant, all_variants, inspect_with
 from ..inspection.quality import Estimate, Tokens, concatenated, measure
 from ..inspection.quality_picture import draw_credit_quality
 from ..inspection.tables import interval, markdown_table
+from ..inspection.unlabelled import (
+    AMOUNT_HEADS,
+    KIND_HEADS,
+    Read,
+    amount_cells,
+    describe,
+    kind_cells,
+    looked_at,
+)
 from ..methods.cscr import HINT_TEMPLATE as CSCR_HINT
 from ..methods.cscr import SAID_RIGHT, SAID_WRONG
 from ..methods.options import MethodOptions
+from ..methods.registry import METHODS
 from ..methods.rlcsd import HINT_TEMPLATE as RLCSD_HINT
 from ..methods.rlcsd import asserted
 from ..references.groups import Attempt, Group
@@ -32,26 +46,28 @@ from ..scoring.prompts import cut_text, token_texts
 from ..tasks.figures import NAME as FIGURES
 from ..tasks.figures import (
     PLAIN_HINT_TEMPLATE,
-    VARIANTS,
     GroupKind,
     believed_tokens,
-    figures_reward,
     group_kinds,
     policy_path,
 )
 from . import quiet_libraries
 from .options import (
     add_credit,
+    add_dataset,
     add_model,
     add_sampling,
+    add_verifier,
     check_group_size,
     credit_options,
     make_command_parser,
     positive,
+    verifier_of,
 )
 
 # Wordings of the hint: for an answer, and for a text.
-HINTS = {
+Wordings = dict[str, tuple[str, str]]
+HINTS: Wordings = {
     "default": (DEFAULT_HINT_TEMPLATE, DEFAULT_HINT_TEMPLATE),
     "plain": (PLAIN_HINT_TEMPLATE, SOLUTION_HINT_TEMPLATE),
 }
@@ -76,21 +92,31 @@ MISTAKES: dict[str, tuple[GroupKind, ...]] = {
 
 def make_parser() -> argparse.ArgumentParser:
     parser = make_command_parser(
-        "credit", "Measure, on the figures task, whether evidence lies on the tokens that decide a rollout."
+        "credit",
+        "Measure, on the figures task, whether evidence lies on the tokens that decide a rollout. On other data: how "
+        "much evidence there is and on which tokens, and whether the model follows what it is told.",
     )
     add_model(parser)
-    data = parser.add_argument_group("data")
-    data.add_argument("--dataset_config", default="default", help=f"variant of the figures task: {', '.join(VARIANTS)}")
+    data = add_dataset(parser)
     data.add_argument("--num_prompts", type=positive, default=200, help="prompts to sample rollouts of")
     sampling = add_sampling(parser, batch_size=128)
     sampling.add_argument("--num_generations", type=positive, default=8, help="rollouts of a prompt")
-    add_credit(parser, *CREDIT)
+    add_verifier(sampling)
+    add_credit(parser, *CREDIT, "hint_template")
     add = parser.add_argument_group("output").add_argument
-    add("--hints", nargs="+", choices=list(HINTS), default=list(HINTS), help="wordings of the hint")
+    add(
+        "--hints", nargs="*", choices=list(HINTS), default=list(HINTS), help="wordings, beside a hint_template of yours"
+    )
     add("--contents", nargs="+", choices=list(CONTENTS), default=list(CONTENTS), help="what hints tell")
+    add("--methods", nargs="+", choices=list(METHODS), default=None, help="only these (none: all that can be read)")
     add("--method", default=None, help="a method of your own to measure beside ours: package.module:name")
     add("--resamples", type=positive, default=1000, help="bootstrap samples for the intervals")
-    add("--output_dir", type=Path, default=Path("credit"), help="where credit.json, credit.md and credit.png go")
+    add(
+        "--output_dir",
+        type=Path,
+        default=Path("credit"),
+        help="where credit.json and credit.md go; figures: credit.png too",
+    )
     return parser
 
 
@@ -102,88 +128,120 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
     """
     options = make_parser().parse_args(arguments)
     quiet_libraries()
-    credit_options(options, *CREDIT)
+    credit_options(options, *CREDIT, "hint_template")
+    wordings = {name: HINTS[name] for name in options.hints}
+    if options.hint_template is not None:
+        wordings["yours"] = (options.hint_template, options.hint_template)
+    if not wordings:
+        raise ValueError("hints: name one of default and plain, or give a hint_template")
     check_group_size(options.num_generations)
-    rows = list(load_split(FIGURES, "test", config=options.dataset_config, size=options.num_prompts))
+    (reward_func,) = load_reward_funcs(options.reward_funcs or verifier_of(options.dataset_name))
+    dataset = load_split(
+        options.dataset_name, options.dataset_split, config=options.dataset_config, size=options.num_prompts
+    )
+    check_dataset(dataset, needs_solution=True, name=f"the split {options.dataset_split!r}")
+    rows = list(dataset.select(range(min(options.num_prompts, len(dataset)))))
     model, processing_class = load_policy(options.model_name_or_path or policy_path())
-    return lambda console: _measure(options, model, processing_class, rows, console)
+    return lambda console: _measure(options, wordings, model, processing_class, rows, reward_func, console)
 
 
-def _measure(options, model, processing_class, rows: list[dict[str, Any]], console: Console) -> int:
+def _measure(
+    options: argparse.Namespace,
+    wordings: Wordings,
+    model: Any,
+    processing_class: Any,
+    rows: list[dict[str, Any]],
+    reward_func: Callable[..., Any],
+    console: Console,
+) -> int:
     started = time.monotonic()
     sampling = Sampling(options.max_completion_length, options.temperature, batch_size=options.batch_size)
     with seeded(options.seed), console.status("sampling rollouts"):
-        sampled = sampled_groups(model, processing_class, rows, options.num_generations, sampling, figures_reward)
+        sampled = sampled_groups(model, processing_class, rows, options.num_generations, sampling, reward_func)
     # Without right and wrong rollouts in it, a group has no advantage to place.
     groups = [group for group in sampled if any(rollout.advantage for rollout in group.rollouts)]
+    right = fmean(attempt.correct is True for group in sampled for attempt in group.attempts)
     console.print(
-        f"{len(sampled)} groups of {options.num_generations}, {len(groups)} of them with right and wrong rollouts "
-        f"({time.monotonic() - started:.0f} s)",
+        f"{len(sampled)} groups of {options.num_generations}, {right:.1%} of the rollouts right, {len(groups)} groups "
+        f"with right and wrong ones ({time.monotonic() - started:.0f} s)",
         highlight=False,
     )
     if not groups:
         console.print("Nothing to measure: no group has both right and wrong rollouts.")
         return 1
-    texts = [[token_texts(processing_class, rollout.ids) for rollout in group.rollouts] for group in groups]
-    kinds = [
-        group_kinds(group.row, of_group, [attempt.correct for attempt in group.attempts])
-        for group, of_group in zip(groups, texts, strict=True)
-    ]
-    believed = [
-        [believed_tokens(group.row, tokens) for tokens in of_group]
-        for group, of_group in zip(groups, texts, strict=True)
-    ]
+    labelled = options.dataset_name == FIGURES
+    describe_them = _labelled_rows(processing_class, groups) if labelled else _unlabelled_rows(processing_class, groups)
     results: list[dict[str, Any]] = []
     # A file is as wide as it needs to be.
     page = console if console.is_terminal else Console(file=console.file, width=170)
-    for content, wording in ((content, wording) for content in options.contents for wording in options.hints):
-        variants = _variants(options, content, wording, first=wording == options.hints[0])
+    for content, wording in ((content, wording) for content in options.contents for wording in wordings):
+        variants = _variants(options, content, wordings[wording], first=wording == next(iter(wordings)))
         with console.status(f"reading the rollouts again, told {content}, {wording} hint"):
             inspected = _inspect(options, model, processing_class, groups, variants)
-        own = _rows(options, content, wording, variants, groups, kinds, believed, inspected)
+        own = describe_them(options, content, wording, variants, inspected)
         results += own
-        page.print(_table(f"told: {content}, {wording} hint", own))
-        page.print(_origins_table(f"told: {content}, {wording} hint", own))
+        for title, heads, left, cells in _tables(own, labelled):
+            page.print(_made(f"{title}; told: {content}, {wording} hint; 95 % intervals", heads, left, cells))
+    told = _told(processing_class, HINTS | wordings) if labelled else _told_greedily(options.contents, wordings)
+    asked = sampling if labelled else replace(sampling, temperature=0.0)
     with console.status("does the policy follow hints?"), seeded(options.seed):
-        followed = following(model, processing_class, groups, _told(processing_class), sampling, figures_reward)
-    page.print(_following_table(followed))
+        followed = following(model, processing_class, groups, told, asked, reward_func)
+    page.print(_following_table(followed, asked))
     options.output_dir.mkdir(parents=True, exist_ok=True)
     result = {
         "model": options.model_name_or_path or "shipped",
-        "dataset_config": options.dataset_config,
+        **({} if labelled else {"dataset": options.dataset_name, "split": options.dataset_split}),
+        "dataset_config": options.dataset_config or ("default" if labelled else None),
         "groups": len(sampled),
         "groups_with_advantage": len(groups),
+        "right": right,
         "num_generations": options.num_generations,
         "seed": options.seed,
         "evidence_clip": MethodOptions(**credit_options(options, *CREDIT)).evidence_clip,
-        "hints": {wording: HINTS[wording] for wording in options.hints},
+        "hints": wordings,
         "following": followed,
         "seconds": round(time.monotonic() - started, 1),
         "rows": results,
     }
     (options.output_dir / "credit.json").write_text(json.dumps(result, indent=1) + "\n")
-    (options.output_dir / "credit.md").write_text(_markdown(results, followed))
-    draw_credit_quality(results, options.output_dir / "credit.png")
-    console.print(
-        f"{result['seconds']:.0f} s; credit.json, credit.md and credit.png are in {options.output_dir}", highlight=False
-    )
+    (options.output_dir / "credit.md").write_text(_markdown(results, followed, labelled))
+    if labelled:
+        draw_credit_quality(results, options.output_dir / "credit.png")
+    files = "credit.json, credit.md and credit.png" if labelled else "credit.json and credit.md"
+    console.print(f"{result['seconds']:.0f} s; {files} are in {options.output_dir}", highlight=False)
     return 0
 
 
-def _told(processing_class: Any) -> list[Told]:
+def _told_greedily(contents: Sequence[str], wordings: Wordings) -> list[Told]:
+    """What is told where a task is not known, and nothing, which is how often both ends come about untold."""
+    texts = {"answer": _answer, "rollout": _rollout, "solution": _solution}
+    return [
+        *(
+            Told(f"{content}, {wording}", template[content != "answer"], texts[content])
+            for content in contents
+            for wording, template in wordings.items()
+        ),
+        Told("nothing", "{answer}", lambda group, attempt: ""),  # noqa: ARG005
+    ]
+
+
+def _answer(group: Group, attempt: Attempt) -> str:  # noqa: ARG001
+    return attempt.answer or ""
+
+
+def _rollout(group: Group, attempt: Attempt) -> str:  # noqa: ARG001
+    return attempt.text
+
+
+def _solution(group: Group, attempt: Attempt) -> str:
+    return group.solution if attempt.correct else attempt.text
+
+
+def _told(processing_class: Any, wordings: Wordings) -> list[Told]:
     """Everything that a method's hint may tell, in the wordings that there are."""
 
     def part(name: Literal["prefix", "suffix"], attempt: Attempt) -> str:
         return cut_text(processing_class, attempt.text, name, MethodOptions(method="cepo").content_tokens or 64)
-
-    def answer(group: Group, attempt: Attempt) -> str:  # noqa: ARG001
-        return attempt.answer or ""
-
-    def rollout(group: Group, attempt: Attempt) -> str:  # noqa: ARG001
-        return attempt.text
-
-    def solution(group: Group, attempt: Attempt) -> str:
-        return group.solution if attempt.correct else attempt.text
 
     def prefix(group: Group, attempt: Attempt) -> str:  # noqa: ARG001
         return part("prefix", attempt)
@@ -192,11 +250,11 @@ def _told(processing_class: Any) -> list[Told]:
         return part("suffix", attempt)
 
     told = []
-    for wording, (of_answer, of_text) in HINTS.items():
+    for wording, (of_answer, of_text) in wordings.items():
         told += [
-            Told(f"answer, {wording}", of_answer, answer),
-            Told(f"rollout, {wording}", of_text, rollout),
-            Told(f"solution or wrong rollout, {wording}", of_text, solution),
+            Told(f"answer, {wording}", of_answer, _answer),
+            Told(f"rollout, {wording}", of_text, _rollout),
+            Told(f"solution or wrong rollout, {wording}", of_text, _solution),
             Told(f"prefix, {wording}", of_text, prefix, Answered.begins_alike),
             Told(f"suffix, {wording}", of_text, suffix),
         ]
@@ -213,15 +271,19 @@ def _told(processing_class: Any) -> list[Told]:
     ]
 
 
-def _variants(options: argparse.Namespace, content: str, wording: str, *, first: bool) -> list[Variant]:
+def _variants(options: argparse.Namespace, content: str, wording: tuple[str, str], *, first: bool) -> list[Variant]:
     """What is read: every method at first, those with a choice of hint afterwards, and with texts some of CEPO's rules.
 
     A method whose hint has a wording of its own keeps it, and is not read again.
     """
     given = {**credit_options(options, *CREDIT), **({} if options.method is None else {"method": options.method})}
-    everyone = all_variants(given, mixtures=MIXTURES)
+    everyone = [
+        variant
+        for variant in all_variants(given, mixtures=MIXTURES)
+        if options.methods is None or variant.method.name in {*options.methods, given.get("method")}
+    ]
     house = [variant for variant in everyone if variant.options.hint_template == DEFAULT_HINT_TEMPLATE]
-    of_answer, of_text = HINTS[wording]
+    of_answer, of_text = wording
     if content == "answer":
         worded = {variant: variant.with_options(hint_template=of_answer) for variant in house}
         return [worded.get(variant, variant) for variant in everyone if first or variant in worded]
@@ -264,6 +326,72 @@ class _One:
     believed: list[bool]
 
 
+# What the tables show of (options, content, wording, variants, their credit).
+Rows = Callable[[argparse.Namespace, str, str, list[Variant], list[list[Inspected]]], list[dict[str, Any]]]
+
+
+def _unlabelled_rows(processing_class: Any, groups: list[Group]) -> Rows:
+    """How much evidence there is, and where, whatever the data."""
+    known = [[looked_at(processing_class, rollout.ids) for rollout in group.rollouts] for group in groups]
+
+    def rows(options, content, wording, variants, inspected) -> list[dict[str, Any]]:
+        found = []
+        for variant in variants:
+            for name, correct in (("correct", True), ("wrong", False)):
+                chosen = [
+                    (index, place, inspected[index][place].credit[variant])
+                    for index, group in enumerate(groups)
+                    for place, attempt in enumerate(group.attempts)
+                    if attempt.correct is correct
+                ]
+                # GRPO reads nothing, and a verifier that gives parts of a reward may call nobody right.
+                if not chosen or not variant.method.contexts:
+                    continue
+                read = [
+                    Read(one.evidence.double().numpy(), one.moved.numpy(), *known[index][place], correct, index)
+                    for index, place, one in chosen
+                ]
+                row = _named(content, wording, variant, name, [one for _, _, one in chosen])
+                about = describe(read, resamples=options.resamples, seed=options.seed)
+                found.append({**row, "signed": variant.method.signed, **about})
+        return found
+
+    return rows
+
+
+def _labelled_rows(processing_class: Any, groups: list[Group]) -> Rows:
+    """How evidence at mistakes stands against evidence at filler, on the figures task."""
+    texts = [[token_texts(processing_class, rollout.ids) for rollout in group.rollouts] for group in groups]
+    kinds = [
+        group_kinds(group.row, of_group, [attempt.correct for attempt in group.attempts])
+        for group, of_group in zip(groups, texts, strict=True)
+    ]
+    believed = [
+        [believed_tokens(group.row, tokens) for tokens in of_group]
+        for group, of_group in zip(groups, texts, strict=True)
+    ]
+    return lambda options, content, wording, variants, inspected: _rows(
+        options, content, wording, variants, groups, kinds, believed, inspected
+    )
+
+
+def _named(content: str, wording: str, variant: Variant, rollouts: str, credit: list[Credit]) -> dict[str, Any]:
+    """What a row is about."""
+    return {
+        "content": content,
+        "hint": wording,
+        "method": variant.method.name,
+        "rule": variant.rule or variant.method.name,
+        "max_negatives": variant.options.max_negatives if variant.rule and "mixture" in variant.rule else None,
+        "name": variant.name,
+        "rollouts": rollouts,
+        "number": len(credit),
+        # Teacher passes over a rollout, P_S included; told one answer alone it would be 1.
+        "contexts": fmean(len(one.contexts) for one in credit),
+        "fallback": fmean(one.references.fallback is not None for one in credit),
+    }
+
+
 def _rows(
     options: argparse.Namespace,
     content: str,
@@ -295,20 +423,8 @@ def _rows(
             }
             rows.append(
                 {
-                    "content": content,
-                    "hint": wording,
-                    "method": variant.method.name,
-                    "rule": variant.rule or variant.method.name,
-                    "max_negatives": variant.options.max_negatives
-                    if variant.rule and "mixture" in variant.rule
-                    else None,
-                    "name": variant.name,
-                    "rollouts": name,
-                    "number": len(chosen),
+                    **_named(content, wording, variant, name, credit),
                     "tokens": dict(Counter(kind for one in chosen for kind in one.kinds)),
-                    # Teacher passes over a rollout, P_S included; told one answer alone it would be 1.
-                    "contexts": fmean(len(one.contexts) for one in credit),
-                    "fallback": fmean(one.references.fallback is not None for one in credit),
                     **{measured: found[""][measured].as_dict() for measured in MEASURES},
                     **({} if variant.method.signed else {"wrong_sign": NOTHING.as_dict()}),
                     **{
@@ -397,8 +513,17 @@ def _made(title: str, heads: Sequence[str], left: int, rows: Iterable[list[str]]
     return table
 
 
-def _table(title: str, rows: list[dict[str, Any]]) -> Table:
-    return _made(f"evidence at mistakes against filler; {title}; 95 % intervals", _HEADS, 2, map(_cells, rows))
+def _tables(rows: list[dict[str, Any]], labelled: bool) -> list[tuple[str, Sequence[str], int, list[list[str]]]]:
+    """The tables of one content and wording: title, heads, how many columns are words, cells."""
+    if labelled:
+        return [
+            ("evidence at mistakes against filler", _HEADS, 2, [_cells(row) for row in rows]),
+            ("mistakes that are beliefs, and mistakes by chance", _ORIGINS_HEADS, 2, _origins_cells(rows)),
+        ]
+    return [
+        ("how much evidence, and where: mean nats of a token", AMOUNT_HEADS, 2, [amount_cells(row) for row in rows]),
+        ("share of all |evidence| / of all tokens", KIND_HEADS, 2, [kind_cells(row) for row in rows]),
+    ]
 
 
 _ORIGINS_HEADS = ("rule", "mistakes of wrong rollouts", "tokens", "AUROC", "wrong sign")
@@ -412,11 +537,6 @@ def _origins_cells(rows: list[dict[str, Any]]) -> list[list[str]]:
     ]
 
 
-def _origins_table(title: str, rows: list[dict[str, Any]]) -> Table:
-    title = f"mistakes that are beliefs, and mistakes by chance; {title}; 95 % intervals"
-    return _made(title, _ORIGINS_HEADS, 2, _origins_cells(rows))
-
-
 _FOLLOWING_HEADS = ("told", "right one followed", "wrong one followed")
 
 
@@ -428,15 +548,16 @@ def _percent(found: dict[str, Any]) -> str:
     return f"{found['accuracy']:.1%} [{found['low']:.1%}, {found['high']:.1%}]"
 
 
-def _following_table(rows: list[dict[str, Any]]) -> Table:
-    title = "does the policy follow what it is told? 95 % intervals"
+def _following_table(rows: list[dict[str, Any]], sampling: Sampling) -> Table:
+    how = "sampled" if sampling.temperature > 0 else "greedy"
+    title = f"does the policy follow what it is told? {how} answers; 95 % intervals"
     return _made(title, _FOLLOWING_HEADS, 1, map(_following_cells, rows))
 
 
-def _markdown(rows: list[dict[str, Any]], followed: list[dict[str, Any]]) -> str:
+def _markdown(rows: list[dict[str, Any]], followed: list[dict[str, Any]], labelled: bool) -> str:
     parts = []
     for told in dict.fromkeys((row["content"], row["hint"]) for row in rows):
         own = [row for row in rows if (row["content"], row["hint"]) == told]
-        parts.append(f"told: {told[0]}, {told[1]} hint\n\n{markdown_table(_HEADS, [_cells(row) for row in own])}\n")
-        parts.append(f"{markdown_table(_ORIGINS_HEADS, _origins_cells(own))}\n")
+        first, *others = [markdown_table(heads, cells) for _, heads, _, cells in _tables(own, labelled)]
+        parts += [f"told: {told[0]}, {told[1]} hint\n\n{first}\n", *(f"{table}\n" for table in others)]
     return "".join([*parts, markdown_table(_FOLLOWING_HEADS, [_following_cells(row) for row in followed])])

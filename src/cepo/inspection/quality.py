@@ -3,7 +3,7 @@
 Dimensions: N tokens of many rollouts together.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,19 +68,33 @@ def measure(tokens: Tokens, *, resamples: int = 1000, seed: int = 0) -> dict[str
     ways: dict[str, Callable[[Floats], float]] = {
         "auroc": ranked.auroc,
         "average_precision": ranked.average_precision,
-        "filler_abs_mean": lambda w: _mean(size, w * ~decisive),
-        "wrong_sign": lambda w: _mean(against, w * decisive),
-        "clipped": lambda w: _mean(clipped, w),
+        "filler_abs_mean": lambda w: weighted_mean(size, w * ~decisive),
+        "wrong_sign": lambda w: weighted_mean(against, w * decisive),
+        "clipped": lambda w: weighted_mean(clipped, w),
     }
+    return bootstrap(ways, tokens.groups, resamples=resamples, seed=seed)
+
+
+def bootstrap(
+    ways: Mapping[str, Callable[[Floats], float]], groups: NDArray[np.int64], *, resamples: int, seed: int
+) -> dict[str, Estimate]:
+    """Estimates with 95 % intervals, for which whole groups are drawn again and again.
+
+    Args:
+        ways: By name, from (N,) weights of the tokens to a number; NaN where there is nothing to measure.
+        groups: (N,) the index of each token's group.
+        resamples: Bootstrap samples.
+        seed: Of the draws.
+    """
     draw = np.random.default_rng(seed)
-    count = int(tokens.groups.max()) + 1 if len(tokens.groups) else 0
+    count = int(groups.max()) + 1 if len(groups) else 0
     samples = [np.ones(count)]
-    present = np.unique(tokens.groups)
+    present = np.unique(groups)
     for _ in range(resamples if count else 0):
         samples.append(np.bincount(draw.choice(present, len(present)), minlength=count).astype(float))
     results = {}
     for name, way in ways.items():
-        value, *others = [way(sample[tokens.groups]) for sample in samples]
+        value, *others = [way(sample[groups]) for sample in samples]
         low, high = np.nanquantile(others, [0.025, 0.975]) if np.isfinite(others).any() else (np.nan, np.nan)
         results[name] = Estimate(float(value), float(low), float(high))
     return results
@@ -137,6 +151,7 @@ def concatenated(parts: Sequence[Tokens]) -> Tokens:
     )
 
 
-def _mean(values: Floats, weights: Floats) -> float:
+def weighted_mean(values: Floats, weights: Floats) -> float:
+    """The mean, NaN if nothing weighs anything."""
     total = weights.sum()
     return float((values * weights).sum() / total) if total else np.nan

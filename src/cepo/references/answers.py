@@ -37,13 +37,19 @@ def _timeout(seconds: int) -> int | None:
 
 def last_box(text: str) -> str | None:
     """The content of the last complete ``\\boxed{...}`` of a text, or None."""
+    place = last_box_place(text)
+    return None if place is None else text[slice(*place)].strip() or None
+
+
+def last_box_place(text: str) -> tuple[int, int] | None:
+    """Where the content of the last complete ``\\boxed{...}`` begins and ends [characters], or None."""
     start = text.rfind(_BOX)
     while start != -1:
         depth = 1
         for position in range(start + len(_BOX), len(text)):
             depth += {"{": 1, "}": -1}.get(text[position], 0)
             if depth == 0:
-                return text[start + len(_BOX) : position].strip() or None
+                return start + len(_BOX), position
         start = text.rfind(_BOX, 0, start)
     return None
 
