@@ -6,25 +6,32 @@ On other data nobody knows them; then it says how much evidence there is and whe
 import argparse
 import json
 import time
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
 
-import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from ..data.checks import check_dataset
-from ..data.loading import load_policy, load_reward_funcs, load_split
+from ..data.loading import load_policy, load_reward_funcs
 from ..data.sampling import Sampling, sampled_groups, seeded
 from ..inspection.following import Answered, Told, following
-from ..inspection.inspect import Credit, Inspected, Variant, all_variants, inspect_with
-from ..inspection.quality import Estimate, Tokens, concatenated, measure
+from ..inspection.inspect import Inspected, Variant, all_variants, inspect_with
+from ..inspection.labelled import (
+    MISTAKE_HEADS,
+    MIXTURES,
+    ORIGIN_HEADS,
+    Rows,
+    about_row,
+    labelled_rows,
+    mistake_cells,
+    origin_cells,
+)
 from ..inspection.quality_picture import draw_credit_quality
-from ..inspection.tables import interval, markdown_table
+from ..inspection.tables import markdown_table
 from ..inspection.unlabelled import (
     AMOUNT_HEADS,
     KIND_HEADS,
@@ -42,13 +49,10 @@ from ..methods.rlcsd import HINT_TEMPLATE as RLCSD_HINT
 from ..methods.rlcsd import asserted
 from ..references.groups import Attempt, Group
 from ..references.hints import DEFAULT_HINT_TEMPLATE, SOLUTION_HINT_TEMPLATE
-from ..scoring.prompts import cut_text, token_texts
+from ..scoring.prompts import cut_text
 from ..tasks.figures import NAME as FIGURES
 from ..tasks.figures import (
     PLAIN_HINT_TEMPLATE,
-    GroupKind,
-    believed_tokens,
-    group_kinds,
     policy_path,
 )
 from . import quiet_libraries
@@ -60,6 +64,7 @@ from .options import (
     add_verifier,
     check_group_size,
     credit_options,
+    load_rows,
     make_command_parser,
     positive,
     verifier_of,
@@ -78,16 +83,7 @@ CONTENTS = {
     "solution": ("solution", "rollout"),
 }
 CREDIT = ("evidence_clip",)
-MIXTURES = (2, 4)
-NOTHING = Estimate(float("nan"), float("nan"), float("nan"))
 _CHUNK = 20  # groups that are read at a time
-MEASURES = ("auroc", "average_precision", "filler_abs_mean", "wrong_sign", "clipped")
-# Mistakes of either kind together, and each by itself.
-MISTAKES: dict[str, tuple[GroupKind, ...]] = {
-    "": ("reading", "arithmetic"),
-    "reading": ("reading",),
-    "arithmetic": ("arithmetic",),
-}
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -136,9 +132,7 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
         raise ValueError("hints: name one of default and plain, or give a hint_template")
     check_group_size(options.num_generations)
     (reward_func,) = load_reward_funcs(options.reward_funcs or verifier_of(options.dataset_name))
-    dataset = load_split(
-        options.dataset_name, options.dataset_split, config=options.dataset_config, size=options.num_prompts
-    )
+    dataset = load_rows(options, options.num_prompts)
     check_dataset(dataset, needs_solution=True, name=f"the split {options.dataset_split!r}")
     rows = list(dataset.select(range(min(options.num_prompts, len(dataset)))))
     model, processing_class = load_policy(options.model_name_or_path or policy_path())
@@ -170,7 +164,8 @@ def _measure(
         console.print("Nothing to measure: no group has both right and wrong rollouts.")
         return 1
     labelled = options.dataset_name == FIGURES
-    describe_them = _labelled_rows(processing_class, groups) if labelled else _unlabelled_rows(processing_class, groups)
+    describe_them = labelled_rows(processing_class, groups) if labelled else _unlabelled_rows(processing_class, groups)
+    draws = {"resamples": options.resamples, "seed": options.seed}
     results: list[dict[str, Any]] = []
     # A file is as wide as it needs to be.
     page = console if console.is_terminal else Console(file=console.file, width=170)
@@ -178,7 +173,7 @@ def _measure(
         variants = _variants(options, content, wordings[wording], first=wording == next(iter(wordings)))
         with console.status(f"reading the rollouts again, told {content}, {wording} hint"):
             inspected = _inspect(options, model, processing_class, groups, variants)
-        own = describe_them(options, content, wording, variants, inspected)
+        own = describe_them(draws, content, wording, variants, inspected)
         results += own
         for title, heads, left, cells in _tables(own, labelled):
             page.print(_made(f"{title}; told: {content}, {wording} hint; 95 % intervals", heads, left, cells))
@@ -315,26 +310,11 @@ def _inspect(options, model, processing_class, groups: list[Group], variants: li
     return inspected
 
 
-@dataclass(frozen=True)
-class _One:
-    """A rollout of a group, its credit, and what its tokens are."""
-
-    group: int
-    correct: bool
-    inspected: Inspected
-    kinds: list[GroupKind]
-    believed: list[bool]
-
-
-# What the tables show of (options, content, wording, variants, their credit).
-Rows = Callable[[argparse.Namespace, str, str, list[Variant], list[list[Inspected]]], list[dict[str, Any]]]
-
-
 def _unlabelled_rows(processing_class: Any, groups: list[Group]) -> Rows:
     """How much evidence there is, and where, whatever the data."""
     known = [[looked_at(processing_class, rollout.ids) for rollout in group.rollouts] for group in groups]
 
-    def rows(options, content, wording, variants, inspected) -> list[dict[str, Any]]:
+    def rows(draws, content, wording, variants, inspected) -> list[dict[str, Any]]:
         found = []
         for variant in variants:
             for name, correct in (("correct", True), ("wrong", False)):
@@ -351,156 +331,12 @@ def _unlabelled_rows(processing_class: Any, groups: list[Group]) -> Rows:
                     Read(one.evidence.double().numpy(), one.moved.numpy(), *known[index][place], correct, index)
                     for index, place, one in chosen
                 ]
-                row = _named(content, wording, variant, name, [one for _, _, one in chosen])
-                about = describe(read, resamples=options.resamples, seed=options.seed)
+                row = about_row(content, wording, variant, name, [one for _, _, one in chosen])
+                about = describe(read, **draws)
                 found.append({**row, "signed": variant.method.signed, **about})
         return found
 
     return rows
-
-
-def _labelled_rows(processing_class: Any, groups: list[Group]) -> Rows:
-    """How evidence at mistakes stands against evidence at filler, on the figures task."""
-    texts = [[token_texts(processing_class, rollout.ids) for rollout in group.rollouts] for group in groups]
-    kinds = [
-        group_kinds(group.row, of_group, [attempt.correct for attempt in group.attempts])
-        for group, of_group in zip(groups, texts, strict=True)
-    ]
-    believed = [
-        [believed_tokens(group.row, tokens) for tokens in of_group]
-        for group, of_group in zip(groups, texts, strict=True)
-    ]
-    return lambda options, content, wording, variants, inspected: _rows(
-        options, content, wording, variants, groups, kinds, believed, inspected
-    )
-
-
-def _named(content: str, wording: str, variant: Variant, rollouts: str, credit: list[Credit]) -> dict[str, Any]:
-    """What a row is about."""
-    return {
-        "content": content,
-        "hint": wording,
-        "method": variant.method.name,
-        "rule": variant.rule or variant.method.name,
-        "max_negatives": variant.options.max_negatives if variant.rule and "mixture" in variant.rule else None,
-        "name": variant.name,
-        "rollouts": rollouts,
-        "number": len(credit),
-        # Teacher passes over a rollout, P_S included; told one answer alone it would be 1.
-        "contexts": fmean(len(one.contexts) for one in credit),
-        "fallback": fmean(one.references.fallback is not None for one in credit),
-    }
-
-
-def _rows(
-    options: argparse.Namespace,
-    content: str,
-    wording: str,
-    variants: list[Variant],
-    groups: list[Group],
-    kinds: list[list[list[GroupKind]]],
-    believed: list[list[list[bool]]],
-    inspected: list[list[Inspected]],
-) -> list[dict[str, Any]]:
-    everyone = [
-        _One(index, attempt.correct, inspected[index][place], kinds[index][place], believed[index][place])
-        for index, group in enumerate(groups)
-        for place, attempt in enumerate(group.attempts)
-        if attempt.correct is not None
-    ]
-    rows = []
-    for variant in variants:
-        for name, correct in (("correct", True), ("wrong", False)):
-            chosen = [one for one in everyone if one.correct == correct]
-            credit = [one.inspected.credit[variant] for one in chosen]
-            found: dict[str, dict[str, Estimate]] = {
-                name: measure(
-                    concatenated([_tokens(one, variant, sought) for one in chosen]),
-                    resamples=options.resamples,
-                    seed=options.seed,
-                )
-                for name, sought in {**MISTAKES, "decision": ("decision",)}.items()
-            }
-            rows.append(
-                {
-                    **_named(content, wording, variant, name, credit),
-                    "tokens": dict(Counter(kind for one in chosen for kind in one.kinds)),
-                    **{measured: found[""][measured].as_dict() for measured in MEASURES},
-                    **({} if variant.method.signed else {"wrong_sign": NOTHING.as_dict()}),
-                    **{
-                        kind: {
-                            "auroc": found[kind]["auroc"].as_dict(),
-                            "wrong_sign": (found[kind]["wrong_sign"] if variant.method.signed else NOTHING).as_dict(),
-                        }
-                        for kind in ("reading", "arithmetic")
-                    },
-                    **({"origins": _origins(options, chosen, variant)} if not correct and _is_house(variant) else {}),
-                    "auroc_nobody_wrong": found["decision"]["auroc"].as_dict(),
-                }
-            )
-    return rows
-
-
-def _is_house(variant: Variant) -> bool:
-    """Whether it is CEPO's default rule, or RLSD, which is told no wrong answer."""
-    mixed = variant.rule == "own_or_mixture" and variant.options.max_negatives == max(MIXTURES)
-    return mixed or variant.method.name == "rlsd"
-
-
-def _origins(options: argparse.Namespace, chosen: list[_One], variant: Variant) -> dict[str, dict[str, Any]]:
-    """The measures at mistakes that the warm-start taught and at those made by chance, each kind by itself."""
-    found = {}
-    for kind in ("reading", "arithmetic"):
-        for origin, believed in (("believed", True), ("by chance", False)):
-            tokens = concatenated([_tokens(one, variant, (kind,), believed=believed) for one in chosen])
-            estimates = measure(tokens, resamples=options.resamples, seed=options.seed)
-            signs = estimates["wrong_sign"] if variant.method.signed else NOTHING
-            found[f"{kind}, {origin}"] = {
-                "tokens": int(tokens.decisive.sum()),
-                "auroc": estimates["auroc"].as_dict(),
-                "wrong_sign": signs.as_dict(),
-            }
-    return found
-
-
-def _tokens(one: _One, variant: Variant, sought: tuple[GroupKind, ...], *, believed: bool | None = None) -> Tokens:
-    """The tokens of one rollout that are to be found, and its filler.
-
-    Args:
-        one: The rollout.
-        variant: Whose evidence.
-        sought: The kinds that are to be found.
-        believed: Only those that are beliefs, or only those that are none; None: both.
-    """
-    counted = np.array(
-        [
-            kind == "filler" or (kind in sought and believed in (None, held))
-            for kind, held in zip(one.kinds, one.believed, strict=True)
-        ],
-        dtype=bool,
-    )
-    credit = one.inspected.credit[variant]
-    return Tokens(
-        credit.evidence.double().numpy()[counted],
-        credit.at_bound.numpy()[counted],
-        np.array([kind in sought for kind in one.kinds], dtype=bool)[counted],
-        1 if one.correct else -1,
-        np.full(int(counted.sum()), one.group),
-    )
-
-
-_HEADS = (
-    *("rule", "rollouts", "AUROC", "of readings", "of arithmetic", "filler, nats"),
-    *("wrong sign, readings", "wrong sign, arithmetic", "contexts"),
-)
-
-
-def _cells(row: dict[str, Any]) -> list[str]:
-    reading, arithmetic = row["reading"], row["arithmetic"]
-    aurocs = [interval(one, ".3f") for one in (row["auroc"], reading["auroc"], arithmetic["auroc"])]
-    signs = [interval(one["wrong_sign"], ".1%") for one in (reading, arithmetic)]
-    filler = interval(row["filler_abs_mean"], ".3f")
-    return [row["name"], row["rollouts"], *aurocs, filler, *signs, f"{row['contexts']:.1f}"]
 
 
 def _made(title: str, heads: Sequence[str], left: int, rows: Iterable[list[str]]) -> Table:
@@ -517,23 +353,12 @@ def _tables(rows: list[dict[str, Any]], labelled: bool) -> list[tuple[str, Seque
     """The tables of one content and wording: title, heads, how many columns are words, cells."""
     if labelled:
         return [
-            ("evidence at mistakes against filler", _HEADS, 2, [_cells(row) for row in rows]),
-            ("mistakes that are beliefs, and mistakes by chance", _ORIGINS_HEADS, 2, _origins_cells(rows)),
+            ("evidence at mistakes against filler", MISTAKE_HEADS, 2, [mistake_cells(row) for row in rows]),
+            ("mistakes that are beliefs, and mistakes by chance", ORIGIN_HEADS, 2, origin_cells(rows)),
         ]
     return [
         ("how much evidence, and where: mean nats of a token", AMOUNT_HEADS, 2, [amount_cells(row) for row in rows]),
         ("share of all |evidence| / of all tokens", KIND_HEADS, 2, [kind_cells(row) for row in rows]),
-    ]
-
-
-_ORIGINS_HEADS = ("rule", "mistakes of wrong rollouts", "tokens", "AUROC", "wrong sign")
-
-
-def _origins_cells(rows: list[dict[str, Any]]) -> list[list[str]]:
-    return [
-        [row["name"], origin, str(one["tokens"]), interval(one["auroc"], ".3f"), interval(one["wrong_sign"], ".1%")]
-        for row in rows
-        for origin, one in row.get("origins", {}).items()
     ]
 
 

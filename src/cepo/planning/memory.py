@@ -148,7 +148,7 @@ def memory_of(
         block = each / skeleton.text.num_hidden_layers
         cache = skeleton.cache_bytes * half / skeleton.dtype.itemsize
         add(Part("teachers' passes: keys and values, one layer", most * (cache + block), ["teachers"]))
-        add(Part("teachers' passes: a tile of logits", _tile(skeleton, most, half), ["teachers"]))
+        add(Part("teachers' passes: a tile of logits", _tile(most, half), ["teachers"]))
     return memory
 
 
@@ -245,13 +245,10 @@ def _update(
     tokens, layers = rows * lengths.whole, skeleton.text.num_hidden_layers
     hidden = skeleton.text.hidden_size
     if args.gradient_checkpointing:
-        kept = tokens * (layers * hidden * skeleton.dtype.itemsize + each / layers)
+        kept, layer = tokens * layers * hidden * skeleton.dtype.itemsize, tokens * each / layers
     else:
-        kept = tokens * each
-    parts = [
-        Part(f"activations{', checkpointed' if args.gradient_checkpointing else ''}", kept, ["update"]),
-        Part("gradients of one layer's activations", tokens * each / layers, ["update"]),
-    ]
+        kept, layer = tokens * each, 0.0
+    parts = [Part(f"activations{', checkpointed' if args.gradient_checkpointing else ''}", kept, ["update"])]
     block = tower_bytes(skeleton, mixed) if lengths.image else 0.0
     if block is None:
         notes.append("activations of the vision tower are not in this: its code could not be asked")
@@ -265,15 +262,17 @@ def _update(
     if args.distils_whole:
         chunk = min(CHUNK, rows * lengths.completion)
         size = _DIVERGENCE_TENSORS * chunk * skeleton.text.vocab_size * 4
-        parts.append(Part(f"logits of {chunk} tokens, twice over", size, ["update"]))
+        logits = Part(f"logits of {chunk} tokens, twice over", size, ["update"])
         parts.append(Part("hidden states of student and teacher", 2 * tokens * hidden * half, ["update"]))
     else:
-        parts.append(Part("a tile of logits", _tile(skeleton, tokens, half) + tokens * hidden * 4, ["update"]))
+        logits = Part("a tile of logits", _tile(tokens, half) + tokens * hidden * 4, ["update"])
+    # The head is done with when the first layer is computed again.
+    parts.append(logits if logits.bytes >= layer else Part("one layer, computed again", layer, ["update"]))
     if skeleton.model.get_output_embeddings().weight.requires_grad:
         parts.append(Part("the head's gradient in float32", skeleton.text.vocab_size * hidden * 4, ["update"]))
     return parts
 
 
-def _tile(skeleton: Skeleton, tokens: float, half: int) -> float:
-    """Of TRL's fused head: the product, and its exponentials."""
-    return 2 * min(tokens, _HEAD_TILE[0]) * min(skeleton.text.vocab_size, _HEAD_TILE[1]) * max(half, 4)
+def _tile(tokens: float, half: int) -> float:
+    """Of TRL's fused head, which takes it whole whatever the vocabulary."""
+    return min(tokens, _HEAD_TILE[0]) * _HEAD_TILE[1] * half
