@@ -166,7 +166,7 @@ def paper_task(groups: int, zero_variance: float, architecture: str, device: tor
     )
 
 
-def _answer_of(text: str) -> str:
+def _answer_of(text: str, extractor: str) -> str:
     """One of six answers, by what the text is: as alike as wrong answers of one policy are."""
     kind = int(hashlib.sha256(text.encode()).hexdigest(), 16) % 6
     return f"({20 + kind}, {70 - kind}, {90 + kind})"

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from math_verify import parse, verify
 
-from cepo.references.answers import final_answer, last_box, reference_answer, same_answer
+from cepo.references.answers import final_answer, last_box, normalised, reference_answer, same_answer
 
 
 @pytest.mark.parametrize(
@@ -21,6 +21,27 @@ from cepo.references.answers import final_answer, last_box, reference_answer, sa
         (r"\boxed{12", None),
         (r"\boxed{}", None),
         (r"The final answer is $5$.", "5"),
+        ("The answer is 3.5 cm. Done", "3.5 cm"),
+        ("The answer is 12, because 3 times 4 is.", "12"),
+        ("**Answer:** 12", "12"),
+        ("**Final answer: $x=3$**", "x=3"),
+        ("so the answer is **B**.", "B"),
+        (r"the answer is: \(\frac{1}{2}\), as asked", r"\frac{1}{2}"),
+        ("<think>It is A? No.</think><answer>B</answer>", "B"),
+        (r"<answer>\boxed{5}</answer>", "5"),
+        ("<answer>The answer is $7$.</answer>", "7"),
+        ("<answer>1</answer> no: <answer>2</answer>", "2"),
+        ("<answer>5", None),
+        ("Two and five.\n#### 1,234", "1,234"),
+        (r"\boxed{1} hm <answer>2</answer>", "2"),
+        (r"<answer>2</answer> hm \boxed{1}", "1"),
+        (r"\boxed{\text{A}}", "A"),
+        (r"\boxed{$5$}", "5"),
+        (r"\boxed {7}", "7"),
+        (r"\boxed{\{1, 2\}}", r"\{1, 2\}"),
+        (r"\boxed{ \boxed{3} }", "3"),
+        ("\\boxed{\u22127}", "-7"),  # a minus sign as typographers write it
+        ("\\boxed{\u0661\u0662}", "12"),  # Arabic-Indic digits
         ("I counted 5 apples and 7 pears", None),  # a number in the text announces nothing
         ("", None),
     ],
@@ -37,6 +58,12 @@ def test_final_answer(completion, answer):
         ("Two and five make seven.\n#### 7", "7"),
         ("$7$", "7"),
         (" 7 ", "7"),
+        ("Adding gives $x+1=8$. The final answer is $7$.", "7"),
+        ("<answer>A</answer>", "A"),
+        (r"\text{A}", "A"),
+        ("A whole sentence.", "A whole sentence"),
+        (r"\boxed{}", ""),
+        ("####", ""),
     ],
 )
 def test_reference_answer(solution, answer):
@@ -54,6 +81,22 @@ def test_reference_answer(solution, answer):
         ("(62, 75)", "(75, 62)", False),  # in parentheses, order counts
         ("", "", True),
         ("\\frac{", "3", False),
+        ("ABCD", "ABDC", False),
+        ("cat", "act", False),
+        ("Cat", "cat", True),
+        ("2024-01-05", "2023-01-04", False),
+        ("12:30", "1230", False),
+        ("x+1", "1+x", True),
+        ("5 cm", "5", True),
+        ("007", "7", True),
+        ("-0", "0", True),
+        ("7" * 4400, "7" * 4400, True),
+        ("0" + "7" * 4400, "7" * 4400, True),
+        ("7" * 4400, "8" * 4400, False),
+        ("9^{9^{9^9}}", "9^{9^{9^8}}", False),
+        ("10^{99999}", "10^{99998}", False),
+        ("100000!", "100001!", False),
+        ("(" * 300 + ")" * 300, "()", False),
     ],
 )
 def test_same_answer(one, other, same):
@@ -72,6 +115,107 @@ def test_whole_numbers_are_compared_as_math_verify_does(one, other):
     """Which they are without it, because it takes long."""
     parsed = [parse(f"\\boxed{{{answer}}}") for answer in (one, other)]
     assert same_answer.__wrapped__(one, other) is (verify(*parsed) or verify(*reversed(parsed)))
+
+
+@pytest.mark.parametrize("form", ["tag", "gsm8k", "sentence", "boxed", "auto"])
+def test_one_form_alone(form):
+    text = r"The answer is 1. \boxed{2} <answer>3</answer>" + "\n#### 4"
+    expected = {"tag": "3", "gsm8k": "4", "boxed": "2", "auto": "4", "sentence": "1"}
+    assert final_answer(text, form) == expected[form]
+
+
+def in_brackets(text):
+    """A reader of one's own."""
+    return text.partition("[")[2].partition("]")[0] if "[" in text else None
+
+
+def test_a_reader_of_ones_own():
+    name = f"{__name__}:in_brackets"
+    assert final_answer("so [5]", name) == "5"
+    assert final_answer("so 5", name) is None
+    assert reference_answer("so [5]", name.replace(":", ".")) == "5"
+    assert reference_answer("5", name) == "5"  # it announces nothing: all of it is the answer
+    for wrong in ("nosuch", "no.such", "math:nosuch"):
+        with pytest.raises(ValueError, match="answer_extractor"):
+            final_answer("x", wrong)
+    with pytest.raises(ValueError, match="must return text or None"):
+        final_answer("x", "builtins.len")
+
+
+HOSTILE = [
+    "\\boxed{" * 20_000,
+    "\\boxed{" + "{" * 50_000,
+    "}" * 100_000,
+    "\\boxed{" + "7" * 4_400 + "}",
+    "\\boxed{" + "x" * 100_000 + "}",
+    "<answer>" * 20_000,
+    "the answer is " * 20_000,
+    "the answer is" + " " * 100_000,
+    "the answer is $" * 10_000,
+    "#### " * 20_000,
+    "####\n" * 20_000,
+    "\\boxed{9^{9^{9^{9}}}}",
+    "\\boxed{\\frac{1}{\\frac{1}{\\frac{1}{0}}}}",
+    "\\boxed{" + "\\frac{1}{" * 500 + "2" + "}" * 501,
+    "\\boxed{\\binom{1000000}{500000}}",
+    "\\boxed{\x00\u202e\ud83d\ude00}",
+    "$" * 100_000,
+    "**" * 50_000,
+]
+
+
+@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
+def test_text_of_a_model_never_raises(text):
+    answer = final_answer(text)
+    assert answer is None or isinstance(answer, str)
+    assert isinstance(reference_answer(text), str)
+    for one in (answer or "", text):
+        assert same_answer.__wrapped__(one, "7") is False
+        assert same_answer.__wrapped__(one, one) is True
+
+
+_PIECES = st.sampled_from(
+    [
+        *(
+            "\\boxed{",
+            "}",
+            "{",
+            "<answer>",
+            "</answer>",
+            "####",
+            "\n",
+            "$",
+            "7",
+            "x",
+            "\\(",
+            "\\)",
+            "**",
+            " ",
+            ".",
+            "-",
+        ),
+        *("A", "the answer is ", "\\frac{1}{2}", "\\text{", "^", "\u2212", "\u0663", "!"),
+    ]
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(_PIECES, max_size=12).map("".join))
+def test_any_text_is_read_the_same_wherever_it_stands(text):
+    """Completions and solutions have one reader, and what is around an answer is not read twice."""
+    answer = final_answer(text)
+    if answer is not None:
+        assert reference_answer(text) == answer
+        assert normalised(answer) == answer
+    else:
+        assert reference_answer(text) in ("", normalised(text))  # an empty box says that there is no answer
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(_PIECES, max_size=8).map("".join), st.lists(_PIECES, max_size=8).map("".join))
+def test_sameness_is_symmetric_and_that_of_the_text_at_least(one, other):
+    assert same_answer(one, one)
+    assert same_answer(one, other) == same_answer(other, one)
 
 
 def test_nested_braces():

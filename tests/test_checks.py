@@ -20,6 +20,8 @@ def rows(**columns):
         (rows(solution=["1", "", "3"]), "row 1 .*'solution' is empty"),
         (rows(solution=["1", "2", None]), "row 2 .*'solution' is empty"),
         (rows(solution=["1", "  ", "3"]), "row 1 .*'solution' is empty"),
+        (rows(solution=["1", r"so \boxed{}", "3"]), "row 1 .*'solution' holds no answer"),
+        (rows(solution=["1", "2", "####"]), "row 2 .*'solution' holds no answer"),
         (rows(solution=[1, 2, 3]), "row 0 .*'solution' is not text but 1"),
         (rows(prompt=["a", "b", "c"]), "row 0 .*plain text"),
         (rows(prompt=[[{"role": "system", "content": "x"}]] * 3), "row 0 .*no user turn"),

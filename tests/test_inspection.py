@@ -35,7 +35,7 @@ def half_right(completions, **kwargs):
 
 @pytest.mark.parametrize("rule", ["lowest_reward", "own_or_mixture"])
 def test_a_page_of_training_shows_the_evidence_that_was_trained_on(tmp_path, figures, monkeypatch, rule):
-    monkeypatch.setattr(cepo.trainer.cepo_trainer, "final_answer", lambda text: str(len(text)))
+    monkeypatch.setattr(cepo.trainer.cepo_trainer, "final_answer", lambda text, extractor: str(len(text)))
     drawn = []
     monkeypatch.setattr(
         cepo.trainer.credit_page, "credit_page", lambda shown, **options: drawn.append((shown, options)) or "page"

@@ -142,7 +142,10 @@ def test_what_is_not_given_is_what_the_method_says(method):
     options = MethodOptions(method=method, **needed_by(method))
     for name in METHODS[method].options - set(needed_by(method)):
         assert getattr(options, name) == default_of(METHODS[method], name)
-    assert options.given == {"method": method, "negative_advantage_weight": 1.0, **needed_by(method)}
+    assert options.given == {
+        **{"method": method, "negative_advantage_weight": 1.0, "answer_extractor": "auto"},
+        **needed_by(method),
+    }
 
 
 def test_an_unknown_method_says_what_there_is():

@@ -48,7 +48,7 @@ def half_right(completions, **kwargs):
 
 def wrong_answers(monkeypatch):
     """Short completions reach no answer; pretend that each rollout gave one."""
-    monkeypatch.setattr(cepo.trainer.cepo_trainer, "final_answer", lambda text: str(len(text)))
+    monkeypatch.setattr(cepo.trainer.cepo_trainer, "final_answer", lambda text, extractor: str(len(text)))
 
 
 def make(tmp_path, dataset, model=None, reward=letters, trainer_class=CEPOTrainer, peft_config=None, **options):
@@ -320,13 +320,52 @@ def test_the_teacher_without_a_hint_is_trls_own_student(tmp_path, task, monkeypa
 @pytest.mark.parametrize(("fallback", "scored"), [("student", 1.0), ("uniform", 0.0)])
 def test_without_a_wrong_answer(tmp_path, figures, monkeypatch, fallback, scored):
     """No rollout announces an answer: `student` compares with P_S (RLSD), `uniform` keeps GRPO's advantage."""
-    monkeypatch.setattr(cepo.trainer.cepo_trainer, "final_answer", lambda text: None)
+    monkeypatch.setattr(cepo.trainer.cepo_trainer, "final_answer", lambda text, extractor: None)
     trainer = train(tmp_path, figures, reward=half_right, max_steps=1, no_negative=fallback)
     assert logged(trainer, "cepo/rows_scored") == [scored]
     assert logged(trainer, "cepo/fallback/no_wrong_answer") == [1.0]
     other = train(tmp_path, figures, reward=half_right, max_steps=1, method="rlsd" if fallback == "student" else "grpo")
     for name, weight in weights_of(other).items():
         assert_close(weights_of(trainer)[name], weight)
+
+
+def test_what_lasts_is_said_once(tmp_path, figures, monkeypatch, caplog):
+    """No answer is ever found, and of three rollouts in four there is no verdict."""
+    monkeypatch.setattr(cepo.trainer.cepo_trainer, "final_answer", lambda text, extractor: None)
+
+    def mostly_silent(completions, **kwargs):
+        return [None if place % 4 else float(place % 8 == 0) for place in range(len(completions))]
+
+    train(tmp_path / "silent", figures, reward=mostly_silent, max_steps=5, method="grpo")
+    (missing,) = [record.getMessage() for record in caplog.records if "cepo/verdicts/missing" in record.getMessage()]
+    assert "3 times in a row, now 75 % of rollouts have no verdict" in missing
+    caplog.clear()
+    trainer = train(tmp_path / "unread", figures, reward=half_right, max_steps=5)
+    assert logged(trainer, "cepo/verdicts/missing") == [0.0] * 5
+    (unread,) = [record.getMessage() for record in caplog.records if "no_wrong_answer" in record.getMessage()]
+    assert "answer_extractor" in unread
+    caplog.clear()
+    train(tmp_path / "short", figures, reward=half_right, max_steps=2)
+    assert not [record for record in caplog.records if "no_wrong_answer" in record.getMessage()]
+
+
+def test_answers_are_read_as_the_option_says(tmp_path, figures):
+    """A reader of one's own, for completions and solutions alike."""
+    trainer = train(tmp_path, figures, reward=half_right, max_steps=1, answer_extractor=f"{__name__}:first_letter")
+    attempts = read_by_the_last_run
+    assert logged(trainer, "cepo/rows_scored")[0] > 0
+    assert attempts
+    assert all(text for text in attempts)
+    with pytest.raises(ValueError, match="there is no 'nosuch'"):
+        CEPOConfig(output_dir=str(tmp_path), bf16=False, answer_extractor="nosuch")
+
+
+read_by_the_last_run: list[str] = []
+
+
+def first_letter(text):
+    read_by_the_last_run.append(text)
+    return text.strip()[:1] or None
 
 
 def test_correctness_is_the_verdict_of_the_chosen_reward(tmp_path, figures, monkeypatch):

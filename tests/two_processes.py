@@ -65,7 +65,7 @@ class Spy(CEPOTrainer):
 
 
 def run(name, reward, rows, num_generations, **options):
-    cepo.trainer.cepo_trainer.final_answer = lambda text: f"{rank}"
+    cepo.trainer.cepo_trainer.final_answer = lambda text, extractor: f"{rank}"
     args = CEPOConfig(
         output_dir=str(folder / name),
         max_steps=2,

@@ -82,7 +82,7 @@ CONTENTS = {
     "rollout": ("rollout", "rollout"),
     "solution": ("solution", "rollout"),
 }
-CREDIT = ("evidence_clip",)
+CREDIT = ("evidence_clip", "answer_extractor")
 _CHUNK = 20  # groups that are read at a time
 
 
@@ -151,7 +151,15 @@ def _measure(
     started = time.monotonic()
     sampling = Sampling(options.max_completion_length, options.temperature, batch_size=options.batch_size)
     with seeded(options.seed), console.status("sampling rollouts"):
-        sampled = sampled_groups(model, processing_class, rows, options.num_generations, sampling, reward_func)
+        sampled = sampled_groups(
+            model,
+            processing_class,
+            rows,
+            options.num_generations,
+            sampling,
+            reward_func,
+            extractor=options.answer_extractor or "auto",
+        )
     # Without right and wrong rollouts in it, a group has no advantage to place.
     groups = [group for group in sampled if any(rollout.advantage for rollout in group.rollouts)]
     right = fmean(attempt.correct is True for group in sampled for attempt in group.attempts)
@@ -180,7 +188,15 @@ def _measure(
     told = _told(processing_class, HINTS | wordings) if labelled else _told_greedily(options.contents, wordings)
     asked = sampling if labelled else replace(sampling, temperature=0.0)
     with console.status("does the policy follow hints?"), seeded(options.seed):
-        followed = following(model, processing_class, groups, told, asked, reward_func)
+        followed = following(
+            model,
+            processing_class,
+            groups,
+            told,
+            asked,
+            reward_func,
+            extractor=options.answer_extractor or "auto",
+        )
     page.print(_following_table(followed, asked))
     options.output_dir.mkdir(parents=True, exist_ok=True)
     result = {

@@ -41,7 +41,10 @@ from .options import (
 from .train import RUN_FILE
 
 # The options of methods that this command takes.
-CREDIT = ("evidence_coefficient", "evidence_clip", "max_negatives", "hint_template", "teacher_model_name_or_path")
+CREDIT = (
+    *("evidence_coefficient", "evidence_clip", "max_negatives", "hint_template", "teacher_model_name_or_path"),
+    "answer_extractor",
+)
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
@@ -200,7 +203,13 @@ def _explain(
             sampling = Sampling(options.max_completion_length, options.temperature, batch_size=options.batch_size)
             with seeded(options.seed):
                 groups = sampled_groups(
-                    job.model, job.processing_class, job.rows, options.num_generations, sampling, reward_func
+                    job.model,
+                    job.processing_class,
+                    job.rows,
+                    options.num_generations,
+                    sampling,
+                    reward_func,
+                    extractor=options.answer_extractor or "auto",
                 )
     with console.status("reading the rollouts again"):
         inspected = inspect_with(

@@ -65,6 +65,7 @@ def make_parser() -> argparse.ArgumentParser:
     data.add_argument("--num_prompts", type=positive, default=8, help="prompts of a batch")
     sampling = add_sampling(parser)
     sampling.add_argument("--num_generations", type=positive, default=8, help="rollouts of a prompt")
+    sampling.add_argument("--answer_extractor", default="auto", help="how answers are read, as in training")
     add_verifier(sampling)
     add = parser.add_argument_group("placements").add_argument
     add(
@@ -104,6 +105,7 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
     # A data set may be sorted, and batches should be alike.
     dataset = dataset.shuffle(seed=options.seed)
     variants, left_out = read_placements(options.config, dataset)
+    variants = [variant.with_options(answer_extractor=options.answer_extractor) for variant in variants]
     model, processing_class = load_policy(options.model_name_or_path or policy_path())
     frozen = options.freeze_vision_tower or ("true" if options.dataset_name == FIGURES else "false")
     if frozen == "true":
@@ -290,7 +292,15 @@ def _collect(
             status.update(f"batch {batch + 1} of {options.num_batches}")
             own = rows[batch * options.num_prompts : (batch + 1) * options.num_prompts]
             with seeded(options.seed * 1_000_003 + batch):
-                groups = sampled_groups(model, processing_class, own, options.num_generations, sampling, reward_func)
+                groups = sampled_groups(
+                    model,
+                    processing_class,
+                    own,
+                    options.num_generations,
+                    sampling,
+                    reward_func,
+                    extractor=options.answer_extractor,
+                )
             # A group draws its own way in every batch.
             groups = [replace(group, number=batch * options.num_prompts + group.number) for group in groups]
             found = batch_gradients(

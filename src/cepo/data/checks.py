@@ -8,6 +8,7 @@ from typing import Any
 from datasets import Dataset, Image, IterableDataset, Sequence
 
 from ..methods.options import MethodOptions
+from ..references.answers import reference_answer
 
 # How many rows of a stream are looked at; rows further on are checked when they arrive.
 _STREAM_ROWS = 8
@@ -23,6 +24,7 @@ def check_dataset(
     needs_solution: bool,
     needs_prompt: bool = True,
     name: str = "the training set",
+    extractor: str = "auto",
 ) -> None:
     """Refuse a dataset that would fail later, or that would silently train on the wrong thing.
 
@@ -32,6 +34,7 @@ def check_dataset(
             prompts must be conversations, because the hint is put into their last user turn.
         needs_prompt: Whether there must be prompts; an environment may make its own.
         name: What to call the dataset in messages.
+        extractor: How the solution's answer is read; see `final_answer`.
 
     Raises:
         DatasetError: Naming the column, the row and the fix.
@@ -48,20 +51,20 @@ def check_dataset(
                 f"{_listed(columns)}. Rename the column with the reference answers to 'solution'."
             )
     if isinstance(dataset, IterableDataset):
-        _check_rows(islice(dataset, _STREAM_ROWS), needs_solution, name)
+        _check_rows(islice(dataset, _STREAM_ROWS), needs_solution, name, extractor)
         return
     _check_images(dataset, name)
     if needs_solution:
         # Only the columns that are read, so that no image is decoded here.
         read = [column for column in ("prompt", "solution") if column in dataset.column_names]
-        _check_rows(dataset.select_columns(read), needs_solution, name)
+        _check_rows(dataset.select_columns(read), needs_solution, name, extractor)
 
 
-def _check_rows(rows: Iterable[dict[str, Any]], needs_solution: bool, name: str) -> None:
+def _check_rows(rows: Iterable[dict[str, Any]], needs_solution: bool, name: str, extractor: str) -> None:
     if not needs_solution:
         return
     for number, row in enumerate(rows):
-        check_solution(row, f"row {number} of {name}")
+        check_solution(row, f"row {number} of {name}", extractor)
         prompt = row.get("prompt", [{"role": "user"}])
         if isinstance(prompt, str):
             raise DatasetError(
@@ -72,14 +75,19 @@ def _check_rows(rows: Iterable[dict[str, Any]], needs_solution: bool, name: str)
             raise DatasetError(f"row {number} of {name}: 'prompt' has no user turn for a teacher's hint to stand in.")
 
 
-def check_solution(row: dict[str, Any], place: str) -> str:
+def check_solution(row: dict[str, Any], place: str, extractor: str = "auto") -> str:
     """The `solution` of a row.
 
     Raises:
-        DatasetError: If it is missing or empty.
+        DatasetError: If it is missing or empty, or no answer can be read in it.
     """
     solution = row.get("solution")
     if isinstance(solution, str) and solution.strip():
+        if not reference_answer(solution, extractor):
+            raise DatasetError(
+                f"{place}: 'solution' holds no answer, as answer_extractor={extractor!r} reads it: {solution[:80]!r}. "
+                "Write the answer into it, or drop the row."
+            )
         return solution
     state = "empty" if solution is None or isinstance(solution, str) else f"not text but {solution!r}"
     raise DatasetError(f"{place}: 'solution' is {state}. Give the row its reference answer as text, or drop it.")

@@ -130,15 +130,16 @@ def sampled_groups(
     reward_func: Callable[..., Sequence[float | None]],
     *,
     threshold: float = 0.5,
+    extractor: str = "auto",
 ) -> list[Group]:
-    """A group of rollouts for each row of a dataset, judged as in training."""
+    """A group of rollouts for each row of a dataset, judged and read as in training."""
     each = [row for row in rows for _ in range(num_generations)]
     conversations = [conversation_of(row, processing_class) for row in rows]
     completions = sample(model, processing_class, [c for c in conversations for _ in range(num_generations)], sampling)
     texts = [text_of(processing_class, ids) for ids in completions]
     judged = zip(texts, verdicts(reward_func, each, texts), strict=True)
     attempts = [
-        Attempt(final_answer(text), reward or 0.0, None if reward is None else reward >= threshold, text)
+        Attempt(final_answer(text, extractor), reward or 0.0, None if reward is None else reward >= threshold, text)
         for text, reward in judged
     ]
     groups = []

@@ -26,6 +26,7 @@ class Answered:
         text: What stands in the hint.
         completion: The completion.
         correct: Whether it is right.
+        extractor: How its answer is read.
     """
 
     attempt: Attempt
@@ -33,10 +34,11 @@ class Answered:
     text: str
     completion: str
     correct: bool
+    extractor: str = "auto"
 
     def ends_alike(self) -> bool:
         """It ends with the answer of the attempt that it was told of."""
-        given = final_answer(self.completion)
+        given = final_answer(self.completion, self.extractor)
         return given is not None and self.attempt.answer is not None and same_answer(given, self.attempt.answer)
 
     def begins_alike(self) -> bool:
@@ -76,6 +78,8 @@ def following(
     contents: Sequence[Told],
     sampling: Sampling,
     reward_func: Callable[..., Any],
+    *,
+    extractor: str = "auto",
 ) -> list[dict[str, Any]]:
     """The share of completions, sampled under a hint, that follow it.
 
@@ -86,6 +90,7 @@ def following(
         contents: What to tell.
         sampling: How completions are sampled; see `seeded`.
         reward_func: The verifier.
+        extractor: How answers are read; see `final_answer`.
 
     Returns:
         For each content `name`, `right` and `wrong`: the share that followed with its interval; None without a case.
@@ -93,7 +98,7 @@ def following(
     cases: dict[bool, list[tuple[Group, Attempt]]] = {True: [], False: []}
     for group in groups:
         right = next((attempt for attempt in group.attempts if attempt.correct), None)
-        sources = choose_references(group.attempts, group.solution, rule="most_common")[0].sources
+        sources = choose_references(group.attempts, group.solution, rule="most_common", extractor=extractor)[0].sources
         if right is not None and sources:
             cases[True].append((group, right))
             cases[False].append((group, group.attempts[sources[0]]))
@@ -109,7 +114,11 @@ def following(
             completions = [text_of(processing_class, ids) for ids in sample(model, processing_class, hinted, sampling)]
             judged = verdicts(reward_func, [dict(group.row) for group, _ in chosen], completions) if chosen else []
             followed = [
-                float(one.follows(Answered(attempt, side, text, completion, reward is not None and reward >= RIGHT)))
+                float(
+                    one.follows(
+                        Answered(attempt, side, text, completion, reward is not None and reward >= RIGHT, extractor)
+                    )
+                )
                 for (_, attempt), text, completion, reward in zip(chosen, texts, completions, judged, strict=True)
             ]
             row["right" if side else "wrong"] = Accuracy(tuple(followed)).as_dict() if followed else None

@@ -76,7 +76,7 @@ def _group(one: Shown, variants: Sequence[Variant]) -> dict[str, Any]:
         "messages": [{"role": role, "text": text} for role, text in text_of_messages(group.messages)],
         "images": [_data_uri(image) for image in images_of_messages(group.messages)],
         "solution": group.solution,
-        "positive": reference_answer(group.solution),
+        "positive": reference_answer(group.solution, variants[0].options.answer_extractor),
         "answers": [_attempt(attempt) for attempt in group.attempts],
         "first": group.first,
         "rollouts": [

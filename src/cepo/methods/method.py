@@ -99,7 +99,7 @@ MakeReferences = Callable[[Sequence[Attempt], str, SharedOptions, Tools], list[R
 
 def right_answer(attempts: Sequence[Attempt], solution: str, options: SharedOptions, tools: Tools) -> list[References]:
     """r+ alone: the answer, or what `positive_content` puts in its place."""
-    plain = [References(reference_answer(solution), ())] * len(attempts)
+    plain = [References(reference_answer(solution, options.answer_extractor), ())] * len(attempts)
     return with_contents(plain, attempts, solution, options.hint_content(), tools.cut)
 
 
@@ -110,7 +110,7 @@ def right_and_wrong_answers(
     rule, most = options.negative_reference, options.max_negatives
     assert rule is not None  # its methods read both
     assert most is not None
-    chosen = choose_references(attempts, solution, rule=rule, max_negatives=most)
+    chosen = choose_references(attempts, solution, rule=rule, max_negatives=most, extractor=options.answer_extractor)
     return with_contents(chosen, attempts, solution, options.hint_content(), tools.cut)
 
 

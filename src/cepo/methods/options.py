@@ -13,6 +13,7 @@ from ..credit import Schedule, evidence_coefficient
 from ..references.choosing import DEFAULT_RULE, NegativeRule
 from ..references.contents import NegativeContent, Part, PositiveContent
 from ..references.hints import DEFAULT_HINT_TEMPLATE, require_placeholder
+from ..references.reading import find_extractor
 from .method import Method
 from .registry import METHODS, find_method
 from .shared_options import Divergence, NoNegative, SharedOptions, TeacherSource
@@ -70,7 +71,7 @@ class MethodOptions(SharedOptions):
         #: What the user gave, method included: of use to another method that is shown beside this one.
         self.given: dict[str, Any] = {
             name: value
-            for name in ("method", "negative_advantage_weight", *SELECTIVE)
+            for name in ("method", "negative_advantage_weight", "answer_extractor", *SELECTIVE)
             if (value := getattr(self, name)) is not None
         }
         unread = [name for name in SELECTIVE if name not in method.options and getattr(self, name) is not None]
@@ -90,6 +91,7 @@ class MethodOptions(SharedOptions):
             value = getattr(self, name)
             if value is not None and not holds(value):
                 raise ValueError(f"{name} {meaning}, got {value}")
+        find_extractor(self.answer_extractor)
         if self.hint_template is not None:
             require_placeholder(self.hint_template)
         if self.chosen.distils and self.negative_advantage_weight != 1:
@@ -104,9 +106,9 @@ class MethodOptions(SharedOptions):
         _ = self.constants
 
 
-SELECTIVE = tuple(
-    f.name for f in fields(MethodOptions) if f.name not in ("method", "method_kwargs", "negative_advantage_weight")
-)
+# Those that every method may be given.
+_COMMON = ("method", "method_kwargs", "negative_advantage_weight", "answer_extractor")
+SELECTIVE = tuple(f.name for f in fields(MethodOptions) if f.name not in _COMMON)
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "evidence_schedule": get_args(Schedule),

@@ -75,21 +75,21 @@ def references(attempts: Sequence[Attempt], solution: str, options: SharedOption
     right = [place for place, attempt in enumerate(attempts) if attempt.correct]
     wrong = [place for place, attempt in enumerate(attempts) if attempt.correct is False and attempt.answer]
 
+    reference = reference_answer(solution, options.answer_extractor)
+
     def told(place: int) -> str:
         # A right sibling that announced no answer borrows that of the solution.
-        return asserted(attempts[place].text, attempts[place].answer or reference_answer(solution))
+        return asserted(attempts[place].text, attempts[place].answer or reference)
 
     def of(place: int) -> References:
         others = [other for other in right if other != place]
         pool = [other for other in wrong if other != place]
         from_solution = options.constants.right_hint == "solution"
         if not others and not from_solution:
-            return References(reference_answer(solution), (), "no_right_rollout")
+            return References(reference, (), "no_right_rollout")
         if not pool:
-            return References(reference_answer(solution), (), "no_wrong_rollout")
-        positive = (
-            asserted(solution, reference_answer(solution)) if from_solution else told(tools.random.choice(others))
-        )
+            return References(reference, (), "no_wrong_rollout")
+        positive = asserted(solution, reference) if from_solution else told(tools.random.choice(others))
         drawn = tools.random.sample(pool, min(options.max_negatives or 1, len(pool)))
         return References(positive, tuple(map(told, drawn)), None, tuple(drawn))
 

@@ -56,6 +56,13 @@ class SharedOptions:
         "comparison; at 0 such rollouts are neither read nor trained on.",
         1.0,
     )
+    answer_extractor: str = option(
+        "references",
+        "How answers are read, in completions and solutions alike: auto, the last box, <answer> tag or #### line, else "
+        "what a sentence announces; boxed, tag, gsm8k, sentence: that form alone; or the import path of a function "
+        "that is given a text and returns the answer, or None.",
+        "auto",
+    )
     evidence_coefficient: float | None = option(
         "schedule",
         "lambda_0: share of a token's advantage that evidence redistributes at step 0, in [0, 1] (paper, step 7).",

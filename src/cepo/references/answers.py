@@ -1,6 +1,6 @@
-"""Final answers: finding them in completions and telling whether two of them are the same.
+"""Whether two answers are the same: by their text, and by math-verify where both are mathematics.
 
-math-verify decides what is an answer and which spellings are equal, as in TRL's `accuracy_reward`.
+An answer is a model's text. What would take long, or is none of mathematics, is compared as text alone.
 """
 
 import logging
@@ -12,18 +12,66 @@ from typing import Any
 from latex2sympy2_extended import NormalizationConfig
 from math_verify import LatexExtractionConfig, parse, verify
 
-# The extraction of TRL's `accuracy_reward`: only an answer that is announced as one counts, not any number in the text.
-_ANNOUNCED = [
+from .reading import final_answer, last_box, last_box_place, normalised, reference_answer
+
+__all__ = [
+    "final_answer",
+    "is_mathematics",
+    "last_box",
+    "last_box_place",
+    "normalised",
+    "reference_answer",
+    "same_answer",
+    "text_of_completion",
+]
+
+# The extraction of TRL's `accuracy_reward`.
+_BOXED = [
     LatexExtractionConfig(
         normalization_config=NormalizationConfig(units=True),
         boxed_match_priority=0,
         try_extract_without_anchor=False,
     )
 ]
-_BOX = "\\boxed{"
 # Whole numbers, and lists of them in parentheses: what they say is plain, and math-verify takes tens of milliseconds.
-_INTEGER = re.compile(r"-?\d+")
-_INTEGERS = re.compile(r"\(-?\d+(?:,\s*-?\d+)+\)")
+_INTEGER = re.compile(r"-?[0-9]+")
+_INTEGERS = re.compile(r"\(-?[0-9]+(?:,\s*-?[0-9]+)+\)")
+_WORD = re.compile(r"[^\W\d_]{2,}")
+_COMMAND = re.compile(r"\\[A-Za-z]+")
+# Words within mathematics, and units that math-verify leaves out.
+_FORMULA_WORDS = frozenset(
+    (
+        *("sin", "cos", "tan", "cot", "sec", "csc", "log", "ln", "exp", "max", "min", "mod", "pi", "sqrt", "gcd"),
+        *("lcm", "inf", "deg", "degree", "degrees", "mm", "cm", "dm", "km", "mi", "ft", "in", "kg", "mg", "lb", "oz"),
+        *("ml", "hr", "hrs", "unit", "units", "or", "and"),
+    )
+)
+_DATE = re.compile(r"[0-9]{1,4}([-/.])[0-9]{1,2}\1[0-9]{1,4}")
+_TIME = re.compile(r"[0-9]{1,2}:[0-9]{2}(?::[0-9]{2})?(?:\s?[ap]\.?m\.?)?", re.IGNORECASE)
+_LONGEST_FORMULA = 200  # characters
+# What sympy would work out for longer than anyone waits: long numbers, large powers, towers, factorials.
+_HEAVY = re.compile(
+    r"[0-9]{40}|\^\s*\{?\s*-?[0-9]{4}|\^[^^]{0,40}\^|[0-9]{3,}\s*!|!\s*!|\\binom|\\(?:sum|prod|int|lim)\b|\\begin"
+)
+_DEEPEST = 12  # braces and brackets within each other
+
+
+def is_mathematics(answer: str) -> bool:
+    """Whether an answer is a formula that math-verify may be asked about: no word, date or time, and not too much."""
+    if not answer or len(answer) > _LONGEST_FORMULA or _HEAVY.search(answer):
+        return False
+    if _DATE.fullmatch(answer) or _TIME.fullmatch(answer) or _depth(answer) > _DEEPEST:
+        return False
+    words = _WORD.findall(_COMMAND.sub(" ", answer))
+    return all(word.lower() in _FORMULA_WORDS for word in words)
+
+
+def _depth(text: str) -> int:
+    deepest = depth = 0
+    for character in text:
+        depth += 1 if character in "{([" else -1 if character in "})]" else 0
+        deepest = max(deepest, depth)
+    return deepest
 
 
 def _timeout(seconds: int) -> int | None:
@@ -35,68 +83,40 @@ def _timeout(seconds: int) -> int | None:
     return None
 
 
-def last_box(text: str) -> str | None:
-    """The content of the last complete ``\\boxed{...}`` of a text, or None."""
-    place = last_box_place(text)
-    return None if place is None else text[slice(*place)].strip() or None
-
-
-def last_box_place(text: str) -> tuple[int, int] | None:
-    """Where the content of the last complete ``\\boxed{...}`` begins and ends [characters], or None."""
-    start = text.rfind(_BOX)
-    while start != -1:
-        depth = 1
-        for position in range(start + len(_BOX), len(text)):
-            depth += {"{": 1, "}": -1}.get(text[position], 0)
-            if depth == 0:
-                return start + len(_BOX), position
-        start = text.rfind(_BOX, 0, start)
-    return None
-
-
-def final_answer(completion: str) -> str | None:
-    """The final answer of a completion (the answer only, not the reasoning), or None if it announces none."""
-    boxed = last_box(completion)
-    if boxed is not None:
-        return boxed
-    if _BOX in completion:  # a box that was cut off announces an answer that never came
-        return None
-    parsed = parse(completion, extraction_config=_ANNOUNCED, parsing_timeout=_timeout(10))
-    return str(parsed[-1]).strip() or None if parsed else None
-
-
-def reference_answer(solution: str) -> str:
-    """r+: the answer in a `solution` column, which holds either the answer alone or a worked solution.
-
-    The last box counts; else what stands behind GSM8K's ``####``; else the whole text without its dollar signs.
-    """
-    boxed = last_box(solution)
-    if boxed is not None:
-        return boxed
-    return solution.rpartition("####")[2].strip().strip("$").strip()
-
-
 @lru_cache(maxsize=4096)
 def _parse_answer(answer: str) -> tuple:
-    return tuple(parse(f"{_BOX}{answer}}}", extraction_config=_ANNOUNCED, parsing_timeout=_timeout(10)))
+    return tuple(parse(f"\\boxed{{{answer}}}", extraction_config=_BOXED, parsing_timeout=_timeout(3)))
 
 
 @lru_cache(maxsize=16384)
 def same_answer(one: str, other: str) -> bool:
     """Whether two answers are spellings of the same one."""
+    one, other = normalised(one), normalised(other)
     if one == other:
         return True
     for form in (_INTEGER, _INTEGERS):
         if form.fullmatch(one) and form.fullmatch(other):
-            return [*map(int, _INTEGER.findall(one))] == [*map(int, _INTEGER.findall(other))]
-    parsed = list(_parse_answer(one)), list(_parse_answer(other))
-    if not all(parsed):
+            return [*map(_digits, _INTEGER.findall(one))] == [*map(_digits, _INTEGER.findall(other))]
+    if not (is_mathematics(one) and is_mathematics(other)):
+        return " ".join(one.casefold().split()) == " ".join(other.casefold().split())
+    try:
+        parsed = list(_parse_answer(one)), list(_parse_answer(other))
+        if not all(parsed):
+            return False
+        # `verify` treats its first argument as the gold answer and is not symmetric; either direction will do.
+        limit = _timeout(3)
+        return bool(
+            verify(parsed[0], parsed[1], timeout_seconds=limit) or verify(parsed[1], parsed[0], timeout_seconds=limit)
+        )
+    except Exception as error:  # what a model writes must not end a run
+        logging.getLogger(__name__).debug("math-verify could not compare %r and %r: %s", one, other, error)
         return False
-    # `verify` treats its first argument as the gold answer and is not symmetric; either direction will do.
-    limit = _timeout(5)
-    return bool(
-        verify(parsed[0], parsed[1], timeout_seconds=limit) or verify(parsed[1], parsed[0], timeout_seconds=limit)
-    )
+
+
+def _digits(number: str) -> str:
+    """A whole number as text in one way; int() refuses more than 4,300 digits."""
+    digits = number.lstrip("-").lstrip("0") or "0"
+    return f"-{digits}" if number.startswith("-") and digits != "0" else digits
 
 
 def text_of_completion(completion: str | list[dict[str, Any]]) -> str:

@@ -17,6 +17,7 @@ def choose_references(
     *,
     rule: NegativeRule = DEFAULT_RULE,
     max_negatives: int = 4,
+    extractor: str = "auto",
     same: Callable[[str, str], bool] = same_answer,
 ) -> list[References]:
     """The references of every rollout of a group (paper, algorithm step 2).
@@ -32,6 +33,7 @@ def choose_references(
             frequent one for the others; ``mixture``, all distinct wrong answers, the most frequent ones first, up to
             `max_negatives`; ``own_or_mixture``, own on rejected rollouts and the mixture on the others.
         max_negatives: K, the most negatives of a mixture.
+        extractor: How the solution's answer is read; see `final_answer`.
         same: Tells whether two answers are the same.
 
     Raises:
@@ -41,7 +43,7 @@ def choose_references(
         raise ValueError(f"unknown negative_reference {rule!r}; choose one of {', '.join(get_args(NegativeRule))}")
     if max_negatives < 1:
         raise ValueError(f"max_negatives must be at least 1, got {max_negatives}")
-    positive = reference_answer(solution)
+    positive = reference_answer(solution, extractor)
 
     rejected = [place for place, attempt in enumerate(attempts) if attempt.correct is False]
     usable = [place for place in rejected if (answer := attempts[place].answer) and not same(answer, positive)]

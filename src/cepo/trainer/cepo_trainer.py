@@ -25,7 +25,7 @@ from ..data.saved import rows_of, save_rows
 from ..distillation.losses import student_divergence, teacher_states
 from ..methods.placement import PlacementInputs, negative_weights
 from ..references.answers import final_answer, text_of_completion
-from ..references.groups import Attempt, Fallback, Messages
+from ..references.groups import Fallback, Messages
 from ..scoring.pipeline import verdicts_of
 from ..scoring.prompts import PromptEncoder, tokenizer_of
 from ..scoring.requests import Prompt
@@ -33,9 +33,10 @@ from ..scoring.score import Completions
 from ..scoring.shards import head_gathered_with_gradient
 from .batches import moving_rows, prompt_of, trained_tokens
 from .cepo_config import CEPOConfig
-from .completion_batch import CompletionBatch
+from .completion_batch import CompletionBatch, attempts_of
 from .credit_page import NUMBER_OF_GROUPS, write_credit_page
 from .distillation import add_teacher_prompts, distillation_batch
+from .lasting import LastingTrouble
 from .layout import check_layout, check_processes, name_cpu_plainly
 from .metrics import credit_metrics, credit_sums
 from .processes import Processes
@@ -99,7 +100,12 @@ class CEPOTrainer(GRPOTrainer):
         self._collects = needs_solution or (args.log_completions and has_solutions(train_dataset))
         if train_dataset is not None:
             owns_prompts = kwargs.get("environment_factory") is not None  # then the prompts come from the environment
-            check_dataset(train_dataset, needs_solution=needs_solution, needs_prompt=not owns_prompts)
+            check_dataset(
+                train_dataset,
+                needs_solution=needs_solution,
+                needs_prompt=not owns_prompts,
+                extractor=args.answer_extractor,
+            )
             if isinstance(train_dataset, Dataset):
                 check_size(train_dataset, args.generation_batch_size, args.num_generations)
             check_method(train_dataset, args)
@@ -135,6 +141,7 @@ class CEPOTrainer(GRPOTrainer):
         self._processes = Processes(self.accelerator)
         self._teachers = Teachers(self, args, self._processes)
         self.add_callback(FollowPolicy(self._teachers))
+        self.add_callback(LastingTrouble())
         if needs_solution:
             self._encoder = PromptEncoder(self.processing_class, self._is_vlm, self._template_options())
 
@@ -193,6 +200,9 @@ class CEPOTrainer(GRPOTrainer):
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        if self.model.training:
+            verdicts = rewards_per_func[:, self._correctness_index]
+            self._log_credit("verdicts/missing", verdicts.isnan().float().mean().item())
         if self.model.training and self._collects:
             solutions = [check_solution(row, f"a row of the training set (prompt {row['prompt']!r})") for row in inputs]
             self._batch = self._collect(inputs, prompts, completions, solutions, rewards_per_func)
@@ -277,25 +287,15 @@ class CEPOTrainer(GRPOTrainer):
     ) -> CompletionBatch:
         """What the verifier said. Groups may span processes, so answers are gathered, as TRL gathers the rewards."""
         texts = [text_of_completion(completion) for completion in completions]
-        everyone = gather_object([(final_answer(t), t, s) for t, s in zip(texts, solutions, strict=True)])
+        answers = [final_answer(text, self.args.answer_extractor) for text in texts]
+        everyone = gather_object(list(zip(answers, texts, solutions, strict=True)))
         correctness = rewards_per_func[:, self._correctness_index].tolist()
         totals = (rewards_per_func * self.reward_weights.to(rewards_per_func.device)).nansum(dim=1).tolist()
         errors = [float("nan")] * len(everyone)
         if self._first_error_index is not None:
             errors = rewards_per_func[:, self._first_error_index].tolist()
-        threshold = self.args.correctness_threshold
-        attempts = [
-            # NaN: the function gave no verdict.
-            Attempt(
-                answer,
-                total,
-                None if verdict != verdict else verdict >= threshold,
-                text,
-                None if error != error else int(error),
-            )
-            for (answer, text, _), total, verdict, error in zip(everyone, totals, correctness, errors, strict=True)
-        ]
-        solutions = [solution for *_, solution in everyone]
+        answers, texts, solutions = (list(column) for column in zip(*everyone, strict=True))
+        attempts = attempts_of(answers, texts, totals, correctness, errors, self.args.correctness_threshold)
         first = self.accelerator.process_index * len(rows)
         return CompletionBatch(rows, prompts, attempts, solutions, self.num_generations, first)
 

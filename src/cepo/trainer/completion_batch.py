@@ -3,6 +3,7 @@
 Dimensions: B rollouts of this process, G rollouts of a group.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -58,3 +59,32 @@ class CompletionBatch:
             )
             rows.append(row)
         return groups, rows
+
+
+def attempts_of(
+    answers: Sequence[str | None],
+    texts: Sequence[str],
+    rewards: Sequence[float],
+    verdicts: Sequence[float],
+    first_errors: Sequence[float],
+    threshold: float,
+) -> list[Attempt]:
+    """What is known of each rollout; NaN where a reward function returned None.
+
+    Args:
+        answers, texts: Of the rollouts.
+        rewards: In all.
+        verdicts: Of the function that decides what is right: at least `threshold`.
+        first_errors: Tokens before the first error.
+        threshold: See `verdicts`.
+    """
+    return [
+        Attempt(
+            answer,
+            reward,
+            None if verdict != verdict else verdict >= threshold,
+            text,
+            None if error != error else int(error),
+        )
+        for answer, text, reward, verdict, error in zip(answers, texts, rewards, verdicts, first_errors, strict=True)
+    ]
