@@ -78,6 +78,7 @@ class CEPOConfig(MethodOptions, GRPOConfig):
         GRPOConfig.__post_init__(self)
         self._refuse_what_would_do_nothing()
         self._refuse_other_means()
+        self._refuse_another_correction()
         if self.skip_zero_advantage:
             self.require_skipping(self.why_no_skipping())
 
@@ -87,6 +88,15 @@ class CEPOConfig(MethodOptions, GRPOConfig):
             raise ValueError(
                 f"method={self.method!r} weighs tokens in one mean over all of them, which "
                 f"loss_type={self.loss_type!r} does not take; leave it out, or take dapo, bnpo, dr_grpo, cispo or vespo"
+            )
+
+    def _refuse_another_correction(self) -> None:
+        """The KL term takes the gradient of a sequence's ratio, and token advantages that of each token's."""
+        corrects = self.beta != 0 and self.use_bias_correction_kl
+        if self.importance_sampling_level == "sequence" and corrects and self.method != "grpo":
+            raise ValueError(
+                f"method={self.method!r} gives tokens advantages of their own, with which use_bias_correction_kl is "
+                "another term at importance_sampling_level='sequence'; leave it out, or take level 'token'"
             )
 
     def _refuse_what_would_do_nothing(self) -> None:

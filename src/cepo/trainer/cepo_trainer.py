@@ -16,7 +16,6 @@ import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
 from torch import Tensor
-from trl import GRPOTrainer
 from trl.models.utils import _ForwardRedirection
 
 from ..data.checks import check_dataset, check_method, check_size, check_solution, has_solutions
@@ -40,10 +39,11 @@ from .lasting import LastingTrouble
 from .layout import check_layout, check_processes, name_cpu_plainly
 from .metrics import credit_metrics, credit_sums
 from .processes import Processes
+from .sequence_level import SequenceLevelTrainer
 from .teachers import FollowPolicy, Teachers
 
 
-class CEPOTrainer(GRPOTrainer):
+class CEPOTrainer(SequenceLevelTrainer):
     """Trainer for CEPO and its siblings (`CEPOConfig.method`), a drop-in for TRL's [`GRPOTrainer`].
 
     Same constructor, dataset columns, reward functions, PEFT, callbacks and loggers. For methods with teachers the data
