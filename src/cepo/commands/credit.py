@@ -158,6 +158,7 @@ def _measure(
             options.num_generations,
             sampling,
             reward_func,
+            threshold=options.correctness_threshold,
             extractor=options.answer_extractor or "auto",
         )
     # Without right and wrong rollouts in it, a group has no advantage to place.
@@ -195,6 +196,7 @@ def _measure(
             told,
             asked,
             reward_func,
+            threshold=options.correctness_threshold,
             extractor=options.answer_extractor or "auto",
         )
     page.print(_following_table(followed, asked))

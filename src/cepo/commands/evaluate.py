@@ -88,6 +88,7 @@ def _evaluate(options, model, processing_class, dataset, reward_func, output: Pa
                 samples=options.num_samples,
                 seed=options.seed,
                 reward_func=reward_func,
+                threshold=options.correctness_threshold,
                 on_progress=lambda done: status.update(f"temperature {at:g}: {done} of {wanted} answers"),  # noqa: B023
             )
         found.append(one)
@@ -135,4 +136,6 @@ def measures_of(one: Evaluation) -> list[tuple[str, str, str, str]]:
         unit = " nats" if form == ".3f" else ""
         lines.append((first, name, f"{estimate.value:{form}}{unit}", f"[{low:{form}}, {high:{form}}]"))
         first = ""
+    if one.missing:
+        lines.append(("", "without a verdict", f"{one.missing} of {len(one.answers)}", "count as wrong"))
     return lines

@@ -13,7 +13,7 @@ from rich.console import Console
 
 from ..data.checks import check_dataset
 from ..data.loading import load_policy, load_reward_funcs, load_split, load_teacher_model
-from ..data.sampling import Sampling, sampled_groups, seeded
+from ..data.sampling import RewardFunc, Sampling, sampled_groups, seeded
 from ..data.saved import SavedError, load_saved, restore
 from ..inspection.inspect import Variant, all_variants, inspect_with
 from ..inspection.page import credit_page
@@ -194,7 +194,7 @@ def _explain(
     job: _Job,
     variants: Sequence[Variant],
     selected: Variant,
-    reward_func: Callable[..., Sequence[float | None]],
+    reward_func: RewardFunc,
     console: Console,
 ) -> int:
     groups = job.groups
@@ -209,6 +209,7 @@ def _explain(
                     options.num_generations,
                     sampling,
                     reward_func,
+                    threshold=options.correctness_threshold,
                     extractor=options.answer_extractor or "auto",
                 )
     with console.status("reading the rollouts again"):

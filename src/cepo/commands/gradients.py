@@ -299,6 +299,7 @@ def _collect(
                     options.num_generations,
                     sampling,
                     reward_func,
+                    threshold=options.correctness_threshold,
                     extractor=options.answer_extractor,
                 )
             # A group draws its own way in every batch.

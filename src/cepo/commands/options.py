@@ -141,6 +141,9 @@ def add_verifier(group: Any) -> None:
         default=None,
         help="the verifier: a name in trl.rewards, or module.function (none: accuracy_reward; figures: its own)",
     )
+    group.add_argument(
+        "--correctness_threshold", type=float, default=0.5, help="an answer is right if its reward is at least this"
+    )
 
 
 def verifier_of(dataset_name: str) -> list[str]:

@@ -169,7 +169,10 @@ class Measure:
                 self.console.print("No held-out problems: accuracy before and after is not measured.")
             return None
         greedy = self._ask(f"greedy answers {when}", self.held_out, temperature=0.0, samples=1)
-        self._say(f"held-out accuracy {when}, greedy: [bold]{greedy.accuracy}[/bold] of {len(self.held_out)} problems")
+        self._say(
+            f"held-out accuracy {when}, greedy: [bold]{greedy.accuracy}[/bold] of {len(self.held_out)} problems"
+            f"{_beside(greedy.without_verdict)}"
+        )
         sampled = None
         if self.script_args.eval_samples > 0:
             # A greedy answer tells one thing of a problem, several samples tell more: fewer problems do.
@@ -180,7 +183,7 @@ class Measure:
                 temperature=self.trainer.temperature,
                 samples=self.script_args.eval_samples,
             )
-            parts = [f"{sampled.accuracy}"]
+            parts = [f"{sampled.accuracy}{_beside(sampled.without_verdict)}"]
             if sampled.samples > 1:
                 parts.append(f"pass@{sampled.samples} {sampled.pass_at(sampled.samples)}")
             if entropy := sampled.content_entropy or sampled.entropy:
@@ -190,9 +193,9 @@ class Measure:
 
     def greedy(self, when: str) -> Accuracy:
         """Accuracy of greedy answers while training goes on."""
-        accuracy = self._ask(f"greedy answers {when}", self.held_out, temperature=0.0, samples=1).accuracy
-        self._say(f"held-out accuracy {when}, greedy: [bold]{accuracy}[/bold]")
-        return accuracy
+        found = self._ask(f"greedy answers {when}", self.held_out, temperature=0.0, samples=1)
+        self._say(f"held-out accuracy {when}, greedy: [bold]{found.accuracy}[/bold]{_beside(found.without_verdict)}")
+        return found.accuracy
 
     def _say(self, text: str) -> None:
         self.console.print(text, highlight=False)
@@ -217,8 +220,13 @@ class Measure:
                 samples=samples,
                 seed=trainer.args.seed,
                 reward_func=trainer.reward_funcs[trainer._correctness_index],
+                threshold=trainer.args.correctness_threshold,
                 share=share,
             )
+
+
+def _beside(text: str) -> str:
+    return f" ({text})" if text else ""
 
 
 class BeforeTraining(TrainerCallback):

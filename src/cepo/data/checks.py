@@ -103,8 +103,15 @@ def _check_images(dataset: Dataset, name: str) -> None:
             undecoded = dataset.select_columns([column]).cast_column(column, Sequence(Image(decode=False)))
         else:
             continue
+        first: dict[bool, int] = {}
         for number, row in enumerate(undecoded):
             value = row[column]
+            first.setdefault(bool(value), number)
+            if len(first) > 1:
+                raise DatasetError(
+                    f"row {first[False]} of {name} has no image in '{column}', and row {first[True]} has one: a batch "
+                    "cannot hold both. Give every row an image, or drop those without (--drop_incomplete_rows true)."
+                )
             for image in value if isinstance(value, list) else [value]:
                 path = image and not image["bytes"] and image["path"]
                 if path and "://" not in path and not Path(path).is_file():

@@ -20,10 +20,15 @@ from ..references.groups import Ids
 from ..scoring.entropy import token_entropies
 from ..scoring.prompts import PromptEncoder, text_of, token_texts
 from ..scoring.requests import Request
-from .sampling import Sampling, conversation_of, sample, seeded, verdicts
+from .checks import DatasetError
+from .sampling import RewardFunc, Sampling, conversation_of, sample, seeded, verdicts
 
 _CONTENT = ("mistake", "decision")
 RIGHT = 0.5  # a reward of this and more counts as a right answer
+
+
+class VerdictError(DatasetError):
+    """The verifier has nothing to say of any answer."""
 
 
 @dataclass(frozen=True)
@@ -119,6 +124,7 @@ class Evaluation:
         samples: Answers to each problem.
         right: Of each problem, how many of them are right.
         answers: The texts, one problem's after the other's.
+        missing: How many of them the verifier gave no verdict; they count as wrong.
         entropy: At all tokens; None for greedy answers, which are drawn from nothing.
         content_entropy: At the tokens that the task knows to carry the solution; None where it knows none.
     """
@@ -127,6 +133,7 @@ class Evaluation:
     samples: int
     right: tuple[int, ...]
     answers: list[str]
+    missing: int = 0
     entropy: Entropy | None = None
     content_entropy: Entropy | None = None
 
@@ -147,8 +154,14 @@ class Evaluation:
         passed = tuple(1 - math.comb(self.samples - right, k) / chances for right in self.right)
         return Accuracy(passed, self.samples // k)
 
+    @property
+    def without_verdict(self) -> str:
+        """What is to be said of answers without a verdict; empty if there is none."""
+        return f"{self.missing} of {len(self.answers)} without a verdict" if self.missing else ""
+
     def as_dict(self) -> dict[str, Any]:
         found = {"temperature": self.temperature, "samples": self.samples, **self.accuracy.as_dict()}
+        found["missing_verdicts"] = self.missing
         if self.samples > 1:
             found["pass_at"] = {"k": self.samples, **self.pass_at(self.samples).as_dict()}
         for name, entropy in (("entropy", self.entropy), ("content_entropy", self.content_entropy)):
@@ -189,7 +202,8 @@ def evaluate(
     *,
     samples: int = 1,
     seed: int = 0,
-    reward_func: Callable[..., Sequence[float | None]] | None = None,
+    reward_func: RewardFunc | None = None,
+    threshold: float = RIGHT,
     on_progress: Callable[[int], None] | None = None,
     share: Share | None = None,
 ) -> Evaluation:
@@ -202,14 +216,17 @@ def evaluate(
         sampling: How answers are sampled; at temperature 0 one answer to each problem is all there is.
         samples: Answers to each problem.
         seed: Of sampling. The caller's random state is left as it was.
-        reward_func: The verifier, as TRL's reward functions, whose `accuracy_reward` it is by default; 0.5 and more is
-            right, None is wrong.
+        reward_func: The verifier, as TRL's reward functions, whose `accuracy_reward` it is by default.
+        threshold: A reward of this and more is right. None is no verdict: wrong, and counted.
         on_progress: Called with the number of answers that are there.
         share: This process's, where several ask together; all get the same result. Sampled answers, but not greedy
             ones, depend on the number of processes.
 
     Returns:
         The accuracy, and, above temperature 0, the entropy at the tokens of the first answer to each problem.
+
+    Raises:
+        VerdictError: If the verifier gave no verdict at all.
     """
     judge = reward_func
     if judge is None:
@@ -234,10 +251,9 @@ def evaluate(
             conversations = [conversation_of(row, processing_class) for row in rows]
             completions = sample(model, processing_class, conversations, sampling)
             answers = [text_of(processing_class, ids) for ids in completions]
-            for index, ids, text, reward in zip(
-                some, completions, answers, verdicts(judge, rows, answers), strict=True
-            ):
-                asked.append(_Asked(index, answer, ids, text, reward is not None and reward >= RIGHT))
+            judged = verdicts(judge, rows, answers, completions)
+            for index, ids, text, reward in zip(some, completions, answers, judged, strict=True):
+                asked.append(_Asked(index, answer, ids, text, None if reward is None else reward >= threshold))
             if on_progress:
                 on_progress(len(asked))
         for _ in range(spare):  # for the others' sake, who may gather weights or count tokens together
@@ -249,8 +265,18 @@ def evaluate(
     everyone = sorted(share.gather(asked), key=lambda one: (one.problem, one.answer))
     right = [0] * len(dataset)
     for one in everyone:
-        right[one.problem] += one.right
-    return Evaluation(sampling.temperature, samples, tuple(right), [one.text for one in everyone], *entropies)
+        right[one.problem] += bool(one.right)
+    missing = sum(one.right is None for one in everyone)
+    if everyone and missing == len(everyone):
+        name, first = getattr(judge, "__name__", type(judge).__name__), everyone[0]
+        raise VerdictError(
+            f"{name} gave no verdict on any of {missing} answers, so there is no accuracy. To the solution "
+            f"{str(dataset[first.problem].get('solution'))[:80]!r} the policy answered {first.text[-80:]!r}. "
+            "accuracy_reward judges mathematics alone: take --reward_funcs answer_reward, another function, or mend "
+            "the solutions"
+        )
+    texts = [one.text for one in everyone]
+    return Evaluation(sampling.temperature, samples, tuple(right), texts, missing, *entropies)
 
 
 @dataclass(frozen=True)
@@ -261,7 +287,7 @@ class _Asked:
     answer: int
     ids: Ids
     text: str
-    right: bool
+    right: bool | None
 
 
 def entropy_of(
@@ -316,7 +342,7 @@ def evaluate_accuracy(
     temperature: float = 1.0,
     batch_size: int = 64,
     seed: int = 0,
-    reward_func: Callable[..., Sequence[float | None]] | None = None,
+    reward_func: RewardFunc | None = None,
 ) -> tuple[Accuracy, list[str]]:
     """One answer to each problem: `evaluate` for those who want the accuracy alone.
 

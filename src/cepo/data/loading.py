@@ -26,6 +26,7 @@ from ..scoring.prompts import tokenizer_of
 from .columns import map_rows, read_dataset, with_features
 from .embedded import EMBEDDED
 from .formats import FORMATS, DatasetOptions
+from .rewards import answer_reward
 
 _FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
@@ -310,7 +311,7 @@ def require_chat_template(processing_class: Any) -> None:
 
 
 def load_reward_funcs(names: list[str]) -> list[Any]:
-    """Reward functions by their name in `trl.rewards` or their import path.
+    """Reward functions: our `answer_reward`, those of `trl.rewards` by name, others by their import path.
 
     Raises:
         LoadingError: If there is no such function.
@@ -319,8 +320,11 @@ def load_reward_funcs(names: list[str]) -> list[Any]:
 
     functions = []
     for name in names:
-        if "." not in name:
+        if name == answer_reward.__name__:
+            function = answer_reward
+        elif "." not in name:
             known = [n for n in dir(trl_rewards) if n.endswith("_reward") and not n.startswith("get_")]
+            known.append(answer_reward.__name__)
             if name not in known:
                 raise LoadingError(
                     f"reward_funcs: there is no {name!r}; choose of {', '.join(known)}, or give module.function"

@@ -3,6 +3,8 @@
 Dimensions: G rollouts of a prompt, T completion tokens.
 """
 
+import asyncio
+import inspect
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -11,12 +13,15 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin
+from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin, TrainerState
 
 from ..references.answers import final_answer
 from ..references.groups import Attempt, Group, Ids, Messages, Rollout
 from ..scoring.prompts import left_padding, text_of, tokenizer_of, with_parts
 from ..scoring.score import evaluating
+
+# As TRL has them: prompts, completions, columns and more by name -> rewards, None for no verdict. It may be async.
+RewardFunc = Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -102,12 +107,42 @@ def _until_end(ids: list[int], ends: set[int]) -> Ids:
 
 
 def verdicts(
-    reward_func: Callable[..., Sequence[float | None]], rows: Sequence[dict[str, Any]], texts: Sequence[str]
-) -> Sequence[float | None]:
-    """What TRL's kind of reward function says of one answer to each dataset row."""
+    reward_func: RewardFunc, rows: Sequence[dict[str, Any]], texts: Sequence[str], completion_ids: Sequence[Ids]
+) -> list[float | None]:
+    """What TRL's kind of reward function, async ones among them, says of one answer to each dataset row.
+
+    It is called as in training. What it logs by `log_extra` and `log_metric` goes nowhere here.
+
+    Raises:
+        ValueError: If it returns another number of rewards.
+    """
+    if not rows:
+        return []
     completions = [[{"role": "assistant", "content": text}] for text in texts]
-    columns = {key: [row[key] for row in rows] for key in rows[0] if key != "prompt"}
-    return reward_func(prompts=[row["prompt"] for row in rows], completions=completions, **columns)
+    columns = {key: [row[key] for row in rows] for key in rows[0] if key not in ("prompt", "completion")}
+    found = reward_func(
+        prompts=[row["prompt"] for row in rows],
+        completions=completions,
+        completion_ids=[list(ids) for ids in completion_ids],
+        **columns,
+        trainer_state=TrainerState(),
+        log_extra=_nowhere,
+        log_metric=_nowhere,
+    )
+    rewards = list(asyncio.run(_awaited(found)) if inspect.isawaitable(found) else found)
+    if len(rewards) != len(rows):
+        name = getattr(reward_func, "__name__", type(reward_func).__name__)
+        raise ValueError(f"the reward function {name!r} returned {len(rewards)} rewards for {len(rows)} completions")
+    # NaN says as little as None.
+    return [None if reward is None or reward != reward else float(reward) for reward in rewards]
+
+
+async def _awaited(found: Any) -> Any:
+    return await found
+
+
+def _nowhere(*args: Any, **kwargs: Any) -> None:
+    """Takes what a reward function logs."""
 
 
 def group_advantages(rewards: Sequence[float | None]) -> list[float]:
@@ -127,7 +162,7 @@ def sampled_groups(
     rows: Sequence[dict[str, Any]],
     num_generations: int,
     sampling: Sampling,
-    reward_func: Callable[..., Sequence[float | None]],
+    reward_func: RewardFunc,
     *,
     threshold: float = 0.5,
     extractor: str = "auto",
@@ -137,7 +172,7 @@ def sampled_groups(
     conversations = [conversation_of(row, processing_class) for row in rows]
     completions = sample(model, processing_class, [c for c in conversations for _ in range(num_generations)], sampling)
     texts = [text_of(processing_class, ids) for ids in completions]
-    judged = zip(texts, verdicts(reward_func, each, texts), strict=True)
+    judged = zip(texts, verdicts(reward_func, each, texts, completions), strict=True)
     attempts = [
         Attempt(final_answer(text, extractor), reward or 0.0, None if reward is None else reward >= threshold, text)
         for text, reward in judged

@@ -80,6 +80,7 @@ def following(
     reward_func: Callable[..., Any],
     *,
     extractor: str = "auto",
+    threshold: float = RIGHT,
 ) -> list[dict[str, Any]]:
     """The share of completions, sampled under a hint, that follow it.
 
@@ -91,6 +92,7 @@ def following(
         sampling: How completions are sampled; see `seeded`.
         reward_func: The verifier.
         extractor: How answers are read; see `final_answer`.
+        threshold: A reward of this and more is right.
 
     Returns:
         For each content `name`, `right` and `wrong`: the share that followed with its interval; None without a case.
@@ -111,12 +113,13 @@ def following(
                 add_hint(group.messages, fill_hint(one.template, text))
                 for (group, _), text in zip(chosen, texts, strict=True)
             ]
-            completions = [text_of(processing_class, ids) for ids in sample(model, processing_class, hinted, sampling)]
-            judged = verdicts(reward_func, [dict(group.row) for group, _ in chosen], completions) if chosen else []
+            ids = sample(model, processing_class, hinted, sampling)
+            completions = [text_of(processing_class, each) for each in ids]
+            judged = verdicts(reward_func, [dict(group.row) for group, _ in chosen], completions, ids)
             followed = [
                 float(
                     one.follows(
-                        Answered(attempt, side, text, completion, reward is not None and reward >= RIGHT, extractor)
+                        Answered(attempt, side, text, completion, reward is not None and reward >= threshold, extractor)
                     )
                 )
                 for (_, attempt), text, completion, reward in zip(chosen, texts, completions, judged, strict=True)

@@ -1,5 +1,7 @@
 """Putting a reference answer into a prompt: what a teacher reads that the student did not."""
 
+from typing import Any
+
 from .groups import Messages
 
 # The hint closes the last user turn: the prompt before it stays a prefix that student and teachers share, and the
@@ -35,9 +37,21 @@ def add_hint(messages: Messages, hint: str) -> Messages:
         if message["role"] != "user":
             continue
         content = message["content"]
-        hinted = content + hint if isinstance(content, str) else [*content, {"type": "text", "text": hint}]
+        hinted = content + hint if isinstance(content, str) else _in_last_text(content, hint)
         return [*messages[:position], {**message, "content": hinted}, *messages[position + 1 :]]
     raise ValueError("a hint needs a user turn to stand in, and this conversation has none")
+
+
+def _in_last_text(parts: list[dict[str, Any]], hint: str) -> list[dict[str, Any]]:
+    """Typed parts whose last text ends with a hint; where there is no text, the hint is the first.
+
+    Some templates trim each part, and would glue a part of its own onto the one before.
+    """
+    for place in reversed(range(len(parts))):
+        if parts[place]["type"] == "text":
+            longer = {**parts[place], "text": f"{parts[place]['text']}{hint}"}
+            return [*parts[:place], longer, *parts[place + 1 :]]
+    return [*parts, {"type": "text", "text": hint}]
 
 
 def require_placeholder(template: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_by_grid
 
+from ..data.checks import DatasetError
 from ..scoring.requests import TOKEN_TYPES, Prompt, end_of_images
 
 Batch = dict[str, Any]
@@ -45,6 +46,20 @@ def select_rows(batch: Batch, rows: Sequence[int]) -> Batch:
         # A model that is given no image must not be given an empty one.
         picked = {name: values for name, values in picked.items() if name not in (*_IMAGES, *_IMAGE_COUNTS)}
     return unsplit_pixel_values_by_grid(picked)
+
+
+def refuse_mixed_images(rows: Sequence[dict[str, Any]]) -> None:
+    """Refuse rows of which some have images and some have none: TRL lays their images together, and loses count.
+
+    Raises:
+        DatasetError: With one of the rows that has none.
+    """
+    without = [row for row in rows if not row.get("image") and not row.get("images")]
+    if without and len(without) < len(rows):
+        raise DatasetError(
+            f"a batch has rows with and without images; this one has none: {str(without[0].get('prompt'))[:200]}. Give "
+            "every row an image, or drop those without (--drop_incomplete_rows true)"
+        )
 
 
 def without_padding(batch: Batch) -> Batch:

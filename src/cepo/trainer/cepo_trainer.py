@@ -30,13 +30,13 @@ from ..scoring.prompts import PromptEncoder, tokenizer_of
 from ..scoring.requests import Prompt
 from ..scoring.score import Completions
 from ..scoring.shards import head_gathered_with_gradient
-from .batches import moving_rows, prompt_of, trained_tokens
+from .batches import moving_rows, prompt_of, refuse_mixed_images, trained_tokens
 from .cepo_config import CEPOConfig
 from .completion_batch import CompletionBatch, attempts_of
 from .credit_page import NUMBER_OF_GROUPS, write_credit_page
 from .distillation import add_teacher_prompts, distillation_batch
 from .lasting import LastingTrouble
-from .layout import check_layout, check_processes, name_cpu_plainly
+from .layout import check_adapters, check_layout, check_processes, name_cpu_plainly
 from .metrics import credit_metrics, credit_sums
 from .processes import Processes
 from .sequence_level import SequenceLevelTrainer
@@ -138,6 +138,7 @@ class CEPOTrainer(SequenceLevelTrainer):
             )
         if self.method.needs_teachers or args.distils_whole:
             check_layout(self)
+            check_adapters(self, args.method)
         self._processes = Processes(self.accelerator)
         self._teachers = Teachers(self, args, self._processes)
         self.add_callback(FollowPolicy(self._teachers))
@@ -217,6 +218,7 @@ class CEPOTrainer(SequenceLevelTrainer):
     def _generate_and_score_completions(self, inputs):
         started = time.perf_counter()
         self._generation_seconds = 0.0
+        refuse_mixed_images(inputs)
         output = super()._generate_and_score_completions(inputs)
         if not self.model.training:
             return output

@@ -18,7 +18,7 @@ TROUBLES: dict[str, str] = {
     "cepo/verdicts/missing": (
         "rollouts have no verdict: the reward function that decides what is right returned None, as trl's "
         "accuracy_reward does where it cannot read the solution. Nothing is learned from these. Look at the solutions, "
-        "or take another function for reward_funcs"
+        "or take answer_reward, or another function, for reward_funcs"
     ),
 }
 

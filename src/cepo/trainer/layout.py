@@ -44,6 +44,21 @@ def whole_policy(trainer: GRPOTrainer) -> Iterator[PreTrainedModel]:
         yield policy
 
 
+def check_adapters(trainer: GRPOTrainer, method: str) -> None:
+    """Refuse adapters that are no part of the weights: a teacher's log-probs would be those of another model.
+
+    Raises:
+        ValueError: Naming them and what to use in their place.
+    """
+    configs = getattr(trainer.model, "peft_config", {})
+    kinds = sorted({str(getattr(c.peft_type, "value", c.peft_type)) for c in configs.values() if c.is_prompt_learning})
+    if kinds:
+        raise ValueError(
+            f"method={method!r} reads rollouts again with other prompts, which {', '.join(kinds)} does not allow: it "
+            "puts tokens of its own before each prompt. Use LoRA, or method='grpo'"
+        )
+
+
 def check_layout(trainer: GRPOTrainer) -> None:
     """Refuse a layout that gives other numbers than one process.
 

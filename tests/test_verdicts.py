@@ -1,0 +1,183 @@
+"""The verifier's word: called as in training wherever it is asked, and counted where it has none."""
+
+import asyncio
+import json
+
+import pytest
+from datasets import Dataset
+from peft import PrefixTuningConfig, PromptEncoderConfig, PromptTuningConfig
+from transformers import AutoTokenizer, TrainerState
+
+from cepo import CEPOConfig, CEPOTrainer, cli, load_figures, policy_path
+from cepo.data.checks import DatasetError, check_dataset
+from cepo.data.evaluation import VerdictError, evaluate
+from cepo.data.loading import load_policy, load_reward_funcs
+from cepo.data.sampling import Sampling, verdicts
+from cepo.references.hints import add_hint
+from tests.test_trainer import QUICK, half_right
+
+ROWS = [{"prompt": [{"role": "user", "content": "?"}], "solution": str(n), "unit": "cm"} for n in range(4)]
+TEXTS, IDS = ["0", "5", "2", ""], [(1,), (2, 3), (4,), ()]
+
+
+def as_in_training(prompts, completions, completion_ids, solution, unit, trainer_state, log_extra, log_metric):
+    """Takes all that TRL gives, and nothing else."""
+    assert [prompt[0]["content"] for prompt in prompts] == ["?"] * len(prompts)
+    assert completion_ids == [list(ids) for ids in IDS]
+    assert unit == ["cm"] * len(prompts)
+    assert isinstance(trainer_state, TrainerState)
+    log_extra("note", ["x"] * len(prompts))
+    log_metric("share", 0.5)
+    texts = [completion[0]["content"] for completion in completions]
+    return [None if not text else float(text == right) for text, right in zip(texts, solution, strict=True)]
+
+
+async def in_its_own_time(**kwargs):
+    await asyncio.sleep(0)
+    return as_in_training(**kwargs)
+
+
+@pytest.mark.parametrize("reward_func", [as_in_training, in_its_own_time])
+def test_reward_functions_are_called_as_in_training(reward_func):
+    assert verdicts(reward_func, ROWS, TEXTS, IDS) == [1.0, 0.0, 1.0, None]
+
+
+def test_nan_is_no_verdict_and_a_wrong_count_is_an_error():
+    assert verdicts(lambda prompts, **_: [float("nan"), 1, 0, None], ROWS, TEXTS, IDS) == [None, 1.0, 0.0, None]
+    with pytest.raises(ValueError, match="'short' returned 1 rewards for 4 completions"):
+        verdicts(short, ROWS, TEXTS, IDS)
+
+
+def short(**kwargs):
+    return [1.0]
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return load_policy(policy_path())
+
+
+def every_other(prompts, **kwargs):
+    return [None if place % 2 else 0.6 for place in range(len(prompts))]
+
+
+def nothing(prompts, **kwargs):
+    return [None] * len(prompts)
+
+
+def test_answers_without_a_verdict_are_counted(policy):
+    problems, sampling = load_figures("test", 4), Sampling(8, 0.0)
+    found = evaluate(*policy, problems, sampling, reward_func=every_other)
+    assert (found.accuracy.value, found.missing) == (0.5, 2)
+    assert found.without_verdict == "2 of 4 without a verdict"
+    assert found.as_dict()["missing_verdicts"] == 2
+    assert evaluate(*policy, problems, sampling, reward_func=every_other, threshold=0.7).accuracy.value == 0
+    with pytest.raises(VerdictError, match="nothing gave no verdict on any of 4 answers"):
+        evaluate(*policy, problems, sampling, reward_func=nothing)
+
+
+@pytest.mark.parametrize("command", ["evaluate", "train"])
+def test_no_verdict_at_all_is_an_error_of_one_line(command, tmp_path, capsys):
+    options = {
+        "evaluate": ["--num_problems", "4", "--temperatures", "0"],
+        "train": ["--eval_problems", "4", "--max_steps", "1", "--figures_problems", "16"],
+    }[command]
+    options += ["--reward_funcs", f"{__name__}.nothing", "--max_completion_length", "8", "--output_dir", str(tmp_path)]
+    assert cli.main([command, *options]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert error.startswith("cepo: error: nothing gave no verdict on any of 4 answers")
+
+
+def test_what_is_missing_stands_beside_the_accuracy(tmp_path, capsys):
+    options = [
+        "--reward_funcs",
+        f"{__name__}.every_other",
+        "--max_completion_length",
+        "8",
+        "--output_dir",
+        str(tmp_path),
+    ]
+    assert cli.main(["evaluate", "--num_problems", "4", "--temperatures", "0", *options]) == 0
+    assert "without a verdict" in capsys.readouterr().out
+    written = json.loads((tmp_path / "evaluation.json").read_text())
+    assert written["temperatures"][0]["missing_verdicts"] == 2
+    options += [
+        "--max_steps",
+        "1",
+        "--figures_problems",
+        "16",
+        "--eval_samples",
+        "0",
+        "--per_device_train_batch_size=8",
+    ]
+    assert cli.main(["train", "--eval_problems", "4", "--num_generations", "4", *options]) == 0
+    assert capsys.readouterr().out.count("of 4 problems (2 of 4 without a verdict)") == 2
+
+
+@pytest.mark.parametrize(
+    ("completion", "solution", "reward"),
+    [
+        (r"\boxed{A}", "A", 1.0),
+        ("<think>B?</think><answer>A</answer>", "A", 1.0),
+        (r"\boxed{B}", "A", 0.0),
+        ("I do not know", "A", 0.0),
+        (r"\boxed{0.5}", r"So \boxed{\frac{1}{2}}.", 1.0),
+        (r"\boxed{2024-01-05}", "2024-01-05", 1.0),
+        (r"\boxed{2024-01-05}", "2023-01-04", 0.0),
+    ],
+)
+def test_a_verifier_for_any_answer(completion, solution, reward):
+    (verifier,) = load_reward_funcs(["answer_reward"])
+    assert verdicts(verifier, [{**ROWS[0], "solution": solution}], [completion], [(1,)]) == [reward]
+
+
+@pytest.mark.parametrize("adapters", [PromptTuningConfig, PromptEncoderConfig, PrefixTuningConfig])
+def test_adapters_that_are_no_weights_are_refused(tmp_path, text_figures, text_model_path, adapters):
+    """Their tokens stand before every prompt, the teachers' too: log-probs were off by nats."""
+    config = adapters(task_type="CAUSAL_LM", num_virtual_tokens=4)
+
+    def make(method):
+        args = CEPOConfig(output_dir=str(tmp_path), method=method, **QUICK)
+        return CEPOTrainer(text_model_path, half_right, args, text_figures, peft_config=config)
+
+    for method in ("cepo", "opsd"):
+        with pytest.raises(ValueError, match=r"reads rollouts again.*Use LoRA"):
+            make(method)
+    make("grpo")
+
+
+TRIMS = (
+    "{% for m in messages %}<{{ m['role'] }}>{% if m['content'] is string %}{{ m['content'] | trim }}{% else %}"
+    "{% for part in m['content'] %}{% if part['type'] == 'text' %}{{ part['text'] | trim }}{% endif %}{% endfor %}"
+    "{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("parts", [True, False])
+def test_a_template_that_trims_each_part_keeps_the_hint_apart(text_model_path, parts):
+    """As Gemma 3's does."""
+    tokenizer = AutoTokenizer.from_pretrained(text_model_path)
+    text = "Find the angle."
+    content = [{"type": "image"}, {"type": "text", "text": text}] if parts else text
+    messages = add_hint([{"role": "user", "content": content}], "\n\nThe correct answer is 9.")
+    told = tokenizer.apply_chat_template(messages, chat_template=TRIMS, tokenize=False)
+    assert told == f"<user>{text}\n\nThe correct answer is 9."
+
+
+def test_a_hint_without_any_text_before_it():
+    parts = [{"type": "image"}]
+    hinted = add_hint([{"role": "user", "content": parts}], "told")
+    assert hinted[0]["content"] == [{"type": "image"}, {"type": "text", "text": "told"}]
+    assert parts == [{"type": "image"}]
+
+
+def test_rows_with_and_without_images_are_refused_before_training(tmp_path, figures):
+    rows = [{name: row[name] for name in ("prompt", "image", "solution")} for row in figures.select(range(4))]
+    rows[2]["image"] = None
+    mixed = Dataset.from_list(rows, features=figures.select_columns(["prompt", "image", "solution"]).features)
+    with pytest.raises(DatasetError, match=r"row 2 of the training set has no image in 'image', and row 0 has one"):
+        check_dataset(mixed, needs_solution=True)
+    args = CEPOConfig(output_dir=str(tmp_path), **QUICK)
+    trainer = CEPOTrainer(policy_path(), half_right, args, mixed.to_iterable_dataset())
+    with pytest.raises(DatasetError, match=r"rows with and without images"):
+        trainer.train()
