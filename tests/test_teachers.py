@@ -140,7 +140,7 @@ def test_the_hint_goes_to_the_last_user_turn_of_any_conversation(messages):
     if isinstance(before, str):
         assert content == before + " Hint: r{0}%!"
     else:
-        assert content == [*before, {"type": "text", "text": " Hint: r{0}%!"}]
+        assert content == [*before[:-1], {"type": "text", "text": "Question Hint: r{0}%!"}]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,11 @@ from typing import Any
 
 from rich.console import Console
 from transformers import TrainerCallback
+from transformers.trainer_callback import ExportableState
+
+from ..data.evaluation import Accuracy
+
+INTERRUPTED = 130  # exit status after Ctrl-C
 
 
 class ProgressLines(TrainerCallback):
@@ -39,22 +44,27 @@ class ProgressLines(TrainerCallback):
 
 
 class StopOnInterrupt(TrainerCallback):
-    """Ctrl-C finishes the step at hand, saves a checkpoint and stops; a second one stops at once."""
+    """Ctrl-C, and SIGTERM, which schedulers send: the step at hand is finished, saved, and the run stops.
+
+    A second one stops at once.
+    """
 
     def __init__(self, console: Console):
         self.console = console
         self.interrupted = False
+        self.status = INTERRUPTED  # of the process in the end, as shells have it
         self.saved: str | None = None  # the last checkpoint that this run wrote
-        self._previous: Any = None
+        self._previous: dict[int, Any] = {}
 
     def on_train_begin(self, args, state, control, **kwargs):  # noqa: ARG002
-        self._previous = signal.signal(signal.SIGINT, self._interrupt)
+        self._previous = {number: signal.signal(number, self._interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def _interrupt(self, signum, frame):  # noqa: ARG002
         if self.interrupted:
             raise KeyboardInterrupt
-        self.interrupted = True
-        self.console.print("\nStopping after this step, to save it. Ctrl-C again stops at once.")
+        self.interrupted, self.status = True, 128 + signum
+        again = "Ctrl-C again stops at once." if signum == signal.SIGINT else "A second SIGTERM stops at once."
+        self.console.print(f"\nStopping after this step, to save it. {again}")
 
     def on_step_end(self, args, state, control, **kwargs):  # noqa: ARG002
         if self.interrupted:
@@ -68,23 +78,37 @@ class StopOnInterrupt(TrainerCallback):
         self.restore()
 
     def restore(self) -> None:
-        """Give Ctrl-C back its usual meaning."""
-        if self._previous is not None:
-            signal.signal(signal.SIGINT, self._previous)
-            self._previous = None
+        """Give the signals back their usual meaning."""
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+        self._previous = {}
 
 
-class AccuracyCurve(TrainerCallback):
-    """Measures held-out accuracy every so many steps.
+class AccuracyCurve(TrainerCallback, ExportableState):
+    """Measures held-out accuracy every so many steps. What it found travels in checkpoints.
 
     Args:
         every: Optimiser steps; 0: never.
         measure: Measures it; its argument says when, for people.
     """
 
-    def __init__(self, every: int, measure: Callable[[str], Any]):
+    def __init__(self, every: int, measure: Callable[[str], Accuracy]):
         self.every, self.measure = every, measure
-        self.points: list[tuple[int, Any]] = []
+        self.points: list[tuple[int, Accuracy]] = []
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint."""
+        points = [{"step": step, "values": found.values, "samples": found.samples} for step, found in self.points]
+        return {"args": {}, "attributes": {"points": points}}
+
+    def on_train_begin(self, args, state, control, **kwargs):  # noqa: ARG002
+        name = type(self).__name__
+        saved = state.stateful_callbacks.setdefault(name, self.state())
+        if state.global_step and not self.points:
+            self.points = [
+                (point["step"], Accuracy(tuple(point["values"]), point["samples"]))
+                for point in saved["attributes"]["points"]
+            ]
 
     def on_step_end(self, args, state, control, **kwargs):  # noqa: ARG002
         # The last step is measured when training has ended.

@@ -16,10 +16,11 @@ from transformers.trainer_callback import PrinterCallback
 from trl import get_peft_config, get_quantization_config
 
 from ..data.evaluation import Accuracy, Evaluation, Share, evaluate
-from ..data.loading import require_chat_template
+from ..data.loading import holds_adapters, load_adapters, require_chat_template
 from ..data.sampling import Sampling
 from ..trainer.arguments import Sources, TrainArguments, check_sources, config_of, option_names, parse
 from ..trainer.cepo_trainer import CEPOTrainer
+from ..trainer.checkpoints import check_output_dir, disk_problem, last_whole_checkpoint
 from ..trainer.layout import is_sharded, whole_policy
 from . import quiet_libraries
 from .curves import draw_curves
@@ -29,7 +30,6 @@ from .progress import AccuracyCurve, ProgressLines, StopOnInterrupt
 
 # What was trained on, for commands that come later.
 RUN_FILE = "run.json"
-INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 
 
 def prepare(arguments: list[str]) -> Callable[[Console], int]:
@@ -50,6 +50,7 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
     if launching and not is_launched():
         raise ValueError(f"{', '.join(launching)}: for accelerate, which starts no process without accelerate_config")
     script_args, training_args, model_args = parse(arguments, ignoring=launching if is_launched() else ())
+    check_output_dir(str(training_args.output_dir))
     sources = check_sources(script_args, training_args, model_args)
     training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
@@ -57,14 +58,19 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
         "dtype": model_args.dtype,
         **(training_args.model_init_kwargs or {}),
     }
+    model: Any = sources.model_name
+    loading = {"quantization_config": get_quantization_config(model_args), "peft_config": get_peft_config(model_args)}
+    if holds_adapters(model):  # of an earlier run: they are trained on, whatever --use_peft says
+        options = {**training_args.model_init_kwargs, "quantization_config": loading["quantization_config"]}
+        model = load_adapters(model, **{name: value for name, value in options.items() if value is not None})
+        training_args.model_init_kwargs, loading = None, {}
     trainer = CEPOTrainer(
-        sources.model_name,
+        model,
         sources.reward_funcs,
         training_args,
         sources.train_dataset,
         eval_dataset=sources.held_out if training_args.eval_strategy != "no" else None,
-        quantization_config=get_quantization_config(model_args),
-        peft_config=get_peft_config(model_args),
+        **loading,
     )
     require_chat_template(trainer.processing_class)
     return lambda console: _train(trainer, script_args, sources, console)
@@ -99,15 +105,20 @@ def _train(trainer: CEPOTrainer, script_args: TrainArguments, sources: Sources, 
     except KeyboardInterrupt:  # the second one
         interrupt.restore()
         _print_resume(trainer, interrupt, console)
-        return INTERRUPTED
-    except Exception:
+        return interrupt.status
+    except Exception as error:
         interrupt.restore()
+        if (problem := disk_problem(error)) is not None:
+            last = last_whole_checkpoint(Path(args.output_dir))
+            goes_on = f"Go on with: --resume_from_checkpoint {last}" if last else "No checkpoint is whole."
+            console.print(f"Stopped: {problem}. {goes_on}", highlight=False, markup=False)
+            return 1
         _save_what_there_is(trainer)
         _print_resume(trainer, interrupt, console)
         raise
     if interrupt.interrupted:
         _print_resume(trainer, interrupt, console)
-        return INTERRUPTED
+        return interrupt.status
 
     trainer.save_model(args.output_dir)
     trainer.save_state()

@@ -211,6 +211,28 @@ def load_merged(path: str | Path, base: str | None = None, **options: Any) -> An
     return model.merge_and_unload(safe_merge=True)
 
 
+def load_adapters(path: str, **options: Any) -> Any:
+    """A model with PEFT adapters that can be trained on.
+
+    Args:
+        path: Their folder.
+        options: For loading their model, as `from_pretrained` takes them.
+
+    Raises:
+        LoadingError: If their model cannot be loaded.
+    """
+    from peft import PeftConfig, PeftModel
+    from trl.trainer.utils import create_model_from_path
+
+    base = PeftConfig.from_pretrained(path).base_model_name_or_path
+    try:
+        return PeftModel.from_pretrained(create_model_from_path(base, **options), path, is_trainable=True)
+    except OSError as error:
+        raise LoadingError(
+            f"model_name_or_path: cannot load {base}, the model of {path}: {first_line(error)}"
+        ) from error
+
+
 def load_policy(name: str) -> tuple[Any, Any]:
     """A model for evaluation and its processor or tokenizer; a PEFT adapter is merged into its base.
 

@@ -23,6 +23,7 @@ from ..data.loading import (
 from ..methods.options import preset_options, presets, readable
 from ..tasks.figures import NAME as FIGURES
 from .cepo_config import CEPOConfig
+from .checkpoints import find_checkpoint
 
 
 @dataclass
@@ -132,9 +133,9 @@ def parse(arguments: list[str], ignoring: Collection[str] = ()) -> tuple[TrainAr
     if model_args.use_peft and model_args.lora_target_modules is None:
         # PEFT knows no default for the newer architectures; this serves all of them.
         model_args.lora_target_modules = "all-linear"
-    resume = training_args.resume_from_checkpoint
-    if resume and resume not in ("True", "true") and not (Path(resume) / "trainer_state.json").is_file():
-        raise ValueError(f"resume_from_checkpoint: {resume} holds no checkpoint (no trainer_state.json)")
+    training_args.resume_from_checkpoint = find_checkpoint(
+        training_args.resume_from_checkpoint, training_args.output_dir
+    )
     return script_args, training_args, model_args
 
 

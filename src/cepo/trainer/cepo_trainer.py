@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any, get_args
 
 import torch
@@ -32,6 +33,7 @@ from ..scoring.score import Completions
 from ..scoring.shards import head_gathered_with_gradient
 from .batches import moving_rows, prompt_of, refuse_mixed_images, trained_tokens
 from .cepo_config import CEPOConfig
+from .checkpoints import written_whole
 from .completion_batch import CompletionBatch, attempts_of
 from .credit_page import NUMBER_OF_GROUPS, write_credit_page
 from .distillation import add_teacher_prompts, distillation_batch
@@ -459,8 +461,10 @@ class CEPOTrainer(SequenceLevelTrainer):
     # Checkpoints ------------------------------------------------------------------------------------------------------
 
     def _save_checkpoint(self, model, trial):
-        super()._save_checkpoint(model, trial)
-        self._teachers.weights.save(f"{self._get_output_dir(trial=trial)}/checkpoint-{self.state.global_step}")
+        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
+        with written_whole(self, folder):
+            super()._save_checkpoint(model, trial)
+            self._teachers.weights.save(str(folder))
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         name_cpu_plainly(self.args)
