@@ -15,6 +15,7 @@ from cepo.methods import METHODS
 from cepo.methods.options import SELECTIVE, presets
 from cepo.methods.shared_options import GROUPS
 from cepo.trainer.cepo_config import own_options
+from cepo.trainer.trl_options import TRL_OPTIONS, Standing
 
 ROOT = Path(__file__).parents[1]
 _PART = re.compile(r"(<!-- made: (\w+) -->\n).*?(<!-- end -->)", re.S)
@@ -85,12 +86,22 @@ def preset_names() -> str:
     return _table(["preset", "of", "values"], rows)
 
 
+def trl_options() -> str:
+    """TRL's options beside the methods, those of one standing together."""
+    together: dict[Standing, list[str]] = {}
+    for name, standing in TRL_OPTIONS.items():
+        together.setdefault(standing, []).append(f"`{name}`")
+    rows = [[", ".join(names), one.placing, one.distilling, one.note] for one, names in together.items()]
+    return _table(["options", "token advantages", "distillation", "what is to be known"], rows)
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "methods": methods,
     "facts": facts,
     "constants": constants,
     "options": options,
     "presets": preset_names,
+    "trl_options": trl_options,
 }
 
 

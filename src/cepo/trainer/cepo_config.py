@@ -96,7 +96,7 @@ class CEPOConfig(MethodOptions, GRPOConfig):
         if self.importance_sampling_level == "sequence" and corrects and self.method != "grpo":
             raise ValueError(
                 f"method={self.method!r} gives tokens advantages of their own, with which use_bias_correction_kl is "
-                "another term at importance_sampling_level='sequence'; leave it out, or take level 'token'"
+                "another term at importance_sampling_level='sequence'; set it to False, or take level 'token'"
             )
 
     def _refuse_what_would_do_nothing(self) -> None:
@@ -106,12 +106,17 @@ class CEPOConfig(MethodOptions, GRPOConfig):
         foreign = {
             "beta": self.beta != 0,
             "loss_type": self.loss_type != "dapo",  # the mean over tokens, as there
-            "entropy_coef": self.entropy_coef != 0 or self.use_adaptive_entropy,
+            "entropy_coef": self.entropy_coef != 0,
+            "use_adaptive_entropy": self.use_adaptive_entropy,
             "top_entropy_quantile": self.top_entropy_quantile < 1,
             "cast_lm_head_to_fp32": self.cast_lm_head_to_fp32,
             "delta": self.delta is not None,
             "off_policy_mask_threshold": self.off_policy_mask_threshold is not None,
             "importance_sampling_level": self.importance_sampling_level != "token",
+            "epsilon": self.epsilon != 0.2,
+            "epsilon_high": self.epsilon_high not in (None, self.epsilon, 0.28),
+            "scale_rewards": self.scale_rewards not in ("group", True),
+            "multi_objective_aggregation": self.multi_objective_aggregation != "sum_then_normalize",
         }
         names = [name for name, given in foreign.items() if given]
         if names:
