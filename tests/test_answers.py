@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from math_verify import parse, verify
 
-from cepo.references.answers import final_answer, last_box, normalised, reference_answer, same_answer
+from cepo.references.answers import final_answer, normalised, reference_answer, same_answer
+from cepo.references.reading import boxed
 
 
 @pytest.mark.parametrize(
@@ -219,7 +220,7 @@ def test_sameness_is_symmetric_and_that_of_the_text_at_least(one, other):
 
 
 def test_nested_braces():
-    assert last_box(r"\boxed{\sqrt{\frac{a}{b}}} end") == r"\sqrt{\frac{a}{b}}"
+    assert boxed(r"\boxed{\sqrt{\frac{a}{b}}} end") == r"\sqrt{\frac{a}{b}}"
 
 
 def test_works_outside_the_main_thread():

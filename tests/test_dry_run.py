@@ -160,7 +160,7 @@ def test_what_is_sharded_is_divided_and_nothing_else():
         "gradients": {"optimiser", "gradients"},
         "weights": {"optimiser", "gradients", "weights"},
     }.items():
-        sharded = plan(Layout(4, shards, "fsdp"))
+        sharded = plan(Layout(4, shards, "fsdp2"))
         for name in ("optimiser", "gradients", "activations"):
             assert part(sharded, name) == part(whole, name) / (4 if name in divided else 1)
         weights = next(one.bytes for one in sharded.parts if one.name == "weights")

@@ -22,12 +22,14 @@ from ..data.checks import check_dataset, check_method, check_size
 from ..data.embedded import EMBEDDED
 from ..data.formats import FORMATS
 from ..data.lengths import prompt_length
-from ..data.loading import LoadingError, load_processor, load_reward_funcs, looks_like_path
+from ..data.loading import LoadingError, load_processor, load_reward_funcs, looks_like_path, need_solutions
 from ..inspection.tables import plain_table
 from ..planning.memory import PHASES, Layout, Lengths, Memory, memory_of
 from ..planning.models import Skeleton, find_config
 from ..trainer.arguments import TrainArguments, config_of, load_data, parse
 from ..trainer.cepo_config import CEPOConfig
+from ..trainer.layout import NO_FSDP1
+from ..trainer.refusals import check_whole_groups
 from .launch import FLAG, options_in, split
 
 _GIB = 2**30
@@ -153,12 +155,7 @@ def _layout(launching: Mapping[str, Any], findings: Findings) -> Layout:
     processes = int(launching.get("num_processes") or config.num_processes)
     kind, layout = config.distributed_type, Layout(processes)
     if kind == DistributedType.FSDP:
-        version = int(config.fsdp_config.get("fsdp_version", 1))
-        if version == 1:
-            findings.problems.append(
-                "FSDP 1 lays weights together, which methods with teachers refuse; set fsdp_version to 2"
-            )
-        layout = Layout(processes, "weights", "fsdp")
+        layout = Layout(processes, "weights", f"fsdp{int(config.fsdp_config.get('fsdp_version', 1))}")
     elif kind == DistributedType.DEEPSPEED:
         stage = int(config.deepspeed_config.get("zero_stage", 2))
         shards: Any = ("none", "optimizer", "gradients", "weights")[stage]
@@ -188,11 +185,10 @@ def _describe(
             f"{args.gradient_accumulation_steps} times",
         ),
     ]
-    if args.chosen.labels is not None and rollouts // layout.processes % group:
-        findings.problems.append(
-            f"method={args.method!r} needs whole groups on each process: {rollouts // layout.processes} rollouts are "
-            f"no multiple of num_generations={group}"
-        )
+    with findings.trying():
+        check_whole_groups(args, layout.processes)
+    if layout.engine == "fsdp1" and (args.chosen.needs_teachers or args.distils_whole):
+        findings.problems.append(NO_FSDP1)
     if args.use_vllm:
         findings.unseen.append("vLLM, which is not asked here")
     with findings.trying():
@@ -235,9 +231,9 @@ def _look_at_data(
         findings.problems.append(str(error))
     if isinstance(data, Dataset):
         rows = len(data)
-        judged = any("accuracy" in one for one in script_args.reward_funcs)
+        needs_solution = args.chosen.needs_solution or need_solutions(script_args.reward_funcs)
         with findings.trying():
-            check_dataset(data, needs_solution=args.chosen.needs_solution or judged)
+            check_dataset(data, needs_solution=needs_solution, extractor=args.answer_extractor)
         with findings.trying():
             check_size(data, args.generation_batch_size, args.num_generations)
         with findings.trying():

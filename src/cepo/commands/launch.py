@@ -52,7 +52,8 @@ def _flags(own: set[str]) -> dict[str, int]:
 
 def options_in(config: Mapping[str, Any], own: set[str]) -> dict[str, Any]:
     """Those of a YAML file's options that are accelerate's."""
-    return {name: value for name, value in config.items() if f"--{name}" in _flags(own)}
+    flags = _flags(own) if config else {}
+    return {name: value for name, value in config.items() if f"--{name}" in flags}
 
 
 def is_launched() -> bool:
@@ -75,11 +76,11 @@ def prepare_launch(
         ValueError: If there is no such configuration.
     """
     launch, rest = split(arguments, own)
-    given = {argument.partition("=")[0] for argument in launch}
+    given, values = {argument.partition("=")[0] for argument in launch}, _flags(own)
     for name, value in (config or {}).items():
         flag = f"--{name}"
         if flag not in given and value is not False:
-            launch += [flag] if value is True and not _flags(own)[flag] else [flag, str(value)]
+            launch += [flag] if value is True and not values[flag] else [flag, str(value)]
     try:
         launch = resolve_accelerate_config_argument([part for one in launch for part in _apart(one)])
     except ValueError as error:

@@ -216,7 +216,7 @@ def check_arms(arms: list[Arm]) -> tuple[Differences, list[str]]:
                     "folder or a dataset on the Hub with that split, and at least one problem"
                 )
             if needs[0]:
-                check_dataset(sources.train_dataset, needs_solution=True)
+                check_dataset(sources.train_dataset, needs_solution=True, extractor=training_args.answer_extractor)
             check_method(sources.train_dataset, training_args)
     differences = _differences(parsed)
     notes = [

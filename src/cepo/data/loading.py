@@ -1,8 +1,6 @@
 """Models, datasets and reward functions by the names a user gives them."""
 
-import importlib
 import os
-import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +20,7 @@ from datasets import (
 )
 from torch import nn
 
+from ..references.importing import imported
 from ..scoring.prompts import tokenizer_of
 from .columns import map_rows, read_dataset, with_features
 from .embedded import EMBEDDED
@@ -198,39 +197,34 @@ def load_merged(path: str | Path, base: str | None = None, **options: Any) -> An
         LoadingError: If no base is named, or its weights cannot hold what the adapters do.
         OSError: If the base cannot be loaded.
     """
-    from peft import PeftConfig, PeftModel
-    from trl.trainer.utils import create_model_from_path
+    from peft import PeftConfig
 
     config = PeftConfig.from_pretrained(path)
-    base = base or config.base_model_name_or_path
-    if not base:
-        raise LoadingError(f"{path} does not say which model its adapters belong to (base_model_name_or_path)")
     if config.is_prompt_learning:
         raise LoadingError(f"{path} holds {config.peft_type.value}, which is read beside a model and cannot be merged")
-    model = PeftModel.from_pretrained(create_model_from_path(base, **options), path)
-    return model.merge_and_unload(safe_merge=True)
+    return load_adapters(path, base, is_trainable=False, **options).merge_and_unload(safe_merge=True)
 
 
-def load_adapters(path: str, **options: Any) -> Any:
-    """A model with PEFT adapters that can be trained on.
+def load_adapters(path: str | Path, base: str | None = None, *, is_trainable: bool = True, **options: Any) -> Any:
+    """A model with PEFT adapters, which can be trained on unless `is_trainable` is off.
 
     Args:
         path: Their folder.
+        base: Their model; None: the one that they name.
+        is_trainable: Whether the adapters have gradients.
         options: For loading their model, as `from_pretrained` takes them.
 
     Raises:
-        LoadingError: If their model cannot be loaded.
+        LoadingError: If no base is named.
+        OSError: If the base cannot be loaded.
     """
     from peft import PeftConfig, PeftModel
     from trl.trainer.utils import create_model_from_path
 
-    base = PeftConfig.from_pretrained(path).base_model_name_or_path
-    try:
-        return PeftModel.from_pretrained(create_model_from_path(base, **options), path, is_trainable=True)
-    except OSError as error:
-        raise LoadingError(
-            f"model_name_or_path: cannot load {base}, the model of {path}: {first_line(error)}"
-        ) from error
+    base = base or PeftConfig.from_pretrained(path).base_model_name_or_path
+    if not base:
+        raise LoadingError(f"{path} does not say which model its adapters belong to (base_model_name_or_path)")
+    return PeftModel.from_pretrained(create_model_from_path(base, **options), path, is_trainable=is_trainable)
 
 
 def load_policy(name: str) -> tuple[Any, Any]:
@@ -353,14 +347,17 @@ def load_reward_funcs(names: list[str]) -> list[Any]:
                 )
             function = getattr(trl_rewards, name)
         else:
-            module, _, attribute = name.rpartition(".")
-            sys.path.insert(0, os.getcwd())
             try:
-                function = getattr(importlib.import_module(module), attribute)
-            except (ImportError, AttributeError) as error:
-                raise LoadingError(f"reward_funcs: cannot import {name!r}: {error}") from error
+                function = imported("reward_funcs", name)
+            except ValueError as error:
+                raise LoadingError(str(error)) from error
         functions.append(function)
     return functions
+
+
+def need_solutions(names: Iterable[str]) -> bool:
+    """Whether one of these reward functions compares with the `solution` column, as far as its name tells."""
+    return any("accuracy" in name or name == answer_reward.__name__ for name in names)
 
 
 # What transformers' vision-language models call their vision tower.

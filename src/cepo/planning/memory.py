@@ -30,7 +30,7 @@ class Layout:
     Attributes:
         processes: How many.
         shards: What is sharded: with ``gradients`` the optimiser's state is too, with ``weights`` all three.
-        engine: ``ddp``, ``fsdp`` or ``deepspeed``.
+        engine: ``ddp``, ``fsdp1``, ``fsdp2`` or ``deepspeed``.
     """
 
     processes: int = 1
@@ -156,7 +156,7 @@ def _states(skeleton: Skeleton, args: CEPOConfig, layout: Layout, mixed: bool) -
     """Weights, gradients, optimiser."""
     trained, frozen = skeleton.count(trained=True), skeleton.bytes_of(trained=False)
     size = skeleton.bytes_of(trained=True) / max(1, trained)  # bytes of a trained parameter
-    if layout.engine == "fsdp" and args.bf16:
+    if layout.engine.startswith("fsdp") and args.bf16:
         size = 4  # accelerate trains in float32 there
     weights, moments, gradient = size, 2 * size, size
     if layout.engine == "deepspeed" and args.bf16:

@@ -12,12 +12,11 @@ from typing import Any
 from latex2sympy2_extended import NormalizationConfig
 from math_verify import LatexExtractionConfig, parse, verify
 
-from .reading import final_answer, last_box, last_box_place, normalised, reference_answer
+from .reading import final_answer, last_box_place, normalised, reference_answer
 
 __all__ = [
     "final_answer",
     "is_mathematics",
-    "last_box",
     "last_box_place",
     "normalised",
     "reference_answer",

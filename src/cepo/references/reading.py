@@ -3,13 +3,12 @@
 Text of a model may be anything. Every reader here takes time in proportion to its length, and raises nothing.
 """
 
-import importlib
-import os
 import re
-import sys
 import unicodedata
 from collections.abc import Callable
 from functools import lru_cache
+
+from .importing import imported
 
 # text -> what it announces: "" where that is empty, None where it announces nothing.
 Extractor = Callable[[str], str | None]
@@ -62,12 +61,6 @@ def last_box_place(text: str) -> tuple[int, int] | None:
         elif token == "{" or token.startswith("\\boxed"):
             opened.append(-1 if token == "{" else found.end())
     return last
-
-
-def last_box(text: str) -> str | None:
-    """The content of the last complete ``\\boxed{...}`` of a text, or None."""
-    place = last_box_place(text)
-    return None if place is None else text[slice(*place)].strip() or None
 
 
 def _last_tag_place(text: str) -> tuple[int, int] | None:
@@ -159,17 +152,11 @@ def find_extractor(name: str) -> Extractor:
     """
     if name in EXTRACTORS:
         return EXTRACTORS[name]
-    module, _, attribute = name.replace(":", ".").rpartition(".")
-    if not module:
+    if "." not in name and ":" not in name:
         raise ValueError(
             f"answer_extractor: there is no {name!r}; choose of {', '.join(EXTRACTORS)}, or module.function"
         )
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"answer_extractor: cannot import {name!r}: {error}") from error
+    return imported("answer_extractor", name)
 
 
 def final_answer(completion: str, extractor: str = "auto") -> str | None:

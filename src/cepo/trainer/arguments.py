@@ -17,6 +17,7 @@ from ..data.loading import (
     load_processor,
     load_reward_funcs,
     load_split,
+    need_solutions,
     read_yaml,
     resolve_model,
 )
@@ -213,11 +214,11 @@ def check_sources(script_args: TrainArguments, training_args: CEPOConfig, model_
     reward_funcs = load_reward_funcs(script_args.reward_funcs)
     # The verifiers compare with the solution, whatever the method. Where teachers need it, the trainer checks the
     # training set itself, and a second pass over every row would find nothing new.
-    judged = any("accuracy" in name for name in script_args.reward_funcs)
+    judged, extractor = need_solutions(script_args.reward_funcs), training_args.answer_extractor
     if not training_args.chosen.needs_teachers:
-        check_dataset(train_dataset, needs_solution=judged)
+        check_dataset(train_dataset, needs_solution=judged, extractor=extractor)
     if held_out is not None:
-        check_dataset(held_out, needs_solution=judged, name="the held-out split")
+        check_dataset(held_out, needs_solution=judged, name="the held-out split", extractor=extractor)
     if script_args.max_prompt_length is not None:
         length = prompt_length(load_processor(model_name), training_args.chat_template_kwargs or {})
         train_dataset = without_long_prompts(train_dataset, script_args.max_prompt_length, length, notes)

@@ -38,9 +38,10 @@ from .completion_batch import CompletionBatch, attempts_of
 from .credit_page import NUMBER_OF_GROUPS, write_credit_page
 from .distillation import add_teacher_prompts, distillation_batch
 from .lasting import LastingTrouble
-from .layout import check_adapters, check_layout, check_processes, name_cpu_plainly
+from .layout import check_layout, check_processes, name_cpu_plainly
 from .metrics import credit_metrics, credit_sums
 from .processes import Processes
+from .refusals import check_adapters, check_distillation, check_whole_groups
 from .sequence_level import SequenceLevelTrainer
 from .teachers import FollowPolicy, Teachers
 
@@ -130,14 +131,8 @@ class CEPOTrainer(SequenceLevelTrainer):
         if args.freeze_vision_tower:
             freeze_vision_tower(self.model)
         if args.distils_whole:
-            self._check_distillation()
-        if self.method.labels is not None and (
-            args.generation_batch_size // self.accelerator.num_processes % args.num_generations
-        ):
-            raise ValueError(
-                f"method={args.method!r} needs whole groups on each process; make the batch of a process a multiple of "
-                "num_generations"
-            )
+            check_distillation(self, args.method)
+        check_whole_groups(args, self.accelerator.num_processes)
         if self.method.needs_teachers or args.distils_whole:
             check_layout(self)
             check_adapters(self, args.method)
@@ -191,14 +186,6 @@ class CEPOTrainer(SequenceLevelTrainer):
             require_chat_template(self.processing_class)
         return {"tools": self.tools or None, "chat_template": self.chat_template, **self.chat_template_kwargs}
 
-    def _check_distillation(self) -> None:
-        """Refuse models with which a divergence over the vocabulary does not work."""
-        if self.aux_loss_enabled:
-            raise ValueError(
-                f"method={self.args.method!r} has a loss of its own, in which router_aux_loss_coef would do nothing; "
-                "set it to 0"
-            )
-
     # TRL's seams ------------------------------------------------------------------------------------------------------
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
@@ -207,7 +194,10 @@ class CEPOTrainer(SequenceLevelTrainer):
             verdicts = rewards_per_func[:, self._correctness_index]
             self._log_credit("verdicts/missing", verdicts.isnan().float().mean().item())
         if self.model.training and self._collects:
-            solutions = [check_solution(row, f"a row of the training set (prompt {row['prompt']!r})") for row in inputs]
+            solutions = [
+                check_solution(row, f"a row of the training set (prompt {row['prompt']!r})", self.args.answer_extractor)
+                for row in inputs
+            ]
             self._batch = self._collect(inputs, prompts, completions, solutions, rewards_per_func)
         return rewards_per_func
 

@@ -11,6 +11,8 @@ from trl.models import unwrap_model_for_generation
 
 from ..scoring.shards import FSDPShards, WholeWeights, ZeROShards
 
+NO_FSDP1 = "FSDP 1 lays weights together, which teachers do not know; set fsdp_version to 2"
+
 
 def is_zero3(trainer: GRPOTrainer) -> bool:
     """Whether DeepSpeed shards the weights themselves."""
@@ -44,21 +46,6 @@ def whole_policy(trainer: GRPOTrainer) -> Iterator[PreTrainedModel]:
         yield policy
 
 
-def check_adapters(trainer: GRPOTrainer, method: str) -> None:
-    """Refuse adapters that are no part of the weights: a teacher's log-probs would be those of another model.
-
-    Raises:
-        ValueError: Naming them and what to use in their place.
-    """
-    configs = getattr(trainer.model, "peft_config", {})
-    kinds = sorted({str(getattr(c.peft_type, "value", c.peft_type)) for c in configs.values() if c.is_prompt_learning})
-    if kinds:
-        raise ValueError(
-            f"method={method!r} reads rollouts again with other prompts, which {', '.join(kinds)} does not allow: it "
-            "puts tokens of its own before each prompt. Use LoRA, or method='grpo'"
-        )
-
-
 def check_layout(trainer: GRPOTrainer) -> None:
     """Refuse a layout that gives other numbers than one process.
 
@@ -66,7 +53,7 @@ def check_layout(trainer: GRPOTrainer) -> None:
         ValueError: Naming the layout and what to use in its place.
     """
     if trainer.is_fsdp_enabled and not trainer.accelerator.is_fsdp2:
-        raise ValueError("FSDP 1 lays weights together, which teachers do not know; set fsdp_version to 2")
+        raise ValueError(NO_FSDP1)
 
 
 def name_cpu_plainly(args: TrainingArguments) -> None:

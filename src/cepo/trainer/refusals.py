@@ -1,0 +1,45 @@
+"""Models and batches with which a method would not do what its name says; refused before training."""
+
+from trl import GRPOTrainer
+
+from .cepo_config import CEPOConfig
+
+
+def check_adapters(trainer: GRPOTrainer, method: str) -> None:
+    """Refuse adapters that are no part of the weights: a teacher's log-probs would be those of another model.
+
+    Raises:
+        ValueError: Naming them and what to use in their place.
+    """
+    configs = getattr(trainer.model, "peft_config", {})
+    kinds = sorted({str(getattr(c.peft_type, "value", c.peft_type)) for c in configs.values() if c.is_prompt_learning})
+    if kinds:
+        raise ValueError(
+            f"method={method!r} reads rollouts again with other prompts, which {', '.join(kinds)} does not allow: it "
+            "puts tokens of its own before each prompt. Use LoRA, or method='grpo'"
+        )
+
+
+def check_whole_groups(args: CEPOConfig, processes: int) -> None:
+    """Refuse to cut groups for a method that asks what is known of whole ones.
+
+    Raises:
+        ValueError: Naming the method and the option.
+    """
+    if args.chosen.labels is not None and args.generation_batch_size // processes % args.num_generations:
+        raise ValueError(
+            f"method={args.method!r} needs whole groups on each process; make the batch of a process a multiple of "
+            "num_generations"
+        )
+
+
+def check_distillation(trainer: GRPOTrainer, method: str) -> None:
+    """Refuse models with which a divergence over the vocabulary does not work.
+
+    Raises:
+        ValueError: Naming the method and the option.
+    """
+    if trainer.aux_loss_enabled:
+        raise ValueError(
+            f"method={method!r} has a loss of its own, in which router_aux_loss_coef would do nothing; set it to 0"
+        )
