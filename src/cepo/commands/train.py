@@ -16,6 +16,7 @@ from transformers.trainer_callback import PrinterCallback
 from trl import get_peft_config, get_quantization_config
 
 from ..data.evaluation import Accuracy, Evaluation, Share, evaluate
+from ..data.files import write_whole
 from ..data.loading import holds_adapters, load_adapters, require_chat_template
 from ..data.sampling import Sampling
 from ..trainer.arguments import Sources, TrainArguments, check_sources, config_of, option_names, parse
@@ -138,7 +139,7 @@ def _write_run(folder: Path, script_args: TrainArguments) -> None:
         "figures_problems": script_args.figures_problems,
         **script_args.given(),
     }
-    (folder / RUN_FILE).write_text(json.dumps(about, indent=2) + "\n")
+    write_whole(folder / RUN_FILE, json.dumps(about, indent=2) + "\n")
 
 
 def _headline(trainer: CEPOTrainer, script_args: TrainArguments) -> str:
@@ -299,7 +300,7 @@ def _write_summary(
         "seconds": {"total": seconds, **trainer.seconds},
         "versions": {name: version(name) for name in ("cepo", "trl", "transformers", "torch")},
     }
-    (folder / "summary.json").write_text(json.dumps(_finite(summary), indent=2) + "\n")
+    write_whole(folder / "summary.json", json.dumps(_finite(summary), indent=2) + "\n")
     draw_curves(history, folder / "curves.png", title=f"{args.method}, seed {args.seed}", greedy=curve)
     parts = ", ".join(f"{name} {value:.0f}" for name, value in summary["seconds"].items() if name != "total")
     console.print(f"{seconds:.0f} seconds in total: {parts}", highlight=False)

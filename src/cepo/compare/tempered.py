@@ -12,6 +12,7 @@ from statistics import fmean
 from typing import Any
 
 from ..data.evaluation import Evaluation, evaluate
+from ..data.files import write_whole
 from ..data.loading import load_policy
 from ..data.sampling import Sampling
 from ..trainer.arguments import check_sources, parse
@@ -101,7 +102,7 @@ def tempered_runs(
         for seed in missing:
             on_progress(f"asking the untrained policy at temperature {known['temperature']:.2f}, seed {seed}")
             known["seeds"][str(seed)] = policy.ask(known["temperature"], policy.samples, seed).as_dict()
-            kept.write_text(json.dumps(known, indent=1, default=str) + "\n")
+            write_whole(kept, json.dumps(known, indent=1, default=str) + "\n")
     runs = [
         # Its greedy answers are the untrained policy's.
         Run(run.seed, run.accuracy[:1], 0.0, after=Sampled.read(known["seeds"][str(run.seed)]))
