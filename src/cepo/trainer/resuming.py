@@ -6,12 +6,14 @@ these; numbers of the log to come are lost; and its data sampler begins with the
 
 import logging
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import TrainerCallback
 from trl import GRPOTrainer
+from trl.trainer.utils import strip_images_from_messages
 
 from .checkpoints import written_whole
 from .layout import name_cpu_plainly
@@ -59,15 +61,14 @@ class ResumingTrainer(GRPOTrainer):
         """Rollouts that are not used up, and numbers that are not logged yet, of this process."""
         args = self.args
         used_up = self._step % (args.steps_per_generation * self.num_iterations) == 0
-        metrics = {name: list(values) for name, values in self._metrics["train"].items() if values}
-        if used_up and not metrics:
-            return
         found = {
             "processes": args.world_size,
             "micro_batch": self._step,
             "rollouts": None if used_up else self._buffered_inputs,
-            "metrics": metrics,
+            "completions": None if used_up or not self.log_completions else _plain(self._logs),
+            "metrics": {name: list(values) for name, values in self._metrics["train"].items() if values},
             "loss": self._tr_loss,
+            "loss_logged": self._total_loss_scalar,
             "last_logged": self._globalstep_last_logged,
         }
         torch.save(found, folder / _FILE.format(rank=args.process_index))
@@ -95,7 +96,29 @@ class ResumingTrainer(GRPOTrainer):
         self._step, self._buffered_inputs = found["micro_batch"], found["rollouts"]
         for name, values in found["metrics"].items():
             self._metrics["train"][name] = values
-        self._tr_loss, self._globalstep_last_logged = found["loss"], found["last_logged"]
+        self._tr_loss, self._total_loss_scalar = found["loss"], found["loss_logged"]
+        self._globalstep_last_logged = found["last_logged"]
+        for name, kept in (found["completions"] or {}).items():
+            if isinstance(kept, dict):
+                for column, values in kept.items():
+                    self._logs[name][column].extend(values)
+            else:
+                self._logs[name].extend(kept)
+
+
+def _plain(logs: Mapping[str, Any]) -> dict[str, Any]:
+    """What TRL writes into tables of completions, without images, in types that are loaded without running anything."""
+    return {
+        "prompt": [strip_images_from_messages(messages) for messages in logs["prompt"]],
+        "completion": [strip_images_from_messages(messages) for messages in logs["completion"]],
+        "advantages": list(logs["advantages"]),
+        "rewards": {name: list(values) for name, values in logs["rewards"].items()},
+        "extra": {name: [_plain_value(value) for value in values] for name, values in logs["extra"].items()},
+    }
+
+
+def _plain_value(value: Any) -> Any:
+    return value if value is None or isinstance(value, (bool, int, float, str)) else str(value)
 
 
 class _TakeUp(TrainerCallback):

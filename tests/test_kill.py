@@ -1,0 +1,84 @@
+"""Killed with SIGKILL anywhere, a run comes back and ends as if nobody had: weights, losses, counters, files."""
+
+import random
+import time
+
+import pytest
+
+from cepo.trainer.checkpoints import last_whole_checkpoint
+from tests.killing import METHODS, PLACES, differences, outcome, run, said, started, words
+
+# A method, where it is killed, and at which time that it comes there.
+A_FEW = [
+    ("cepo", "saved weights", 2),
+    ("cepo", "teacher follows", 3),
+    ("grpo", "loss", 8),
+    ("opsd", "saved state", 1),
+    ("opsd", "summary", 1),
+]
+# Later times for what a run does before the first checkpoint too.
+TIMES = {"sampling": 4, "rewards": 4, "teachers": 5, "loss": 4, "optimizer": 4, "accuracy": 3, "page": 2, "rollouts": 4}
+MANY = [
+    pytest.param(method, place, TIMES.get(place, 2 if place != "summary" else 1), id=f"{method}-{place}")
+    for number, place in enumerate(PLACES)
+    for method in (METHODS[number % len(METHODS)], METHODS[(number + 5) % len(METHODS)])
+]
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory):
+    """What is left of a method's run that nobody killed, and how long it took [seconds]."""
+    base, found = tmp_path_factory.mktemp("undisturbed"), {}
+
+    def of(method):
+        if method not in found:
+            folder, began = base / method, time.monotonic()
+            assert run(words(method), folder) == 0, said(folder)
+            found[method] = outcome(folder / "out"), time.monotonic() - began
+        return found[method]
+
+    return of
+
+
+def come_back(method, folder, expected):
+    """Go on, to the end, and find what the run that nobody killed has left."""
+    there = last_whole_checkpoint(folder / "out") is not None
+    assert run(words(method, **({"resume_from_checkpoint": True} if there else {})), folder) == 0, said(folder)
+    assert differences(expected, outcome(folder / "out")) == []
+
+
+def check(method, place, number, folder, undisturbed):
+    expected, _ = undisturbed(method)
+    assert run(words(method), folder, place, number) == -9, f"it never came there: {said(folder)}"
+    come_back(method, folder, expected)
+
+
+@pytest.mark.parametrize(("method", "place", "number"), A_FEW)
+def test_killed_at_a_place(tmp_path, method, place, number, undisturbed):
+    check(method, place, number, tmp_path, undisturbed)
+
+
+@pytest.mark.kill
+@pytest.mark.parametrize(("method", "place", "number"), MANY)
+def test_killed_at_any_place(tmp_path, method, place, number, undisturbed):
+    check(method, place, number, tmp_path, undisturbed)
+
+
+@pytest.mark.kill
+@pytest.mark.parametrize("attempt", [1, 2])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_real_command_killed_at_a_random_moment_twice(tmp_path, method, attempt, undisturbed):
+    """Two kills, the second of them while it has come back from the first, each at any moment of what is left."""
+    expected, seconds = undisturbed(method)
+    rng, kills = random.Random(f"{method}:{attempt}"), 0
+    while kills < 2:
+        there = last_whole_checkpoint(tmp_path / "out") is not None
+        arguments = words(method, **({"resume_from_checkpoint": True} if there else {}))
+        with started(arguments, tmp_path) as process:
+            time.sleep(rng.random() * seconds)
+            if process.poll() is not None:  # it was done before
+                assert process.returncode == 0, said(tmp_path)
+                break
+            process.kill()
+            kills += 1
+    come_back(method, tmp_path, expected)
