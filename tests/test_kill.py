@@ -6,7 +6,7 @@ import time
 import pytest
 
 from cepo.trainer.checkpoints import last_whole_checkpoint
-from tests.killing import METHODS, PLACES, differences, outcome, run, said, started, words
+from tests.killing import METHODS, PLACES, SMALL, differences, outcome, run, said, started, words
 
 # A method, where it is killed, and at which time that it comes there.
 A_FEW = [
@@ -82,3 +82,39 @@ def test_the_real_command_killed_at_a_random_moment_twice(tmp_path, method, atte
             process.kill()
             kills += 1
     come_back(method, tmp_path, expected)
+
+
+def compared(folder):
+    """Of a comparison, what each run left, and its table without seconds."""
+    runs = {str(path.parent.relative_to(folder)): outcome(path.parent) for path in folder.glob("*/seed-*/summary.json")}
+    for run_of in runs.values():
+        run_of.pop("log.txt")
+    return runs, outcome(folder)["compare.json"]
+
+
+@pytest.mark.kill
+def test_a_comparison_that_is_killed_loses_no_finished_run(tmp_path):
+    """With SIGKILL, which it cannot pass on: its run ends by itself, and the same command goes on after that."""
+    of_all = [part for name, value in SMALL.items() if name != "seed" for part in (f"--{name}", str(value))]
+    arguments = ["compare", "--methods=grpo,cepo", "--seeds=2", "--jobs=1", *of_all, "--save_strategy=no"]
+    with started([*arguments, "--output_dir=whole"], tmp_path) as process:
+        assert process.wait(600) == 0, said(tmp_path)
+    finished = tmp_path / "out" / "grpo" / "seed-0" / "summary.json"
+    with started([*arguments, "--output_dir=out"], tmp_path) as process:
+        while not finished.exists() and process.poll() is None:
+            time.sleep(0.05)
+        time.sleep(3)  # into the next run
+        process.kill()
+    written = finished.stat().st_mtime_ns
+    for _ in range(600):
+        with started([*arguments, "--output_dir=out"], tmp_path) as process:
+            status = process.wait(600)
+        if status != 2:
+            break
+        assert said(tmp_path).rstrip().endswith("wait for them, or name another --output_dir")
+        time.sleep(1)
+    assert status == 0, said(tmp_path)
+    assert finished.stat().st_mtime_ns == written
+    expected, found = compared(tmp_path / "whole"), compared(tmp_path / "out")
+    assert len(found[0]) == 4
+    assert differences(expected, found) == []

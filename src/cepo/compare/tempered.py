@@ -55,7 +55,16 @@ class Untrained:
                 training_args.chat_template_kwargs,
                 script_args.eval_batch_size,
             )
-            return evaluate(model, processing_class, problems, sampling, samples=samples, seed=seed, reward_func=judge)
+            return evaluate(
+                model,
+                processing_class,
+                problems,
+                sampling,
+                samples=samples,
+                seed=seed,
+                reward_func=judge,
+                threshold=training_args.correctness_threshold,
+            )
 
         return cls(ask, script_args.eval_samples)
 
