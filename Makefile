@@ -4,7 +4,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train evaluate test test-slow test-sharded test-eval test-kill test-smollm smollm credit gradients ceiling comparison bench bench-quick docs lint format policy clean
+.PHONY: help setup train evaluate test test-slow test-sharded test-eval test-kill soak test-smollm smollm credit gradients ceiling comparison bench bench-quick docs lint format policy clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -40,6 +40,9 @@ $(VENV)/.deepspeed: $(READY)
 
 test-kill: $(READY)  ## SIGKILL at every place and at random moments: each run comes back to the bit
 	$(VENV)/bin/python -m pytest -m kill
+
+soak: $(READY)  ## 2,000 steps: memory, time of a step, files left
+	$(VENV)/bin/python scripts/soak.py
 
 test-eval: $(READY) $(VENV)/.eval  ## the paper's five benchmarks, on small problems of their forms, by lmms-eval
 	$(VENV)/bin/python -m pytest -m lmms

@@ -100,7 +100,7 @@ PLACES = {
     "rotation": ("cepo.trainer.checkpoints:rotate_checkpoints", None),
     "after rotation": ("cepo.trainer.checkpoints:rotate_checkpoints", "after"),
     "final model": ("cepo.trainer.cepo_trainer:CEPOTrainer.save_model", None),
-    "summary": ("cepo.data.files:os.replace", None),
+    "summary": ("cepo.commands.train:write_whole", None),
 }
 
 

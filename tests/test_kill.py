@@ -14,14 +14,24 @@ A_FEW = [
     ("cepo", "teacher follows", 3),
     ("grpo", "loss", 8),
     ("opsd", "saved state", 1),
-    ("opsd", "summary", 1),
+    ("opsd", "summary", 2),
 ]
-# Later times for what a run does before the first checkpoint too.
-TIMES = {"sampling": 4, "rewards": 4, "teachers": 5, "loss": 4, "optimizer": 4, "accuracy": 3, "page": 2, "rollouts": 4}
+# At which time that a run comes there: before the first checkpoint, or in the midst.
+TIMES = {"sampling": 4, "rewards": 4, "teachers": 5, "loss": 4, "optimizer": 4, "accuracy": 3, "rollouts": 4}
+TIMES |= {"saved teacher": 1, "final model": 4}
+WITH_TEACHERS = ("cepo", "rlsd", "rlcsd", "rlrt", "cscr", "pbsd", "distilled_rl")  # that read rollouts
+OF_ALL = tuple(name for name in METHODS if name != "grpo")  # whose generations here serve for several steps
 MANY = [
-    pytest.param(method, place, TIMES.get(place, 2 if place != "summary" else 1), id=f"{method}-{place}")
-    for number, place in enumerate(PLACES)
-    for method in (METHODS[number % len(METHODS)], METHODS[(number + 5) % len(METHODS)])
+    ("grpo", "sampling", 2),
+    ("grpo", "loss", 11),
+    ("grpo", "optimizer", 5),
+    ("grpo", "rotation", 2),
+    *(
+        (able[number % len(able)], place, TIMES.get(place, 2))
+        for index, place in enumerate(PLACES)
+        for able in [WITH_TEACHERS if place == "teachers" else OF_ALL]
+        for number in (index, index + 5)
+    ),
 ]
 
 
