@@ -2,10 +2,10 @@
 
     python scripts/soak.py --steps 2000
 
-Trains the shipped policy by the real command, with teachers that lag and a checkpoint every 100 steps, two of them kept;
-reads the resident memory of the process at each step. Of the steps after the first tenth, the first and the last
-third are compared. The exit status is 1 if memory or the time of a step grew by more than the bounds below, or if files
-are left besides those of a run of 220 steps.
+Trains the shipped policy by the real command, with teachers that lag and a checkpoint every 100 steps, of which two are
+kept, and reads the resident memory of the process at each step. Of the steps after the first tenth, the first and the
+last third are compared. The exit status is 1 if memory or the time of a step grew by more than the bounds below, or if
+files are left besides those of a run of 220 steps.
 """
 
 import argparse
