@@ -308,14 +308,14 @@ def _difference(shared: SharedPrompt, prompts: Sequence[Prompt], trial: list[Req
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, NotImplementedError, KeyError) as error:
         return f"a trial ended in {type(error).__name__}: {str(error).splitlines()[0]}"
     off = (found - expected).abs().mean().item()
-    if off <= _TOLERANCE[shared.model.unwrapped.dtype]:
+    if off <= TOLERANCE[shared.model.unwrapped.dtype]:
         return None
     return f"in a trial, log-probs were off by {off:.2g} nats on average"
 
 
 # Mean |difference| of two exact ways to compute log-probs [nats]: rounding alone reaches a hundredth of these in
 # float32 and a tenth of these in bfloat16.
-_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.02}
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.02}
 
 
 class Scorer:

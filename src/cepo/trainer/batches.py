@@ -4,8 +4,10 @@ Dimensions: B rollouts, T completion tokens, P prompt tokens.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 from trl.trainer.utils import split_pixel_values_by_grid, unsplit_pixel_values_by_grid
 
@@ -46,6 +48,32 @@ def select_rows(batch: Batch, rows: Sequence[int]) -> Batch:
         # A model that is given no image must not be given an empty one.
         picked = {name: values for name, values in picked.items() if name not in (*_IMAGES, *_IMAGE_COUNTS)}
     return unsplit_pixel_values_by_grid(picked)
+
+
+@dataclass(frozen=True)
+class RowImages:
+    """The images of the rows of a batch."""
+
+    batch: Batch
+    split: Batch
+
+    def same(self, one: int, other: int) -> bool:
+        """Whether two rows show the same."""
+        return all(
+            torch.equal(torch.as_tensor(values[one]), torch.as_tensor(values[other]))
+            for name, values in self.split.items()
+            if name in (*_IMAGES, *_IMAGE_COUNTS, *TOKEN_TYPES)
+        )
+
+    def of(self, rows: Sequence[int]) -> dict[str, Tensor]:
+        """The images of some rows, as the model takes them."""
+        picked = select_rows(self.batch, rows)
+        return {name: picked[name] for name in _IMAGES if name in picked}
+
+
+def images_of_rows(batch: Batch) -> RowImages:
+    """Of a batch of TRL's."""
+    return RowImages(batch, split_pixel_values_by_grid(batch))
 
 
 def refuse_mixed_images(rows: Sequence[dict[str, Any]]) -> None:

@@ -41,6 +41,13 @@ class CEPOConfig(MethodOptions, GRPOConfig):
         "branched and a trial on the first batch gives the log-probs of plain concatenation; always; or never.",
         "auto",
     )
+    shared_prompt_update: SharedPrompt = option(
+        "run",
+        "Whether the policy's own log-probs, those of the update among them, run a prompt once for all of its "
+        "rollouts, and micro-batches of one optimiser step keep groups together: auto, where that gives TRL's numbers "
+        "but for rounding, which a trial on the first batch shows; always; or never, which is TRL to the bit.",
+        "auto",
+    )
     teacher_batch_tokens: int | None = option(
         "teacher",
         "The most tokens that a teacher's forward pass holds: its rows times (cached + run) tokens, padding included.",
@@ -65,9 +72,10 @@ class CEPOConfig(MethodOptions, GRPOConfig):
 
     def __post_init__(self):
         self.resolve()
-        if self.shared_prompt not in get_args(SharedPrompt):
-            choices = ", ".join(get_args(SharedPrompt))
-            raise ValueError(f"unknown shared_prompt {self.shared_prompt!r}; choose one of {choices}")
+        for name in ("shared_prompt", "shared_prompt_update"):
+            if getattr(self, name) not in get_args(SharedPrompt):
+                choices = ", ".join(get_args(SharedPrompt))
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}; choose one of {choices}")
         if self.teacher_batch_tokens is not None and self.teacher_batch_tokens < 1:
             raise ValueError(f"teacher_batch_tokens must be at least 1, got {self.teacher_batch_tokens}")
         if self.credit_samples_every < 0:

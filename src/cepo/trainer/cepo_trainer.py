@@ -42,10 +42,11 @@ from .processes import Processes
 from .refusals import check_adapters, check_distillation, check_whole_groups
 from .resuming import ResumingTrainer
 from .sequence_level import SequenceLevelTrainer
+from .shared_update import SharedPromptTrainer
 from .teachers import FollowPolicy, Teachers
 
 
-class CEPOTrainer(SequenceLevelTrainer, ResumingTrainer):
+class CEPOTrainer(SequenceLevelTrainer, SharedPromptTrainer, ResumingTrainer):
     """Trainer for CEPO and its siblings (`CEPOConfig.method`), a drop-in for TRL's [`GRPOTrainer`].
 
     Same constructor, dataset columns, reward functions, PEFT, callbacks and loggers. For methods with teachers the data

@@ -1,0 +1,175 @@
+"""Prompts once in the policy's own log-probs: those of the update, of the policy that sampled, and of the reference."""
+
+import logging
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from trl import GRPOTrainer
+from trl.models.utils import _ForwardRedirection
+from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
+
+from ..scoring.passes import TOLERANCE, ScoringModel
+from ..scoring.requests import TOKEN_TYPES
+from ..scoring.score import has_dropout
+from ..scoring.shared_rows import Found, Rows, branched, difference, distinct, packed, packing_pays, why_not_shared
+from .batches import Batch, images_of_rows, select_rows
+from .layout import is_sharded
+
+_logger = logging.getLogger(__name__)
+
+# TRL's means over rollouts, or over the tokens of an optimiser step, which the order of its rows does not change.
+_WITHOUT_ORDER = ("grpo", "dapo", "dr_grpo", "cispo", "luspo", "sapo", "vespo")
+_NO_COMPANIONS = ("batch_size", "compute_entropy", "compute_aux_loss")
+
+
+class SharedPromptTrainer(GRPOTrainer):
+    """TRL's trainer, whose passes for log-probs run each distinct prompt of a micro-batch once.
+
+    Where all micro-batches of a generation belong to one optimiser step, groups stay together in them. TRL shuffles
+    rows among them, which changes nothing but which prompts run together.
+    """
+
+    _shares: bool | None = None  # None: not decided yet
+    _buffered_inputs: list[Batch] | None
+    _in_order: Batch | None = None  # the generation batch, before TRL shuffles it
+
+    def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
+        whole = super()._get_per_token_logps_and_entropies
+        options = {**dict(zip(_NO_COMPANIONS, args, strict=False)), **kwargs}
+        if self._shares is False or options.get("compute_aux_loss") or self.args.shared_prompt_update == "never":
+            return whole(model, input_ids, attention_mask, logits_to_keep, *args, **kwargs)
+        companions = {
+            name: value for name, value in options.items() if name not in _NO_COMPANIONS and value is not None
+        }
+        batch = {"input_ids": input_ids, "attention_mask": attention_mask, **companions}
+        count, entropies = len(input_ids), options.get("compute_entropy", False)
+        size = options.get("batch_size") or count
+        found = []
+        for start in range(0, count, size):
+            part = batch if size >= count else select_rows(batch, range(start, min(start + size, count)))
+            found.append(self._read(model, part, logits_to_keep, entropies))
+        log_probs = torch.cat([log_probs for log_probs, _ in found])
+        return (
+            log_probs,
+            torch.cat([entropy for _, entropy in found if entropy is not None]) if entropies else None,
+            None,
+        )
+
+    def _read(self, model: Any, batch: Batch, kept: int, entropies: bool) -> Found:
+        """Log-probs and entropies of a batch's completions: with its prompts shared where that is exact and pays."""
+
+        def whole() -> Found:
+            found = super(SharedPromptTrainer, self)._get_per_token_logps_and_entropies(
+                model, logits_to_keep=kept, compute_entropy=entropies, **batch
+            )
+            return found[0], found[1]
+
+        rows = rows_of(batch, batch["input_ids"].shape[1] - kept)
+        if rows is None:
+            return whole()
+        unwrapped = self.accelerator.unwrap_model(model)
+        inner = unwrapped.get_base_model() if hasattr(unwrapped, "get_base_model") else unwrapped
+        checkpoints = bool(inner.is_gradient_checkpointing and inner.training and torch.is_grad_enabled())
+        if checkpoints and not packing_pays(inner, rows):
+            return whole()
+        way = packed if checkpoints else branched
+
+        def shared() -> Found:
+            with self.accelerator.autocast():
+                return way(inner, rows)
+
+        def through_the_wrapper() -> Found:  # whose forward DDP has to see
+            return _ForwardRedirection()(model, unwrapped, shared)
+
+        if self._shares is None:
+            self._shares = self._decide(
+                inner, whole, through_the_wrapper, batch["attention_mask"][:, -kept:], checkpoints
+            )
+            if not self._shares:
+                return whole()
+        return through_the_wrapper()
+
+    def _decide(self, inner: PreTrainedModel, whole: Any, shared: Any, mask: Tensor, checkpoints: bool) -> bool:
+        """Whether prompts are shared: as the option says, or as structure and a trial do."""
+        reason = "weights are sharded" if is_sharded(self) else None
+        if reason is None and has_dropout(self.model):
+            reason = "dropout would be the same for all rollouts of a prompt"
+        reason = reason or why_not_shared(ScoringModel(inner, inner), checkpoints=checkpoints)
+        if self.args.shared_prompt_update == "always":
+            if reason is not None:
+                raise ValueError(f"shared_prompt_update='always': {reason}; take 'auto'")
+            return True
+        if reason is None:
+            reason = self._try_sharing(whole, shared, mask, inner.dtype)
+        if reason is not None and self.accelerator.is_main_process:
+            _logger.warning(
+                "the update runs every prompt once per rollout: %s. This is slower and gives the same numbers.", reason
+            )
+        return reason is None
+
+    def _try_sharing(self, whole: Any, shared: Any, mask: Tensor, dtype: torch.dtype) -> str | None:
+        with torch.no_grad():
+            expected, _ = whole()
+            try:
+                found, _ = shared()
+            except torch.OutOfMemoryError:
+                raise
+            except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, NotImplementedError) as error:
+                return f"a trial ended in {type(error).__name__}: {str(error).splitlines()[0]}"
+        off = difference(expected, found, mask)
+        return None if off <= TOLERANCE[dtype] else f"in a trial, log-probs were off by {off:.2g} nats on average"
+
+    # Which rows run together ------------------------------------------------------------------------------------------
+
+    def _generate_and_score_completions(self, inputs):
+        self._in_order = super()._generate_and_score_completions(inputs)  # to which evidence will be added
+        return self._in_order
+
+    def _prepare_inputs(self, generation_batch):
+        self._in_order = None
+        inputs = super()._prepare_inputs(generation_batch)
+        if self._in_order is None or not self.model.training or not self._keeps_groups():
+            return inputs
+        steps = self.args.steps_per_generation
+        parts = split_tensor_dict(split_pixel_values_by_grid(self._in_order), steps)
+        self._in_order = None
+        self._buffered_inputs = [unsplit_pixel_values_by_grid(part) for part in parts]
+        return self._buffered_inputs[self._step % steps]
+
+    def _keeps_groups(self) -> bool:
+        args = self.args
+        return (
+            args.shared_prompt_update != "never"
+            and self._shares is not False
+            and 1 < args.steps_per_generation == args.gradient_accumulation_steps
+            and args.loss_type in _WITHOUT_ORDER
+            and args.top_entropy_quantile == 1.0
+        )
+
+
+def rows_of(batch: Batch, width: int) -> Rows | None:
+    """A batch of log-probs as rows that share prompts; None where there is nothing to share.
+
+    Args:
+        batch: (B, P + T) `input_ids` and `attention_mask`, and what TRL passes along.
+        width: P.
+    """
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    images = images_of_rows(batch)
+    firsts, owners = distinct(ids[:, :width], mask[:, :width], images.same)
+    if len(firsts) == len(ids):
+        return None
+    begin = int(mask[:, :width].any(0).int().argmax())  # padding that no prompt of these needs
+    types = {name: batch[name][:, begin:] for name in TOKEN_TYPES if name in batch}
+    rows = Rows(
+        ids[:, begin:],
+        mask[:, begin:],
+        width - begin,
+        torch.tensor(owners, device=ids.device),
+        torch.tensor(firsts, device=ids.device),
+        types,
+        images.of(firsts),
+    )
+    return rows if rows.why_whole() is None else None

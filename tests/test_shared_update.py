@@ -1,0 +1,244 @@
+"""Prompts that run once in the update: the log-probs, entropies and gradients of TRL's whole rows, and fewer tokens."""
+
+import functools
+import random
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from peft import LoraConfig
+from torch.testing import assert_close
+from trl import GRPOConfig, GRPOTrainer
+from trl.trainer.utils import add_fused_lm_head
+
+from cepo import CEPOConfig, CEPOTrainer, policy_path
+from cepo.scoring.passes import ScoringModel
+from cepo.scoring.shared_rows import Rows, branched, distinct, packed, packing_pays, why_not_shared
+from cepo.trainer.shared_update import rows_of
+
+from . import tiny_models
+from .test_passes import SHAREABLE, prompt_for, words
+from .test_trainer import QUICK, half_right, logged, task, weights_of  # noqa: F401
+from .tiny_models import HYBRID_MODELS, IMAGE_MODELS
+
+PACKABLE = [name for name in SHAREABLE if not name.startswith("gemma3")]  # whose windows no mask of ours knows
+CASES = [*((name, branched) for name in SHAREABLE), *((name, packed) for name in PACKABLE)]
+
+
+def batch_of(name, prompts, groups, draw):
+    """A micro-batch as TRL lays it out, its rows in any order: prompts padded on the left, completions on the right."""
+    rows = [(prompt, words(draw, 0, 9)) for prompt, size in zip(prompts, groups, strict=True) for _ in range(size)]
+    draw.shuffle(rows)
+    width, longest = max(len(p.ids) for p, _ in rows) + 2, max(1, *(len(c) for _, c in rows))
+    ids, mask = torch.zeros(2, len(rows), width + longest, dtype=torch.long).unbind()
+    types = torch.zeros_like(ids)
+    for row, (prompt, completion) in enumerate(rows):
+        start = width - len(prompt.ids)
+        ids[row, start : width + len(completion)] = torch.tensor(prompt.ids + completion)
+        mask[row, start : width + len(completion)] = 1
+        for values in prompt.token_types.values():
+            types[row, start:width] = values
+    batch = {"input_ids": ids, "attention_mask": mask}
+    if name in IMAGE_MODELS:
+        batch["token_type_ids" if name == "gemma3_vl" else "mm_token_type_ids"] = types
+        images = [prompt.images for prompt, _ in rows]
+        batch |= {key: torch.cat([one[key] for one in images]) for key in images[0]}
+        if name != "gemma3_vl":
+            batch["num_images"] = [1] * len(rows)
+    return batch, width
+
+
+def whole(model, batch, width):
+    """As TRL runs them."""
+    inputs = {name: value for name, value in batch.items() if name != "num_images"}
+    labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
+    labels[:, :width] = -100
+    output = model(labels=labels, fused_lm_head=True, **inputs)
+    return output.log_probs[:, width - 1 :], output.entropy[:, width - 1 :]
+
+
+def read(model, batch, width, way):
+    """Log-probs, entropies and the gradient of some loss of both."""
+    model.zero_grad()
+    log_probs, entropies = way(model)
+    mask = batch["attention_mask"][:, width:]
+    weights = torch.randn(mask.shape, generator=torch.Generator().manual_seed(0)) * mask
+    (weights * log_probs + 0.3 * weights.flip(0) * mask * entropies).sum().backward()
+    gradient = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
+    return log_probs.detach() * mask, entropies.detach() * mask, gradient
+
+
+@pytest.fixture(scope="module")
+def models():
+    made = {}
+
+    def of(name):
+        if name not in made:
+            made[name] = tiny_models.make(name)
+            add_fused_lm_head(made[name], outputs=("log_probs", "entropy"))
+        return made[name]
+
+    return of
+
+
+@pytest.mark.parametrize(("name", "way"), CASES)
+@settings(max_examples=8)
+@given(groups=st.lists(st.integers(1, 4), min_size=1, max_size=3), seed=st.integers(0, 10**6))
+def test_shared_is_whole(models, name, way, groups, seed):
+    model, draw = models(name), random.Random(seed)
+    torch.manual_seed(seed)
+    prompts = [prompt_for(name, draw, images=1) for _ in groups]
+    batch, width = batch_of(name, prompts, groups, draw)
+    rows = rows_of(batch, width)
+    if rows is None:
+        assert max(groups) == 1
+        return
+    expected = read(model, batch, width, lambda model: whole(model, batch, width))
+    found = read(model, batch, width, lambda model: way(model, rows))
+    for one, other in zip(found[:2], expected[:2], strict=True):
+        assert_close(one, other, atol=3e-5, rtol=1e-4)
+    assert (found[2] - expected[2]).norm() <= 1e-5 * expected[2].norm() + 1e-6
+
+
+def test_prompts_with_other_images_are_others():
+    draw = random.Random(0)
+    first, second = (prompt_for("gemma3_vl", draw, images=1) for _ in range(2))
+    second = type(first)(first.ids, second.images, first.token_types, first.images_end)
+    batch, width = batch_of("gemma3_vl", [first, second], [2, 2], draw)
+    rows = rows_of(batch, width)
+    assert len(rows.firsts) == 2
+    assert rows.images["pixel_values"].shape[0] == 2
+    same, _ = batch_of("gemma3_vl", [first, first], [2, 2], draw)
+    assert len(rows_of(same, width).firsts) == 1
+
+
+def test_rows_with_prompts_of_their_own_are_left_as_they_are():
+    ids = torch.tensor([[1, 2, 3], [1, 2, 4]])
+    assert rows_of({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, 1) is None  # a single prompt token
+    assert rows_of({"input_ids": ids.flip(1), "attention_mask": torch.ones_like(ids)}, 2) is None
+    assert distinct(ids, torch.tensor([[1, 1, 1], [1, 1, 0]]), lambda one, other: True) == ([0, 1], [0, 1])
+
+
+def test_tokens_and_cost():
+    """Three rows, two of one prompt: prompts of 4 and 2 tokens, completions of 3, 1 and 2."""
+    ids = torch.zeros(3, 7, dtype=torch.long)
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0, 0], [0, 0, 1, 1, 1, 1, 0]])
+    rows = Rows(ids, mask, 4, torch.tensor([0, 0, 1]), torch.tensor([0, 2]))
+    assert rows.tokens() == (3 + 1 + 4 + 2 + 3, 16)
+    model = tiny_models.make("qwen3")
+    assert packing_pays(model, rows)
+    long = torch.ones(64, 4 + 60, dtype=torch.long)  # 64 completions in one row see 4,000 keys each, to save 4 tokens
+    assert not packing_pays(model, Rows(long, long, 4, torch.zeros(64, dtype=torch.long), torch.tensor([0])))
+
+
+@pytest.mark.parametrize(
+    ("name", "checkpoints", "reason"),
+    [
+        ("qwen3_next", False, "its cache has layers that are not keys and values"),
+        ("gemma3", True, "its layers do not all attend to everything"),
+        ("qwen3_next", True, "its layers do not all attend to everything"),
+        ("qwen3_vl", True, None),
+        ("gemma3", False, None),
+    ],
+)
+def test_structure(name, checkpoints, reason):
+    model = tiny_models.make(name)
+    found = why_not_shared(ScoringModel(model, model), checkpoints=checkpoints)
+    assert found is None if reason is None else reason in found
+    assert name in SHAREABLE or name in HYBRID_MODELS
+
+
+# The real trainer -----------------------------------------------------------------------------------------------------
+
+
+def train(tmp_path, task, shared, trainer_class=CEPOTrainer, **options):  # noqa: F811
+    dataset, model = task
+    peft_config = options.pop("peft_config", None)
+    if trainer_class is CEPOTrainer:
+        options = {"shared_prompt_update": shared, "method": "grpo", **options}
+    args = (CEPOConfig if trainer_class is CEPOTrainer else GRPOConfig)(
+        output_dir=str(tmp_path), **(QUICK | {"optim": "sgd", "learning_rate": 0.5} | options)
+    )
+    torch.manual_seed(0)
+    trainer = trainer_class(model, half_right, args, dataset, peft_config=peft_config)
+    passes = []
+    forward = trainer.model.forward
+
+    @functools.wraps(forward)
+    def spy(*args, **kwargs):
+        if torch.is_grad_enabled() and "input_ids" in kwargs:
+            passes.append(kwargs["input_ids"].numel())
+        return forward(*args, **kwargs)
+
+    trainer.model.forward = spy
+    trainer.train()
+    trainer.passes = passes
+    return trainer
+
+
+SITUATIONS = {
+    **{name: {"loss_type": name} for name in ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "luspo", "sapo", "vespo")},
+    "accumulated": {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4, "loss_type": "grpo"},
+    "kl": {"beta": 0.3},
+    "entropy": {"entropy_coef": 0.1},
+    "high entropy": {"top_entropy_quantile": 0.4},
+    "twice": {"num_iterations": 2, "max_steps": 4},
+    "slices": {"per_device_train_batch_size": 4, "steps_per_generation": 2, "max_steps": 4},
+    "sequence": {"importance_sampling_level": "sequence"},
+    "checkpointing": {"gradient_checkpointing": True},
+    "cepo": {"method": "cepo"},
+    "rlsd": {"method": "rlsd"},
+    "lora": {"peft_config": LoraConfig(r=4, target_modules=["q_proj", "v_proj"]), "beta": 0.2},
+    "lora, checkpointing": {
+        "peft_config": LoraConfig(r=4, target_modules=["q_proj", "v_proj"]),
+        "gradient_checkpointing": True,
+    },
+    "frozen tower": {"freeze_vision_tower": True},
+}
+
+
+@pytest.mark.parametrize("name", SITUATIONS)
+def test_steps_are_those_of_whole_rows(tmp_path, task, name):  # noqa: F811
+    """Losses, entropies and weights after real steps, by SGD, in which a gradient is what moves."""
+    options = SITUATIONS[name]
+    if name == "frozen tower" and task[1] != policy_path():
+        options = {}
+    whole_rows = train(tmp_path, task, "never", **options)
+    shared = train(tmp_path, task, "always", **options)
+    assert sum(shared.passes) < sum(whole_rows.passes)
+    assert any(value > 0 for value in logged(whole_rows, "grad_norm"))
+    for key in ("loss", "grad_norm", "entropy", "reward"):
+        assert logged(shared, key) == pytest.approx(logged(whole_rows, key), rel=2e-3, abs=2e-5)
+    expected = weights_of(whole_rows)
+    for weight_name, weight in weights_of(shared).items():
+        assert_close(weight, expected[weight_name], atol=2e-5, rtol=1e-3)
+
+
+def test_never_is_trl_to_the_bit(tmp_path, task):  # noqa: F811
+    ours = train(tmp_path, task, "never", epsilon_high=0.28)
+    theirs = train(tmp_path, task, "never", trainer_class=GRPOTrainer, epsilon_high=0.28)
+    expected = weights_of(theirs)
+    assert all(torch.equal(weight, expected[name]) for name, weight in weights_of(ours).items())
+
+
+def test_where_it_cannot_be_exact_it_is_not_done_and_said_once(tmp_path, task, caplog):  # noqa: F811
+    dropped = {"peft_config": LoraConfig(r=4, lora_dropout=0.3, target_modules=["q_proj"])}
+    trainer = train(tmp_path, task, "auto", **dropped)
+    assert trainer._shares is False
+    lines = [record.getMessage() for record in caplog.records if "once per rollout" in record.getMessage()]
+    assert lines == [
+        "the update runs every prompt once per rollout: dropout would be the same for all rollouts of a prompt. "
+        "This is slower and gives the same numbers."
+    ]
+    with pytest.raises(ValueError, match="shared_prompt_update='always': dropout would be"):
+        train(tmp_path, task, "always", **dropped)
+
+
+def test_groups_stay_together_in_the_micro_batches_of_one_step(tmp_path, task):  # noqa: F811
+    options = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 3, "loss_type": "grpo", "max_steps": 1}
+    kept = train(tmp_path, task, "auto", **options)
+    assert all(len({tuple(row) for row in part["prompt_ids"].tolist()}) == 1 for part in kept._buffered_inputs)
+    assert kept._keeps_groups()
+    for other in ({"loss_type": "bnpo"}, {"top_entropy_quantile": 0.5}, {"steps_per_generation": 6, "max_steps": 2}):
+        assert not train(tmp_path, task, "auto", **{**options, **other})._keeps_groups()
