@@ -9,7 +9,7 @@ Dimensions: B rows, P prompt tokens (padded on the left), T completion tokens (p
 L tokens of a packed row.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -62,10 +62,15 @@ class Rows:
 
 
 def distinct(ids: Tensor, mask: Tensor, same: Callable[[int, int], bool]) -> tuple[list[int], list[int]]:
+    """`distinct_prompts` of (B, P) ids and mask."""
+    return distinct_prompts(ids.masked_fill(mask == 0, -1).tolist(), same)
+
+
+def distinct_prompts(prompts: Sequence[list[int]], same: Callable[[int, int], bool]) -> tuple[list[int], list[int]]:
     """Which rows have the same prompt.
 
     Args:
-        ids, mask: (B, P) of the prompts.
+        prompts: Token ids of each row's.
         same: Whether the images of two rows are the same.
 
     Returns:
@@ -74,7 +79,7 @@ def distinct(ids: Tensor, mask: Tensor, same: Callable[[int, int], bool]) -> tup
     known: dict[tuple[int, ...], list[int]] = {}
     firsts: list[int] = []
     owners: list[int] = []
-    for row, tokens in enumerate(ids.masked_fill(mask == 0, -1).tolist()):
+    for row, tokens in enumerate(prompts):
         alike = known.setdefault(tuple(tokens), [])
         owner = next((index for index in alike if same(firsts[index], row)), None)
         if owner is None:

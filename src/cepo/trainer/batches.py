@@ -3,7 +3,7 @@
 Dimensions: B rollouts, T completion tokens, P prompt tokens.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +69,11 @@ class RowImages:
         """The images of some rows, as the model takes them."""
         picked = select_rows(self.batch, rows)
         return {name: picked[name] for name in _IMAGES if name in picked}
+
+
+def known_images(fields: Iterable[str]) -> bool:
+    """Whether of what a processor returns beside token ids nothing is unknown here."""
+    return set(fields) <= {*_IMAGES, *_IMAGE_COUNTS, *TOKEN_TYPES}
 
 
 def images_of_rows(batch: Batch) -> RowImages:

@@ -13,8 +13,19 @@ from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, uns
 from ..scoring.passes import TOLERANCE, ScoringModel
 from ..scoring.requests import TOKEN_TYPES
 from ..scoring.score import has_dropout
-from ..scoring.shared_rows import Found, Rows, branched, difference, distinct, packed, packing_pays, why_not_shared
-from .batches import Batch, images_of_rows, select_rows
+from ..scoring.shared_prefill import Prefill
+from ..scoring.shared_rows import (
+    Found,
+    Rows,
+    branched,
+    difference,
+    distinct,
+    distinct_prompts,
+    packed,
+    packing_pays,
+    why_not_shared,
+)
+from .batches import Batch, images_of_rows, known_images, select_rows
 from .layout import is_sharded
 
 _logger = logging.getLogger(__name__)
@@ -34,6 +45,10 @@ class SharedPromptTrainer(GRPOTrainer):
     _shares: bool | None = None  # None: not decided yet
     _buffered_inputs: list[Batch] | None
     _in_order: Batch | None = None  # the generation batch, before TRL shuffles it
+
+    def __init__(self, *args, **kwargs):
+        self._prefill = Prefill(self._say)
+        super().__init__(*args, **kwargs)
 
     def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
         whole = super()._get_per_token_logps_and_entropies
@@ -70,7 +85,7 @@ class SharedPromptTrainer(GRPOTrainer):
         if rows is None:
             return whole()
         unwrapped = self.accelerator.unwrap_model(model)
-        inner = unwrapped.get_base_model() if hasattr(unwrapped, "get_base_model") else unwrapped
+        inner = self._inside(model)
         checkpoints = bool(inner.is_gradient_checkpointing and inner.training and torch.is_grad_enabled())
         if checkpoints and not packing_pays(inner, rows):
             return whole()
@@ -103,9 +118,9 @@ class SharedPromptTrainer(GRPOTrainer):
             return True
         if reason is None:
             reason = self._try_sharing(whole, shared, mask, inner.dtype)
-        if reason is not None and self.accelerator.is_main_process:
-            _logger.warning(
-                "the update runs every prompt once per rollout: %s. This is slower and gives the same numbers.", reason
+        if reason is not None:
+            self._say(
+                f"the update runs every prompt once per rollout: {reason}. This is slower and gives the same numbers."
             )
         return reason is None
 
@@ -120,6 +135,41 @@ class SharedPromptTrainer(GRPOTrainer):
                 return f"a trial ended in {type(error).__name__}: {str(error).splitlines()[0]}"
         off = difference(expected, found, mask)
         return None if off <= TOLERANCE[dtype] else f"in a trial, log-probs were off by {off:.2g} nats on average"
+
+    # Sampling ---------------------------------------------------------------------------------------------------------
+
+    def _generate_single_turn(self, prompt_ids, images, multimodal_fields, *args, **kwargs):
+        generate = super()._generate_single_turn
+        plan = self._prompts_once(prompt_ids, images, multimodal_fields)
+        if plan is None:
+            return generate(prompt_ids, images, multimodal_fields, *args, **kwargs)
+        with self._prefill.once(self._inside(self.model), *plan):
+            return generate(prompt_ids, images, multimodal_fields, *args, **kwargs)
+
+    def _prompts_once(
+        self, prompt_ids: list[list[int]], images: Any, fields: dict[str, Any]
+    ) -> tuple[list[int], list[int], dict[str, Tensor]] | None:
+        """Which rows have which prompt, and the images of these; None where `generate` is not to be changed."""
+        others = self.use_vllm or self.use_transformers_continuous_batching or is_sharded(self)
+        if others or self.args.shared_prompt_update == "never" or self._prefill.shares is False:
+            return None
+        if not known_images(fields):
+            return None
+        batch = {name: value for name, value in fields.items() if isinstance(value, Tensor)}
+        if images is not None:
+            batch["num_images"] = [len(of_row or []) for of_row in images]
+        shown = images_of_rows(batch)
+        firsts, owners = distinct_prompts(prompt_ids, shown.same)
+        return None if len(firsts) == len(owners) else (firsts, owners, shown.of(firsts) if batch else {})
+
+    def _inside(self, model: Any) -> PreTrainedModel:
+        """The transformers model inside of wrappers and adapters."""
+        unwrapped = self.accelerator.unwrap_model(model)
+        return unwrapped.get_base_model() if hasattr(unwrapped, "get_base_model") else unwrapped
+
+    def _say(self, line: str) -> None:
+        if self.accelerator.is_main_process:
+            _logger.warning("%s", line)
 
     # Which rows run together ------------------------------------------------------------------------------------------
 
