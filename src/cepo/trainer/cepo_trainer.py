@@ -37,6 +37,7 @@ from .checkpoints import written_whole
 from .completion_batch import CompletionBatch, attempts_of
 from .credit_page import NUMBER_OF_GROUPS, write_credit_page
 from .distillation import add_teacher_prompts, distillation_batch
+from .guarded import silenced
 from .lasting import LastingTrouble
 from .layout import check_layout, check_processes, name_cpu_plainly
 from .metrics import credit_metrics, credit_sums
@@ -199,7 +200,7 @@ class CEPOTrainer(SequenceLevelTrainer):
                 for row in inputs
             ]
             self._batch = self._collect(inputs, prompts, completions, solutions, rewards_per_func)
-        return rewards_per_func
+        return silenced(rewards_per_func, self.reward_weights)
 
     def _generate(self, prompts):
         started = time.perf_counter()
