@@ -8,12 +8,9 @@ import torch
 from safetensors.torch import load_file
 
 from cepo import CEPOConfig, CEPOTrainer, cli
-from cepo.methods import METHODS
 from cepo.trainer.guarded import BadGradients, GradientError
 from tests.test_bad_rewards import SMALL
 from tests.test_trainer import QUICK, half_right, logged, make, train, weights_of, wrong_answers
-
-NAN = (math.nan, math.inf)
 
 
 @pytest.fixture
@@ -49,8 +46,7 @@ def is_finite(trainer):
     return all(torch.as_tensor(value).isfinite().all() for value in everything_of(trainer).values())
 
 
-@pytest.mark.parametrize("by", NAN)
-@pytest.mark.parametrize("clip", [1.0, 0.0])
+@pytest.mark.parametrize(("by", "clip"), [(math.nan, 1.0), (math.inf, 0.0)])
 def test_a_step_that_is_skipped_leaves_nothing_behind(tmp_path, text_figures, text_model_path, spoil, by, clip):
     """Neither in the weights (decay included), nor in Adam's memory, nor in the run after it."""
     options = {"method": "grpo", "max_grad_norm": clip, "weight_decay": 0.1, "optim": "adamw_torch", "max_steps": 3}
@@ -86,15 +82,14 @@ def test_one_bad_micro_batch_takes_its_step_along(tmp_path, text_figures, text_m
     assert is_finite(trainer)
 
 
-@pytest.mark.parametrize("method", [name for name in METHODS if name != "oracle"])
-def test_every_method_survives_it(tmp_path, figures, text_figures, text_model_path, spoil, monkeypatch, method):
+@pytest.mark.parametrize("method", ["cepo", "rlcsd", "vppo", "opsd", "sdpo"])
+def test_methods_of_every_kind_of_loss_survive_it(tmp_path, text_figures, text_model_path, spoil, monkeypatch, method):
     wrong_answers(monkeypatch)
     spoil(0)
-    options = {"teacher_model_name_or_path": text_model_path} if METHODS[method].needs_other_model else {}
     reward, more = half_right, {}
     if method == "vppo":
         reward, more = [half_right, third], {"first_error_reward": "third", "reward_weights": [1.0, 0.0]}
-    trainer = train(tmp_path, text_figures, text_model_path, reward, method=method, **options, **more)
+    trainer = train(tmp_path, text_figures, text_model_path, reward, method=method, **more)
     assert logged(trainer, "cepo/skipped_steps") == [1.0, 0.0]
     assert logged(trainer, "grad_norm")[1] > 0
     assert is_finite(trainer)
@@ -169,21 +164,20 @@ def test_a_run_that_comes_back_amid_bad_steps_goes_on_to_the_bit(
     options = {"max_steps": 5, "teacher": "ema", "teacher_ema_decay": 0.5, "save_strategy": "steps", "save_steps": 1}
     spoil(1, 3)
     whole = train(tmp_path, text_figures, text_model_path, half_right, **options)
-    for step in (2, 4):
-        back = train(
-            tmp_path / f"{step}",
-            text_figures,
-            text_model_path,
-            half_right,
-            resume_from_checkpoint=str(tmp_path / "out" / f"checkpoint-{step}"),
-            **options,
-        )
-        one, other = everything_of(whole), everything_of(back)
-        assert all(torch.equal(torch.as_tensor(value), torch.as_tensor(other[key])) for key, value in one.items())
-        for name, copy in whole._teachers.weights._copy.items():
-            assert torch.equal(copy, back._teachers.weights._copy[name])
-        assert logged(back, "loss") == logged(whole, "loss")
-        assert logged(back, "cepo/skipped_steps") == [0.0, 1.0, 0.0, 1.0, 0.0]
+    back = train(
+        tmp_path / "back",
+        text_figures,
+        text_model_path,
+        half_right,
+        resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"),
+        **options,
+    )
+    one, other = everything_of(whole), everything_of(back)
+    assert all(torch.equal(torch.as_tensor(value), torch.as_tensor(other[key])) for key, value in one.items())
+    for name, copy in whole._teachers.weights._copy.items():
+        assert torch.equal(copy, back._teachers.weights._copy[name])
+    assert logged(back, "loss") == logged(whole, "loss")
+    assert logged(back, "cepo/skipped_steps") == [0.0, 1.0, 0.0, 1.0, 0.0]
     spoil(1, 2, 3)
     with pytest.raises(GradientError, match="up to step 4"):
         train(tmp_path / "in", text_figures, text_model_path, half_right, **options)
