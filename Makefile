@@ -4,7 +4,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train evaluate test test-slow test-sharded test-eval test-smollm smollm credit gradients ceiling comparison bench bench-quick docs lint format policy clean
+.PHONY: help setup train evaluate test test-slow test-sharded test-eval test-kill soak test-smollm smollm credit gradients ceiling comparison bench bench-quick docs lint format policy clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
@@ -26,7 +26,7 @@ evaluate: $(READY)  ## accuracy of the model that `make train` left
 	@$(VENV)/bin/cepo evaluate --model_name_or_path cepo-figures
 
 test: $(READY)  ## the tests
-	$(VENV)/bin/python -m pytest -m "not slow and not sharded and not lmms and not smollm"
+	$(VENV)/bin/python -m pytest -m "not slow and not sharded and not lmms and not smollm and not kill"
 
 test-slow: $(READY)  ## the tests that take longer: two processes, a whole run from the command line
 	$(VENV)/bin/python -m pytest -m slow
@@ -37,6 +37,12 @@ test-sharded: $(READY) $(VENV)/.deepspeed  ## FSDP2, ZeRO-2 and ZeRO-3 on CPUs, 
 $(VENV)/.deepspeed: $(READY)
 	@$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,deepspeed]'
 	@touch $@
+
+test-kill: $(READY)  ## SIGKILL at every place and at random moments: each run comes back to the bit
+	$(VENV)/bin/python -m pytest -m kill
+
+soak: $(READY)  ## 2,000 steps: memory, time of a step, files left
+	$(VENV)/bin/python scripts/soak.py
 
 test-eval: $(READY) $(VENV)/.eval  ## the paper's five benchmarks, on small problems of their forms, by lmms-eval
 	$(VENV)/bin/python -m pytest -m lmms

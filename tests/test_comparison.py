@@ -499,3 +499,17 @@ seeds: 2
     # Other options are other runs.
     assert cli.main(["compare", "--config", str(config), "--output_dir", str(folder), "--max_steps", "3"]) == 2
     assert "holds a run with other options" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_adapters_are_compared_too(tmp_path):
+    """The output of a LoRA run as the policy that all arms start from, the untrained one included."""
+    small = ["--max_steps=1", "--per_device_train_batch_size=8", "--figures_problems=16", "--eval_problems=6"]
+    small += ["--max_completion_length=16", "--eval_samples=2", "--eval_sampled_problems=4"]
+    adapters, folder = tmp_path / "adapters", tmp_path / "out"
+    assert cli.main(["train", *small, "--use_peft", "--lora_r=4", "--output_dir", str(adapters)]) == 0
+    options = [*small, "--model_name_or_path", str(adapters), "--learning_rate=1e-3"]
+    assert cli.main(["compare", "--methods=grpo,cepo", "--seeds=1", *options, "--output_dir", str(folder)]) == 0
+    result = json.loads((folder / "compare.json").read_text())
+    assert {"base", "tempered", "grpo", "cepo"} <= {row["name"] for row in result["arms"]}
+    assert (folder / "grpo" / "seed-0" / "adapter_model.safetensors").is_file()

@@ -150,6 +150,33 @@ def test_a_save_that_fails_leaves_no_checkpoint_to_go_on_from_and_keeps_the_one_
     assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-4"]
 
 
+@pytest.mark.parametrize("removed", ["checkpoint-1", "checkpoint-2", "."])
+def test_what_is_removed_under_the_run(tmp_path, monkeypatch, capsys, removed):
+    """While checkpoint 2 is written: the one before, itself, or all that there is."""
+    save, out = TeacherWeights.save, tmp_path / "out"
+
+    def tidied(self, folder):
+        save(self, folder)
+        if folder.endswith("checkpoint-2"):
+            shutil.rmtree(out / removed)
+
+    monkeypatch.setattr(TeacherWeights, "save", tidied)
+    quick = {"eval_problems": 0, "save_total_limit": 2, "max_steps": 3}
+    status = run(out, **quick)
+    printed = capsys.readouterr()
+    assert "Traceback" not in printed.out + printed.err
+    if removed == "checkpoint-1":
+        assert status == 0
+        assert sorted(path.name for path in out.glob("checkpoint-*")) == ["checkpoint-2", "checkpoint-3"]
+        return
+    assert status == 1
+    (line,) = [line for line in printed.out.splitlines() if line.startswith("Stopped")]
+    there = removed == "checkpoint-2"
+    assert line.endswith(f"{out}/checkpoint-1" if there else "No checkpoint is whole.")
+    monkeypatch.undo()
+    assert run(out, **quick, **({"resume_from_checkpoint": True} if there else {})) == 0
+
+
 def test_a_folder_that_cannot_be_written_is_refused_before_anything_else(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert run(tmp_path / "file" / "out") == 2
@@ -176,24 +203,44 @@ def test_adapters_are_trained_on(tmp_path, use_peft):
     assert cli.main(["evaluate", "--model_name_or_path", str(second), *sampling]) == 0
 
 
-def test_a_scheduler_that_ends_the_run_is_obeyed(tmp_path):
-    """SIGTERM: the step is finished, saved, and the exit status is a shell's."""
-    flags = [
-        part for name, value in {**SMALL, "max_steps": 400, "eval_problems": 0}.items() for part in (f"--{name}", value)
-    ]
+def started(out, **options):
+    """The real command, once it has trained two steps, and saved the first."""
+    wanted = {**SMALL, "max_steps": 400, "eval_problems": 0, **options}
+    flags = [part for name, value in wanted.items() for part in (f"--{name}", str(value))]
     process = subprocess.Popen(
-        [sys.executable, "-u", "-m", "cepo.cli", "train", "--output_dir", tmp_path / "out", *map(str, flags)],
+        [sys.executable, "-u", "-m", "cepo.cli", "train", "--output_dir", out, *flags],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         cwd=Path(__file__).parent.parent,
     )
-    for line in process.stdout:
-        if line.startswith("step"):
-            break
+    read_until("step   2", process)
+    return process
+
+
+def read_until(words, process):
+    assert any(words in line for line in process.stdout), process.stderr.read()
+
+
+def test_a_scheduler_that_ends_the_run_is_obeyed(tmp_path):
+    """SIGTERM: the step is finished, saved, and the exit status is a shell's."""
+    process = started(tmp_path / "out")
     process.send_signal(signal.SIGTERM)
     printed, errors = process.communicate(timeout=120)
     assert process.returncode == 143, errors
+    assert "Traceback" not in errors
+    last = last_whole_checkpoint(tmp_path / "out")
+    assert f"--resume_from_checkpoint {last}" in printed
+
+
+@pytest.mark.slow
+def test_ctrl_c_twice_stops_at_once_with_what_was_saved_before(tmp_path):
+    process = started(tmp_path / "out", per_device_train_batch_size=16, num_generations=16, max_completion_length=100)
+    process.send_signal(signal.SIGINT)
+    read_until("Stopping after this step", process)
+    process.send_signal(signal.SIGINT)
+    printed, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, errors
     assert "Traceback" not in errors
     last = last_whole_checkpoint(tmp_path / "out")
     assert f"--resume_from_checkpoint {last}" in printed

@@ -27,6 +27,7 @@ from ..compare.statistics import (
 )
 from ..compare.tempered import tempered_runs
 from ..compare.tuning import Tried, Tuning, rate_note, tune
+from ..data.files import write_whole
 from ..methods.registry import METHODS
 from .options import make_command_parser, not_negative, positive
 
@@ -244,10 +245,10 @@ def _report(
         "curves": {name: mean_curves(found) for name, found in runs.items()},
         "versions": versions,
     }
-    (folder / "compare.json").write_text(json.dumps(result, indent=1, default=str) + "\n")
+    write_whole(folder / "compare.json", json.dumps(result, indent=1, default=str) + "\n")
     said = "".join(f"- {note}\n" for note in notes)
     differing = "".join(f"{line}\n" for line in ["", *_differing(plan)])
-    (folder / "compare.md").write_text(f"{table(rows)}\n{said}{differing}")
+    write_whole(folder / "compare.md", f"{table(rows)}\n{said}{differing}")
     if not rows:
         console.print(f"No run went through.\n{said}", highlight=False, markup=False)
         return

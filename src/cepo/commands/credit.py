@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..data.checks import check_dataset
+from ..data.files import write_whole
 from ..data.loading import load_policy, load_reward_funcs
 from ..data.sampling import Sampling, sampled_groups, seeded
 from ..inspection.following import Answered, Told, following
@@ -216,8 +217,8 @@ def _measure(
         "seconds": round(time.monotonic() - started, 1),
         "rows": results,
     }
-    (options.output_dir / "credit.json").write_text(json.dumps(result, indent=1) + "\n")
-    (options.output_dir / "credit.md").write_text(_markdown(results, followed, labelled))
+    write_whole(options.output_dir / "credit.json", json.dumps(result, indent=1) + "\n")
+    write_whole(options.output_dir / "credit.md", _markdown(results, followed, labelled))
     if labelled:
         draw_credit_quality(results, options.output_dir / "credit.png")
     files = "credit.json, credit.md and credit.png" if labelled else "credit.json and credit.md"

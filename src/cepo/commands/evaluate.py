@@ -14,6 +14,7 @@ from rich.table import Table
 
 from ..data.checks import check_dataset
 from ..data.evaluation import Evaluation, evaluate
+from ..data.files import write_whole
 from ..data.loading import load_policy, load_reward_funcs, resolve_model
 from ..data.sampling import Sampling
 from ..inspection.tables import plain_table
@@ -101,7 +102,7 @@ def _evaluate(options, model, processing_class, dataset, reward_func, output: Pa
         "temperatures": [one.as_dict() for one in found],
     }
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(result, indent=2) + "\n")
+    write_whole(output, json.dumps(result, indent=2) + "\n")
     console.print(evaluation_table(found, f"{len(dataset)} problems, 95 % intervals"), soft_wrap=False)
     console.print(f"one of its answers: {found[0].answers[0]}", highlight=False, markup=False)
     console.print(f"written to {output}", highlight=False)

@@ -12,6 +12,7 @@ from datasets import IterableDataset
 from rich.console import Console
 
 from ..data.checks import check_dataset
+from ..data.files import write_whole
 from ..data.loading import load_policy, load_reward_funcs, load_split, load_teacher_model
 from ..data.sampling import RewardFunc, Sampling, sampled_groups, seeded
 from ..data.saved import SavedError, load_saved, restore
@@ -241,7 +242,7 @@ def _explain(
     )
     output = options.output_dir / "explain.html"
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(page, encoding="utf-8")
+    write_whole(output, page)
     right = sum(attempt.correct is True for group in groups for attempt in group.attempts)
     total = sum(len(group.attempts) for group in groups)
     console.print(f"{right} of {total} rollouts are right", highlight=False)

@@ -18,6 +18,7 @@ from torch import nn
 
 from ..compare.statistics import REFERENCE
 from ..data.checks import check_dataset, check_method
+from ..data.files import write_whole
 from ..data.loading import freeze_vision_tower, load_policy, load_reward_funcs, read_yaml
 from ..data.sampling import Sampling, sampled_groups, seeded
 from ..inspection.alignment import MEASURES, Alignment, Cuts, absolute, align, jackknife, products, ratios, shares
@@ -260,8 +261,8 @@ def _measure(
         "parts": split,
         "seconds": round(time.monotonic() - started, 1),
     }
-    (options.output_dir / "gradients.json").write_text(json.dumps(result, indent=1) + "\n")
-    (options.output_dir / "gradients.md").write_text(_markdown(table, split))
+    write_whole(options.output_dir / "gradients.json", json.dumps(result, indent=1) + "\n")
+    write_whole(options.output_dir / "gradients.md", _markdown(table, split))
     draw_gradients(table, split, options.output_dir / "gradients.png")
     for shown in _tables(table, split):
         console.print(shown, soft_wrap=False)

@@ -2,14 +2,10 @@
 
 import signal
 import time
-from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
 from transformers import TrainerCallback
-from transformers.trainer_callback import ExportableState
-
-from ..data.evaluation import Accuracy
 
 INTERRUPTED = 130  # exit status after Ctrl-C
 
@@ -82,38 +78,6 @@ class StopOnInterrupt(TrainerCallback):
         for number, handler in self._previous.items():
             signal.signal(number, handler)
         self._previous = {}
-
-
-class AccuracyCurve(TrainerCallback, ExportableState):
-    """Measures held-out accuracy every so many steps. What it found travels in checkpoints.
-
-    Args:
-        every: Optimiser steps; 0: never.
-        measure: Measures it; its argument says when, for people.
-    """
-
-    def __init__(self, every: int, measure: Callable[[str], Accuracy]):
-        self.every, self.measure = every, measure
-        self.points: list[tuple[int, Accuracy]] = []
-
-    def state(self) -> dict[str, Any]:
-        """For a checkpoint."""
-        points = [{"step": step, "values": found.values, "samples": found.samples} for step, found in self.points]
-        return {"args": {}, "attributes": {"points": points}}
-
-    def on_train_begin(self, args, state, control, **kwargs):  # noqa: ARG002
-        name = type(self).__name__
-        saved = state.stateful_callbacks.setdefault(name, self.state())
-        if state.global_step and not self.points:
-            self.points = [
-                (point["step"], Accuracy(tuple(point["values"]), point["samples"]))
-                for point in saved["attributes"]["points"]
-            ]
-
-    def on_step_end(self, args, state, control, **kwargs):  # noqa: ARG002
-        # The last step is measured when training has ended.
-        if self.every and state.global_step % self.every == 0 and state.global_step < state.max_steps:
-            self.points.append((state.global_step, self.measure(f"at step {state.global_step}")))
 
 
 def _number(value: float | None, form: str = ".2f") -> str:

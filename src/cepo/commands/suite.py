@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 
 from ..compare.jobs import BusyError, locked, stopped_by_signals
+from ..data.files import write_whole
 from ..data.loading import LoadingError, holds_adapters, resolve_model
 from ..data.merging import merge_adapters
 from ..inspection.tables import plain_table
@@ -187,8 +188,8 @@ def _run(
         "tasks": {name: benchmark.task for name, benchmark in benchmarks.items()},
     }
     result = result_of(source, about, scores, failed)
-    (output / "suite.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    (output / "suite.md").write_text(markdown(source, scores, failed, about), encoding="utf-8")
+    write_whole(output / "suite.json", json.dumps(result, indent=2) + "\n")
+    write_whole(output / "suite.md", markdown(source, scores, failed, about))
     if scores:
         _show(scores, failed, about, console)
     say(f"written to {output / 'suite.md'} and {output / 'suite.json'}")
@@ -207,7 +208,7 @@ def _merged(source: str, output: Path, say: Callable[[str], None]) -> Path:
             return folder
         shutil.rmtree(folder)  # of other adapters, or of these before they were trained again
     merged = merge_adapters(source, folder)
-    known.write_text(json.dumps([source, files]) + "\n", encoding="utf-8")
+    write_whole(known, json.dumps([source, files]) + "\n")
     say(f"merged {source} into {merged.base}, in {folder}")
     return folder
 

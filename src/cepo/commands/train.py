@@ -4,31 +4,29 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import gather_object
 from rich.console import Console
-from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import get_peft_config, get_quantization_config
 
-from ..data.evaluation import Accuracy, Evaluation, Share, evaluate
+from ..data.evaluation import Accuracy
+from ..data.files import write_whole
 from ..data.guarded import RewardError
 from ..data.loading import holds_adapters, load_adapters, require_chat_template
-from ..data.sampling import Sampling
 from ..trainer.arguments import Sources, TrainArguments, check_sources, config_of, option_names, parse
 from ..trainer.cepo_trainer import CEPOTrainer
 from ..trainer.checkpoints import check_output_dir, disk_problem, last_whole_checkpoint
 from ..trainer.guarded import GradientError
-from ..trainer.layout import is_sharded, whole_policy
+from ..trainer.layout import is_sharded
 from . import quiet_libraries
+from .accuracy import AccuracyCurve, BeforeTraining, Measure, Measured
 from .curves import draw_curves
 from .dry_run import prepare_dry_run, wants_dry_run
 from .launch import FLAG, is_launched, options_in, prepare_launch
-from .progress import AccuracyCurve, ProgressLines, StopOnInterrupt
+from .progress import ProgressLines, StopOnInterrupt
 
 # What was trained on, for commands that come later.
 RUN_FILE = "run.json"
@@ -89,11 +87,10 @@ def _train(trainer: CEPOTrainer, script_args: TrainArguments, sources: Sources, 
     for line in (_headline(trainer, script_args), *sources.notes):
         console.print(line, highlight=False)
     measure = Measure(trainer, script_args, held_out, console)
-    before = BeforeTraining(measure)
-    if is_sharded(trainer):
-        trainer.add_callback(before)  # until training begins, processes hold weights that are nobody's
-    else:
+    before = BeforeTraining(measure, args.resume_from_checkpoint)
+    if not is_sharded(trainer):  # there, until training begins, processes hold weights that are nobody's
         before.measure()
+    trainer.add_callback(before)
 
     trainer.remove_callback(PrinterCallback)
     interrupt = StopOnInterrupt(console)
@@ -127,7 +124,7 @@ def _train(trainer: CEPOTrainer, script_args: TrainArguments, sources: Sources, 
     trainer.save_state()
     after = measure("after training")
     if trainer.accelerator.is_main_process:
-        _write_summary(trainer, before.measured, curve.points, after, time.monotonic() - started, console)
+        _write_summary(trainer, before, curve.points, after, time.monotonic() - started, console)
     return 0
 
 
@@ -141,7 +138,7 @@ def _write_run(folder: Path, script_args: TrainArguments) -> None:
         "figures_problems": script_args.figures_problems,
         **script_args.given(),
     }
-    (folder / RUN_FILE).write_text(json.dumps(about, indent=2) + "\n")
+    write_whole(folder / RUN_FILE, json.dumps(about, indent=2) + "\n")
 
 
 def _headline(trainer: CEPOTrainer, script_args: TrainArguments) -> str:
@@ -154,111 +151,6 @@ def _headline(trainer: CEPOTrainer, script_args: TrainArguments) -> str:
         f"{trainer.args.max_steps if trainer.args.max_steps > 0 else 'all'} steps of {prompts} prompts x "
         f"{args.num_generations} rollouts, seed {args.seed}"
     )
-
-
-@dataclass(frozen=True)
-class Measured:
-    """What was found of a policy before or after training: greedy answers, and, unless switched off, sampled ones."""
-
-    greedy: Evaluation
-    sampled: Evaluation | None
-
-    def as_dict(self) -> dict[str, Any]:
-        return {"greedy": self.greedy.as_dict(), "sampled": self.sampled and self.sampled.as_dict()}
-
-
-@dataclass(frozen=True)
-class Measure:
-    """Asks the policy the held-out problems (None: there are none)."""
-
-    trainer: CEPOTrainer
-    script_args: TrainArguments
-    held_out: Any
-    console: Console
-
-    def __call__(self, when: str) -> Measured | None:
-        """All there is to measure, before or after training; None where it cannot be measured."""
-        if self.held_out is None:
-            if when == "before training" and self.trainer.accelerator.is_main_process:
-                self.console.print("No held-out problems: accuracy before and after is not measured.")
-            return None
-        greedy = self._ask(f"greedy answers {when}", self.held_out, temperature=0.0, samples=1)
-        self._say(
-            f"held-out accuracy {when}, greedy: [bold]{greedy.accuracy}[/bold] of {len(self.held_out)} problems"
-            f"{_beside(greedy.without_verdict)}"
-        )
-        sampled = None
-        if self.script_args.eval_samples > 0:
-            # A greedy answer tells one thing of a problem, several samples tell more: fewer problems do.
-            some = self.held_out.select(range(min(self.script_args.eval_sampled_problems, len(self.held_out))))
-            sampled = self._ask(
-                f"sampled answers {when}",
-                some,
-                temperature=self.trainer.temperature,
-                samples=self.script_args.eval_samples,
-            )
-            parts = [f"{sampled.accuracy}{_beside(sampled.without_verdict)}"]
-            if sampled.samples > 1:
-                parts.append(f"pass@{sampled.samples} {sampled.pass_at(sampled.samples)}")
-            if entropy := sampled.content_entropy or sampled.entropy:
-                parts.append(f"entropy{'' if sampled.content_entropy is None else ' at content'} {entropy} nats")
-            self.console.print(f"  sampled, {len(some)} problems: {', '.join(parts)}", highlight=False)
-        return Measured(greedy, sampled)
-
-    def greedy(self, when: str) -> Accuracy:
-        """Accuracy of greedy answers while training goes on."""
-        found = self._ask(f"greedy answers {when}", self.held_out, temperature=0.0, samples=1)
-        self._say(f"held-out accuracy {when}, greedy: [bold]{found.accuracy}[/bold]{_beside(found.without_verdict)}")
-        return found.accuracy
-
-    def _say(self, text: str) -> None:
-        self.console.print(text, highlight=False)
-
-    def _ask(self, doing: str, problems: Any, *, temperature: float, samples: int) -> Evaluation:
-        trainer = self.trainer
-        accelerator = trainer.accelerator
-        share = Share(accelerator.process_index, accelerator.num_processes, gather_object)
-        with self.console.status(doing), whole_policy(trainer) as policy:
-            return evaluate(
-                policy,
-                trainer.processing_class,
-                problems,
-                Sampling(
-                    trainer.max_completion_length,
-                    temperature,
-                    trainer.top_p,
-                    trainer.top_k,
-                    trainer.chat_template_kwargs,
-                    max(self.script_args.eval_batch_size, trainer.args.per_device_eval_batch_size),
-                ),
-                samples=samples,
-                seed=trainer.args.seed,
-                reward_func=trainer.reward_funcs[trainer._correctness_index],
-                threshold=trainer.args.correctness_threshold,
-                share=share,
-            )
-
-
-def _beside(text: str) -> str:
-    return f" ({text})" if text else ""
-
-
-class BeforeTraining(TrainerCallback):
-    """What there was before the first step.
-
-    Args:
-        measure: Measures it.
-    """
-
-    def __init__(self, measure: Measure):
-        self._measure = measure
-        self.measured: Measured | None = None
-
-    def measure(self) -> None:
-        self.measured = self._measure("before training")
-
-    def on_train_begin(self, args, state, control, **kwargs):  # noqa: ARG002
-        self.measure()
 
 
 def _save_what_there_is(trainer: CEPOTrainer, interrupt: StopOnInterrupt) -> None:
@@ -282,7 +174,7 @@ def _print_resume(trainer: CEPOTrainer, interrupt: StopOnInterrupt, console: Con
 
 def _write_summary(
     trainer: CEPOTrainer,
-    before: Measured | None,
+    before: BeforeTraining,
     between: list[tuple[int, Accuracy]],
     after: Measured | None,
     seconds: float,
@@ -290,7 +182,7 @@ def _write_summary(
 ) -> None:
     args, history = trainer.args, trainer.state.log_history
     curve = [
-        *([(0, before.greedy.accuracy)] if before else []),
+        *([(0, before.greedy)] if before.greedy else []),
         *between,
         *([(trainer.state.global_step, after.greedy.accuracy)] if after else []),
     ]
@@ -299,14 +191,14 @@ def _write_summary(
         "method": args.method,
         "seed": args.seed,
         "steps": trainer.state.global_step,
-        "before": before and before.as_dict(),
+        "before": before.measured,
         "after": after and after.as_dict(),
         # Greedy, over training.
         "accuracy": [{"step": step, **found.as_dict()} for step, found in curve],
         "seconds": {"total": seconds, **trainer.seconds},
         "versions": {name: version(name) for name in ("cepo", "trl", "transformers", "torch")},
     }
-    (folder / "summary.json").write_text(json.dumps(_finite(summary), indent=2) + "\n")
+    write_whole(folder / "summary.json", json.dumps(_finite(summary), indent=2) + "\n")
     draw_curves(history, folder / "curves.png", title=f"{args.method}, seed {args.seed}", greedy=curve)
     parts = ", ".join(f"{name} {value:.0f}" for name, value in summary["seconds"].items() if name != "total")
     console.print(f"{seconds:.0f} seconds in total: {parts}", highlight=False)

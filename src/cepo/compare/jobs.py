@@ -17,6 +17,8 @@ import psutil
 import torch
 from rich.console import Console
 
+from ..data.files import write_whole
+
 _LOCK = "lock"
 
 
@@ -195,7 +197,7 @@ def _stop(job: Job) -> None:
 
 def _start(job: Job, threads: int, lock: TextIO) -> None:
     job.folder.mkdir(parents=True, exist_ok=True)
-    (job.folder / "options.json").write_text(json.dumps(job.options, sort_keys=True, default=str))
+    write_whole(job.folder / "options.json", json.dumps(job.options, sort_keys=True, default=str))
     words = command_line({**job.options, "output_dir": str(job.folder)})
     command = [sys.executable, "-m", "cepo.cli", "train", *words]
     with job.log.open("w") as log:

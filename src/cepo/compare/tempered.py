@@ -12,6 +12,7 @@ from statistics import fmean
 from typing import Any
 
 from ..data.evaluation import Evaluation, evaluate
+from ..data.files import write_whole
 from ..data.loading import load_policy
 from ..data.sampling import Sampling
 from ..trainer.arguments import check_sources, parse
@@ -54,7 +55,16 @@ class Untrained:
                 training_args.chat_template_kwargs,
                 script_args.eval_batch_size,
             )
-            return evaluate(model, processing_class, problems, sampling, samples=samples, seed=seed, reward_func=judge)
+            return evaluate(
+                model,
+                processing_class,
+                problems,
+                sampling,
+                samples=samples,
+                seed=seed,
+                reward_func=judge,
+                threshold=training_args.correctness_threshold,
+            )
 
         return cls(ask, script_args.eval_samples)
 
@@ -101,7 +111,7 @@ def tempered_runs(
         for seed in missing:
             on_progress(f"asking the untrained policy at temperature {known['temperature']:.2f}, seed {seed}")
             known["seeds"][str(seed)] = policy.ask(known["temperature"], policy.samples, seed).as_dict()
-            kept.write_text(json.dumps(known, indent=1, default=str) + "\n")
+            write_whole(kept, json.dumps(known, indent=1, default=str) + "\n")
     runs = [
         # Its greedy answers are the untrained policy's.
         Run(run.seed, run.accuracy[:1], 0.0, after=Sampled.read(known["seeds"][str(run.seed)]))

@@ -15,6 +15,7 @@ import pandas
 from datasets import Dataset
 
 from ..references.groups import Attempt, Group, Messages, Rollout
+from .files import replacing
 from .sampling import conversation_of, images_of_messages, text_of_messages
 
 FOLDER = "rollouts"
@@ -51,7 +52,8 @@ def save_rows(output_dir: str, step: int, rows: list[dict[str, Any]]) -> None:
     """Write the rollouts that were sampled at an optimiser step."""
     path = Path(output_dir) / FOLDER / f"step-{step:05d}.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
-    pandas.DataFrame(rows).to_parquet(path)
+    with replacing(path) as part:
+        pandas.DataFrame(rows).to_parquet(part)
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..data.files import write_whole
 from .benchmarks import BENCHMARKS, Benchmark, Sampling
 
 BACKENDS = ("vllm", "transformers")
@@ -234,7 +235,7 @@ def run(benchmark: Benchmark, settings: Settings, folder: Path, wanted: Mapping[
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*/*_samples_*.jsonl"):  # of a run that was stopped; lmms-eval appends to them
         old.unlink()
-    (folder / "settings.json").write_text(json.dumps(wanted, indent=2) + "\n", encoding="utf-8")
+    write_whole(folder / "settings.json", json.dumps(wanted, indent=2) + "\n")
     log = folder / "log.txt"
     with log.open("w", encoding="utf-8") as out:
         # A session of its own: Ctrl-C is for this process, which ends what that one has started.

@@ -10,7 +10,6 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from functools import cache
-from pathlib import Path
 from typing import Any, get_args
 
 import torch
@@ -33,21 +32,21 @@ from ..scoring.score import Completions
 from ..scoring.shards import head_gathered_with_gradient
 from .batches import moving_rows, prompt_of, refuse_mixed_images, trained_tokens
 from .cepo_config import CEPOConfig
-from .checkpoints import written_whole
 from .completion_batch import CompletionBatch, attempts_of
 from .credit_page import NUMBER_OF_GROUPS, write_credit_page
 from .distillation import add_teacher_prompts, distillation_batch
 from .guarded import silenced
 from .lasting import LastingTrouble
-from .layout import check_layout, check_processes, name_cpu_plainly
+from .layout import check_layout, check_processes
 from .metrics import credit_metrics, credit_sums
 from .processes import Processes
 from .refusals import check_adapters, check_distillation, check_whole_groups
+from .resuming import ResumingTrainer
 from .sequence_level import SequenceLevelTrainer
 from .teachers import FollowPolicy, Teachers
 
 
-class CEPOTrainer(SequenceLevelTrainer):
+class CEPOTrainer(SequenceLevelTrainer, ResumingTrainer):
     """Trainer for CEPO and its siblings (`CEPOConfig.method`), a drop-in for TRL's [`GRPOTrainer`].
 
     Same constructor, dataset columns, reward functions, PEFT, callbacks and loggers. For methods with teachers the data
@@ -451,17 +450,11 @@ class CEPOTrainer(SequenceLevelTrainer):
 
     # Checkpoints ------------------------------------------------------------------------------------------------------
 
-    def _save_checkpoint(self, model, trial):
-        folder = Path(self._get_output_dir(trial=trial)) / f"checkpoint-{self.state.global_step}"
-        with written_whole(self, folder):
-            super()._save_checkpoint(model, trial)
-            self._teachers.weights.save(str(folder))
+    def _save_beside(self, folder):
+        self._teachers.weights.save(folder)
 
-    def _load_optimizer_and_scheduler(self, checkpoint):
-        name_cpu_plainly(self.args)
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None:
-            self._teachers.weights.load(checkpoint)
+    def _load_beside(self, folder):
+        self._teachers.weights.load(folder)
 
     # Metrics ----------------------------------------------------------------------------------------------------------
 

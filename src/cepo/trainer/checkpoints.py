@@ -14,6 +14,7 @@ from trl import GRPOTrainer
 
 # Stands in a checkpoint while it is written.
 MARK = "incomplete"
+STATE_FILE = "trainer_state.json"
 _FOLDER = re.compile(r"checkpoint-(\d+)")
 
 
@@ -23,13 +24,13 @@ def why_not_whole(checkpoint: Path) -> str | None:
         return "there is no such folder"
     if (checkpoint / MARK).exists():
         return "it was cut off while it was written"
-    state = checkpoint / "trainer_state.json"
+    state = checkpoint / STATE_FILE
     if not state.is_file():
-        return "it holds no checkpoint (no trainer_state.json)"
+        return f"it holds no checkpoint (no {STATE_FILE})"
     try:
         json.loads(state.read_text(encoding="utf-8"))
     except ValueError:
-        return "its trainer_state.json was cut off"
+        return f"its {STATE_FILE} was cut off"
     return None
 
 

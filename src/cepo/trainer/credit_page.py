@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ..data.files import write_whole
 from ..inspection.inspect import all_variants, inspect
 from ..inspection.page import credit_page
 from ..inspection.shown import show
@@ -65,4 +66,4 @@ def write_credit_page(
     )
     path = Path(args.output_dir) / "credit" / f"step-{step:05d}.html"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(page, encoding="utf-8")
+    write_whole(path, page)

@@ -1,0 +1,103 @@
+"""A long run on the smallest setting: does memory grow, do steps slow down, are files left?
+
+    python scripts/soak.py --steps 2000
+
+Trains the shipped policy by the real command, with teachers that lag and a checkpoint every 100 steps, of which two are
+kept, and reads the resident memory of the process at each step. Of the steps after the first tenth, the first and the
+last third are compared. The exit status is 1 if memory or the time of a step grew by more than the bounds below, or if
+files are left besides those of a run of 220 steps.
+"""
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from statistics import median
+
+import psutil
+
+MEMORY_BOUND = 20.0  # MiB for a thousand steps: the trainer keeps what it logged, some kilobytes a step
+TIME_BOUND = 1.15  # times as long
+
+OPTIONS = {
+    "per_device_train_batch_size": 4,
+    "num_generations": 4,
+    "max_completion_length": 12,
+    "figures_problems": 50,
+    "eval_problems": 4,
+    "eval_samples": 0,
+    "accuracy_every": 500,
+    "save_steps": 100,
+    "save_total_limit": 2,
+    "teacher": "ema",
+    "teacher_ema_decay": 0.9,
+    "answer_extractor": "tests.killing.last_word",
+    "reward_funcs": "tests.killing.by_length",
+    "learning_rate": 1e-5,
+    "use_cpu": True,
+}
+
+
+def train(folder: Path, method: str, steps: int) -> list[float]:
+    """Resident memory [MiB] after each step of a run."""
+    words = [part for name, value in OPTIONS.items() for part in (f"--{name}", str(value))]
+    command = ["train", "--method", method, "--max_steps", str(steps), "--output_dir", str(folder), *words]
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", "cepo.cli", *command],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "HF_HUB_OFFLINE": "1"},
+        cwd=Path(__file__).parent.parent,
+    )
+    assert process.stdout is not None
+    memory, watched = [], psutil.Process(process.pid)
+    for line in process.stdout:
+        if line.startswith("step "):
+            memory.append(watched.memory_info().rss / 2**20)
+    if process.wait():
+        raise SystemExit(f"the run failed with status {process.returncode}")
+    return memory
+
+
+def thirds(values: list[float]) -> tuple[float, float]:
+    """Medians of the first and the last third of what comes after the first tenth."""
+    steady = values[len(values) // 10 :]
+    third = len(steady) // 3
+    return median(steady[:third]), median(steady[-third:])
+
+
+def files(folder: Path) -> set[str]:
+    """Names of what a run left, whatever the number of its checkpoints."""
+    found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    kept = sorted({name.split("/")[0] for name in found if name.startswith("checkpoint-")}, key=lambda n: int(n[11:]))
+    renamed = {name: f"checkpoint {place}" for place, name in enumerate(reversed(kept))}
+    return {"/".join([renamed.get(first, first), *rest]) for first, *rest in (name.split("/") for name in found)}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=2000)
+    parser.add_argument("--method", default="cepo")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as base:
+        folder, short = Path(base) / "long", Path(base) / "short"
+        memory = train(folder, options.method, options.steps)
+        history = json.loads((folder / "trainer_state.json").read_text())["log_history"]
+        seconds = [entry["step_time"] for entry in history if "step_time" in entry]
+        train(short, options.method, 220)
+        extra = files(folder) ^ files(short)
+    before, after = thirds(memory)
+    first, last = thirds(seconds)
+    growth = (after - before) / (len(memory) * 0.6) * 1000  # from the middle of one third to that of the other
+    print(f"{options.method}, {len(memory)} steps")
+    print(f"resident memory: {before:.0f} MiB, later {after:.0f} MiB: {growth:+.1f} MiB for a thousand steps")
+    print(f"a step: {first * 1000:.0f} ms, later {last * 1000:.0f} ms: {last / first:.2f} times as long")
+    print(f"files that a run of 220 steps does not leave: {sorted(extra) or 'none'}")
+    return 1 if growth > MEMORY_BOUND or last / first > TIME_BOUND or extra else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,130 @@
+"""Killed with SIGKILL anywhere, a run comes back and ends as if nobody had: weights, losses, counters, files."""
+
+import random
+import time
+
+import pytest
+
+from cepo.trainer.checkpoints import last_whole_checkpoint
+from tests.killing import METHODS, PLACES, SMALL, differences, outcome, run, said, started, words
+
+# A method, where it is killed, and at which time that it comes there.
+A_FEW = [
+    ("cepo", "saved weights", 2),
+    ("cepo", "teacher follows", 3),
+    ("grpo", "loss", 8),
+    ("opsd", "saved state", 1),
+    ("opsd", "summary", 2),
+]
+# At which time that a run comes there: before the first checkpoint, or in the midst.
+TIMES = {"sampling": 4, "rewards": 4, "teachers": 5, "loss": 4, "optimizer": 4, "accuracy": 3, "rollouts": 4}
+TIMES |= {"saved teacher": 1, "final model": 4}
+WITH_TEACHERS = ("cepo", "rlsd", "rlcsd", "rlrt", "cscr", "pbsd", "distilled_rl")  # that read rollouts
+OF_ALL = tuple(name for name in METHODS if name != "grpo")  # whose generations here serve for several steps
+MANY = [
+    ("grpo", "sampling", 2),
+    ("grpo", "loss", 11),
+    ("grpo", "optimizer", 5),
+    ("grpo", "rotation", 2),
+    *(
+        (able[number % len(able)], place, TIMES.get(place, 2))
+        for index, place in enumerate(PLACES)
+        for able in [WITH_TEACHERS if place == "teachers" else OF_ALL]
+        for number in (index, index + 5)
+    ),
+]
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory):
+    """What is left of a method's run that nobody killed, and how long it took [seconds]."""
+    base, found = tmp_path_factory.mktemp("undisturbed"), {}
+
+    def of(method):
+        if method not in found:
+            folder, began = base / method, time.monotonic()
+            assert run(words(method), folder) == 0, said(folder)
+            found[method] = outcome(folder / "out"), time.monotonic() - began
+        return found[method]
+
+    return of
+
+
+def come_back(method, folder, expected):
+    """Go on, to the end, and find what the run that nobody killed has left."""
+    there = last_whole_checkpoint(folder / "out") is not None
+    assert run(words(method, **({"resume_from_checkpoint": True} if there else {})), folder) == 0, said(folder)
+    assert differences(expected, outcome(folder / "out")) == []
+
+
+def check(method, place, number, folder, undisturbed):
+    expected, _ = undisturbed(method)
+    assert run(words(method), folder, place, number) == -9, f"it never came there: {said(folder)}"
+    come_back(method, folder, expected)
+
+
+@pytest.mark.parametrize(("method", "place", "number"), A_FEW)
+def test_killed_at_a_place(tmp_path, method, place, number, undisturbed):
+    check(method, place, number, tmp_path, undisturbed)
+
+
+@pytest.mark.kill
+@pytest.mark.parametrize(("method", "place", "number"), MANY)
+def test_killed_at_any_place(tmp_path, method, place, number, undisturbed):
+    check(method, place, number, tmp_path, undisturbed)
+
+
+@pytest.mark.kill
+@pytest.mark.parametrize("attempt", [1, 2])
+@pytest.mark.parametrize("method", METHODS)
+def test_the_real_command_killed_at_a_random_moment_twice(tmp_path, method, attempt, undisturbed):
+    """Two kills, the second of them while it has come back from the first, each at any moment of what is left."""
+    expected, seconds = undisturbed(method)
+    rng, kills = random.Random(f"{method}:{attempt}"), 0
+    while kills < 2:
+        there = last_whole_checkpoint(tmp_path / "out") is not None
+        arguments = words(method, **({"resume_from_checkpoint": True} if there else {}))
+        with started(arguments, tmp_path) as process:
+            time.sleep(rng.random() * seconds)
+            if process.poll() is not None:  # it was done before
+                assert process.returncode == 0, said(tmp_path)
+                break
+            process.kill()
+            kills += 1
+    come_back(method, tmp_path, expected)
+
+
+def compared(folder):
+    """Of a comparison, what each run left, and its table without seconds."""
+    runs = {str(path.parent.relative_to(folder)): outcome(path.parent) for path in folder.glob("*/seed-*/summary.json")}
+    for run_of in runs.values():
+        run_of.pop("log.txt")
+    return runs, outcome(folder)["compare.json"]
+
+
+@pytest.mark.kill
+def test_a_comparison_that_is_killed_loses_no_finished_run(tmp_path):
+    """With SIGKILL, which it cannot pass on: its run ends by itself, and the same command goes on after that."""
+    of_all = [part for name, value in SMALL.items() if name != "seed" for part in (f"--{name}", str(value))]
+    arguments = ["compare", "--methods=grpo,cepo", "--seeds=2", "--jobs=1", *of_all, "--save_strategy=no"]
+    with started([*arguments, "--output_dir=whole"], tmp_path) as process:
+        assert process.wait(600) == 0, said(tmp_path)
+    finished = tmp_path / "out" / "grpo" / "seed-0" / "summary.json"
+    with started([*arguments, "--output_dir=out"], tmp_path) as process:
+        while not finished.exists() and process.poll() is None:
+            time.sleep(0.05)
+        time.sleep(3)  # into the next run
+        process.kill()
+    written = finished.stat().st_mtime_ns
+    for _ in range(600):
+        with started([*arguments, "--output_dir=out"], tmp_path) as process:
+            status = process.wait(600)
+        if status != 2:
+            break
+        assert said(tmp_path).rstrip().endswith("wait for them, or name another --output_dir")
+        time.sleep(1)
+    assert status == 0, said(tmp_path)
+    assert finished.stat().st_mtime_ns == written
+    expected, found = compared(tmp_path / "whole"), compared(tmp_path / "out")
+    assert len(found[0]) == 4
+    assert differences(expected, found) == []
