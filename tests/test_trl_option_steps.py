@@ -199,7 +199,7 @@ def test_a_router_keeps_its_own_loss(tmp_path, text_figures, text_model_path, mo
 
 @pytest.mark.parametrize("method", ["cepo", "opsd"])
 @pytest.mark.parametrize("most", [1, 2])
-def test_tools_may_be_called_so_often(tmp_path, text_figures, text_model_path, monkeypatch, method, most):
+def test_tools_may_be_called_so_often(tmp_path, text_figures, text_model_path, monkeypatch, method, most, loss_inputs):
     """The policy's words are a double's, which always calls; what the tool returns is not trained on."""
     wrong_answers(monkeypatch)
     tokenizer = AutoTokenizer.from_pretrained(text_model_path)
@@ -233,8 +233,14 @@ def test_tools_may_be_called_so_often(tmp_path, text_figures, text_model_path, m
     (batch,) = trainer._buffered_inputs
     returned = batch["completion_mask"].bool() & ~batch["tool_mask"].bool()
     assert returned.any(1).all()
+    own = batch["completion_mask"].bool() & batch["tool_mask"].bool()
     if method == "cepo":
-        assert (batch["evidence"][batch["tool_mask"].bool() & batch["completion_mask"].bool()] != 0).any()
+        (batch,) = loss_inputs
+        assert (batch["evidence"][own] != 0).any()
+        assert (batch["advantages"][returned] == 0).all()
+        assert (batch["advantages"][own] != 0).all()
+    else:
+        assert batch["teacher_tokens"] == own.sum()
 
 
 @pytest.mark.slow
