@@ -81,17 +81,26 @@ def _run(command: str, arguments: list[str], traceback: bool) -> int:
             print(f"cepo: error: {str(error).strip() or type(error).__name__}", file=sys.stderr)
         return 2
     from .data.checks import DatasetError
+    from .data.guarded import RewardError
+    from .trainer.guarded import GradientError
 
     try:
         return job(Console(soft_wrap=True))
     except KeyboardInterrupt:
         print("\ncepo: stopped", file=sys.stderr)
         return 130
-    except DatasetError as error:  # a row of a stream that no check could see beforehand
+    except (DatasetError, RewardError) as error:  # what no check could see beforehand: a row of a stream, a reward
         if traceback:
             raise
-        print(f"cepo: error: {error}", file=sys.stderr)
+        more = "; --traceback shows how it came there" if error.__cause__ is not None else ""
+        print(f"cepo: error: {error}{more}", file=sys.stderr)
         return 2
+    except GradientError as error:  # every process says it
+        if traceback:
+            raise
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"cepo: error: {error}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

@@ -14,10 +14,12 @@ from trl import get_peft_config, get_quantization_config
 
 from ..data.evaluation import Accuracy
 from ..data.files import write_whole
+from ..data.guarded import RewardError
 from ..data.loading import holds_adapters, load_adapters, require_chat_template
 from ..trainer.arguments import Sources, TrainArguments, check_sources, config_of, option_names, parse
 from ..trainer.cepo_trainer import CEPOTrainer
 from ..trainer.checkpoints import check_output_dir, disk_problem, last_whole_checkpoint
+from ..trainer.guarded import GradientError
 from ..trainer.layout import is_sharded
 from . import quiet_libraries
 from .accuracy import AccuracyCurve, BeforeTraining, Measure, Measured
@@ -105,12 +107,13 @@ def _train(trainer: CEPOTrainer, script_args: TrainArguments, sources: Sources, 
         return interrupt.status
     except Exception as error:
         interrupt.restore()
-        if (problem := disk_problem(error)) is not None:
+        if not isinstance(error, RewardError) and (problem := disk_problem(error)) is not None:
             last = last_whole_checkpoint(Path(args.output_dir))
             goes_on = f"Go on with: --resume_from_checkpoint {last}" if last else "No checkpoint is whole."
             console.print(f"Stopped: {problem}. {goes_on}", highlight=False, markup=False)
             return 1
-        _save_what_there_is(trainer)
+        if not (isinstance(error, GradientError) and error.spoilt):
+            _save_what_there_is(trainer, interrupt)
         _print_resume(trainer, interrupt, console)
         raise
     if interrupt.interrupted:
@@ -150,10 +153,14 @@ def _headline(trainer: CEPOTrainer, script_args: TrainArguments) -> str:
     )
 
 
-def _save_what_there_is(trainer: CEPOTrainer) -> None:
+def _save_what_there_is(trainer: CEPOTrainer, interrupt: StopOnInterrupt) -> None:
     """A checkpoint after a failure; not with several processes, where saving needs all of them and one has failed."""
-    if trainer.state.global_step > 0 and trainer.accelerator.num_processes == 1:
-        trainer._save_checkpoint(trainer.model, trial=None)
+    args, step = trainer.args, trainer.state.global_step
+    if step > 0 and trainer.accelerator.num_processes == 1:
+        # What was saved at the end of the step is better: from it a run goes on to the bit.
+        saved = {Path(folder) for folder in (interrupt.saved, args.resume_from_checkpoint) if folder}
+        if not saved & {Path(args.output_dir) / f"checkpoint-{step}"}:
+            trainer._save_checkpoint(trainer.model, trial=None)
         trainer.control = trainer.callback_handler.on_save(trainer.args, trainer.state, trainer.control)
 
 

@@ -61,6 +61,12 @@ class CEPOConfig(MethodOptions, GRPOConfig):
     freeze_vision_tower: bool = option(
         "run", "Leave the weights of a vision-language model's vision tower as they are.", False
     )
+    max_bad_gradients: int = option(
+        "run",
+        "The run stops when the gradients of so many optimiser steps in a row were not finite; each of these steps is "
+        "skipped, and counted in cepo/skipped_steps.",
+        3,
+    )
     epsilon_high: float | None = option("run", "Upper epsilon of the PPO clip; the paper's is 0.28.", 0.28)
 
     def __post_init__(self):
@@ -70,6 +76,8 @@ class CEPOConfig(MethodOptions, GRPOConfig):
             raise ValueError(f"unknown shared_prompt {self.shared_prompt!r}; choose one of {choices}")
         if self.teacher_batch_tokens is not None and self.teacher_batch_tokens < 1:
             raise ValueError(f"teacher_batch_tokens must be at least 1, got {self.teacher_batch_tokens}")
+        if self.max_bad_gradients < 1:
+            raise ValueError(f"max_bad_gradients must be at least 1, got {self.max_bad_gradients}")
         if self.credit_samples_every < 0:
             raise ValueError(f"credit_samples_every must not be negative, got {self.credit_samples_every}")
         if getattr(self, "bf16", None) is None and (self.use_cpu or not torch.accelerator.is_available()):

@@ -35,6 +35,7 @@ from .cepo_config import CEPOConfig
 from .completion_batch import CompletionBatch, attempts_of
 from .credit_page import NUMBER_OF_GROUPS, write_credit_page
 from .distillation import add_teacher_prompts, distillation_batch
+from .guarded import silenced
 from .lasting import LastingTrouble
 from .layout import check_layout, check_processes
 from .metrics import credit_metrics, credit_sums
@@ -198,7 +199,7 @@ class CEPOTrainer(SequenceLevelTrainer, ResumingTrainer):
                 for row in inputs
             ]
             self._batch = self._collect(inputs, prompts, completions, solutions, rewards_per_func)
-        return rewards_per_func
+        return silenced(rewards_per_func, self.reward_weights)
 
     def _generate(self, prompts):
         started = time.perf_counter()

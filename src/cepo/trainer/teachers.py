@@ -68,6 +68,10 @@ class Teachers:
             writes=trainer.accelerator.is_main_process,
         )
 
+    def follow(self, step: int) -> None:
+        """Let the teachers' weights follow the policy's after an optimiser step, if it was made."""
+        self.weights.after_step(step, made=not self._trainer.step_was_skipped)
+
     def inner(self) -> PreTrainedModel:
         """The transformers model inside the policy's wrappers."""
         unwrapped = self._trainer.accelerator.unwrap_model(self._trainer.model)
@@ -134,4 +138,4 @@ class FollowPolicy(TrainerCallback):
         self.teachers.weights  # noqa: B018  # which makes the copy
 
     def on_step_end(self, args, state, control, **kwargs):  # noqa: ARG002
-        self.teachers.weights.after_step(state.global_step)
+        self.teachers.follow(state.global_step)
