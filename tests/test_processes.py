@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
@@ -48,7 +49,7 @@ def launch(folder, situations, processes, patience=PATIENCE):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1400, check=False)
     if done.returncode:
         traces = "".join(f"{path.name}\n{path.read_text()}" for path in sorted(folder.glob("*.trace")))
-        raise RuntimeError(f"{processes} processes\n{traces}{done.stderr[-6000:]}")
+        raise RuntimeError(f"{processes} processes\n{traces}{done.stderr[-40000:]}")
 
 
 @cache
@@ -217,10 +218,16 @@ def cli(folder, processes, *options):
 
 @pytest.mark.processes
 def test_accuracy_is_measured_once_by_all_processes_together(tmp_path):
-    """Ten problems, batches of three, three processes: each is asked once, and a missing verdict is counted once."""
+    """Ten problems, batches of four, three processes: each is asked once, and a missing verdict is counted once."""
     options = (
         *("--reward_funcs=verifier.judged", "--max_steps=1", "--learning_rate=0", "--eval_problems=10"),
-        *("--eval_batch_size=3", "--eval_samples=2", "--eval_sampled_problems=5", "--num_generations=4"),
+        *(
+            "--eval_batch_size=4",
+            "--per_device_eval_batch_size=4",
+            "--eval_samples=2",
+            "--eval_sampled_problems=5",
+            "--num_generations=4",
+        ),
         *("--max_completion_length=60", "--figures_problems=16"),
     )
     asked, printed, missing = {}, {}, []
@@ -230,7 +237,7 @@ def test_accuracy_is_measured_once_by_all_processes_together(tmp_path):
         assert status == 0, errors[-3000:]
         files = sorted((folder / "asked").iterdir())
         assert len(files) == processes  # each has its share
-        asked[processes] = sorted(line for file in files for line in file.read_text().splitlines())
+        asked[processes] = sorted(json.loads(line) for file in files for line in file.read_text().splitlines())
         printed[processes] = [line for line in out.splitlines() if line.startswith("held-out accuracy")]
         # Greedy answers to ten, two samples of five, before and after.
         assert len(asked[processes]) == 2 * (10 + 2 * 5)
@@ -241,9 +248,12 @@ def test_accuracy_is_measured_once_by_all_processes_together(tmp_path):
     assert min(missing[0]) > 0
     assert len(printed[3]) == 2
     assert all("of 10 without a verdict" in line for line in printed[3])
-    greedy = {line for line in asked[1] if asked[1].count(line) >= 2}
-    assert len(greedy) >= 8
-    assert greedy <= set(asked[3])
+    times = {count: Counter(solution for solution, _ in lines) for count, lines in asked.items()}
+    assert times[3] == times[1]
+    assert sorted(times[1].values()) == [2] * 5 + [6] * 5
+    # Greedy answers are those of one process.
+    greedy = {count: [pair for pair in lines if times[count][pair[0]] == 2] for count, lines in asked.items()}
+    assert greedy[3] == greedy[1]
 
 
 @pytest.mark.processes
