@@ -93,7 +93,7 @@ def _train(trainer: CEPOTrainer, script_args: TrainArguments, sources: Sources, 
     trainer.add_callback(before)
 
     trainer.remove_callback(PrinterCallback)
-    interrupt = StopOnInterrupt(console)
+    interrupt = StopOnInterrupt(console, trainer._processes.most_of)
     trainer.add_callback(ProgressLines(console, trainer.reward_func_names[trainer._correctness_index]))
     trainer.add_callback(interrupt)
     every = script_args.accuracy_every if held_out is not None else 0
@@ -116,8 +116,10 @@ def _train(trainer: CEPOTrainer, script_args: TrainArguments, sources: Sources, 
             _save_what_there_is(trainer, interrupt)
         _print_resume(trainer, interrupt, console)
         raise
-    if interrupt.interrupted:
+    if interrupt.agreed():
         _print_resume(trainer, interrupt, console)
+        # The first process that ends with such a status makes launchers end the others.
+        trainer.accelerator.wait_for_everyone()
         return interrupt.status
 
     trainer.save_model(args.output_dir)
