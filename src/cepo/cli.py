@@ -64,7 +64,8 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(command: str, arguments: list[str], traceback: bool) -> int:
-    from rich.console import Console
+    from .data.visible import one_line
+    from .inspection.console import PlainConsole
 
     if command == "train" and any(argument.startswith("--dry_run") for argument in arguments):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # it asks nobody
@@ -78,19 +79,19 @@ def _run(command: str, arguments: list[str], traceback: bool) -> int:
         if traceback:
             raise
         if os.environ.get("LOCAL_RANK", "0") == "0":  # of several processes that were started together, one says it
-            print(f"cepo: error: {str(error).strip() or type(error).__name__}", file=sys.stderr)
+            print(f"cepo: error: {one_line(str(error)) or type(error).__name__}", file=sys.stderr)
         return 2
     from .data.checks import DatasetError
 
     try:
-        return job(Console(soft_wrap=True))
+        return job(PlainConsole(soft_wrap=True))
     except KeyboardInterrupt:
         print("\ncepo: stopped", file=sys.stderr)
         return 130
     except DatasetError as error:  # a row of a stream that no check could see beforehand
         if traceback:
             raise
-        print(f"cepo: error: {error}", file=sys.stderr)
+        print(f"cepo: error: {one_line(str(error))}", file=sys.stderr)
         return 2
 
 

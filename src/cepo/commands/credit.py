@@ -18,6 +18,8 @@ from rich.table import Table
 from ..data.checks import check_dataset
 from ..data.loading import load_policy, load_reward_funcs
 from ..data.sampling import Sampling, sampled_groups, seeded
+from ..data.visible import visible
+from ..inspection.console import PlainConsole
 from ..inspection.following import Answered, Told, following
 from ..inspection.inspect import Inspected, Variant, all_variants, inspect_with
 from ..inspection.labelled import (
@@ -177,7 +179,7 @@ def _measure(
     draws = {"resamples": options.resamples, "seed": options.seed}
     results: list[dict[str, Any]] = []
     # A file is as wide as it needs to be.
-    page = console if console.is_terminal else Console(file=console.file, width=170)
+    page = console if console.is_terminal else PlainConsole(file=console.file, width=170)
     for content, wording in ((content, wording) for content in options.contents for wording in wordings):
         variants = _variants(options, content, wordings[wording], first=wording == next(iter(wordings)))
         with console.status(f"reading the rollouts again, told {content}, {wording} hint"):
@@ -217,7 +219,7 @@ def _measure(
         "rows": results,
     }
     (options.output_dir / "credit.json").write_text(json.dumps(result, indent=1) + "\n")
-    (options.output_dir / "credit.md").write_text(_markdown(results, followed, labelled))
+    (options.output_dir / "credit.md").write_text(visible(_markdown(results, followed, labelled)), encoding="utf-8")
     if labelled:
         draw_credit_quality(results, options.output_dir / "credit.png")
     files = "credit.json, credit.md and credit.png" if labelled else "credit.json and credit.md"

@@ -20,6 +20,7 @@ from ..compare.statistics import REFERENCE
 from ..data.checks import check_dataset, check_method
 from ..data.loading import freeze_vision_tower, load_policy, load_reward_funcs, read_yaml
 from ..data.sampling import Sampling, sampled_groups, seeded
+from ..data.visible import visible
 from ..inspection.alignment import MEASURES, Alignment, Cuts, absolute, align, jackknife, products, ratios, shares
 from ..inspection.gradients import BatchGradients, batch_gradients, part_names
 from ..inspection.gradients_picture import draw_gradients
@@ -261,7 +262,7 @@ def _measure(
         "seconds": round(time.monotonic() - started, 1),
     }
     (options.output_dir / "gradients.json").write_text(json.dumps(result, indent=1) + "\n")
-    (options.output_dir / "gradients.md").write_text(_markdown(table, split))
+    (options.output_dir / "gradients.md").write_text(visible(_markdown(table, split)), encoding="utf-8")
     draw_gradients(table, split, options.output_dir / "gradients.png")
     for shown in _tables(table, split):
         console.print(shown, soft_wrap=False)

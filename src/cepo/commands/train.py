@@ -11,6 +11,7 @@ from typing import Any
 
 from accelerate.utils import gather_object
 from rich.console import Console
+from rich.text import Text
 from transformers import TrainerCallback
 from transformers.trainer_callback import PrinterCallback
 from trl import get_peft_config, get_quantization_config
@@ -141,15 +142,16 @@ def _write_run(folder: Path, script_args: TrainArguments) -> None:
     (folder / RUN_FILE).write_text(json.dumps(about, indent=2) + "\n")
 
 
-def _headline(trainer: CEPOTrainer, script_args: TrainArguments) -> str:
+def _headline(trainer: CEPOTrainer, script_args: TrainArguments) -> Text:
     args = trainer.args
     prompts = args.generation_batch_size // args.num_generations
     # DeepSpeed's ZeRO-3 leaves nothing in the parameters that it shards.
     parameters = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters()) / 1e6
-    return (
-        f"[bold]{args.method}[/bold] on {script_args.dataset_name}: a policy of {parameters:.1f} M parameters, "
+    return Text.assemble(
+        (args.method, "bold"),
+        f" on {script_args.dataset_name}: a policy of {parameters:.1f} M parameters, "
         f"{trainer.args.max_steps if trainer.args.max_steps > 0 else 'all'} steps of {prompts} prompts x "
-        f"{args.num_generations} rollouts, seed {args.seed}"
+        f"{args.num_generations} rollouts, seed {args.seed}",
     )
 
 
@@ -180,10 +182,7 @@ class Measure:
                 self.console.print("No held-out problems: accuracy before and after is not measured.")
             return None
         greedy = self._ask(f"greedy answers {when}", self.held_out, temperature=0.0, samples=1)
-        self._say(
-            f"held-out accuracy {when}, greedy: [bold]{greedy.accuracy}[/bold] of {len(self.held_out)} problems"
-            f"{_beside(greedy.without_verdict)}"
-        )
+        self._say(when, greedy, f" of {len(self.held_out)} problems")
         sampled = None
         if self.script_args.eval_samples > 0:
             # A greedy answer tells one thing of a problem, several samples tell more: fewer problems do.
@@ -205,11 +204,13 @@ class Measure:
     def greedy(self, when: str) -> Accuracy:
         """Accuracy of greedy answers while training goes on."""
         found = self._ask(f"greedy answers {when}", self.held_out, temperature=0.0, samples=1)
-        self._say(f"held-out accuracy {when}, greedy: [bold]{found.accuracy}[/bold]{_beside(found.without_verdict)}")
+        self._say(when, found)
         return found.accuracy
 
-    def _say(self, text: str) -> None:
-        self.console.print(text, highlight=False)
+    def _say(self, when: str, greedy: Evaluation, of: str = "") -> None:
+        accuracy = (str(greedy.accuracy), "bold")
+        beside = f"{of}{_beside(greedy.without_verdict)}"
+        self.console.print(Text.assemble(f"held-out accuracy {when}, greedy: ", accuracy, beside))
 
     def _ask(self, doing: str, problems: Any, *, temperature: float, samples: int) -> Evaluation:
         trainer = self.trainer

@@ -192,7 +192,7 @@ def text_of_messages(messages: Messages) -> list[tuple[str, str]]:
     for message in messages:
         content = message["content"]
         if not isinstance(content, str):
-            content = "".join(part.get("text", "") for part in content or [] if part.get("type") == "text")
+            content = "".join(part.get("text") or "" for part in content or [] if part.get("type") == "text")
         result.append((message["role"], content))
     return result
 

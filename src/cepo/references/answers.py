@@ -126,4 +126,4 @@ def text_of_completion(completion: str | list[dict[str, Any]]) -> str:
     content = message.get("content") or ""
     if isinstance(content, str):
         return content
-    return "".join(part.get("text", "") for part in content)
+    return "".join(part.get("text") or "" for part in content)  # a column of parts holds None for an image's

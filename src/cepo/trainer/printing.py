@@ -1,0 +1,33 @@
+"""What TRL prints of rollouts with `log_completions`, as text: it takes control characters as they come."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from trl import GRPOTrainer
+from trl.trainer import grpo_trainer
+
+from ..data.visible import visible_within
+
+
+@contextmanager
+def printed_visibly() -> Iterator[None]:
+    """TRL's table of prompts and completions, with visible text; what it saves and gives to loggers is not touched."""
+    theirs = grpo_trainer.print_prompt_completions_sample
+
+    def visibly(prompts: Any, completions: Any, *rest: Any, extra: Any = None) -> None:
+        theirs(visible_within(prompts), visible_within(completions), *rest, extra=visible_within(extra))
+
+    grpo_trainer.print_prompt_completions_sample = visibly
+    try:
+        yield
+    finally:
+        grpo_trainer.print_prompt_completions_sample = theirs
+
+
+class VisiblyPrintingTrainer(GRPOTrainer):
+    """TRL's trainer, whose terminal no completion can write to but as text."""
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        with printed_visibly():
+            super().log(logs, start_time)
