@@ -137,7 +137,9 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
     dataset = load_rows(options, options.num_prompts)
     check_dataset(dataset, needs_solution=True, name=f"the split {options.dataset_split!r}")
     rows = list(dataset.select(range(min(options.num_prompts, len(dataset)))))
-    model, processing_class = load_policy(options.model_name_or_path or policy_path())
+    model, processing_class = load_policy(
+        options.model_name_or_path or policy_path(), trust_remote_code=options.trust_remote_code
+    )
     return lambda console: _measure(options, wordings, model, processing_class, rows, reward_func, console)
 
 

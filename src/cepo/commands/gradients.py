@@ -18,9 +18,10 @@ from torch import nn
 
 from ..compare.statistics import REFERENCE
 from ..data.checks import check_dataset, check_method
-from ..data.loading import freeze_vision_tower, load_policy, load_reward_funcs, read_yaml
+from ..data.loading import freeze_vision_tower, load_policy, load_reward_funcs
 from ..data.sampling import Sampling, sampled_groups, seeded
 from ..data.visible import visible
+from ..data.yaml_files import read_yaml
 from ..inspection.alignment import MEASURES, Alignment, Cuts, absolute, align, jackknife, products, ratios, shares
 from ..inspection.gradients import BatchGradients, batch_gradients, part_names
 from ..inspection.gradients_picture import draw_gradients
@@ -107,7 +108,9 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
     dataset = dataset.shuffle(seed=options.seed)
     variants, left_out = read_placements(options.config, dataset)
     variants = [variant.with_options(answer_extractor=options.answer_extractor) for variant in variants]
-    model, processing_class = load_policy(options.model_name_or_path or policy_path())
+    model, processing_class = load_policy(
+        options.model_name_or_path or policy_path(), trust_remote_code=options.trust_remote_code
+    )
     frozen = options.freeze_vision_tower or ("true" if options.dataset_name == FIGURES else "false")
     if frozen == "true":
         freeze_vision_tower(model)

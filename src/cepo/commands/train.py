@@ -17,7 +17,7 @@ from transformers.trainer_callback import PrinterCallback
 from trl import get_peft_config, get_quantization_config
 
 from ..data.evaluation import Accuracy, Evaluation, Share, evaluate
-from ..data.loading import holds_adapters, load_adapters, require_chat_template
+from ..data.loading import holds_adapters, load_adapters, no_code_unasked, require_chat_template
 from ..data.sampling import Sampling
 from ..trainer.arguments import Sources, TrainArguments, check_sources, config_of, option_names, parse
 from ..trainer.cepo_trainer import CEPOTrainer
@@ -62,17 +62,20 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
     model: Any = sources.model_name
     loading = {"quantization_config": get_quantization_config(model_args), "peft_config": get_peft_config(model_args)}
     if holds_adapters(model):  # of an earlier run: they are trained on, whatever --use_peft says
-        options = {**training_args.model_init_kwargs, "quantization_config": loading["quantization_config"]}
-        model = load_adapters(model, **{name: value for name, value in options.items() if value is not None})
+        options = {"trust_remote_code": training_args.trust_remote_code, **training_args.model_init_kwargs}
+        options |= {"quantization_config": loading["quantization_config"]}
+        with no_code_unasked("model_name_or_path", sources.model_name):
+            model = load_adapters(model, **{name: value for name, value in options.items() if value is not None})
         training_args.model_init_kwargs, loading = None, {}
-    trainer = CEPOTrainer(
-        model,
-        sources.reward_funcs,
-        training_args,
-        sources.train_dataset,
-        eval_dataset=sources.held_out if training_args.eval_strategy != "no" else None,
-        **loading,
-    )
+    with no_code_unasked("model_name_or_path", sources.model_name):
+        trainer = CEPOTrainer(
+            model,
+            sources.reward_funcs,
+            training_args,
+            sources.train_dataset,
+            eval_dataset=sources.held_out if training_args.eval_strategy != "no" else None,
+            **loading,
+        )
     require_chat_template(trainer.processing_class)
     return lambda console: _train(trainer, script_args, sources, console)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.checks import check_dataset, check_method
-from ..data.loading import read_yaml
+from ..data.yaml_files import read_yaml
 from ..methods.options import SELECTIVE, preset_options, readable
 from ..methods.registry import find_method
 from ..tasks.figures import LEARNED_HINTS, policy_path

@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
 from datasets import (
     Dataset,
     DatasetDict,
@@ -32,20 +31,6 @@ _FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parqu
 
 class LoadingError(ValueError):
     """A model or dataset that cannot be loaded; the message says what was looked for and how to fix it."""
-
-
-def read_yaml(path: Path) -> Any:
-    """What a file given with --config holds.
-
-    Raises:
-        ValueError: If there is no such file, or it is not YAML.
-    """
-    if not path.is_file():
-        raise ValueError(f"--config: there is no such file: {path}")
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"--config: {path} is not YAML: {str(error).splitlines()[0]}") from error
 
 
 def looks_like_path(name: str) -> bool:
@@ -227,32 +212,66 @@ def load_adapters(path: str | Path, base: str | None = None, *, is_trainable: bo
     return PeftModel.from_pretrained(create_model_from_path(base, **options), path, is_trainable=is_trainable)
 
 
-def load_policy(name: str) -> tuple[Any, Any]:
-    """A model for evaluation and its processor or tokenizer; a PEFT adapter is merged into its base.
+@contextmanager
+def no_code_unasked(option: str, name: str) -> Iterator[None]:
+    """Refuse a model that comes with code of its own, in one line, where transformers has refused to run it.
 
     Raises:
-        LoadingError: If there is no such model.
+        LoadingError: Naming the option that would run it.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if isinstance(error, LoadingError) or "trust_remote_code" not in str(error):
+            raise
+        raise LoadingError(
+            f"{option}: {name} needs code that comes with it. Read it, and run it with trust_remote_code (on the "
+            "command line --trust_remote_code true), or take another model"
+        ) from error
+
+
+def load_policy(name: str, *, trust_remote_code: bool = False) -> tuple[Any, Any]:
+    """A model for evaluation and its processor or tokenizer; a PEFT adapter is merged into its base.
+
+    Args:
+        name: Its folder or Hub name.
+        trust_remote_code: Whether to run code that comes with it.
+
+    Raises:
+        LoadingError: If there is no such model, or it needs code that may not be run.
     """
     from trl.trainer.utils import create_model_from_path
 
     path = resolve_model(name)
+    load = load_merged if holds_adapters(path) else create_model_from_path
     try:
-        model = load_merged(path) if holds_adapters(path) else create_model_from_path(path)
+        with no_code_unasked("model_name_or_path", name):
+            model = load(path, trust_remote_code=trust_remote_code)
     except OSError as error:
         raise LoadingError(f"model_name_or_path: cannot load {name}: {first_line(error)}") from error
-    return model, load_processor(path)
+    return model, load_processor(path, trust_remote_code=trust_remote_code)
 
 
-def load_processor(name: str) -> Any:
+def load_processor(name: str, *, trust_remote_code: bool = False) -> Any:
     """A model's processor, or tokenizer where it has none, as TRL makes it.
 
+    Args:
+        name: The model's folder or Hub name.
+        trust_remote_code: Whether to run code that comes with it.
+
     Raises:
-        LoadingError: If there is none, or it has no chat template.
+        LoadingError: If there is none, it has no chat template, or it needs code that may not be run.
     """
     from transformers import AutoProcessor
 
     try:
-        processing_class = AutoProcessor.from_pretrained(name, padding_side="left")
+        # Not given, transformers would ask at the terminal whether to run what it finds.
+        with no_code_unasked("model_name_or_path", name):
+            processing_class = AutoProcessor.from_pretrained(
+                name, padding_side="left", trust_remote_code=trust_remote_code
+            )
+    except LoadingError:
+        raise
     except (OSError, ValueError) as error:
         raise LoadingError(f"model_name_or_path: no tokenizer with {name}: {first_line(error)}") from error
     tokenizer = tokenizer_of(processing_class)
@@ -281,25 +300,28 @@ def whole_on_each_process() -> Iterator[None]:
             os.environ[name] = flag
 
 
-def load_teacher_model(name: str, processing_class: Any, dtype: Any) -> Any:
+def load_teacher_model(name: str, processing_class: Any, dtype: Any, *, trust_remote_code: bool = False) -> Any:
     """A model that teaches another: same vocabulary, eval mode, no gradient.
 
     Args:
         name: Its folder or Hub name.
         processing_class: The tokenizer or processor of the model that is taught; its tokens are what the teacher reads.
         dtype: Of its weights.
+        trust_remote_code: Whether to run code that comes with it.
 
     Raises:
-        LoadingError: If there is no such model, or its vocabulary is another.
+        LoadingError: If there is no such model, its vocabulary is another, or it needs code that may not be run.
     """
     from transformers import AutoTokenizer
     from trl.trainer.utils import create_model_from_path
 
     path = resolve_model(name, "teacher_model_name_or_path")
     try:
-        with whole_on_each_process():
-            model = create_model_from_path(path, dtype=dtype)
-        vocabulary = AutoTokenizer.from_pretrained(path).get_vocab()
+        with whole_on_each_process(), no_code_unasked("teacher_model_name_or_path", name):
+            model = create_model_from_path(path, dtype=dtype, trust_remote_code=trust_remote_code)
+            vocabulary = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code).get_vocab()
+    except LoadingError:
+        raise
     except (OSError, ValueError) as error:
         raise LoadingError(f"teacher_model_name_or_path: cannot load {name}: {first_line(error)}") from error
     own = tokenizer_of(processing_class).get_vocab()

@@ -27,6 +27,6 @@ class PlainConsole(Console):
             # Control segments are rich's own: they move the cursor of a status line.
             yield segment if segment.control else segment._replace(text=visible(segment.text))
 
-    def status(self, status: Any, **options: Any) -> Status:  # type: ignore[override]
+    def status(self, status: Any, **options: Any) -> Status:
         """Rich's, which would read markup in a string."""
         return super().status(Text(status) if isinstance(status, str) else status, **options)
