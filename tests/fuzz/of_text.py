@@ -1,10 +1,19 @@
 """Answers, references and hints of any text, and text that is shown."""
 
+import io
+import json
 import random
 import time
+import unicodedata
 
 from hypothesis import strategies as st
+from rich.table import Table
+from rich.text import Text
 
+from cepo.data.visible import one_line, visible
+from cepo.inspection.console import PlainConsole
+from cepo.inspection.page import _json
+from cepo.inspection.tables import markdown_text
 from cepo.methods.method import Tools
 from cepo.methods.options import MethodOptions
 from cepo.methods.rlcsd import METHOD as RLCSD
@@ -237,3 +246,30 @@ def contents(attempts, solution, rule, positive, negative, part):
         if negative == "rollout" and part == "whole":
             told = zip(after.negatives, before.negatives, strict=True)
             assert all(text != attempt.text or text == answer for text, answer in told)
+
+
+# What is shown --------------------------------------------------------------------------------------------------------
+
+
+@examples(700, text=st.one_of(hostile, st.text(st.characters(), max_size=20)), columns=st.integers(20, 120))
+def shown_text(text, columns):
+    """A console writes no control character but line ends, tables included, and a page holds the text as it is."""
+    out = io.StringIO()
+    console = PlainConsole(file=out, width=columns, soft_wrap=True)
+    table = Table(title=text, caption=text)
+    table.add_column(text)
+    table.add_row(text)
+    for one in (text, Text(text), table):
+        console.print(one)
+    printed = out.getvalue()
+    printed.encode("utf-8")
+    assert all(ch.isprintable() or ch in "\n\t\u200c\u200d" or unicodedata.category(ch) == "Zs" for ch in printed)
+    assert visible(visible(text)) == visible(text)
+    assert "\n" not in one_line(text)
+    cell = markdown_text(text)
+    assert "\n" not in cell
+    assert "<" not in cell
+    page = _json({"text": text})
+    page.encode("utf-8")
+    assert "<" not in page
+    assert json.loads(page) == {"text": text}

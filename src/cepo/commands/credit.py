@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..data.checks import check_dataset
+from ..data.images import broken_images_named
 from ..data.loading import load_policy, load_reward_funcs
 from ..data.sampling import Sampling, sampled_groups, seeded
 from ..data.visible import visible
@@ -136,7 +137,9 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
     (reward_func,) = load_reward_funcs(options.reward_funcs or verifier_of(options.dataset_name))
     dataset = load_rows(options, options.num_prompts)
     check_dataset(dataset, needs_solution=True, name=f"the split {options.dataset_split!r}")
-    rows = list(dataset.select(range(min(options.num_prompts, len(dataset)))))
+    dataset = dataset.select(range(min(options.num_prompts, len(dataset))))
+    with broken_images_named(dataset, f"the split {options.dataset_split!r}"):
+        rows = list(dataset)
     model, processing_class = load_policy(
         options.model_name_or_path or policy_path(), trust_remote_code=options.trust_remote_code
     )

@@ -12,6 +12,7 @@ from datasets import IterableDataset
 from rich.console import Console
 
 from ..data.checks import check_dataset
+from ..data.images import broken_images_named
 from ..data.loading import load_policy, load_reward_funcs, load_split, load_teacher_model
 from ..data.sampling import RewardFunc, Sampling, sampled_groups, seeded
 from ..data.saved import SavedError, load_saved, restore
@@ -140,8 +141,10 @@ def _of_dataset(options: argparse.Namespace) -> _Job:
     dataset = load_rows(options, options.index + 1)
     if options.index >= len(dataset):
         raise ValueError(f"index {options.index}: the split {options.dataset_split!r} has {len(dataset)} rows")
-    dataset = dataset.select([options.index])
-    check_dataset(dataset, needs_solution=True, name=f"row {options.index} of the split {options.dataset_split!r}")
+    one, split = dataset.select([options.index]), f"the split {options.dataset_split!r}"
+    check_dataset(one, needs_solution=True, name=f"row {options.index} of {split}")
+    with broken_images_named(dataset, split, [options.index]):
+        row = one[0]
     model, processing_class = load_policy(
         options.model_name_or_path or policy_path(), trust_remote_code=options.trust_remote_code
     )
@@ -149,7 +152,7 @@ def _of_dataset(options: argparse.Namespace) -> _Job:
         "model": options.model_name_or_path or "the shipped policy",
         "data": f"{options.dataset_name}, {options.dataset_split}, row {options.index}",
     }
-    return _Job(model, processing_class, about, [dataset[0]])
+    return _Job(model, processing_class, about, [row])
 
 
 def _of_run(options: argparse.Namespace) -> _Job:

@@ -18,6 +18,7 @@ from torch import nn
 
 from ..compare.statistics import REFERENCE
 from ..data.checks import check_dataset, check_method
+from ..data.images import broken_images_named
 from ..data.loading import freeze_vision_tower, load_policy, load_reward_funcs
 from ..data.sampling import Sampling, sampled_groups, seeded
 from ..data.visible import visible
@@ -115,7 +116,8 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
     if frozen == "true":
         freeze_vision_tower(model)
     parameters = _parameters(model, options.parameters)
-    rows = [dataset[index] for index in range(wanted)]
+    with broken_images_named(dataset, f"the split {options.dataset_split!r}, shuffled"):
+        rows = [dataset[index] for index in range(wanted)]
     return lambda console: _measure(
         options, model, processing_class, rows, variants, left_out, parameters, reward_func, console
     )

@@ -24,6 +24,8 @@ from ..scoring.prompts import tokenizer_of
 from .columns import map_rows, read_dataset, with_features
 from .embedded import EMBEDDED
 from .formats import FORMATS, DatasetOptions
+from .images import ImageFolder, check_places, checked_stream
+from .json_depth import check_depth, check_depths
 from .rewards import answer_reward
 
 _FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
@@ -92,18 +94,19 @@ def load_split(
         return made.make(split, size, **made.variants[variant])
 
     config = config or FORMATS[options.format_of(name)].config
-    data = _written(name, split, config, streaming, ("image", "images", *options.image_columns))
-    return read_dataset(
-        data,
-        options.columns_of(name),
-        f"the split {split!r} of {name}",
-        drop_incomplete=options.drop_incomplete_rows,
-        notes=notes,
+    called, folder = f"the split {split!r} of {name}", ImageFolder.of(name, options.image_folder)
+    data = _written(name, split, config, streaming, ("image", "images", *options.image_columns), folder)
+    data = read_dataset(
+        data, options.columns_of(name), called, drop_incomplete=options.drop_incomplete_rows, notes=notes
     )
+    if isinstance(data, IterableDataset):
+        return checked_stream(with_features(data), folder, called)
+    check_places(data, folder, called)
+    return data
 
 
 def _written(
-    name: str, split: str, config: str | None, streaming: bool, images: Iterable[str]
+    name: str, split: str, config: str | None, streaming: bool, images: Iterable[str], folder: ImageFolder
 ) -> Dataset | IterableDataset:
     """A split of a dataset that is not ours, in its own columns; a file may name its images."""
     path = Path(name).expanduser()
@@ -113,11 +116,15 @@ def _written(
         if path.suffix not in _FORMATS:
             raise LoadingError(f"dataset_name: {name} is none of {', '.join(_FORMATS)}")
         kind = _FORMATS[path.suffix]
+        if kind == "json":
+            _guarded(name, lambda: check_depth(path))
         data = _guarded(name, lambda: load_dataset(kind, data_files=str(path), split="train", streaming=streaming))
-        return _with_images(data, path.parent, images)
+        return _with_images(data, folder, images, name)
     if path.is_dir() and ((path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists()):
         data = _guarded(name, lambda: load_from_disk(str(path)))
     else:
+        if path.is_dir():
+            _guarded(name, lambda: check_depths(path))
         data = _guarded(name, lambda: load_dataset(name, name=config, streaming=streaming))
     if isinstance(data, (DatasetDict, IterableDatasetDict)):
         if split not in data:
@@ -138,27 +145,32 @@ def first_line(error: Exception) -> str:
     return str(cause).strip().split("\n")[0] or type(cause).__name__
 
 
-def _with_images(data: Any, folder: Path, columns: Iterable[str]) -> Any:
+def _with_images(data: Any, folder: ImageFolder, columns: Iterable[str], name: str) -> Any:
     """Turn columns of image file names, relative to the dataset's own file, into images.
 
     The paths are made absolute here; whether the files exist is checked, by row, before training.
+
+    Raises:
+        DatasetError: Naming the row whose image lies elsewhere; for a stream as its rows arrive.
     """
     data = with_features(data)
 
-    def absolute(path: str | None) -> dict[str, Any] | None:
-        return {"bytes": None, "path": path if "://" in path else str(folder / path)} if path else None
+    def absolute(path: str | None, place: str) -> dict[str, Any] | None:
+        return {"bytes": None, "path": folder.find(path, place)} if path else None
 
     one = [column for column in dict.fromkeys(columns) if _holds_text(data.features.get(column))]
     several = [column for column in columns if _holds_text(getattr(data.features.get(column), "feature", None))]
     if not one and not several:
         return data
 
-    def read(row: dict[str, Any]) -> dict[str, Any]:
-        found: dict[str, Any] = {column: absolute(row[column]) for column in one}
-        return found | {column: [absolute(path) for path in row[column] or []] for column in several}
+    def read(row: dict[str, Any], number: int) -> dict[str, Any]:
+        place = f"row {number} of {name}"
+        found: dict[str, Any] = {column: absolute(row[column], f"{place}: '{column}'") for column in one}
+        lists = {c: [absolute(path, f"{place}: '{c}'") for path in row[c] or []] for c in several}
+        return found | lists
 
     images = {**dict.fromkeys(one, Image()), **dict.fromkeys(several, List(Image()))}
-    return map_rows(data, read, Features({**data.features, **images}))
+    return map_rows(data, read, Features({**data.features, **images}), with_indices=True)
 
 
 def _holds_text(feature: Any) -> bool:

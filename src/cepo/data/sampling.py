@@ -119,7 +119,9 @@ def verdicts(
     if not rows:
         return []
     completions = [[{"role": "assistant", "content": text}] for text in texts]
-    columns = {key: [row[key] for row in rows] for key in rows[0] if key not in ("prompt", "completion")}
+    columns = {
+        key: [row[key] for row in rows] for key in rows[0] if key not in ("prompt", "completion", "completion_ids")
+    }
     found = reward_func(
         prompts=[row["prompt"] for row in rows],
         completions=completions,
