@@ -64,7 +64,6 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(command: str, arguments: list[str], traceback: bool) -> int:
-    from .data.visible import one_line
     from .inspection.console import PlainConsole
 
     if command == "train" and any(argument.startswith("--dry_run") for argument in arguments):
@@ -79,7 +78,7 @@ def _run(command: str, arguments: list[str], traceback: bool) -> int:
         if traceback:
             raise
         if os.environ.get("LOCAL_RANK", "0") == "0":  # of several processes that were started together, one says it
-            print(f"cepo: error: {one_line(str(error)) or type(error).__name__}", file=sys.stderr)
+            print(f"cepo: error: {_what(error)}", file=sys.stderr)
         return 2
     from .data.checks import DatasetError
 
@@ -91,8 +90,15 @@ def _run(command: str, arguments: list[str], traceback: bool) -> int:
     except DatasetError as error:  # a row of a stream that no check could see beforehand
         if traceback:
             raise
-        print(f"cepo: error: {one_line(str(error))}", file=sys.stderr)
+        print(f"cepo: error: {_what(error)}", file=sys.stderr)
         return 2
+
+
+def _what(error: Exception) -> str:
+    """A mistake on one line."""
+    from .data.visible import one_line
+
+    return one_line(str(error)) or type(error).__name__
 
 
 if __name__ == "__main__":

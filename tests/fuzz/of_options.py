@@ -75,7 +75,10 @@ def options_of_methods(given):
         return
     for step in (0, 5, 1000):
         assert 0 <= made.coefficient_at(step) <= 1
-    assert MethodOptions(**made.given | ({"method_kwargs": made.method_kwargs} if made.method_kwargs else {})) == made
+    assert (
+        MethodOptions(**made.given | ({"method_kwargs": made.method_kwargs} if made.method_kwargs is not None else {}))
+        == made
+    )
 
 
 @examples(700, given=named([*OWN, "beta", "epsilon", "num_generations", "temperature", "loss_type"]))

@@ -22,8 +22,8 @@ from .errors import DatasetError
 
 # Pixels: 8,000 x 8,000, 192 MB as RGB. No model reads more, and a few kilobytes can claim a thousand times that.
 LARGEST_IMAGE = 64_000_000
-# Formats that hold a picture, and run nothing.
-_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
+# Formats that hold a picture, and run nothing; JPEG stands for MPO too.
+_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
 # Those whose further frames are a film; the second one of an MPO is the same picture for the other eye, or smaller.
 _FILMS = ("PNG", "WEBP", "GIF")
 # What transformers' chat templates load from, in a part of a turn.
@@ -172,7 +172,7 @@ def check_header(image: dict[str, Any], place: str) -> None:
     if not image["bytes"] and "://" in path:
         return
     if not image["bytes"] and not Path(path).is_file():
-        raise DatasetError(f"{place} names a file that does not exist: {path}")
+        raise DatasetError(f"{place} names a file that does not exist: {path!r}")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own of large images

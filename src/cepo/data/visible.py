@@ -5,6 +5,7 @@ written at all. Everything that is shown goes through here; data that is kept st
 """
 
 import unicodedata
+from collections import deque
 from typing import Any
 
 # Joiners, which some scripts and emoji need, and the two controls that plain text has.
@@ -33,11 +34,13 @@ def one_line(text: str) -> str:
 
 
 def visible_within(value: Any) -> Any:
-    """A value whose texts, in lists and mappings too, are visible; all else stays as it is."""
+    """A value whose texts, in sequences and mappings too, are visible; all else stays as it is."""
     if isinstance(value, str):
         return visible(value)
     if isinstance(value, dict):
         return {visible_within(key): visible_within(part) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return type(value)(map(visible_within, value))
+    if isinstance(value, tuple):
+        return tuple(map(visible_within, value))
+    if isinstance(value, (list, deque)):
+        return list(map(visible_within, value))
     return value

@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 
 _LARGEST = 256 * 1024  # bytes
+_DEEPEST = 50
 _MOST_VALUES = 20_000  # with aliases written out: nine lines can stand for a billion values
 
 
@@ -26,7 +27,9 @@ def read_yaml(path: Path, option: str = "--config") -> Any:
     except yaml.YAMLError as error:
         raise ValueError(f"{option}: {path} is not YAML: {_what(error)}") from error
     except RecursionError:
-        raise ValueError(f"{option}: {path} holds lists within lists, too deep to be options") from None
+        raise ValueError(
+            f"{option}: {path} cannot be read: it holds more than {_DEEPEST} lists within each other"
+        ) from None
     except (ValueError, OverflowError) as error:  # bytes that are no text, a date that is none, a number too long
         raise ValueError(f"{option}: {path} cannot be read: {str(error).splitlines()[0]}") from error
 
@@ -46,19 +49,21 @@ def _data(text: str) -> Any:
         node = loader.get_single_node()
         if node is None:
             return None
-        if _size(node, {}) > _MOST_VALUES:
+        if _size(node, {}, 0) > _MOST_VALUES:
             raise ValueError(f"its aliases stand for more than {_MOST_VALUES:,} values")
         return loader.construct_document(node)
     finally:
         loader.dispose()
 
 
-def _size(node: yaml.Node, known: dict[int, int]) -> int:
+def _size(node: yaml.Node, known: dict[int, int], depth: int) -> int:
     """Values in a node, with aliases written out.
 
     Raises:
-        ValueError: If it holds itself.
+        ValueError: If it holds itself, or lies too deep.
     """
+    if depth > _DEEPEST:
+        raise ValueError(f"it holds more than {_DEEPEST} lists within each other")
     size = known.get(id(node))
     if size == 0:  # begun, and not ended
         raise ValueError("an alias stands for what it is part of")
@@ -69,5 +74,5 @@ def _size(node: yaml.Node, known: dict[int, int]) -> int:
             parts = [part for pair in node.value for part in pair]
         elif isinstance(node, yaml.SequenceNode):
             parts = node.value
-        size = known[id(node)] = 1 + sum(_size(part, known) for part in parts)
+        size = known[id(node)] = 1 + sum(_size(part, known, depth + 1) for part in parts)
     return size

@@ -7,6 +7,7 @@ import torch
 from trl import GRPOConfig
 
 from .. import tasks  # noqa: F401  # registers its methods
+from ..methods.kinds import check_kinds
 from ..methods.options import SELECTIVE, MethodOptions, default_text, preset_options
 from ..methods.shared_options import Help, option
 
@@ -64,6 +65,7 @@ class CEPOConfig(MethodOptions, GRPOConfig):
     epsilon_high: float | None = option("run", "Upper epsilon of the PPO clip; the paper's is 0.28.", 0.28)
 
     def __post_init__(self):
+        check_kinds(CEPOConfig, {name: getattr(self, name) for name in CEPOConfig.__annotations__})
         self.resolve()
         if self.shared_prompt not in get_args(SharedPrompt):
             choices = ", ".join(get_args(SharedPrompt))
