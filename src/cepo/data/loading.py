@@ -94,6 +94,8 @@ def load_split(
         return made.make(split, size, **made.variants[variant])
 
     config = config or FORMATS[options.format_of(name)].config
+    if "\0" in name:
+        raise LoadingError(f"dataset_name: {name!r} names no file or data set")
     called, folder = f"the split {split!r} of {name}", ImageFolder.of(name, options.image_folder)
     data = _written(name, split, config, streaming, ("image", "images", *options.image_columns), folder)
     data = read_dataset(
