@@ -259,3 +259,7 @@ def test_parts_without_text():
     (hinted,) = add_hint([{"role": "user", "content": [{"type": "text", "text": None}]}], "It is 7.")
     assert hinted["content"] == [{"type": "text", "text": "It is 7."}]
     assert text_of_messages([{"role": "user", "content": [{"type": "text", "text": None}]}]) == [("user", "")]
+
+
+def test_space_of_any_kind_after_an_answer_is_left_out():
+    assert normalised("7\u2028.\u2028.\u00a0") == "7"

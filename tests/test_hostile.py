@@ -422,13 +422,14 @@ MERGES = "\n".join(["a0: &a0 {x: 1}", *(f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1
         ("x: &a [*a]", "an alias stands for what it is part of"),
         ("[" * 100 + "]" * 100, "more than 50 lists within each other"),
         ("x: " + "1" * 300_000, "a file of options has"),
+        ("x: !!timestamp y", "cannot be read"),
         ("x: 2001-99-99", "cannot be read: month must be in"),
         ("x: " + "9" * 5000, "cannot be read"),
         (b"x: \xff", "cannot be read: 'utf-8' codec"),
         ("x: [", "is not YAML: .*line 1, column 5"),
         ("x: \x1b", "is not YAML"),
     ],
-    ids=range(12),
+    ids=range(13),
 )
 @pytest.mark.parametrize("reader", ["--config", "compare", "gradients", "--accelerate_config"])
 def test_files_of_options_are_data(tmp_path, capsys, content, message, reader):

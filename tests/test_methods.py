@@ -375,6 +375,7 @@ def test_a_loss_that_is_no_plain_mean(tmp_path, text_figures, text_model_path, m
         ({"evidence_steps": 2.5}, "evidence_steps must be a whole number, got 2.5"),
         ({"max_negatives": True}, "max_negatives must be a whole number, got True"),
         ({"max_negatives": float("inf")}, "max_negatives must be a whole number, got inf"),
+        ({"negative_advantage_weight": 10**400}, "negative_advantage_weight must be a number, got 1000"),
         ({"negative_advantage_weight": float("inf")}, "negative_advantage_weight must be a number, got inf"),
         ({"method": ["cepo"]}, "method must be text"),
         ({"hint_template": 3}, "hint_template must be text"),
@@ -399,6 +400,12 @@ def test_and_of_a_run(options):
     (name,) = options
     with pytest.raises(ValueError, match=f"^{name} must be"):
         CEPOConfig("out", **options)
+
+
+@pytest.mark.parametrize("name", ["num_generations", "per_device_train_batch_size", "steps_per_generation"])
+def test_counts_that_trl_divides_by(name):
+    with pytest.raises(ValueError, match=f"^{name} must be a whole number from 1 on, got 0"):
+        CEPOConfig("out", **{name: 0})
 
 
 def test_numbers_of_numpy_are_numbers():

@@ -30,8 +30,9 @@ def read_yaml(path: Path, option: str = "--config") -> Any:
         raise ValueError(
             f"{option}: {path} cannot be read: it holds more than {_DEEPEST} lists within each other"
         ) from None
-    except (ValueError, OverflowError) as error:  # bytes that are no text, a date that is none, a number too long
-        raise ValueError(f"{option}: {path} cannot be read: {str(error).splitlines()[0]}") from error
+    except Exception as error:  # bytes that are no text, a date that is none: what a constructor raises has no one kind
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{option}: {path} cannot be read: {reason}") from error
 
 
 def _what(error: yaml.YAMLError) -> str:
