@@ -6,7 +6,7 @@ from .fuzz import of_credit, of_options, of_text  # noqa: F401  # register their
 from .fuzz.properties import PROPERTIES
 
 ENOUGH = 10_000
-_EVERY = 40  # one in so many for `make test`
+_EVERY = 12  # one in so many for `make test`
 
 
 @pytest.mark.parametrize("one", PROPERTIES, ids=lambda one: one.name)

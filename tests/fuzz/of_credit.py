@@ -138,9 +138,8 @@ CONSTANTS = {
 
 
 @st.composite
-def placements(draw):
-    """A method, its options, and a batch."""
-    name = draw(st.sampled_from(sorted(METHODS)))
+def placements(draw, name):
+    """Options of a method, and a batch."""
     reads = METHODS[name].options
     options = {"method": name, "negative_advantage_weight": draw(st.sampled_from([1.0, 0.0, 0.05, 3.0]))}
     if METHODS[name].distils:
@@ -167,8 +166,8 @@ def placements(draw):
     return MethodOptions(**options), PlacementInputs(own, values, mask, scored, verdicts, unscorable)
 
 
-@examples(2400, drawn=placements(), step=st.integers(0, 40))
 def placement(drawn, step):
+    """What every method promises, and what each does."""
     options, inputs = drawn
     placed = options.chosen.place(inputs, options, step)
     found, base, mask = placed.advantages, placed.rollout_advantages.unsqueeze(-1), inputs.mask
@@ -202,6 +201,10 @@ def placement(drawn, step):
         counted = mask & ~inputs.unscorable & inputs.scored.unsqueeze(-1)
         total = torch.where(counted, found, 0.0).sum(1)
         assert torch.allclose(total, (base * counted).sum(1), rtol=1e-4, atol=1e-4)
+
+
+for method in sorted(METHODS):
+    examples(200, name=f"placement_of_{method}", drawn=placements(method), step=st.integers(0, 40))(placement)
 
 
 def bounds_of(options, step):

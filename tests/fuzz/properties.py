@@ -19,17 +19,15 @@ class Property:
         check: Is given an example, by name.
         strategies: Where its arguments come from.
         examples: How many `make fuzz` tries.
+        name: For people.
         tried: How many have been.
     """
 
     check: Callable[..., None]
     strategies: dict[str, Any]
     examples: int
+    name: str
     tried: int = 0
-
-    @property
-    def name(self) -> str:
-        return self.check.__name__
 
     def run(self, examples: int, *, derandomize: bool) -> None:
         """Try so many; with `derandomize`, the same ones every time."""
@@ -54,11 +52,11 @@ class Property:
 PROPERTIES: list[Property] = []
 
 
-def examples(number: int, **strategies: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def examples(number: int, name: str = "", **strategies: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Make a function a property that `make fuzz` tries so often."""
 
     def register(check: Callable[..., None]) -> Callable[..., None]:
-        PROPERTIES.append(Property(check, strategies, number))
+        PROPERTIES.append(Property(check, strategies, number, name or check.__name__))
         return check
 
     return register
