@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from ..inspection.pictures import plain_text
 from ..inspection.tables import plain_table
@@ -24,7 +25,7 @@ def comparison_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     for row in rows:
         differences = row["paired_difference_to_grpo"] or {}
         ratio = "" if row["seconds_ratio"] is None else f"{row['seconds_ratio']:.2f}"
-        first = (row["name"], str(row["seeds"]), ratio)
+        first: tuple[Text | str, str, str] = (Text(row["name"]), str(row["seeds"]), ratio)
         for measure, called in measure_names(rows).items():
             name, seeds, time = first
             own, difference = percent(row.get(measure)), percent(differences.get(measure), signed=True)
