@@ -25,11 +25,11 @@ def comparison_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     for row in rows:
         differences = row["paired_difference_to_grpo"] or {}
         ratio = "" if row["seconds_ratio"] is None else f"{row['seconds_ratio']:.2f}"
-        first: tuple[Text | str, str, str] = (Text(row["name"]), str(row["seeds"]), ratio)
+        first = (row["name"], str(row["seeds"]), ratio)
         for measure, called in measure_names(rows).items():
             name, seeds, time = first
             own, difference = percent(row.get(measure)), percent(differences.get(measure), signed=True)
-            shown.add_row(name, seeds, called.removesuffix(", greedy"), own, difference, time)
+            shown.add_row(Text(name), seeds, called.removesuffix(", greedy"), own, difference, time)
             first = ("", "", "")
         shown.add_section()
     return shown
