@@ -26,7 +26,7 @@ evaluate: $(READY)  ## accuracy of the model that `make train` left
 	@$(VENV)/bin/cepo evaluate --model_name_or_path cepo-figures
 
 test: $(READY)  ## the tests
-	$(VENV)/bin/python -m pytest -m "not slow and not processes and not sharded and not lmms and not smollm and not kill"
+	$(VENV)/bin/python -m pytest -m "not slow and not processes and not sharded and not lmms and not smollm and not kill and not fuzz"
 
 test-slow: $(READY)  ## the tests that take longer: two processes, a whole run from the command line
 	$(VENV)/bin/python -m pytest -m slow
@@ -53,6 +53,9 @@ test-eval: $(READY) $(VENV)/.eval  ## the paper's five benchmarks, on small prob
 $(VENV)/.eval: $(READY)
 	@$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,eval]'
 	@touch $@
+
+fuzz: $(READY)  ## ten thousand examples of any input: credit, references, answers, hints, placements, options, text
+	$(VENV)/bin/python -m pytest -m fuzz tests/test_fuzz.py
 
 test-smollm: $(READY) $(VENV)/.smollm  ## a real pretrained model of 135 million parameters: converted, one step
 	$(VENV)/bin/python -m pytest -m smollm

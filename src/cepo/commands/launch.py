@@ -4,6 +4,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from pathlib import Path
 from subprocess import CalledProcessError
 from typing import Any
 
@@ -15,6 +16,8 @@ from rich.console import Console
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.run import main as torchrun
 from trl.cli.accelerate_config import resolve_accelerate_config_argument
+
+from ..data.yaml_files import read_yaml
 
 FLAG = "--accelerate_config"
 # In the environment of processes that were started here: their YAML file still says how to start them.
@@ -61,6 +64,22 @@ def options_in(config: Mapping[str, Any], own: set[str]) -> dict[str, Any]:
     return {name: value for name, value in config.items() if f"--{name}" in flags}
 
 
+def accelerate_config(path: str | None) -> Any:
+    """What a configuration of accelerate's says.
+
+    Raises:
+        ValueError: If it is no such file.
+    """
+    if path is not None:
+        content = read_yaml(Path(path), FLAG)
+        if not isinstance(content, dict):
+            raise ValueError(f"{FLAG}: {path} must hold `name: value` lines, as `accelerate config` writes them")
+    try:
+        return load_config_from_file(path)
+    except (KeyError, TypeError, AttributeError) as error:  # values of other types than accelerate's
+        raise ValueError(f"{FLAG}: {path} is no configuration of accelerate's: {error}") from error
+
+
 def is_launched() -> bool:
     """Whether this process was started by a launcher already."""
     return "WORLD_SIZE" in os.environ or _LAUNCHED in os.environ
@@ -92,7 +111,7 @@ def prepare_launch(
         names = "single_gpu, multi_gpu, fsdp1, fsdp2, zero1, zero2, zero3"
         raise ValueError(f"{FLAG}: {error} Its names: {names}.") from error
     parsed: Any = launch_command_parser().parse_args([*launch, "-m", "cepo.cli", command, *rest])
-    config_file = load_config_from_file(parsed.config_file)
+    config_file = accelerate_config(parsed.config_file)
     processes = parsed.num_processes or config_file.num_processes
 
     def run(console: Console) -> int:  # noqa: ARG001

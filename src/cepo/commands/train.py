@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 from transformers.trainer_callback import PrinterCallback
 from trl import get_peft_config, get_quantization_config
 
 from ..data.evaluation import Accuracy
 from ..data.files import write_whole
 from ..data.guarded import RewardError
-from ..data.loading import holds_adapters, load_adapters, require_chat_template
+from ..data.loading import holds_adapters, load_adapters, no_code_unasked, require_chat_template
 from ..trainer.arguments import Sources, TrainArguments, check_sources, config_of, option_names, parse
 from ..trainer.cepo_trainer import CEPOTrainer
 from ..trainer.checkpoints import check_output_dir, disk_problem, last_whole_checkpoint
@@ -61,17 +62,20 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
     model: Any = sources.model_name
     loading = {"quantization_config": get_quantization_config(model_args), "peft_config": get_peft_config(model_args)}
     if holds_adapters(model):  # of an earlier run: they are trained on, whatever --use_peft says
-        options = {**training_args.model_init_kwargs, "quantization_config": loading["quantization_config"]}
-        model = load_adapters(model, **{name: value for name, value in options.items() if value is not None})
+        options = {"trust_remote_code": training_args.trust_remote_code, **training_args.model_init_kwargs}
+        options |= {"quantization_config": loading["quantization_config"]}
+        with no_code_unasked("model_name_or_path", sources.model_name):
+            model = load_adapters(model, **{name: value for name, value in options.items() if value is not None})
         training_args.model_init_kwargs, loading = None, {}
-    trainer = CEPOTrainer(
-        model,
-        sources.reward_funcs,
-        training_args,
-        sources.train_dataset,
-        eval_dataset=sources.held_out if training_args.eval_strategy != "no" else None,
-        **loading,
-    )
+    with no_code_unasked("model_name_or_path", sources.model_name):
+        trainer = CEPOTrainer(
+            model,
+            sources.reward_funcs,
+            training_args,
+            sources.train_dataset,
+            eval_dataset=sources.held_out if training_args.eval_strategy != "no" else None,
+            **loading,
+        )
     require_chat_template(trainer.processing_class)
     return lambda console: _train(trainer, script_args, sources, console)
 
@@ -143,15 +147,16 @@ def _write_run(folder: Path, script_args: TrainArguments) -> None:
     write_whole(folder / RUN_FILE, json.dumps(about, indent=2) + "\n")
 
 
-def _headline(trainer: CEPOTrainer, script_args: TrainArguments) -> str:
+def _headline(trainer: CEPOTrainer, script_args: TrainArguments) -> Text:
     args = trainer.args
     prompts = args.generation_batch_size // args.num_generations
     # DeepSpeed's ZeRO-3 leaves nothing in the parameters that it shards.
     parameters = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters()) / 1e6
-    return (
-        f"[bold]{args.method}[/bold] on {script_args.dataset_name}: a policy of {parameters:.1f} M parameters, "
+    return Text.assemble(
+        (args.method, "bold"),
+        f" on {script_args.dataset_name}: a policy of {parameters:.1f} M parameters, "
         f"{trainer.args.max_steps if trainer.args.max_steps > 0 else 'all'} steps of {prompts} prompts x "
-        f"{args.num_generations} rollouts, seed {args.seed}"
+        f"{args.num_generations} rollouts, seed {args.seed}",
     )
 
 

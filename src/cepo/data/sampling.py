@@ -120,7 +120,9 @@ def verdicts(
     if not rows:
         return []
     completions = [[{"role": "assistant", "content": text}] for text in texts]
-    columns = {key: [row[key] for row in rows] for key in rows[0] if key not in ("prompt", "completion")}
+    columns = {
+        key: [row[key] for row in rows] for key in rows[0] if key not in ("prompt", "completion", "completion_ids")
+    }
     name = getattr(reward_func, "__name__", type(reward_func).__name__)
     found = guarded(reward_func, name)(
         prompts=[row["prompt"] for row in rows],
@@ -189,7 +191,7 @@ def text_of_messages(messages: Messages) -> list[tuple[str, str]]:
     for message in messages:
         content = message["content"]
         if not isinstance(content, str):
-            content = "".join(part.get("text", "") for part in content or [] if part.get("type") == "text")
+            content = "".join(part.get("text") or "" for part in content or [] if part.get("type") == "text")
         result.append((message["role"], content))
     return result
 

@@ -7,10 +7,15 @@ import torch
 from trl import GRPOConfig
 
 from .. import tasks  # noqa: F401  # registers its methods
+from ..methods.kinds import check_kinds
 from ..methods.options import SELECTIVE, MethodOptions, default_text, preset_options
 from ..methods.shared_options import Help, option
 
 SharedPrompt = Literal["auto", "always", "never"]
+_COUNTS = (
+    *("num_generations", "per_device_train_batch_size", "gradient_accumulation_steps", "num_iterations"),
+    *("steps_per_generation", "generation_batch_size", "max_completion_length"),
+)
 
 
 @dataclass
@@ -70,6 +75,8 @@ class CEPOConfig(MethodOptions, GRPOConfig):
     epsilon_high: float | None = option("run", "Upper epsilon of the PPO clip; the paper's is 0.28.", 0.28)
 
     def __post_init__(self):
+        check_kinds(CEPOConfig, {name: getattr(self, name) for name in CEPOConfig.__annotations__})
+        self._refuse_less_than_one()
         self.resolve()
         if self.shared_prompt not in get_args(SharedPrompt):
             choices = ", ".join(get_args(SharedPrompt))
@@ -89,6 +96,13 @@ class CEPOConfig(MethodOptions, GRPOConfig):
         self._refuse_another_correction()
         if self.skip_zero_advantage:
             self.require_skipping(self.why_no_skipping())
+
+    def _refuse_less_than_one(self) -> None:
+        """TRL divides by these."""
+        for name in _COUNTS:
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name} must be a whole number from 1 on, got {value!r}")
 
     def _refuse_other_means(self) -> None:
         """A weight in a mean over all tokens says nothing in a mean over each rollout's."""

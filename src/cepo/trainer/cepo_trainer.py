@@ -35,7 +35,7 @@ from .cepo_config import CEPOConfig
 from .completion_batch import CompletionBatch, attempts_of
 from .credit_page import NUMBER_OF_GROUPS, write_credit_page
 from .distillation import add_teacher_prompts, distillation_batch
-from .guarded import silenced
+from .guarded import GuardedTrainer, silenced
 from .lasting import LastingTrouble
 from .layout import check_layout, check_processes
 from .metrics import credit_metrics, credit_sums
@@ -44,9 +44,10 @@ from .refusals import check_adapters, check_distillation, check_whole_groups
 from .resuming import ResumingTrainer
 from .sequence_level import SequenceLevelTrainer
 from .teachers import FollowPolicy, Teachers
+from .visible_log import VisibleTrainer
 
 
-class CEPOTrainer(SequenceLevelTrainer, ResumingTrainer):
+class CEPOTrainer(SequenceLevelTrainer, GuardedTrainer, VisibleTrainer, ResumingTrainer):
     """Trainer for CEPO and its siblings (`CEPOConfig.method`), a drop-in for TRL's [`GRPOTrainer`].
 
     Same constructor, dataset columns, reward functions, PEFT, callbacks and loggers. For methods with teachers the data

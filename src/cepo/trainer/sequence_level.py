@@ -10,9 +10,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from trl import GRPOTrainer
 
 from .batches import Batch, trained_tokens
-from .guarded import GuardedTrainer
 
 
 def old_log_probs(logps: Tensor, batch: Mapping[str, Any]) -> Tensor:
@@ -29,7 +29,7 @@ def old_log_probs(logps: Tensor, batch: Mapping[str, Any]) -> Tensor:
     return now - of_sequence
 
 
-class SequenceLevelTrainer(GuardedTrainer):
+class SequenceLevelTrainer(GRPOTrainer):
     """TRL's trainer, whose loss takes (B, T) token advantages with ratios of sequences too."""
 
     _in_token_form: Batch | None = None

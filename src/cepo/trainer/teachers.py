@@ -46,7 +46,10 @@ class Teachers:
         self._other: Scorer | None = None
         if args.teacher_model_name_or_path is not None:
             other = load_teacher_model(
-                args.teacher_model_name_or_path, trainer.processing_class, trainer.model.dtype
+                args.teacher_model_name_or_path,
+                trainer.processing_class,
+                trainer.model.dtype,
+                trust_remote_code=args.trust_remote_code,
             ).to(trainer.accelerator.device)
             model = ScoringModel(other, other, trainer.accelerator.autocast, temperature=trainer.temperature)
             # A model of its own on each process: their numbers of passes need not agree.
