@@ -4,10 +4,10 @@ VENV := .venv
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train evaluate test test-slow test-sharded test-eval test-kill soak test-smollm smollm credit gradients ceiling comparison bench bench-quick docs lint format policy clean
+.PHONY: help setup train evaluate test test-slow test-processes test-sharded test-eval test-kill fuzz soak test-smollm smollm credit gradients ceiling comparison bench bench-quick docs lint format policy clean
 
 help:  ## this list
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 14
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
 
 setup: $(READY)  ## create or update the environment in .venv
 
@@ -26,10 +26,13 @@ evaluate: $(READY)  ## accuracy of the model that `make train` left
 	@$(VENV)/bin/cepo evaluate --model_name_or_path cepo-figures
 
 test: $(READY)  ## the tests
-	$(VENV)/bin/python -m pytest -m "not slow and not sharded and not lmms and not smollm and not kill"
+	$(VENV)/bin/python -m pytest -m "not slow and not processes and not sharded and not lmms and not smollm and not kill and not fuzz"
 
 test-slow: $(READY)  ## the tests that take longer: two processes, a whole run from the command line
 	$(VENV)/bin/python -m pytest -m slow
+
+test-processes: $(READY)  ## random situations on two and three processes, against one; CEPO_SITUATIONS=120 of them
+	$(VENV)/bin/python -m pytest -m processes
 
 test-sharded: $(READY) $(VENV)/.deepspeed  ## FSDP2, ZeRO-2 and ZeRO-3 on CPUs, 2 and 3 processes, against one
 	$(VENV)/bin/python -m pytest -m sharded
@@ -50,6 +53,9 @@ test-eval: $(READY) $(VENV)/.eval  ## the paper's five benchmarks, on small prob
 $(VENV)/.eval: $(READY)
 	@$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev,eval]'
 	@touch $@
+
+fuzz: $(READY)  ## ten thousand examples of any input: credit, references, answers, hints, placements, options, text
+	$(VENV)/bin/python -m pytest -m fuzz tests/test_fuzz.py
 
 test-smollm: $(READY) $(VENV)/.smollm  ## a real pretrained model of 135 million parameters: converted, one step
 	$(VENV)/bin/python -m pytest -m smollm

@@ -209,7 +209,10 @@ def outcome(out):
 
 def _content(path):
     if path.suffix == ".json":
-        return _without_seconds(json.loads(path.read_text()))
+        found = _without_seconds(json.loads(path.read_text()))
+        if path.name == "tokenizer.json":
+            found.pop("padding")  # how it was last called, which nobody reads
+        return found
     if path.suffix == ".safetensors":
         return load_file(path)
     if path.suffix == ".parquet":

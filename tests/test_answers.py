@@ -7,7 +7,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from math_verify import parse, verify
 
-from cepo.references.answers import final_answer, normalised, reference_answer, same_answer
+from cepo.data.sampling import text_of_messages
+from cepo.references.answers import (
+    _compared,
+    final_answer,
+    normalised,
+    reference_answer,
+    same_answer,
+    text_of_completion,
+)
+from cepo.references.hints import add_hint
 from cepo.references.reading import boxed
 
 
@@ -115,7 +124,7 @@ _LISTS = st.tuples(st.lists(_WHOLE, min_size=2, max_size=3), st.sampled_from([",
 def test_whole_numbers_are_compared_as_math_verify_does(one, other):
     """Which they are without it, because it takes long."""
     parsed = [parse(f"\\boxed{{{answer}}}") for answer in (one, other)]
-    assert same_answer.__wrapped__(one, other) is (verify(*parsed) or verify(*reversed(parsed)))
+    assert _compared.__wrapped__(one, other) is (verify(*parsed) or verify(*reversed(parsed)))
 
 
 @pytest.mark.parametrize("form", ["tag", "gsm8k", "sentence", "boxed", "auto"])
@@ -171,8 +180,8 @@ def test_text_of_a_model_never_raises(text):
     assert answer is None or isinstance(answer, str)
     assert isinstance(reference_answer(text), str)
     for one in (answer or "", text):
-        assert same_answer.__wrapped__(one, "7") is False
-        assert same_answer.__wrapped__(one, one) is True
+        assert _compared.__wrapped__(one, "7") is False
+        assert _compared.__wrapped__(one, one) is True
 
 
 _PIECES = st.sampled_from(
@@ -232,3 +241,25 @@ def test_works_outside_the_main_thread():
     thread.start()
     thread.join()
     assert results == [("9", True)]
+
+
+def test_a_text_of_a_megabyte_is_compared_and_not_remembered():
+    before = _compared.cache_info().currsize
+    long = "7 and so on " * 80_000
+    assert same_answer(long, f" {long}")
+    assert not same_answer(long, "7")
+    assert reference_answer(f"{long} \\boxed{{7}}") == "7"
+    assert _compared.cache_info().currsize == before
+
+
+def test_parts_without_text():
+    """A column of typed parts holds None for an image's."""
+    parts = [{"type": "image", "text": None}, {"type": "text", "text": "so 7"}]
+    assert text_of_completion([{"role": "assistant", "content": parts}]) == "so 7"
+    (hinted,) = add_hint([{"role": "user", "content": [{"type": "text", "text": None}]}], "It is 7.")
+    assert hinted["content"] == [{"type": "text", "text": "It is 7."}]
+    assert text_of_messages([{"role": "user", "content": [{"type": "text", "text": None}]}]) == [("user", "")]
+
+
+def test_space_of_any_kind_after_an_answer_is_left_out():
+    assert normalised("7\u2028.\u2028.\u00a0") == "7"

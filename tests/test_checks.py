@@ -1,9 +1,12 @@
 """Datasets that cannot be trained on are refused before training, by column and row."""
 
+import json
+
 import pytest
 from datasets import Dataset, Image, IterableDataset, Sequence
 
 from cepo.data.checks import DatasetError, check_dataset
+from cepo.data.loading import LoadingError, load_split
 
 PROMPT = [{"role": "user", "content": "How many?"}]
 
@@ -30,6 +33,54 @@ def rows(**columns):
 def test_what_is_wrong_is_named(dataset, message):
     with pytest.raises(DatasetError, match=message):
         check_dataset(dataset, needs_solution=True)
+
+
+@pytest.mark.parametrize("name", ["prompts", "completions", "self", "trainer_state", "log_extra"])
+def test_columns_that_reward_functions_could_not_be_given(name):
+    with pytest.raises(DatasetError, match=f"has a column '{name}', and reward functions are given that"):
+        check_dataset(rows(**{name: ["a", "b", "c"]}), needs_solution=False)
+
+
+def test_bytes_that_are_no_text_are_named_by_their_row(tmp_path):
+    lines = [b'{"prompt": "one", "solution": "1"}', b'{"prompt": "t\xffo", "solution": "2"}']
+    (tmp_path / "rows.jsonl").write_bytes(b"\n".join(lines))
+    data = load_split(str(tmp_path / "rows.jsonl"), "train")
+    with pytest.raises(DatasetError, match="row 1 of the training set: 'prompt' is not UTF-8"):
+        check_dataset(data, needs_solution=False)
+    check_dataset(data.select([0]), needs_solution=False)
+
+
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}"), ("[{", "]")])
+@pytest.mark.parametrize("folder", [False, True])
+def test_lists_within_lists_end_no_process(tmp_path, opening, closing, folder):
+    """The parser behind `datasets` overflows its stack at some ten thousand."""
+    line = f'{{"prompt": "one", "solution": {opening * 50_000}1{closing * 50_000}}}'
+    (tmp_path / "rows.jsonl").write_text(f'{{"prompt": "one", "solution": "1"}}\n{line}\n')
+    with pytest.raises(LoadingError, match=r"line 2 has more than 1,000 lists or objects within each other"):
+        load_split(str(tmp_path if folder else tmp_path / "rows.jsonl"), "train")
+
+
+def test_brackets_within_text_and_side_by_side_are_no_depth(tmp_path):
+    row = {"prompt": "[" * 50_000 + '\\" [' * 50_000, "solution": "1", "other": [[1]] * 5_000}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    (loaded,) = load_split(str(tmp_path / "rows.jsonl"), "train")
+    assert loaded == row
+
+
+def test_long_rows_marks_of_bytes_and_nul(tmp_path):
+    """Rows beyond the reader's block, a mark at the beginning, and characters that end a text elsewhere."""
+    rows = [{"prompt": "a\0b", "solution": "1"}, {"prompt": "x" * 12_000_000, "solution": "y" * 1_000_000}]
+    text = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / "rows.jsonl").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    data = load_split(str(tmp_path / "rows.jsonl"), "train")
+    assert list(data) == rows
+    check_dataset(data, needs_solution=False)
+    twice = tmp_path / "twice.jsonl"
+    twice.write_text('{"prompt": "one", "solution": "1", "solution": "2"}')
+    with pytest.raises(LoadingError, match=r"solution.* was specified twice"):
+        load_split(str(twice), "train")
+    with pytest.raises(LoadingError, match=r"dataset_name: 'rows\\x00.jsonl' names no file"):
+        load_split("rows\0.jsonl", "train")
 
 
 def test_grpo_needs_no_solution_and_takes_plain_prompts():

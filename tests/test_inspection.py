@@ -12,6 +12,7 @@ from cepo.data.loading import load_policy
 from cepo.data.sampling import Sampling, group_advantages, sampled_groups, seeded
 from cepo.data.saved import SavedError, load_saved, restore
 from cepo.inspection.inspect import all_variants, inspect_with, make_variant
+from cepo.references.groups import Attempt, Group, Rollout
 from cepo.scoring.prompts import text_of, token_texts
 from cepo.tasks.figures import filler_tokens, group_kinds, problem_of
 
@@ -193,3 +194,16 @@ def test_a_token_may_hold_a_whole_number():
     right, wrong = (["From ", "60", " and", " 58", " comes", f" {result}", "."] for result in (62, 63))
     for kinds in group_kinds(row, [right, wrong], [True, False]):
         assert kinds == ["filler", "decision", "filler", "decision", "filler", "arithmetic", "filler"]
+
+
+def test_a_page_of_rollouts_that_were_all_cut_off(policy, figures):
+    """And masked for that (mask_truncated_completions): there is no token, and training goes on."""
+    model, processor = policy
+    attempts = [Attempt(None, 0.0, False, "cut")] * 2
+    groups = [Group(figures[0]["prompt"], figures[0]["solution"], attempts, [Rollout((), 0.0, ())] * 2, row=figures[0])]
+    variants = all_variants({}, columns=list(figures[0]))
+    (inspected,) = inspect_with(model, processor, groups, variants, max_tokens=400)
+    assert len(inspected) == 2
+    for one in inspected:
+        assert one.student.numel() == 0
+        assert all(one.credit[variant].advantages.numel() == 0 for variant in variants)

@@ -107,24 +107,26 @@ def test_a_comparison_that_is_killed_loses_no_finished_run(tmp_path):
     """With SIGKILL, which it cannot pass on: its run ends by itself, and the same command goes on after that."""
     of_all = [part for name, value in SMALL.items() if name != "seed" for part in (f"--{name}", str(value))]
     arguments = ["compare", "--methods=grpo,cepo", "--seeds=2", "--jobs=1", *of_all, "--save_strategy=no"]
-    with started([*arguments, "--output_dir=whole"], tmp_path) as process:
-        assert process.wait(600) == 0, said(tmp_path)
-    finished = tmp_path / "out" / "grpo" / "seed-0" / "summary.json"
-    with started([*arguments, "--output_dir=out"], tmp_path) as process:
+    arguments += ["--output_dir=out"]
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    with started(arguments, whole) as process:
+        assert process.wait(600) == 0, said(whole)
+    finished = cut / "out" / "grpo" / "seed-0" / "summary.json"
+    with started(arguments, cut) as process:
         while not finished.exists() and process.poll() is None:
             time.sleep(0.05)
         time.sleep(3)  # into the next run
         process.kill()
     written = finished.stat().st_mtime_ns
     for _ in range(600):
-        with started([*arguments, "--output_dir=out"], tmp_path) as process:
+        with started(arguments, cut) as process:
             status = process.wait(600)
         if status != 2:
             break
-        assert said(tmp_path).rstrip().endswith("wait for them, or name another --output_dir")
+        assert said(cut).rstrip().endswith("wait for them, or name another --output_dir")
         time.sleep(1)
-    assert status == 0, said(tmp_path)
+    assert status == 0, said(cut)
     assert finished.stat().st_mtime_ns == written
-    expected, found = compared(tmp_path / "whole"), compared(tmp_path / "out")
+    expected, found = compared(whole / "out"), compared(cut / "out")
     assert len(found[0]) == 4
     assert differences(expected, found) == []

@@ -1,13 +1,22 @@
 """`cepo train --accelerate_config`: what goes to accelerate, what stays, and processes that do not know each other."""
 
+import io
 import os
+import signal
 import subprocess
 import sys
+import time
+from pathlib import Path
 
+import psutil
 import pytest
+from rich.console import Console
+from transformers import TrainerControl
 
 from cepo import CEPOConfig, cli
-from cepo.commands import launch
+from cepo.commands import launch, progress
+from cepo.commands.progress import StopOnInterrupt
+from cepo.trainer.checkpoints import last_whole_checkpoint
 from cepo.trainer.layout import check_processes
 
 CPU = "recipes/accelerate/cpu.yaml"
@@ -126,3 +135,190 @@ def test_two_processes_from_a_yaml_file(tmp_path):
     done = run("--config", str(config), *SMALL)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("steps of 4 prompts x 4 rollouts") == 1  # 8 rollouts of each process
+
+
+# Signals --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("codes", "received", "status"),
+    [
+        ([1, 2], [], 2),
+        ([1], [], 1),
+        ([-9], [], 1),
+        ([-9], [signal.SIGTERM], 1),  # killed: it could not finish in time
+        ([1, 143], [signal.SIGTERM], 143),
+        ([130], [signal.SIGINT, signal.SIGINT], 130),
+        ([-15], [signal.SIGTERM], 143),  # before it listened
+        ([143], [], 143),  # the signal reached a process, and not the launcher
+    ],
+)
+def test_exit_status_of_the_launcher(codes, received, status):
+    assert launch._failed(codes, received) == status
+
+
+LISTENER = """
+import signal, sys, time
+received = []
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda number, frame: received.append(number))
+print("listening", flush=True)
+end = time.monotonic() + float(sys.argv[1])
+while not received and time.monotonic() < end:
+    time.sleep(0.05)
+sys.exit(*received)
+"""
+
+
+def listener(seconds, **options):
+    child = subprocess.Popen(
+        [sys.executable, "-c", LISTENER, str(seconds)], stdout=subprocess.PIPE, text=True, **options
+    )
+    assert child.stdout.readline() == "listening\n"
+    return child
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_signals_go_on_to_the_processes_and_torchrun_takes_none(monkeypatch, signum):
+    before = signal.getsignal(signum)
+    monkeypatch.setenv("PET_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGUSR1")
+    with launch._signals_passed_on() as received, listener(60, start_new_session=True) as child:
+        assert os.environ["PET_SIGNALS_TO_HANDLE"] == "SIGUSR1"
+        os.kill(os.getpid(), signum)
+        assert child.wait(timeout=60) == signum
+    assert received == [signum]
+    assert os.environ["PET_SIGNALS_TO_HANDLE"] == "SIGTERM,SIGINT,SIGUSR1"
+    assert signal.getsignal(signum) is before
+
+
+def test_a_terminal_sends_ctrl_c_itself():
+    """To the processes of its group, as the only one that is started without torchrun; a second one would stop it."""
+    with launch._signals_passed_on(), listener(3) as child:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert child.wait(timeout=60) == 0
+    with launch._signals_passed_on(), listener(60) as child:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert child.wait(timeout=60) == signal.SIGTERM
+
+
+def test_the_third_signal_ends_the_launcher_and_whatever_hangs():
+    hangs = "import signal, time; signal.signal(15, signal.SIG_IGN); print('hangs', flush=True); time.sleep(600)"
+    child = subprocess.Popen([sys.executable, "-c", hangs], stdout=subprocess.PIPE, text=True)
+    assert child.stdout.readline() == "hangs\n"
+
+    def three():
+        for _ in range(3):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.1)
+
+    with pytest.raises(KeyboardInterrupt), launch._signals_passed_on():
+        three()
+    assert child.wait(timeout=60) == -signal.SIGKILL
+    child.stdout.close()
+
+
+def interrupts(*others):
+    """One that listens, and what the other processes say when it asks."""
+    said = list(others)
+    return StopOnInterrupt(Console(file=io.StringIO()), lambda number: max(number, said.pop(0) if said else 0))
+
+
+def test_a_signal_that_is_sent_to_everyone_and_passed_on_is_one(monkeypatch):
+    interrupt, now = interrupts(), [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    interrupt._interrupt(signal.SIGTERM, None)
+    now[0] += 0.5
+    interrupt._interrupt(signal.SIGTERM, None)
+    now[0] += 1
+    with pytest.raises(KeyboardInterrupt):
+        interrupt._interrupt(signal.SIGTERM, None)
+
+
+def test_processes_stop_together(monkeypatch):
+    """Whichever of them was told to; its own signal, which comes later, is the same one."""
+    interrupt, control = interrupts(0, 143), TrainerControl()
+    interrupt.on_step_end(None, None, control)
+    assert not control.should_save
+    interrupt.on_step_end(None, None, control)
+    assert control.should_save
+    assert control.should_training_stop
+    assert interrupt.status == 143
+    interrupt._interrupt(signal.SIGTERM, None)
+    assert interrupt.agreed()
+    assert not interrupts(0).agreed()
+
+
+def stopped(tmp_path, how, *, of="launcher", config=CPU, processes=2):
+    """A launched run that a signal stops in its first steps: exit status, what was printed, and errors."""
+    flags = [flag for flag in SMALL if not flag.startswith("--max_steps")]
+    arguments = ["--accelerate_config", config, *flags, "--max_steps=400", "--eval_problems=0", "--save_strategy=no"]
+    process = subprocess.Popen(
+        [sys.executable, "-u", "-m", "cepo.cli", "train", *arguments, f"--output_dir={tmp_path / 'out'}"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+    )
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith("step"):
+            break
+    workers = [child for child in psutil.Process(process.pid).children() if "cepo.cli" in child.cmdline()]
+    assert len(workers) == processes
+    if of == "launcher":
+        process.send_signal(how)
+    elif of == "everyone":
+        for one in (process, *workers):
+            one.send_signal(how)
+    elif of == "terminal":  # which knows the launcher's group alone
+        os.killpg(process.pid, how)
+    else:
+        workers[-1].send_signal(how)
+    printed, errors = process.communicate(timeout=240)
+    assert not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers)
+    return process.returncode, "".join(lines) + printed, errors
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "of", "status"),
+    [
+        (signal.SIGTERM, "launcher", 143),
+        (signal.SIGTERM, "everyone", 143),  # as some schedulers do
+        (signal.SIGTERM, "one process", 143),
+        (signal.SIGINT, "terminal", 130),
+    ],
+)
+def test_launched_processes_are_stopped_as_one(tmp_path, how, of, status):
+    found, printed, errors = stopped(tmp_path, how, of=of)
+    assert found == status, errors[-3000:]
+    assert "Traceback" not in errors
+    last = last_whole_checkpoint(tmp_path / "out")
+    assert printed.count("Go on with") == 1
+    assert f"--resume_from_checkpoint {last}" in printed.replace("\n", " ")
+    assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == [last.name]
+    if of != "launcher":  # going on is tried once
+        return
+    step = int(last.name.rpartition("-")[2])
+    resumed = run(
+        *("--accelerate_config", CPU, *SMALL, f"--max_steps={step + 1}", "--eval_problems=0"),
+        *(f"--output_dir={tmp_path / 'out'}", f"--resume_from_checkpoint={last}"),
+    )
+    assert resumed.returncode == 0, resumed.stderr[-3000:]
+    assert f"step {step + 1}/{step + 1}" in resumed.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("how", "of", "status"), [(signal.SIGTERM, "launcher", 143), (signal.SIGINT, "terminal", 130)])
+def test_a_launched_process_is_not_left_behind(tmp_path, how, of, status):
+    """A single one, which torchrun does not watch."""
+    config = tmp_path / "one.yaml"
+    config.write_text(
+        Path(CPU).read_text().replace("MULTI_CPU", '"NO"').replace("num_processes: 2", "num_processes: 1")
+    )
+    found, printed, errors = stopped(tmp_path, how, of=of, config=str(config), processes=1)
+    assert found == status, errors[-3000:]
+    assert "Traceback" not in errors
+    assert f"--resume_from_checkpoint {last_whole_checkpoint(tmp_path / 'out')}" in printed

@@ -366,3 +366,60 @@ def test_a_loss_that_is_no_plain_mean(tmp_path, text_figures, text_model_path, m
     plain, twice = (batch["advantages"] for batch in loss_inputs)
     assert_close(twice, 2 * plain)
     assert logged(trainer, "cepo/credit/moved")[0] > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"evidence_clip": "half"}, "evidence_clip must be a number, got 'half'"),
+        ({"evidence_steps": 2.5}, "evidence_steps must be a whole number, got 2.5"),
+        ({"max_negatives": True}, "max_negatives must be a whole number, got True"),
+        ({"max_negatives": float("inf")}, "max_negatives must be a whole number, got inf"),
+        ({"negative_advantage_weight": 10**400}, "negative_advantage_weight must be a number, got 1000"),
+        ({"negative_advantage_weight": float("inf")}, "negative_advantage_weight must be a number, got inf"),
+        ({"method": ["cepo"]}, "method must be text"),
+        ({"hint_template": 3}, "hint_template must be text"),
+        ({"answer_extractor": []}, "answer_extractor must be text"),
+        ({"method": "rlcsd", "method_kwargs": {"tau": float("nan")}}, "method_kwargs: tau must be a number, got nan"),
+        ({"method": "rlcsd", "method_kwargs": {"beta": "x"}}, "method_kwargs: beta must be a number, got 'x'"),
+        ({"method": "cscr", "method_kwargs": '{"rate": Infinity}'}, "method_kwargs: rate must be a number, got inf"),
+        ({"method": "pbsd", "method_kwargs": {"scale": None}}, "method_kwargs: scale must be a number, got None"),
+        ({"method": "vppo", "method_kwargs": {"only_raise": 1}}, "method_kwargs: only_raise must be true or false"),
+    ],
+)
+@pytest.mark.parametrize("kind", [MethodOptions, CEPOConfig])
+def test_values_of_another_kind_are_refused_by_name(options, message, kind):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        kind(**options)
+
+
+@pytest.mark.parametrize(
+    "options", [{"credit_samples_every": None}, {"freeze_vision_tower": 3}, {"correctness_threshold": float("nan")}]
+)
+def test_and_of_a_run(options):
+    (name,) = options
+    with pytest.raises(ValueError, match=f"^{name} must be"):
+        CEPOConfig("out", **options)
+
+
+@pytest.mark.parametrize("name", ["num_generations", "per_device_train_batch_size", "steps_per_generation"])
+def test_counts_that_trl_divides_by(name):
+    with pytest.raises(ValueError, match=f"^{name} must be a whole number from 1 on, got 0"):
+        CEPOConfig("out", **{name: 0})
+
+
+def test_numbers_of_numpy_are_numbers():
+    import numpy as np
+
+    made = MethodOptions(evidence_clip=np.float32(0.5), evidence_steps=np.int64(3), max_negatives=np.int32(2))
+    assert made.coefficient_at(0) == 0.5
+
+
+def test_a_scale_of_next_to_nothing_moves_nothing_infinitely():
+    placed = placed_by(
+        "rlcsd",
+        inputs_of([[0.0, 1.0]], [1.0], scored=[False]),
+        evidence_coefficient=1.0,
+        method_kwargs={"beta": 1e-320},
+    )
+    assert placed.shift.isfinite().all()

@@ -11,7 +11,7 @@ from transformers import AutoModelForImageTextToText
 
 sys.path.insert(0, str(Path(__file__).parent / "sharding"))
 
-from layouts import CASES, LABELLED, LAYOUTS, launch, outcome, run
+from layouts import CASES, LABELLED, LAYOUTS, SPOILT, launch, outcome, run
 
 needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="no DeepSpeed: pip install '.[deepspeed]'")
 EVERYWHERE = [
@@ -73,6 +73,15 @@ def test_sharded_is_one_process(folders, layout, processes, name):
 @pytest.mark.parametrize("name", LABELLED)
 def test_labelled_tokens_are_the_same_on_three_processes(folders, layout, name):
     check(outcome(folders(LABELLED), name), outcome(folders(LABELLED, layout, 3), name))
+
+
+@pytest.mark.parametrize(("layout", "processes"), EVERYWHERE)
+def test_a_gradient_that_is_no_number_on_one_process_is_skipped_by_all(folders, layout, processes):
+    one, many = (outcome(folders(SPOILT, *where), "spoilt") for where in ((), (layout, processes)))
+    assert [entry["cepo/skipped_steps"] for entry in many.history] == [0.0, 1.0, 0.0]
+    for name, weight in one.weights.items():
+        assert weight.isfinite().all()
+        torch.testing.assert_close(many.weights[name], weight, atol=5e-4, rtol=0)
 
 
 @pytest.mark.parametrize(("layout", "processes"), EVERYWHERE)

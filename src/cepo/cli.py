@@ -64,7 +64,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(command: str, arguments: list[str], traceback: bool) -> int:
-    from rich.console import Console
+    from .inspection.console import PlainConsole
 
     if command == "train" and any(argument.startswith("--dry_run") for argument in arguments):
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # it asks nobody
@@ -78,20 +78,36 @@ def _run(command: str, arguments: list[str], traceback: bool) -> int:
         if traceback:
             raise
         if os.environ.get("LOCAL_RANK", "0") == "0":  # of several processes that were started together, one says it
-            print(f"cepo: error: {str(error).strip() or type(error).__name__}", file=sys.stderr)
+            print(f"cepo: error: {_what(error)}", file=sys.stderr)
         return 2
     from .data.checks import DatasetError
+    from .data.guarded import RewardError
+    from .trainer.guarded import GradientError
 
     try:
-        return job(Console(soft_wrap=True))
+        return job(PlainConsole(soft_wrap=True))
     except KeyboardInterrupt:
         print("\ncepo: stopped", file=sys.stderr)
         return 130
-    except DatasetError as error:  # a row of a stream that no check could see beforehand
+    except (DatasetError, RewardError) as error:  # what no check could see beforehand: a row of a stream, a reward
         if traceback:
             raise
-        print(f"cepo: error: {error}", file=sys.stderr)
+        more = "; --traceback shows how it came there" if error.__cause__ is not None else ""
+        print(f"cepo: error: {_what(error)}{more}", file=sys.stderr)
         return 2
+    except GradientError as error:  # every process says it
+        if traceback:
+            raise
+        if os.environ.get("LOCAL_RANK", "0") == "0":
+            print(f"cepo: error: {_what(error)}", file=sys.stderr)
+        return 1
+
+
+def _what(error: Exception) -> str:
+    """A mistake on one line."""
+    from .data.visible import one_line
+
+    return one_line(str(error)) or type(error).__name__
 
 
 if __name__ == "__main__":

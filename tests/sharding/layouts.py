@@ -65,6 +65,8 @@ CASES: dict[str, dict[str, Any]] = {
 }
 # Labels of tokens need whole groups on each process: three processes have one each, two would cut the second in half.
 LABELLED = {name: {"method": name} for name in ("oracle", "vppo")}
+# The loss of the first process is no number in the second step.
+SPOILT = {"spoilt": {**_EMA, "spoil": [1], "lr_scheduler_type": "constant"}}
 
 
 @dataclass(frozen=True)

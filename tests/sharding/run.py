@@ -3,9 +3,10 @@
     python run.py FOLDER JSON-OF-CASES
 
 A case is a name and options of the trainer, and these of its own: `lora`, `untied` (a head of its own), `idle` (one
-group alone has something to say), `resume` (the checkpoint of another case to go on from). Rollouts are worked
-solutions with mistakes, drawn by their place in the global batch alone: the same however many processes share it. Each
-process writes FOLDER/CASE/rank-N.pt; the model is saved in FOLDER/CASE.
+group alone has something to say), `resume` (the checkpoint of another case to go on from), `spoil` (steps, from 0, in
+which the first process's loss is no number). Rollouts are worked solutions with mistakes, drawn by their place in the
+global batch alone: the same however many processes share it. Each process writes FOLDER/CASE/rank-N.pt; the model is
+saved in FOLDER/CASE.
 """
 
 import json
@@ -58,6 +59,11 @@ class Recorded(CEPOTrainer):
             completions.append([*ids, self._tokenizer.eos_token_id])
         return completions, None
 
+    def compute_loss(self, *args, **kwargs):
+        loss = super().compute_loss(*args, **kwargs)
+        bad = self.accelerator.process_index == 0 and self.state.global_step in self.spoil
+        return loss * float("nan") if bad else loss
+
     def _place(self, batch):
         placed = super()._place(batch)
         self._note(placed, placed["advantages"])
@@ -96,7 +102,7 @@ def policy(folder, untied):
 def train(folder, name, case):
     case = dict(case)
     lora, untied, idle = case.pop("lora", False), case.pop("untied", False), case.pop("idle", False)
-    resume, steps = case.pop("resume", None), case.pop("max_steps", 2)
+    resume, steps, spoil = case.pop("resume", None), case.pop("max_steps", 2), case.pop("spoil", [])
     if case.get("method") == "distilled_rl":
         case["teacher_model_name_or_path"] = policy_path()
     world = int(os.environ.get("WORLD_SIZE", "1"))
@@ -128,7 +134,7 @@ def train(folder, name, case):
     torch.manual_seed(0)  # adapters are drawn
     trainer = Recorded(model, figures_reward, args, load_figures("train", 24, steps=(2, 3)), peft_config=adapters)
     assert trainer.accelerator.num_processes == world
-    trainer.idle = idle
+    trainer.idle, trainer.spoil = idle, spoil
     kind = os.environ.get("CEPO_TEST_LAYOUT", "NO" if world == 1 else "MULTI_CPU")
     assert trainer.accelerator.distributed_type == kind, trainer.accelerator.distributed_type
     trainer.train(resume_from_checkpoint=None if resume is None else str(folder / resume))

@@ -8,6 +8,7 @@ from typing import Any
 
 from accelerate.utils import gather_object
 from rich.console import Console
+from rich.text import Text
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
@@ -46,10 +47,7 @@ class Measure:
                 self.console.print("No held-out problems: accuracy before and after is not measured.")
             return None
         greedy = self._ask(f"greedy answers {when}", self.held_out, temperature=0.0, samples=1)
-        self._say(
-            f"held-out accuracy {when}, greedy: [bold]{greedy.accuracy}[/bold] of {len(self.held_out)} problems"
-            f"{_beside(greedy.without_verdict)}"
-        )
+        self._say(when, greedy, f" of {len(self.held_out)} problems")
         sampled = None
         if self.script_args.eval_samples > 0:
             # A greedy answer tells one thing of a problem, several samples tell more: fewer problems do.
@@ -71,11 +69,13 @@ class Measure:
     def greedy(self, when: str) -> Accuracy:
         """Accuracy of greedy answers while training goes on."""
         found = self._ask(f"greedy answers {when}", self.held_out, temperature=0.0, samples=1)
-        self._say(f"held-out accuracy {when}, greedy: [bold]{found.accuracy}[/bold]{_beside(found.without_verdict)}")
+        self._say(when, found)
         return found.accuracy
 
-    def _say(self, text: str) -> None:
-        self.console.print(text, highlight=False)
+    def _say(self, when: str, greedy: Evaluation, of: str = "") -> None:
+        accuracy = (str(greedy.accuracy), "bold")
+        beside = f"{of}{_beside(greedy.without_verdict)}"
+        self.console.print(Text.assemble(f"held-out accuracy {when}, greedy: ", accuracy, beside))
 
     def _ask(self, doing: str, problems: Any, *, temperature: float, samples: int) -> Evaluation:
         trainer = self.trainer

@@ -28,6 +28,7 @@ from ..compare.statistics import (
 from ..compare.tempered import tempered_runs
 from ..compare.tuning import Tried, Tuning, rate_note, tune
 from ..data.files import write_whole
+from ..data.visible import one_line, visible
 from ..methods.registry import METHODS
 from .options import make_command_parser, not_negative, positive
 
@@ -123,7 +124,7 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
         )
     differences, notes = check_arms(arms)
     for note in notes:
-        print(f"cepo: {note}", file=sys.stderr)
+        print(f"cepo: {one_line(note)}", file=sys.stderr)
     plan = Plan(options.output_dir, base, arms, first_seed, tuning, options.jobs, differences, notes)
     plan.folder.mkdir(parents=True, exist_ok=True)
 
@@ -132,7 +133,7 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
             with locked(plan.folder) as lock, stopped_by_signals():
                 return _compare(plan, lock, console)
         except BusyError as error:
-            print(f"cepo: error: {error}", file=sys.stderr)
+            print(f"cepo: error: {one_line(str(error))}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             print("\ncepo: stopped; the same command goes on, with the runs that were not done", file=sys.stderr)
@@ -248,7 +249,7 @@ def _report(
     write_whole(folder / "compare.json", json.dumps(result, indent=1, default=str) + "\n")
     said = "".join(f"- {note}\n" for note in notes)
     differing = "".join(f"{line}\n" for line in ["", *_differing(plan)])
-    write_whole(folder / "compare.md", f"{table(rows)}\n{said}{differing}")
+    write_whole(folder / "compare.md", visible(f"{table(rows)}\n{said}{differing}"))
     if not rows:
         console.print(f"No run went through.\n{said}", highlight=False, markup=False)
         return

@@ -17,8 +17,11 @@ from rich.table import Table
 
 from ..data.checks import check_dataset
 from ..data.files import write_whole
+from ..data.images import broken_images_named
 from ..data.loading import load_policy, load_reward_funcs
 from ..data.sampling import Sampling, sampled_groups, seeded
+from ..data.visible import visible
+from ..inspection.console import PlainConsole
 from ..inspection.following import Answered, Told, following
 from ..inspection.inspect import Inspected, Variant, all_variants, inspect_with
 from ..inspection.labelled import (
@@ -135,8 +138,12 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
     (reward_func,) = load_reward_funcs(options.reward_funcs or verifier_of(options.dataset_name))
     dataset = load_rows(options, options.num_prompts)
     check_dataset(dataset, needs_solution=True, name=f"the split {options.dataset_split!r}")
-    rows = list(dataset.select(range(min(options.num_prompts, len(dataset)))))
-    model, processing_class = load_policy(options.model_name_or_path or policy_path())
+    dataset = dataset.select(range(min(options.num_prompts, len(dataset))))
+    with broken_images_named(dataset, f"the split {options.dataset_split!r}"):
+        rows = list(dataset)
+    model, processing_class = load_policy(
+        options.model_name_or_path or policy_path(), trust_remote_code=options.trust_remote_code
+    )
     return lambda console: _measure(options, wordings, model, processing_class, rows, reward_func, console)
 
 
@@ -178,7 +185,7 @@ def _measure(
     draws = {"resamples": options.resamples, "seed": options.seed}
     results: list[dict[str, Any]] = []
     # A file is as wide as it needs to be.
-    page = console if console.is_terminal else Console(file=console.file, width=170)
+    page = console if console.is_terminal else PlainConsole(file=console.file, width=170)
     for content, wording in ((content, wording) for content in options.contents for wording in wordings):
         variants = _variants(options, content, wordings[wording], first=wording == next(iter(wordings)))
         with console.status(f"reading the rollouts again, told {content}, {wording} hint"):
@@ -218,7 +225,7 @@ def _measure(
         "rows": results,
     }
     write_whole(options.output_dir / "credit.json", json.dumps(result, indent=1) + "\n")
-    write_whole(options.output_dir / "credit.md", _markdown(results, followed, labelled))
+    write_whole(options.output_dir / "credit.md", visible(_markdown(results, followed, labelled)))
     if labelled:
         draw_credit_quality(results, options.output_dir / "credit.png")
     files = "credit.json, credit.md and credit.png" if labelled else "credit.json and credit.md"

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.evaluation import Accuracy
+from ..inspection.pictures import plain_text
 
 _CURVES = (
     ("reward", "reward", "mean reward of a step"),
@@ -14,13 +15,11 @@ _CURVES = (
 )
 
 
+@plain_text
 def draw_curves(
     log_history: list[dict[str, Any]], path: Path, *, title: str, greedy: Sequence[tuple[int, Accuracy]] = ()
 ):
     """Write the curves of a run, with the accuracy of greedy answers to held-out problems where it was measured."""
-    import matplotlib
-
-    matplotlib.use("Agg")
     from matplotlib import pyplot
 
     steps = [entry for entry in log_history if "reward" in entry]

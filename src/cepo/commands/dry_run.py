@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.utils import DistributedType
 from datasets import Dataset, IterableDataset
 from rich.console import Console
@@ -30,7 +29,7 @@ from ..trainer.arguments import TrainArguments, config_of, load_data, parse
 from ..trainer.cepo_config import CEPOConfig
 from ..trainer.layout import NO_FSDP1
 from ..trainer.refusals import check_whole_groups
-from .launch import FLAG, options_in, split
+from .launch import FLAG, accelerate_config, options_in, split
 
 _GIB = 2**30
 # Of prompts that cannot be looked at.
@@ -151,7 +150,7 @@ def _layout(launching: Mapping[str, Any], findings: Findings) -> Layout:
         findings.lines.append(("processes", f"{processes}"))
         return Layout(processes)
     _, path = resolve_accelerate_config_argument([FLAG, str(name)])
-    config = load_config_from_file(path)
+    config = accelerate_config(path)
     processes = int(launching.get("num_processes") or config.num_processes)
     kind, layout = config.distributed_type, Layout(processes)
     if kind == DistributedType.FSDP:

@@ -72,7 +72,7 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
     dataset = load_rows(options, options.num_problems)
     check_dataset(dataset, needs_solution=True, name=f"the split {options.dataset_split!r}")
     dataset = dataset.select(range(min(options.num_problems, len(dataset))))
-    model, processing_class = load_policy(name)
+    model, processing_class = load_policy(name, trust_remote_code=options.trust_remote_code)
     return lambda console: _evaluate(options, model, processing_class, dataset, reward_func, output, console)
 
 

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from ..data.checks import check_dataset
 from ..data.files import write_whole
+from ..data.images import broken_images_named
 from ..data.loading import load_policy, load_reward_funcs, load_split, load_teacher_model
 from ..data.sampling import RewardFunc, Sampling, sampled_groups, seeded
 from ..data.saved import SavedError, load_saved, restore
@@ -105,7 +106,12 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
         _variant(options.show, all_variants(given))  # refused before anything is loaded
     job = _of_run(options) if options.run else _of_dataset(options)
     if options.teacher_model_name_or_path is not None:
-        other = load_teacher_model(options.teacher_model_name_or_path, job.processing_class, job.model.dtype)
+        other = load_teacher_model(
+            options.teacher_model_name_or_path,
+            job.processing_class,
+            job.model.dtype,
+            trust_remote_code=options.trust_remote_code,
+        )
         job = replace(job, other_model=other.to(job.model.device))
     variants = all_variants(given, columns=_columns_of(job))
     selected = _variant(options.show, variants)
@@ -136,14 +142,18 @@ def _of_dataset(options: argparse.Namespace) -> _Job:
     dataset = load_rows(options, options.index + 1)
     if options.index >= len(dataset):
         raise ValueError(f"index {options.index}: the split {options.dataset_split!r} has {len(dataset)} rows")
-    dataset = dataset.select([options.index])
-    check_dataset(dataset, needs_solution=True, name=f"row {options.index} of the split {options.dataset_split!r}")
-    model, processing_class = load_policy(options.model_name_or_path or policy_path())
+    one, split = dataset.select([options.index]), f"the split {options.dataset_split!r}"
+    check_dataset(one, needs_solution=True, name=f"row {options.index} of {split}")
+    with broken_images_named(dataset, split, [options.index]):
+        row = one[0]
+    model, processing_class = load_policy(
+        options.model_name_or_path or policy_path(), trust_remote_code=options.trust_remote_code
+    )
     about = {
         "model": options.model_name_or_path or "the shipped policy",
         "data": f"{options.dataset_name}, {options.dataset_split}, row {options.index}",
     }
-    return _Job(model, processing_class, about, [dataset[0]])
+    return _Job(model, processing_class, about, [row])
 
 
 def _of_run(options: argparse.Namespace) -> _Job:
@@ -166,7 +176,7 @@ def _of_run(options: argparse.Namespace) -> _Job:
     )
     if isinstance(dataset, IterableDataset):
         raise SavedError(f"--from: {data['dataset_name']} is a stream, in which rows cannot be found again")
-    model, processing_class = load_policy(name)
+    model, processing_class = load_policy(name, trust_remote_code=options.trust_remote_code)
     # Groups that have something to show, first.
     mixed = sorted(saved.groups, key=lambda rows: not any(row["advantage"] for row in rows))
     groups = restore(mixed[: options.num_prompts], dataset, processing_class)

@@ -19,8 +19,11 @@ from torch import nn
 from ..compare.statistics import REFERENCE
 from ..data.checks import check_dataset, check_method
 from ..data.files import write_whole
-from ..data.loading import freeze_vision_tower, load_policy, load_reward_funcs, read_yaml
+from ..data.images import broken_images_named
+from ..data.loading import freeze_vision_tower, load_policy, load_reward_funcs
 from ..data.sampling import Sampling, sampled_groups, seeded
+from ..data.visible import visible
+from ..data.yaml_files import read_yaml
 from ..inspection.alignment import MEASURES, Alignment, Cuts, absolute, align, jackknife, products, ratios, shares
 from ..inspection.gradients import BatchGradients, batch_gradients, part_names
 from ..inspection.gradients_picture import draw_gradients
@@ -107,12 +110,15 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
     dataset = dataset.shuffle(seed=options.seed)
     variants, left_out = read_placements(options.config, dataset)
     variants = [variant.with_options(answer_extractor=options.answer_extractor) for variant in variants]
-    model, processing_class = load_policy(options.model_name_or_path or policy_path())
+    model, processing_class = load_policy(
+        options.model_name_or_path or policy_path(), trust_remote_code=options.trust_remote_code
+    )
     frozen = options.freeze_vision_tower or ("true" if options.dataset_name == FIGURES else "false")
     if frozen == "true":
         freeze_vision_tower(model)
     parameters = _parameters(model, options.parameters)
-    rows = [dataset[index] for index in range(wanted)]
+    with broken_images_named(dataset, f"the split {options.dataset_split!r}, shuffled"):
+        rows = [dataset[index] for index in range(wanted)]
     return lambda console: _measure(
         options, model, processing_class, rows, variants, left_out, parameters, reward_func, console
     )
@@ -262,7 +268,7 @@ def _measure(
         "seconds": round(time.monotonic() - started, 1),
     }
     write_whole(options.output_dir / "gradients.json", json.dumps(result, indent=1) + "\n")
-    write_whole(options.output_dir / "gradients.md", _markdown(table, split))
+    write_whole(options.output_dir / "gradients.md", visible(_markdown(table, split)))
     draw_gradients(table, split, options.output_dir / "gradients.png")
     for shown in _tables(table, split):
         console.print(shown, soft_wrap=False)

@@ -85,6 +85,14 @@ def add_model(parser: argparse.ArgumentParser) -> Any:
     group.add_argument(
         "--model_name_or_path", default=None, help="folder or name of a model or PEFT adapter (none: the shipped one)"
     )
+    group.add_argument(
+        "--trust_remote_code",
+        type=string_to_bool,
+        nargs="?",
+        const=True,
+        default=False,
+        help="run code that comes with the model; read it first",
+    )
     return group
 
 

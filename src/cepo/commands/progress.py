@@ -2,12 +2,16 @@
 
 import signal
 import time
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console
 from transformers import TrainerCallback
 
 INTERRUPTED = 130  # exit status after Ctrl-C
+# Schedulers signal every process, and launchers pass on to theirs what they get: a second signal within so many
+# seconds is the first one again.
+SAME = 1.0
 
 
 class ProgressLines(TrainerCallback):
@@ -43,27 +47,44 @@ class StopOnInterrupt(TrainerCallback):
     """Ctrl-C, and SIGTERM, which schedulers send: the step at hand is finished, saved, and the run stops.
 
     A second one stops at once.
+
+    Args:
+        console: Where that is said.
+        most: The most of a number over all processes, who stop together: a signal may reach one of them a step before
+            the others, or one alone.
     """
 
-    def __init__(self, console: Console):
-        self.console = console
+    def __init__(self, console: Console, most: Callable[[int], int] = int):
+        self.console, self._most = console, most
         self.interrupted = False
         self.status = INTERRUPTED  # of the process in the end, as shells have it
         self.saved: str | None = None  # the last checkpoint that this run wrote
         self._previous: dict[int, Any] = {}
+        self._since = 0.0
 
     def on_train_begin(self, args, state, control, **kwargs):  # noqa: ARG002
         self._previous = {number: signal.signal(number, self._interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def _interrupt(self, signum, frame):  # noqa: ARG002
+        now = time.monotonic()
+        if self.interrupted and now - self._since < SAME:
+            return
         if self.interrupted:
             raise KeyboardInterrupt
-        self.interrupted, self.status = True, 128 + signum
+        self.interrupted, self.status, self._since = True, 128 + signum, now
         again = "Ctrl-C again stops at once." if signum == signal.SIGINT else "A second SIGTERM stops at once."
         self.console.print(f"\nStopping after this step, to save it. {again}")
 
+    def agreed(self) -> bool:
+        """Whether any process was interrupted; all ask together."""
+        status = self._most(self.status if self.interrupted else 0)
+        if status and not self.interrupted:  # its own signal is on its way, perhaps
+            self.interrupted, self._since = True, time.monotonic()
+        self.status = status or self.status
+        return self.interrupted
+
     def on_step_end(self, args, state, control, **kwargs):  # noqa: ARG002
-        if self.interrupted:
+        if self.agreed():
             control.should_save = control.should_training_stop = True
         return control
 

@@ -16,6 +16,7 @@ from ..compare.jobs import BusyError, locked, stopped_by_signals
 from ..data.files import write_whole
 from ..data.loading import LoadingError, holds_adapters, resolve_model
 from ..data.merging import merge_adapters
+from ..data.visible import one_line, visible
 from ..inspection.tables import plain_table
 from ..suite.benchmarks import Benchmark, Sampling, chosen
 from ..suite.results import Score, read_score
@@ -142,7 +143,7 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
             LoadingError,
             SuiteError,
         ) as error:  # the folder is taken, or the adapters' model is not there
-            print(f"cepo: error: {error}", file=sys.stderr)
+            print(f"cepo: error: {one_line(str(error))}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
             print("\ncepo: stopped; the same command goes on with the benchmarks that were not done", file=sys.stderr)
@@ -182,14 +183,14 @@ def _run(
             failure = str(error)
         if failure is not None:
             failed.append(name)
-            print(f"cepo: error: {name}: {failure}", file=sys.stderr)
+            print(f"cepo: error: {name}: {one_line(str(failure))}", file=sys.stderr)
     about = {
         **{name: value for name, value in asdict(settings).items() if name not in ("model", "python")},
         "tasks": {name: benchmark.task for name, benchmark in benchmarks.items()},
     }
     result = result_of(source, about, scores, failed)
     write_whole(output / "suite.json", json.dumps(result, indent=2) + "\n")
-    write_whole(output / "suite.md", markdown(source, scores, failed, about))
+    write_whole(output / "suite.md", visible(markdown(source, scores, failed, about)))
     if scores:
         _show(scores, failed, about, console)
     say(f"written to {output / 'suite.md'} and {output / 'suite.json'}")

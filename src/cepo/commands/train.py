@@ -9,15 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.text import Text
 from transformers.trainer_callback import PrinterCallback
 from trl import get_peft_config, get_quantization_config
 
 from ..data.evaluation import Accuracy
 from ..data.files import write_whole
-from ..data.loading import holds_adapters, load_adapters, require_chat_template
+from ..data.guarded import RewardError
+from ..data.loading import holds_adapters, load_adapters, no_code_unasked, require_chat_template
 from ..trainer.arguments import Sources, TrainArguments, check_sources, config_of, option_names, parse
 from ..trainer.cepo_trainer import CEPOTrainer
 from ..trainer.checkpoints import check_output_dir, disk_problem, last_whole_checkpoint
+from ..trainer.guarded import GradientError
 from ..trainer.layout import is_sharded
 from . import quiet_libraries
 from .accuracy import AccuracyCurve, BeforeTraining, Measure, Measured
@@ -59,17 +62,20 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
     model: Any = sources.model_name
     loading = {"quantization_config": get_quantization_config(model_args), "peft_config": get_peft_config(model_args)}
     if holds_adapters(model):  # of an earlier run: they are trained on, whatever --use_peft says
-        options = {**training_args.model_init_kwargs, "quantization_config": loading["quantization_config"]}
-        model = load_adapters(model, **{name: value for name, value in options.items() if value is not None})
+        options = {"trust_remote_code": training_args.trust_remote_code, **training_args.model_init_kwargs}
+        options |= {"quantization_config": loading["quantization_config"]}
+        with no_code_unasked("model_name_or_path", sources.model_name):
+            model = load_adapters(model, **{name: value for name, value in options.items() if value is not None})
         training_args.model_init_kwargs, loading = None, {}
-    trainer = CEPOTrainer(
-        model,
-        sources.reward_funcs,
-        training_args,
-        sources.train_dataset,
-        eval_dataset=sources.held_out if training_args.eval_strategy != "no" else None,
-        **loading,
-    )
+    with no_code_unasked("model_name_or_path", sources.model_name):
+        trainer = CEPOTrainer(
+            model,
+            sources.reward_funcs,
+            training_args,
+            sources.train_dataset,
+            eval_dataset=sources.held_out if training_args.eval_strategy != "no" else None,
+            **loading,
+        )
     require_chat_template(trainer.processing_class)
     return lambda console: _train(trainer, script_args, sources, console)
 
@@ -91,7 +97,7 @@ def _train(trainer: CEPOTrainer, script_args: TrainArguments, sources: Sources, 
     trainer.add_callback(before)
 
     trainer.remove_callback(PrinterCallback)
-    interrupt = StopOnInterrupt(console)
+    interrupt = StopOnInterrupt(console, trainer._processes.most_of)
     trainer.add_callback(ProgressLines(console, trainer.reward_func_names[trainer._correctness_index]))
     trainer.add_callback(interrupt)
     every = script_args.accuracy_every if held_out is not None else 0
@@ -105,16 +111,19 @@ def _train(trainer: CEPOTrainer, script_args: TrainArguments, sources: Sources, 
         return interrupt.status
     except Exception as error:
         interrupt.restore()
-        if (problem := disk_problem(error)) is not None:
+        if not isinstance(error, RewardError) and (problem := disk_problem(error)) is not None:
             last = last_whole_checkpoint(Path(args.output_dir))
             goes_on = f"Go on with: --resume_from_checkpoint {last}" if last else "No checkpoint is whole."
             console.print(f"Stopped: {problem}. {goes_on}", highlight=False, markup=False)
             return 1
-        _save_what_there_is(trainer)
+        if not (isinstance(error, GradientError) and error.spoilt):
+            _save_what_there_is(trainer, interrupt)
         _print_resume(trainer, interrupt, console)
         raise
-    if interrupt.interrupted:
+    if interrupt.agreed():
         _print_resume(trainer, interrupt, console)
+        # The first process that ends with such a status makes launchers end the others.
+        trainer.accelerator.wait_for_everyone()
         return interrupt.status
 
     trainer.save_model(args.output_dir)
@@ -138,22 +147,27 @@ def _write_run(folder: Path, script_args: TrainArguments) -> None:
     write_whole(folder / RUN_FILE, json.dumps(about, indent=2) + "\n")
 
 
-def _headline(trainer: CEPOTrainer, script_args: TrainArguments) -> str:
+def _headline(trainer: CEPOTrainer, script_args: TrainArguments) -> Text:
     args = trainer.args
     prompts = args.generation_batch_size // args.num_generations
     # DeepSpeed's ZeRO-3 leaves nothing in the parameters that it shards.
     parameters = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters()) / 1e6
-    return (
-        f"[bold]{args.method}[/bold] on {script_args.dataset_name}: a policy of {parameters:.1f} M parameters, "
+    return Text.assemble(
+        (args.method, "bold"),
+        f" on {script_args.dataset_name}: a policy of {parameters:.1f} M parameters, "
         f"{trainer.args.max_steps if trainer.args.max_steps > 0 else 'all'} steps of {prompts} prompts x "
-        f"{args.num_generations} rollouts, seed {args.seed}"
+        f"{args.num_generations} rollouts, seed {args.seed}",
     )
 
 
-def _save_what_there_is(trainer: CEPOTrainer) -> None:
+def _save_what_there_is(trainer: CEPOTrainer, interrupt: StopOnInterrupt) -> None:
     """A checkpoint after a failure; not with several processes, where saving needs all of them and one has failed."""
-    if trainer.state.global_step > 0 and trainer.accelerator.num_processes == 1:
-        trainer._save_checkpoint(trainer.model, trial=None)
+    args, step = trainer.args, trainer.state.global_step
+    if step > 0 and trainer.accelerator.num_processes == 1:
+        # What was saved at the end of the step is better: from it a run goes on to the bit.
+        saved = {Path(folder) for folder in (interrupt.saved, args.resume_from_checkpoint) if folder}
+        if not saved & {Path(args.output_dir) / f"checkpoint-{step}"}:
+            trainer._save_checkpoint(trainer.model, trial=None)
         trainer.control = trainer.callback_handler.on_save(trainer.args, trainer.state, trainer.control)
 
 

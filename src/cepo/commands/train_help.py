@@ -11,7 +11,7 @@ from .options import Entry, help_page, shown_default
 _COMMON = {
     "model and data": (
         *("model_name_or_path", "dataset_name", "dataset_config", "dataset_format", "dataset_columns"),
-        *("prompt_template", "system_prompt", "drop_incomplete_rows", "max_prompt_length"),
+        *("prompt_template", "system_prompt", "image_folder", "drop_incomplete_rows", "max_prompt_length"),
         *("reward_funcs", "reward_weights"),
     ),
     "before it costs anything": ("dry_run", "device_memory"),

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.checks import check_dataset, check_method
-from ..data.loading import read_yaml
+from ..data.yaml_files import read_yaml
 from ..methods.options import SELECTIVE, preset_options, readable
 from ..methods.registry import find_method
 from ..tasks.figures import LEARNED_HINTS, policy_path
@@ -125,7 +125,7 @@ def read_arms(options: argparse.Namespace, config: dict[str, Any], rest: list[st
     seeds = options.seeds or config.get("seeds", _SEEDS)
     arms = []
     for name, own in named.items():
-        if name in _TAKEN or Path(name).name != name:
+        if name in _TAKEN or Path(name).name != name or not name.isprintable():
             raise ValueError(
                 f"arm {name!r}: choose another name, that can be a folder's and is none of "
                 f"{', '.join(filter(None, _TAKEN))}"

@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
+from ..inspection.pictures import plain_text
 from ..inspection.tables import plain_table
 from .statistics import CURVES, MEASURES, Run, band, mean_curves, measure_names, percent
 
@@ -24,16 +25,17 @@ def comparison_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     for row in rows:
         differences = row["paired_difference_to_grpo"] or {}
         ratio = "" if row["seconds_ratio"] is None else f"{row['seconds_ratio']:.2f}"
-        first = (escape(row["name"]), str(row["seeds"]), ratio)
+        first = (row["name"], str(row["seeds"]), ratio)
         for measure, called in measure_names(rows).items():
             name, seeds, time = first
             own, difference = percent(row.get(measure)), percent(differences.get(measure), signed=True)
-            shown.add_row(name, seeds, called.removesuffix(", greedy"), own, difference, time)
+            shown.add_row(Text(name), seeds, called.removesuffix(", greedy"), own, difference, time)
             first = ("", "", "")
         shown.add_section()
     return shown
 
 
+@plain_text
 def draw_comparison(arms: Mapping[str, Sequence[Run]], rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Write the picture of `cepo compare`: accuracy over steps, differences to GRPO, and metrics over training.
 
@@ -42,9 +44,6 @@ def draw_comparison(arms: Mapping[str, Sequence[Run]], rows: Sequence[Mapping[st
         rows: What `summarise` made of them.
         path: The PNG file.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
     from matplotlib import pyplot
 
     shown = {

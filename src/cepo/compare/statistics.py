@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import bootstrap, ttest_1samp
 
+from ..inspection.tables import markdown_table
+
 REFERENCE = "grpo"
 # Of greedy answers; the first one is what a comparison is about.
 MEASURES = ("final", "early", "average")
@@ -250,7 +252,7 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """The rows in Markdown; accuracies and differences in percent."""
     measures = measure_names(rows)
     heads = [*measures.values(), *(f"{name}, minus GRPO" for name in measures.values())]
-    lines = [f"| arm | seeds | {' | '.join(heads)} | seconds | of GRPO's |", f"|{'---|' * (4 + len(heads))}"]
+    lines = []
     for row in rows:
         differences = row["paired_difference_to_grpo"] or {}
         cells = [
@@ -261,8 +263,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
             f"{row['seconds']:.0f}",
             "" if row["seconds_ratio"] is None else f"{row['seconds_ratio']:.2f}",
         ]
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+        lines.append(cells)
+    return markdown_table(("arm", "seeds", *heads, "seconds", "of GRPO's"), lines)
 
 
 def percent(estimate: Mapping[str, float | None] | None, *, signed: bool = False) -> str:

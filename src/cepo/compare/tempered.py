@@ -40,7 +40,7 @@ class Untrained:
         """From an arm's options of `cepo train`."""
         script_args, training_args, model_args = parse(command_line({**options, "output_dir": "unused"}))
         sources = check_sources(script_args, training_args, model_args)
-        model, processing_class = load_policy(sources.model_name)
+        model, processing_class = load_policy(sources.model_name, trust_remote_code=training_args.trust_remote_code)
         names = [function.__name__ for function in sources.reward_funcs]
         wanted = training_args.correctness_reward
         judge = sources.reward_funcs[names.index(wanted) if wanted else 0]

@@ -2,20 +2,20 @@
 
 from collections.abc import Iterable
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
-from datasets import Dataset, Image, IterableDataset, Sequence
+import pyarrow
+from datasets import Dataset, IterableDataset, Value
 
 from ..methods.options import MethodOptions
 from ..references.answers import reference_answer
+from .errors import DatasetError
+from .images import check_header, check_parts, image_columns, undecoded
 
 # How many rows of a stream are looked at; rows further on are checked when they arrive.
 _STREAM_ROWS = 8
-
-
-class DatasetError(ValueError):
-    """A dataset that cannot be trained on; the message names the column and the row."""
+# Arguments of reward functions beside the columns, and of those that are methods.
+_TAKEN = frozenset({"prompts", "completions", "trainer_state", "log_extra", "log_metric", "environments", "self"})
 
 
 def check_dataset(
@@ -50,10 +50,18 @@ def check_dataset(
                 f"{name} has no column 'solution', from which verifiers and teachers know the right answer; it has "
                 f"{_listed(columns)}. Rename the column with the reference answers to 'solution'."
             )
+        if taken := [column for column in columns if column in _TAKEN]:
+            raise DatasetError(
+                f"{name} has a column {_listed(taken)}, and reward functions are given that by TRL; rename it"
+            )
     if isinstance(dataset, IterableDataset):
         _check_rows(islice(dataset, _STREAM_ROWS), needs_solution, name, extractor)
         return
+    _check_text(dataset, name)
     _check_images(dataset, name)
+    if "prompt" in dataset.column_names and not _is_plain(dataset.features["prompt"]):
+        for number, prompt in enumerate(dataset.select_columns(["prompt"])):
+            check_parts(prompt["prompt"], f"row {number} of {name}")
     if needs_solution:
         # Only the columns that are read, so that no image is decoded here.
         read = [column for column in ("prompt", "solution") if column in dataset.column_names]
@@ -93,18 +101,36 @@ def check_solution(row: dict[str, Any], place: str, extractor: str = "auto") -> 
     raise DatasetError(f"{place}: 'solution' is {state}. Give the row its reference answer as text, or drop it.")
 
 
+def _is_plain(feature: Any) -> bool:
+    """Whether prompts are text, or conversations whose turns are text."""
+    turns = getattr(feature, "feature", None)
+    content = turns.get("content") if isinstance(turns, dict) else None
+    return isinstance(feature, Value) or isinstance(content, Value)
+
+
+def _check_text(dataset: Dataset, name: str) -> None:
+    """Bytes that are no text, which files can hold where they should hold some; reading the row would raise."""
+    images = image_columns(dataset)
+    for column in set(dataset.column_names) - set(images):
+        try:
+            dataset.data.column(column).validate(full=True)
+        except pyarrow.ArrowInvalid:
+            for number in range(len(dataset)):
+                try:
+                    _ = dataset.select_columns([column])[number]
+                except UnicodeDecodeError as error:
+                    raise DatasetError(
+                        f"row {number} of {name}: '{column}' is not UTF-8 ({error.reason}). Mend it, or drop the row"
+                    ) from error
+
+
 def _check_images(dataset: Dataset, name: str) -> None:
-    """Image files that are named but do not exist; decoding them would fail in the middle of training."""
-    for column in ("image", "images"):
-        feature = dataset.features.get(column)
-        if isinstance(feature, Image):
-            undecoded = dataset.select_columns([column]).cast_column(column, Image(decode=False))
-        elif isinstance(getattr(feature, "feature", None), Image):
-            undecoded = dataset.select_columns([column]).cast_column(column, Sequence(Image(decode=False)))
-        else:
+    """Images that are not there, or that no one should decode; both would show in the middle of training."""
+    for column in image_columns(dataset):
+        if column not in ("image", "images"):
             continue
         first: dict[bool, int] = {}
-        for number, row in enumerate(undecoded):
+        for number, row in enumerate(undecoded(dataset.select_columns([column]))):
             value = row[column]
             first.setdefault(bool(value), number)
             if len(first) > 1:
@@ -113,9 +139,8 @@ def _check_images(dataset: Dataset, name: str) -> None:
                     "cannot hold both. Give every row an image, or drop those without (--drop_incomplete_rows true)."
                 )
             for image in value if isinstance(value, list) else [value]:
-                path = image and not image["bytes"] and image["path"]
-                if path and "://" not in path and not Path(path).is_file():
-                    raise DatasetError(f"row {number} of {name}: '{column}' names a file that does not exist: {path}")
+                if image:
+                    check_header(image, f"row {number} of {name}: '{column}'")
 
 
 def _listed(columns: list[str]) -> str:

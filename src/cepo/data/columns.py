@@ -7,7 +7,7 @@ from typing import Any
 
 from datasets import Dataset, Features, Image, IterableDataset, List, Value
 
-from .checks import DatasetError
+from .errors import DatasetError
 
 IMAGE_PLACE = "<image>"
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_][\w.]*)\}")

@@ -21,6 +21,7 @@ from ..scoring.entropy import token_entropies
 from ..scoring.prompts import PromptEncoder, text_of, token_texts
 from ..scoring.requests import Request
 from .checks import DatasetError
+from .images import broken_images_named
 from .sampling import RewardFunc, Sampling, conversation_of, sample, seeded, verdicts
 
 _CONTENT = ("mistake", "decision")
@@ -247,7 +248,8 @@ def evaluate(
     asked: list[_Asked] = []
     with seeded(seed + share.index):
         for answer, some in own:
-            rows = [dataset[index] for index in some]
+            with broken_images_named(dataset, "the problems", some):
+                rows = [dataset[index] for index in some]
             conversations = [conversation_of(row, processing_class) for row in rows]
             completions = sample(model, processing_class, conversations, sampling)
             answers = [text_of(processing_class, ids) for ids in completions]

@@ -85,6 +85,13 @@ class DatasetOptions:
         },
     )
     system_prompt: str | None = field(default=None, metadata={"help": "Text of a system turn before the prompt."})
+    image_folder: str | None = field(
+        default=None,
+        metadata={
+            "help": "Folder that names of image files are relative to, and may not lead out of. None: that of the data "
+            "set's file."
+        },
+    )
     drop_incomplete_rows: bool = field(
         default=False,
         metadata={"help": "Leave out rows without prompt, solution or image, and say how many; else they are refused."},

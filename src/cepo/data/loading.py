@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
 from datasets import (
     Dataset,
     DatasetDict,
@@ -25,6 +24,8 @@ from ..scoring.prompts import tokenizer_of
 from .columns import map_rows, read_dataset, with_features
 from .embedded import EMBEDDED
 from .formats import FORMATS, DatasetOptions
+from .images import ImageFolder, check_places, checked_stream
+from .json_depth import check_depth, check_depths
 from .rewards import answer_reward
 
 _FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
@@ -32,20 +33,6 @@ _FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parqu
 
 class LoadingError(ValueError):
     """A model or dataset that cannot be loaded; the message says what was looked for and how to fix it."""
-
-
-def read_yaml(path: Path) -> Any:
-    """What a file given with --config holds.
-
-    Raises:
-        ValueError: If there is no such file, or it is not YAML.
-    """
-    if not path.is_file():
-        raise ValueError(f"--config: there is no such file: {path}")
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise ValueError(f"--config: {path} is not YAML: {str(error).splitlines()[0]}") from error
 
 
 def looks_like_path(name: str) -> bool:
@@ -107,18 +94,21 @@ def load_split(
         return made.make(split, size, **made.variants[variant])
 
     config = config or FORMATS[options.format_of(name)].config
-    data = _written(name, split, config, streaming, ("image", "images", *options.image_columns))
-    return read_dataset(
-        data,
-        options.columns_of(name),
-        f"the split {split!r} of {name}",
-        drop_incomplete=options.drop_incomplete_rows,
-        notes=notes,
+    if "\0" in name:
+        raise LoadingError(f"dataset_name: {name!r} names no file or data set")
+    called, folder = f"the split {split!r} of {name}", ImageFolder.of(name, options.image_folder)
+    data = _written(name, split, config, streaming, ("image", "images", *options.image_columns), folder)
+    data = read_dataset(
+        data, options.columns_of(name), called, drop_incomplete=options.drop_incomplete_rows, notes=notes
     )
+    if isinstance(data, IterableDataset):
+        return checked_stream(with_features(data), folder, called)
+    check_places(data, folder, called)
+    return data
 
 
 def _written(
-    name: str, split: str, config: str | None, streaming: bool, images: Iterable[str]
+    name: str, split: str, config: str | None, streaming: bool, images: Iterable[str], folder: ImageFolder
 ) -> Dataset | IterableDataset:
     """A split of a dataset that is not ours, in its own columns; a file may name its images."""
     path = Path(name).expanduser()
@@ -128,11 +118,15 @@ def _written(
         if path.suffix not in _FORMATS:
             raise LoadingError(f"dataset_name: {name} is none of {', '.join(_FORMATS)}")
         kind = _FORMATS[path.suffix]
+        if kind == "json":
+            _guarded(name, lambda: check_depth(path))
         data = _guarded(name, lambda: load_dataset(kind, data_files=str(path), split="train", streaming=streaming))
-        return _with_images(data, path.parent, images)
+        return _with_images(data, folder, images, name)
     if path.is_dir() and ((path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists()):
         data = _guarded(name, lambda: load_from_disk(str(path)))
     else:
+        if path.is_dir():
+            _guarded(name, lambda: check_depths(path))
         data = _guarded(name, lambda: load_dataset(name, name=config, streaming=streaming))
     if isinstance(data, (DatasetDict, IterableDatasetDict)):
         if split not in data:
@@ -153,27 +147,32 @@ def first_line(error: Exception) -> str:
     return str(cause).strip().split("\n")[0] or type(cause).__name__
 
 
-def _with_images(data: Any, folder: Path, columns: Iterable[str]) -> Any:
+def _with_images(data: Any, folder: ImageFolder, columns: Iterable[str], name: str) -> Any:
     """Turn columns of image file names, relative to the dataset's own file, into images.
 
     The paths are made absolute here; whether the files exist is checked, by row, before training.
+
+    Raises:
+        DatasetError: Naming the row whose image lies elsewhere; for a stream as its rows arrive.
     """
     data = with_features(data)
 
-    def absolute(path: str | None) -> dict[str, Any] | None:
-        return {"bytes": None, "path": path if "://" in path else str(folder / path)} if path else None
+    def absolute(path: str | None, place: str) -> dict[str, Any] | None:
+        return {"bytes": None, "path": folder.find(path, place)} if path else None
 
     one = [column for column in dict.fromkeys(columns) if _holds_text(data.features.get(column))]
     several = [column for column in columns if _holds_text(getattr(data.features.get(column), "feature", None))]
     if not one and not several:
         return data
 
-    def read(row: dict[str, Any]) -> dict[str, Any]:
-        found: dict[str, Any] = {column: absolute(row[column]) for column in one}
-        return found | {column: [absolute(path) for path in row[column] or []] for column in several}
+    def read(row: dict[str, Any], number: int) -> dict[str, Any]:
+        place = f"row {number} of {name}"
+        found: dict[str, Any] = {column: absolute(row[column], f"{place}: '{column}'") for column in one}
+        lists = {c: [absolute(path, f"{place}: '{c}'") for path in row[c] or []] for c in several}
+        return found | lists
 
     images = {**dict.fromkeys(one, Image()), **dict.fromkeys(several, List(Image()))}
-    return map_rows(data, read, Features({**data.features, **images}))
+    return map_rows(data, read, Features({**data.features, **images}), with_indices=True)
 
 
 def _holds_text(feature: Any) -> bool:
@@ -227,32 +226,66 @@ def load_adapters(path: str | Path, base: str | None = None, *, is_trainable: bo
     return PeftModel.from_pretrained(create_model_from_path(base, **options), path, is_trainable=is_trainable)
 
 
-def load_policy(name: str) -> tuple[Any, Any]:
-    """A model for evaluation and its processor or tokenizer; a PEFT adapter is merged into its base.
+@contextmanager
+def no_code_unasked(option: str, name: str) -> Iterator[None]:
+    """Refuse a model that comes with code of its own, in one line, where transformers has refused to run it.
 
     Raises:
-        LoadingError: If there is no such model.
+        LoadingError: Naming the option that would run it.
+    """
+    try:
+        yield
+    except ValueError as error:
+        if isinstance(error, LoadingError) or "trust_remote_code" not in str(error):
+            raise
+        raise LoadingError(
+            f"{option}: {name} needs code that comes with it. Read it, and run it with trust_remote_code (on the "
+            "command line --trust_remote_code true), or take another model"
+        ) from error
+
+
+def load_policy(name: str, *, trust_remote_code: bool = False) -> tuple[Any, Any]:
+    """A model for evaluation and its processor or tokenizer; a PEFT adapter is merged into its base.
+
+    Args:
+        name: Its folder or Hub name.
+        trust_remote_code: Whether to run code that comes with it.
+
+    Raises:
+        LoadingError: If there is no such model, or it needs code that may not be run.
     """
     from trl.trainer.utils import create_model_from_path
 
     path = resolve_model(name)
+    load = load_merged if holds_adapters(path) else create_model_from_path
     try:
-        model = load_merged(path) if holds_adapters(path) else create_model_from_path(path)
+        with no_code_unasked("model_name_or_path", name):
+            model = load(path, trust_remote_code=trust_remote_code)
     except OSError as error:
         raise LoadingError(f"model_name_or_path: cannot load {name}: {first_line(error)}") from error
-    return model, load_processor(path)
+    return model, load_processor(path, trust_remote_code=trust_remote_code)
 
 
-def load_processor(name: str) -> Any:
+def load_processor(name: str, *, trust_remote_code: bool = False) -> Any:
     """A model's processor, or tokenizer where it has none, as TRL makes it.
 
+    Args:
+        name: The model's folder or Hub name.
+        trust_remote_code: Whether to run code that comes with it.
+
     Raises:
-        LoadingError: If there is none, or it has no chat template.
+        LoadingError: If there is none, it has no chat template, or it needs code that may not be run.
     """
     from transformers import AutoProcessor
 
     try:
-        processing_class = AutoProcessor.from_pretrained(name, padding_side="left")
+        # Not given, transformers would ask at the terminal whether to run what it finds.
+        with no_code_unasked("model_name_or_path", name):
+            processing_class = AutoProcessor.from_pretrained(
+                name, padding_side="left", trust_remote_code=trust_remote_code
+            )
+    except LoadingError:
+        raise
     except (OSError, ValueError) as error:
         raise LoadingError(f"model_name_or_path: no tokenizer with {name}: {first_line(error)}") from error
     tokenizer = tokenizer_of(processing_class)
@@ -281,25 +314,28 @@ def whole_on_each_process() -> Iterator[None]:
             os.environ[name] = flag
 
 
-def load_teacher_model(name: str, processing_class: Any, dtype: Any) -> Any:
+def load_teacher_model(name: str, processing_class: Any, dtype: Any, *, trust_remote_code: bool = False) -> Any:
     """A model that teaches another: same vocabulary, eval mode, no gradient.
 
     Args:
         name: Its folder or Hub name.
         processing_class: The tokenizer or processor of the model that is taught; its tokens are what the teacher reads.
         dtype: Of its weights.
+        trust_remote_code: Whether to run code that comes with it.
 
     Raises:
-        LoadingError: If there is no such model, or its vocabulary is another.
+        LoadingError: If there is no such model, its vocabulary is another, or it needs code that may not be run.
     """
     from transformers import AutoTokenizer
     from trl.trainer.utils import create_model_from_path
 
     path = resolve_model(name, "teacher_model_name_or_path")
     try:
-        with whole_on_each_process():
-            model = create_model_from_path(path, dtype=dtype)
-        vocabulary = AutoTokenizer.from_pretrained(path).get_vocab()
+        with whole_on_each_process(), no_code_unasked("teacher_model_name_or_path", name):
+            model = create_model_from_path(path, dtype=dtype, trust_remote_code=trust_remote_code)
+            vocabulary = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code).get_vocab()
+    except LoadingError:
+        raise
     except (OSError, ValueError) as error:
         raise LoadingError(f"teacher_model_name_or_path: cannot load {name}: {first_line(error)}") from error
     own = tokenizer_of(processing_class).get_vocab()

@@ -69,9 +69,9 @@ def merge_adapters(
     path = Path(adapters).expanduser()
     base = base or PeftConfig.from_pretrained(path).base_model_name_or_path
     try:
-        # On the CPU: a model spread over devices cannot be moved to another type as one.
+        # On the CPU: a model spread over devices cannot be moved to another type as one. No code of its own is run.
         model = load_merged(path, base, device_map=None)
-        saved = AutoConfig.from_pretrained(base)
+        saved = AutoConfig.from_pretrained(base, trust_remote_code=False)
         processing_class = _processing_class(path, str(base))
     except OSError as error:
         raise LoadingError(f"cannot load {base}, the model of these adapters: {first_line(error)}") from error
@@ -88,4 +88,4 @@ def _processing_class(adapters: Path, base: str) -> Any:
     from transformers import AutoProcessor
 
     beside = any((adapters / name).is_file() for name in ("processor_config.json", "tokenizer_config.json"))
-    return AutoProcessor.from_pretrained(adapters if beside else base)
+    return AutoProcessor.from_pretrained(adapters if beside else base, trust_remote_code=False)

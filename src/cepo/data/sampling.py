@@ -19,6 +19,7 @@ from ..references.answers import final_answer
 from ..references.groups import Attempt, Group, Ids, Messages, Rollout
 from ..scoring.prompts import left_padding, text_of, tokenizer_of, with_parts
 from ..scoring.score import evaluating
+from .guarded import guarded
 
 # As TRL has them: prompts, completions, columns and more by name -> rewards, None for no verdict. It may be async.
 RewardFunc = Callable[..., Any]
@@ -114,13 +115,16 @@ def verdicts(
     It is called as in training. What it logs by `log_extra` and `log_metric` goes nowhere here.
 
     Raises:
-        ValueError: If it returns another number of rewards.
+        RewardError: If it fails, or returns what is no reward for each.
     """
     if not rows:
         return []
     completions = [[{"role": "assistant", "content": text}] for text in texts]
-    columns = {key: [row[key] for row in rows] for key in rows[0] if key not in ("prompt", "completion")}
-    found = reward_func(
+    columns = {
+        key: [row[key] for row in rows] for key in rows[0] if key not in ("prompt", "completion", "completion_ids")
+    }
+    name = getattr(reward_func, "__name__", type(reward_func).__name__)
+    found = guarded(reward_func, name)(
         prompts=[row["prompt"] for row in rows],
         completions=completions,
         completion_ids=[list(ids) for ids in completion_ids],
@@ -129,12 +133,7 @@ def verdicts(
         log_extra=_nowhere,
         log_metric=_nowhere,
     )
-    rewards = list(asyncio.run(_awaited(found)) if inspect.isawaitable(found) else found)
-    if len(rewards) != len(rows):
-        name = getattr(reward_func, "__name__", type(reward_func).__name__)
-        raise ValueError(f"the reward function {name!r} returned {len(rewards)} rewards for {len(rows)} completions")
-    # NaN says as little as None.
-    return [None if reward is None or reward != reward else float(reward) for reward in rewards]
+    return asyncio.run(_awaited(found)) if inspect.isawaitable(found) else found
 
 
 async def _awaited(found: Any) -> Any:
@@ -192,7 +191,7 @@ def text_of_messages(messages: Messages) -> list[tuple[str, str]]:
     for message in messages:
         content = message["content"]
         if not isinstance(content, str):
-            content = "".join(part.get("text", "") for part in content or [] if part.get("type") == "text")
+            content = "".join(part.get("text") or "" for part in content or [] if part.get("type") == "text")
         result.append((message["role"], content))
     return result
 

@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from .pictures import plain_text
+
 _PANELS = (
     ("alignment", "alignment with the true gradient, ratio to GRPO"),
     ("adam", "the same after Adam's normalisation"),
@@ -11,6 +13,7 @@ _PANELS = (
 )
 
 
+@plain_text
 def draw_gradients(rows: list[dict[str, Any]], parts: list[dict[str, Any]], path: Path) -> None:
     """Write the picture: the measures of each placement, and below where GRPO's signal and noise are.
 
@@ -19,9 +22,6 @@ def draw_gradients(rows: list[dict[str, Any]], parts: list[dict[str, Any]], path
         parts: `verdict`, `kind`, and `signal` and `noise` in the same form; may be empty.
         path: The PNG file.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
     from matplotlib import pyplot
 
     heights = [0.28 * len(rows) + 0.9, *([0.3 * len(parts) + 0.9] if parts else [])]

@@ -7,6 +7,7 @@ wrote is ever read as markup. It loads nothing from anywhere.
 import base64
 import io
 import json
+import re
 from collections.abc import Sequence
 from importlib.resources import files
 from typing import Any
@@ -65,9 +66,8 @@ def credit_page(
 def _json(data: Any) -> str:
     """JSON that no text in it can end: neither the script element nor a line."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-    for character in "<>&\u2028\u2029":
-        text = text.replace(character, f"\\u{ord(character):04x}")
-    return text
+    # Half of a surrogate pair cannot be written as UTF-8.
+    return re.sub("[<>&\u2028\u2029\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def _group(one: Shown, variants: Sequence[Variant]) -> dict[str, Any]:

@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+from .pictures import plain_text
 
+
+@plain_text
 def draw_credit_quality(rows: list[dict[str, Any]], path: Path) -> None:
     """Write the picture of `cepo credit`: AUROC and evidence at filler of each rule, on right and on wrong rollouts."""
-    import matplotlib
-
-    matplotlib.use("Agg")
     from matplotlib import pyplot
 
     told = list(dict.fromkeys((row["content"], row["hint"]) for row in rows))

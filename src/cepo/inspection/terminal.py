@@ -8,6 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..data.sampling import text_of_messages
+from ..data.visible import visible
 from ..methods.placement import NEAR
 from .inspect import Credit, Variant
 from .shown import Shown, explain_references, explain_variant, share_not_moved
@@ -27,15 +28,15 @@ def print_credit(console: Console, shown: Sequence[Shown], variant: Variant, *, 
     """
 
     def line(text: Text | str = "") -> None:
-        # Text of models and datasets is never markup here.
-        console.print(text if isinstance(text, Text) else Text(text), highlight=False)
+        # Text of models and datasets is never markup here; `visible` keeps it from moving the cursor.
+        console.print(text if isinstance(text, Text) else Text(visible(text)), highlight=False)
 
     line(Text.assemble((variant.name, "bold"), f": {explain_variant(variant)}"))
     line(Text.assemble("more than GRPO gives: ", _piece("blue", 1.0), ", less: ", _piece("orange", -1.0)))
     for one in shown:
         line()
         for role, text in text_of_messages(one.group.messages):
-            line(Text.assemble((f"{role}: ", "dim"), text))
+            line(Text.assemble((f"{visible(role)}: ", "dim"), visible(text)))
         for place, (rollout, inspected) in enumerate(zip(one.group.rollouts, one.inspected, strict=True)):
             attempt, credit = one.group.attempts[one.group.first + place], inspected.credit[variant]
             if place == 0:
@@ -43,10 +44,12 @@ def print_credit(console: Console, shown: Sequence[Shown], variant: Variant, *, 
             negatives, fallback = explain_references(credit)
             line()
             about = f"{_VERDICT[attempt.correct]}, reward {attempt.reward:.2f}, advantage {rollout.advantage:+.2f}"
-            against = f"; r- {'   '.join(negatives)}" if negatives else ""
+            against = visible(f"; r- {'   '.join(negatives)}") if negatives else ""
             line(
                 Text.assemble(
-                    (f"rollout {place + 1}", "bold"), f": {about}{against}", f"; {fallback}" if fallback else ""
+                    (f"rollout {place + 1}", "bold"),
+                    f": {about}{against}",
+                    f"; {fallback}" if fallback else "",
                 )
             )
             pieces = zip(one.tokens[place], credit.shift.tolist(), strict=True)
@@ -58,6 +61,7 @@ def print_credit(console: Console, shown: Sequence[Shown], variant: Variant, *, 
 
 
 def _piece(text: str, shift: float) -> Text:
+    text = visible(text)
     strength = min(1.0, abs(shift))
     if strength <= NEAR:
         return Text(text)

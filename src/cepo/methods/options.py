@@ -14,6 +14,7 @@ from ..references.choosing import DEFAULT_RULE, NegativeRule
 from ..references.contents import NegativeContent, Part, PositiveContent
 from ..references.hints import DEFAULT_HINT_TEMPLATE, require_placeholder
 from ..references.reading import find_extractor
+from .kinds import check_kinds
 from .method import Method
 from .registry import METHODS, find_method
 from .shared_options import Divergence, NoNegative, SharedOptions, TeacherSource
@@ -67,6 +68,7 @@ class MethodOptions(SharedOptions):
 
     def resolve(self) -> None:
         """Put in what the method says, and refuse what it does not read or cannot take."""
+        check_kinds(SharedOptions, {one.name: getattr(self, one.name) for one in fields(SharedOptions)})
         method = self.chosen
         #: What the user gave, method included: of use to another method that is shown beside this one.
         self.given: dict[str, Any] = {
@@ -206,6 +208,7 @@ def constants_of(method: Method, given: Mapping[str, Any] | str | None) -> Any:
             f"method_kwargs: method {method.name!r} has no {', '.join(unknown)}; it has {', '.join(known)}"
         )
     try:
+        check_kinds(method.constants, given)
         return method.constants(**given)
     except (TypeError, ValueError) as error:
         raise ValueError(f"method_kwargs: {error}") from error

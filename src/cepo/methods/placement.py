@@ -16,6 +16,7 @@ from .shared_options import SharedOptions
 
 # A token whose advantage differs from its rollout's by less than this share of the scale counts as not moved.
 NEAR = 0.02
+_FARTHEST = 1e6
 
 
 def of_one_process(counts: Tensor) -> Tensor:
@@ -87,7 +88,8 @@ class Placement:
         direction = torch.where(base < 0, -1.0, 1.0)
         scale = self.scale.unsqueeze(-1)
         moved = direction * (self.advantages - base) / torch.where(scale > 0, scale, 1.0)
-        return torch.where(self.mask & (scale > 0), moved, 0.0)
+        # Beside a scale of next to nothing any difference would be infinite.
+        return torch.where(self.mask & (scale > 0), moved.clamp(-_FARTHEST, _FARTHEST), 0.0)
 
     @property
     def moved(self) -> Tensor:

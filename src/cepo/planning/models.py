@@ -56,9 +56,11 @@ def find_config(name: str) -> tuple[Any, str]:
         LoadingError: If it is in none of these.
     """
     try:
-        found = AutoConfig.from_pretrained(name, local_files_only=True)
+        found = AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=False)
         return found, f"its {'folder' if Path(name).is_dir() else 'copy in the cache'}"
-    except (OSError, ValueError):
+    except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            raise LoadingError(f"model_name_or_path: only code that comes with {name} knows its sizes") from error
         if name not in KNOWN:
             raise LoadingError(
                 f"model_name_or_path: {name} is neither a folder, nor in this machine's cache, nor one of "

@@ -52,6 +52,7 @@ _LONGEST_FORMULA = 200  # characters
 _HEAVY = re.compile(
     r"[0-9]{40}|\^\s*\{?\s*-?[0-9]{4}|\^[^^]{0,40}\^|[0-9]{3,}\s*!|!\s*!|\\binom|\\(?:sum|prod|int|lim)\b|\\begin"
 )
+_LONGEST_REMEMBERED = 2_000  # characters
 _DEEPEST = 12  # braces and brackets within each other
 
 
@@ -87,9 +88,14 @@ def _parse_answer(answer: str) -> tuple:
     return tuple(parse(f"\\boxed{{{answer}}}", extraction_config=_BOXED, parsing_timeout=_timeout(3)))
 
 
-@lru_cache(maxsize=16384)
 def same_answer(one: str, other: str) -> bool:
     """Whether two answers are spellings of the same one."""
+    # What is remembered is held in memory: answers may be, texts of a megabyte may not.
+    return (_compared if len(one) + len(other) < _LONGEST_REMEMBERED else _compared.__wrapped__)(one, other)
+
+
+@lru_cache(maxsize=16384)
+def _compared(one: str, other: str) -> bool:
     one, other = normalised(one), normalised(other)
     if one == other:
         return True
@@ -126,4 +132,4 @@ def text_of_completion(completion: str | list[dict[str, Any]]) -> str:
     content = message.get("content") or ""
     if isinstance(content, str):
         return content
-    return "".join(part.get("text", "") for part in content)
+    return "".join(part.get("text") or "" for part in content)  # a column of parts holds None for an image's

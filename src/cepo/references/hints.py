@@ -49,7 +49,7 @@ def _in_last_text(parts: list[dict[str, Any]], hint: str) -> list[dict[str, Any]
     """
     for place in reversed(range(len(parts))):
         if parts[place]["type"] == "text":
-            longer = {**parts[place], "text": f"{parts[place]['text']}{hint}"}
+            longer = {**parts[place], "text": f"{parts[place]['text'] or ''}{hint}"}
             return [*parts[:place], longer, *parts[place + 1 :]]
     return [*parts, {"type": "text", "text": hint}]
 

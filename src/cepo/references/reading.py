@@ -21,6 +21,8 @@ _SENTENCE_END = re.compile(r"[.!?](?=\s|$)|\n|,?\s(?:because|since)\s")
 # What stands around an answer and is no part of it.
 _AROUND = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("**", "**"), ("`", "`"))
 _TEXT_COMMAND = re.compile(r"\\(?:text|textbf|textrm|mathrm|mathbf|boldsymbol|mbox)\s?\{([^{}]*)\}")
+# A full stop and its like, and space of any kind, after an answer.
+_TRAILING = ".,;:" + "".join(character for character in map(chr, range(0x3001)) if character.isspace())
 _LONGEST_SENTENCE = 200  # characters; what is announced in more than these is no answer
 _MINUS = dict.fromkeys(map(ord, "\u2212\u2010\u2011\u2012\u2013\ufe63\uff0d"), "-")  # as people and models write it
 _INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\ufeff"))
@@ -34,7 +36,7 @@ def normalised(answer: str) -> str:
     text = text.strip()
     for _ in range(8):  # layers: $\text{A}$
         before = text
-        text = text.rstrip(".,;: \n\t") if not text.endswith(("\\.", "\\,", "\\;", "\\:", "...")) else text
+        text = text.rstrip(_TRAILING) if not text.endswith(("\\.", "\\,", "\\;", "\\:", "...")) else text
         for opening, closing in _AROUND:
             inner = text[len(opening) : -len(closing)]
             around = text.startswith(opening) and text.endswith(closing) and len(text) >= len(opening + closing)

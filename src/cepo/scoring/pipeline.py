@@ -260,7 +260,8 @@ def verdicts_of(groups: Sequence[Group]) -> Tensor:
 def completions_of(groups: Sequence[Group], *, trained_only: bool = False) -> Completions:
     """The groups' rollouts as tensors: of every token, or of the trained ones, the log-probs are wanted."""
     rollouts: list[Rollout] = [rollout for group in groups for rollout in group.rollouts]
-    width = max(len(rollout.ids) for rollout in rollouts)
+    # One column at least: where every rollout was cut off, and is masked for that, there is no token at all.
+    width = max([1, *(len(rollout.ids) for rollout in rollouts)])
     ids = torch.zeros(len(rollouts), width, dtype=torch.long)
     wanted = torch.zeros(len(rollouts), width, dtype=torch.bool)
     for row, rollout in enumerate(rollouts):

@@ -52,7 +52,7 @@ class Prefill:
         few, rows = (torch.tensor(places, device=model.device) for places in (firsts, owners))
 
         def prefill(input_ids: Tensor, config: Any, kwargs: dict[str, Any], **rest: Any) -> Any:
-            cache = kwargs.get("past_key_values")
+            cache: Any = kwargs.get("past_key_values")
             if len(input_ids) != len(owners) or type(cache) is not DynamicCache or cache.get_seq_length() > 0:
                 return original(input_ids, config, kwargs, **rest)
             if self.shares:

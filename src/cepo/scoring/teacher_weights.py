@@ -70,12 +70,15 @@ class TeacherWeights:
             yield
 
     @torch.no_grad()
-    def after_step(self, step: int) -> None:
-        """Let the copy follow, after `step` optimiser steps."""
+    def after_step(self, step: int, *, made: bool = True) -> None:
+        """Let the copy follow, after `step` optimiser steps, the last of which was `made`, or skipped.
+
+        A skipped one moves no average. What is copied every so many steps is, then too: the policy as it is.
+        """
         if self._source == "synced" and step % self._sync_steps == 0:
             for name, copy in self._copy.items():
                 copy.copy_(self._layout.local(self._trained[name]))
-        elif self._source == "ema":
+        elif self._source == "ema" and made:
             for name, copy in self._copy.items():
                 copy.lerp_(self._layout.local(self._trained[name]).to(copy.dtype), 1 - self._decay)
 

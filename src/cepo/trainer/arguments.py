@@ -18,9 +18,9 @@ from ..data.loading import (
     load_reward_funcs,
     load_split,
     need_solutions,
-    read_yaml,
     resolve_model,
 )
+from ..data.yaml_files import read_yaml
 from ..methods.options import preset_options, presets, readable
 from ..tasks.figures import NAME as FIGURES
 from .cepo_config import CEPOConfig
@@ -220,7 +220,8 @@ def check_sources(script_args: TrainArguments, training_args: CEPOConfig, model_
     if held_out is not None:
         check_dataset(held_out, needs_solution=judged, name="the held-out split", extractor=extractor)
     if script_args.max_prompt_length is not None:
-        length = prompt_length(load_processor(model_name), training_args.chat_template_kwargs or {})
+        processor = load_processor(model_name, trust_remote_code=training_args.trust_remote_code)
+        length = prompt_length(processor, training_args.chat_template_kwargs or {})
         train_dataset = without_long_prompts(train_dataset, script_args.max_prompt_length, length, notes)
     return Sources(model_name, reward_funcs, train_dataset, held_out, notes)
 

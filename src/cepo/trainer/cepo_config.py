@@ -7,10 +7,15 @@ import torch
 from trl import GRPOConfig
 
 from .. import tasks  # noqa: F401  # registers its methods
+from ..methods.kinds import check_kinds
 from ..methods.options import SELECTIVE, MethodOptions, default_text, preset_options
 from ..methods.shared_options import Help, option
 
 SharedPrompt = Literal["auto", "always", "never"]
+_COUNTS = (
+    *("num_generations", "per_device_train_batch_size", "gradient_accumulation_steps", "num_iterations"),
+    *("steps_per_generation", "generation_batch_size", "max_completion_length"),
+)
 
 
 @dataclass
@@ -68,9 +73,17 @@ class CEPOConfig(MethodOptions, GRPOConfig):
     freeze_vision_tower: bool = option(
         "run", "Leave the weights of a vision-language model's vision tower as they are.", False
     )
+    max_bad_gradients: int = option(
+        "run",
+        "The run stops when the gradients of so many optimiser steps in a row were not finite; each of these steps is "
+        "skipped, and counted in cepo/skipped_steps.",
+        3,
+    )
     epsilon_high: float | None = option("run", "Upper epsilon of the PPO clip; the paper's is 0.28.", 0.28)
 
     def __post_init__(self):
+        check_kinds(CEPOConfig, {name: getattr(self, name) for name in CEPOConfig.__annotations__})
+        self._refuse_less_than_one()
         self.resolve()
         for name in ("shared_prompt", "shared_prompt_update"):
             if getattr(self, name) not in get_args(SharedPrompt):
@@ -78,6 +91,8 @@ class CEPOConfig(MethodOptions, GRPOConfig):
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; choose one of {choices}")
         if self.teacher_batch_tokens is not None and self.teacher_batch_tokens < 1:
             raise ValueError(f"teacher_batch_tokens must be at least 1, got {self.teacher_batch_tokens}")
+        if self.max_bad_gradients < 1:
+            raise ValueError(f"max_bad_gradients must be at least 1, got {self.max_bad_gradients}")
         if self.credit_samples_every < 0:
             raise ValueError(f"credit_samples_every must not be negative, got {self.credit_samples_every}")
         if getattr(self, "bf16", None) is None and (self.use_cpu or not torch.accelerator.is_available()):
@@ -89,6 +104,13 @@ class CEPOConfig(MethodOptions, GRPOConfig):
         self._refuse_another_correction()
         if self.skip_zero_advantage:
             self.require_skipping(self.why_no_skipping())
+
+    def _refuse_less_than_one(self) -> None:
+        """TRL divides by these."""
+        for name in _COUNTS:
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name} must be a whole number from 1 on, got {value!r}")
 
     def _refuse_other_means(self) -> None:
         """A weight in a mean over all tokens says nothing in a mean over each rollout's."""

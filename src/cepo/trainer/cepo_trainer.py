@@ -35,6 +35,7 @@ from .cepo_config import CEPOConfig
 from .completion_batch import CompletionBatch, attempts_of
 from .credit_page import NUMBER_OF_GROUPS, write_credit_page
 from .distillation import add_teacher_prompts, distillation_batch
+from .guarded import GuardedTrainer, silenced
 from .lasting import LastingTrouble
 from .layout import check_layout, check_processes
 from .metrics import credit_metrics, credit_sums
@@ -44,9 +45,10 @@ from .resuming import ResumingTrainer
 from .sequence_level import SequenceLevelTrainer
 from .shared_update import SharedPromptTrainer
 from .teachers import FollowPolicy, Teachers
+from .visible_log import VisibleTrainer
 
 
-class CEPOTrainer(SequenceLevelTrainer, SharedPromptTrainer, ResumingTrainer):
+class CEPOTrainer(SequenceLevelTrainer, SharedPromptTrainer, GuardedTrainer, VisibleTrainer, ResumingTrainer):
     """Trainer for CEPO and its siblings (`CEPOConfig.method`), a drop-in for TRL's [`GRPOTrainer`].
 
     Same constructor, dataset columns, reward functions, PEFT, callbacks and loggers. For methods with teachers the data
@@ -199,7 +201,7 @@ class CEPOTrainer(SequenceLevelTrainer, SharedPromptTrainer, ResumingTrainer):
                 for row in inputs
             ]
             self._batch = self._collect(inputs, prompts, completions, solutions, rewards_per_func)
-        return rewards_per_func
+        return silenced(rewards_per_func, self.reward_weights)
 
     def _generate(self, prompts):
         started = time.perf_counter()

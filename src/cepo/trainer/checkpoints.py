@@ -80,10 +80,10 @@ def check_output_dir(output_dir: str) -> None:
     Raises:
         OSError: Naming the folder and the reason.
     """
-    folder = Path(output_dir)
+    folder = Path(output_dir).absolute()
+    there = next(path for path in (folder, *folder.parents) if path.exists())  # nothing is made before it is needed
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
         raise OSError(f"output_dir: {output_dir} cannot be written: {error.strerror or error}") from error

@@ -65,7 +65,8 @@ class ResumingTrainer(GRPOTrainer):
             "processes": args.world_size,
             "micro_batch": self._step,
             "rollouts": None if used_up else self._buffered_inputs,
-            "completions": None if used_up or not self.log_completions else _plain(self._logs),
+            # TRL writes its table of them anew whenever it logs, also once more when training has ended.
+            "completions": _plain(self._logs) if self.log_completions else None,
             "metrics": {name: list(values) for name, values in self._metrics["train"].items() if values},
             "loss": self._tr_loss,
             "loss_logged": self._total_loss_scalar,

@@ -155,7 +155,7 @@ class SharedPromptTrainer(GRPOTrainer):
             return None
         if not known_images(fields):
             return None
-        batch = {name: value for name, value in fields.items() if isinstance(value, Tensor)}
+        batch: Batch = {name: value for name, value in fields.items() if isinstance(value, Tensor)}
         if images is not None:
             batch["num_images"] = [len(of_row or []) for of_row in images]
         shown = images_of_rows(batch)

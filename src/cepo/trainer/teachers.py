@@ -46,7 +46,10 @@ class Teachers:
         self._other: Scorer | None = None
         if args.teacher_model_name_or_path is not None:
             other = load_teacher_model(
-                args.teacher_model_name_or_path, trainer.processing_class, trainer.model.dtype
+                args.teacher_model_name_or_path,
+                trainer.processing_class,
+                trainer.model.dtype,
+                trust_remote_code=args.trust_remote_code,
             ).to(trainer.accelerator.device)
             model = ScoringModel(other, other, trainer.accelerator.autocast, temperature=trainer.temperature)
             # A model of its own on each process: their numbers of passes need not agree.
@@ -67,6 +70,10 @@ class Teachers:
             layout=layout_of(trainer),
             writes=trainer.accelerator.is_main_process,
         )
+
+    def follow(self, step: int) -> None:
+        """Let the teachers' weights follow the policy's after an optimiser step, if it was made."""
+        self.weights.after_step(step, made=not self._trainer.step_was_skipped)
 
     def inner(self) -> PreTrainedModel:
         """The transformers model inside the policy's wrappers."""
@@ -134,4 +141,4 @@ class FollowPolicy(TrainerCallback):
         self.teachers.weights  # noqa: B018  # which makes the copy
 
     def on_step_end(self, args, state, control, **kwargs):  # noqa: ARG002
-        self.teachers.weights.after_step(state.global_step)
+        self.teachers.follow(state.global_step)

@@ -1,0 +1,226 @@
+"""credit.py against plain float64 loops, and the placement of every method against what it promises."""
+
+import math
+
+import torch
+from hypothesis import strategies as st
+
+from cepo import credit
+from cepo.methods.options import MethodOptions
+from cepo.methods.placement import PlacementInputs
+from cepo.methods.registry import METHODS
+
+from ..reference import loops
+from .properties import examples
+
+numbers = st.floats(-60, 60, width=32)
+logps = st.one_of(st.floats(-60, 0, width=32), st.sampled_from([0.0, -math.inf, math.inf, math.nan, -1e30]))
+advantages = st.one_of(st.floats(-8, 8, width=32), st.sampled_from([0.0, -0.0, 1e-30, -1e-30, 1e6]))
+deltas = st.one_of(numbers, st.sampled_from([0.0, 1e30, -1e30, 88.8, -88.8, 1e-30]))
+clips = st.one_of(st.floats(0.001, 0.999), st.sampled_from([1e-9, 1 - 1e-9]))
+lambdas = st.one_of(st.floats(0, 1), st.sampled_from([0.0, 1.0]))
+
+
+def close(found, expected, tolerance=1e-5):
+    wanted = torch.tensor(expected, dtype=torch.float64)
+    torch.testing.assert_close(found.double(), wanted, rtol=tolerance, atol=tolerance, equal_nan=True)
+
+
+def tables(draw, elements, rows, columns):
+    return draw(st.lists(st.lists(elements, min_size=columns, max_size=columns), min_size=rows, max_size=rows))
+
+
+def rows_of(draw, elements, rows):
+    return draw(st.lists(elements, min_size=rows, max_size=rows))
+
+
+@st.composite
+def batches(draw):
+    rows, columns = draw(st.integers(1, 4)), draw(st.integers(1, 6))
+    return (
+        rows_of(draw, advantages, rows),
+        tables(draw, deltas, rows, columns),
+        tables(draw, st.booleans(), rows, columns),
+    )
+
+
+@examples(1500, batch=batches(), coefficient=lambdas, clip=clips)
+def token_advantages(batch, coefficient, clip):
+    own, evidence, mask = batch
+    found = credit.token_advantages(
+        torch.tensor(own), torch.tensor(evidence), torch.tensor(mask), coefficient=coefficient, clip=clip
+    )
+    # What float32 makes of an input is what both begin with.
+    own, evidence = torch.tensor(own).double().tolist(), torch.tensor(evidence).double().tolist()
+    expected = torch.tensor(loops.token_advantages(own, evidence, mask, coefficient, clip), dtype=torch.float64)
+    scale = torch.tensor(own, dtype=torch.float64).abs().unsqueeze(-1)
+    assert ((found.double() - expected).abs() <= 1e-6 * scale + 1e-37).all()
+    assert (found.sign() * torch.tensor(own, dtype=torch.float32).sign().unsqueeze(-1) >= 0).all()
+
+
+@st.composite
+def pairs(draw):
+    rows, columns = draw(st.integers(1, 3)), draw(st.integers(1, 6))
+    return tables(draw, logps, rows, columns), tables(draw, logps, rows, columns)
+
+
+@examples(600, pair=pairs())
+def evidence(pair):
+    plus, minus = map(torch.tensor, pair)
+    found = credit.evidence(plus, minus)
+    assert found.isfinite().all()
+    close(found, loops.evidence(*(side.double().tolist() for side in (plus, minus))))
+    assert (found[credit.unscorable(plus, minus)] == 0).all()
+
+
+@st.composite
+def teachers(draw):
+    count, rows, columns = draw(st.integers(1, 4)), draw(st.integers(1, 3)), draw(st.integers(1, 4))
+    finite = st.one_of(st.floats(-60, 0, width=32), st.just(-math.inf))
+    return [tables(draw, finite, rows, columns) for _ in range(count)], tables(draw, st.booleans(), count, rows)
+
+
+@examples(600, drawn=teachers())
+def mean_probability(drawn):
+    values, present = drawn
+    held = torch.tensor(values)
+    absent = ~torch.tensor(present).unsqueeze(-1)
+    found = credit.mean_probability(held.masked_fill(absent, math.nan), torch.tensor(present))
+    close(found, loops.mean_probability(held.double().tolist(), present))
+
+
+@examples(
+    500,
+    step=st.integers(0, 200),
+    initial=lambdas,
+    steps=st.integers(0, 100),
+    schedule=st.sampled_from(["linear", "cosine", "constant"]),
+)
+def coefficient(step, initial, steps, schedule):
+    found = credit.evidence_coefficient(step, initial=initial, steps=steps, schedule=schedule)
+    assert math.isclose(found, loops.coefficient(step, initial, steps, schedule), abs_tol=1e-12)
+    assert 0 <= found <= initial
+    assert found >= credit.evidence_coefficient(step + 1, initial=initial, steps=steps, schedule=schedule)
+
+
+# The methods ----------------------------------------------------------------------------------------------------------
+
+CONSTANTS = {
+    "rlcsd": st.fixed_dictionaries(
+        {
+            "tau": st.floats(1e-3, 5),
+            "beta": st.floats(0, 4),
+            "threshold": st.floats(0, 1),
+            "eta": st.floats(0, 4),
+            "lowest": st.floats(-3, 0),
+            "highest": st.floats(0, 3),
+        }
+    ),
+    "cscr": st.fixed_dictionaries(
+        {"rate": st.floats(0, 50), "threshold": st.floats(0, 5), "floor": st.floats(0.001, 1)}
+    ),
+    "pbsd": st.fixed_dictionaries(
+        {
+            "scale": st.floats(1e-3, 50),
+            "bound": st.floats(0.001, 0.999),
+            "unit": st.sampled_from(["turn", "token"]),
+        }
+    ),
+    "distilled_rl": st.fixed_dictionaries(
+        {
+            "ratio_clip": st.floats(1.001, 50),
+            "normalise": st.booleans(),
+            "rollouts": st.sampled_from(["positive", "negative", "all"]),
+        }
+    ),
+    "oracle": st.fixed_dictionaries({"only_mistakes": st.booleans()}),
+}
+
+
+@st.composite
+def placements(draw, name):
+    """Options of a method, and a batch."""
+    reads = METHODS[name].options
+    options = {"method": name, "negative_advantage_weight": draw(st.sampled_from([1.0, 0.0, 0.05, 3.0]))}
+    if METHODS[name].distils:
+        options |= {"negative_advantage_weight": 1.0, "divergence": "sampled"}
+    if name in CONSTANTS:
+        options["method_kwargs"] = draw(CONSTANTS[name])
+    for option, values in {
+        "evidence_coefficient": lambdas,
+        "evidence_clip": st.floats(0.001, 0.999),
+        "evidence_steps": st.integers(0, 30),
+    }.items():
+        if option in reads:
+            options[option] = draw(values)
+    if METHODS[name].needs_other_model:
+        options["teacher_model_name_or_path"] = "another"
+    rows, columns = draw(st.integers(1, 4)), draw(st.integers(1, 6))
+    mask = torch.tensor(tables(draw, st.booleans(), rows, columns))
+    values = torch.tensor(tables(draw, deltas, rows, columns)).masked_fill(~mask, 0.0)
+    scored = torch.tensor(rows_of(draw, st.booleans(), rows))
+    unscorable = torch.tensor(tables(draw, st.booleans(), rows, columns)) & scored.unsqueeze(-1)
+    values = values.masked_fill(unscorable, 0.0).masked_fill(~scored.unsqueeze(-1), 0.0)
+    own = torch.tensor(rows_of(draw, st.one_of(st.floats(-8, 8, width=32), st.just(0.0)), rows))
+    verdicts = torch.tensor(rows_of(draw, st.sampled_from([1.0, 0.0, -1.0]), rows))
+    return MethodOptions(**options), PlacementInputs(own, values, mask, scored, verdicts, unscorable)
+
+
+def placement(drawn, step):
+    """What every method promises, and what each does."""
+    options, inputs = drawn
+    placed = options.chosen.place(inputs, options, step)
+    found, base, mask = placed.advantages, placed.rollout_advantages.unsqueeze(-1), inputs.mask
+    for values in (found, placed.in_loss, placed.shift, placed.scale, placed.rollout_advantages):
+        assert values.isfinite().all(), values
+    for values in (found, placed.in_loss, placed.shift):
+        assert (values[~mask] == 0).all()
+    assert not (placed.at_bound & ~mask).any()
+    assert not (placed.moved & ~mask).any()
+    if options.negative_advantage_weight == 0:
+        assert (found[base.expand_as(found) < 0] == 0).all()
+    if options.chosen.facts.sign.startswith("yes"):
+        assert (found * base >= 0).all()
+    bound = bounds_of(options, step)
+    if bound is not None:
+        low, high = bound
+        factor = torch.where(inputs.advantages.unsqueeze(-1) < 0, options.negative_advantage_weight, 1.0)
+        own = inputs.advantages.unsqueeze(-1) * factor
+        share = torch.where(own.abs() > 1e-6, found / own, 1.0)
+        read = mask & (own.abs() > 1e-6)
+        assert (share[read] >= low - 1e-4 - 1e-4 * abs(low)).all()
+        assert (share[read] <= high + 1e-4 + 1e-4 * abs(high)).all()
+    if options.method == "rlcsd":
+        own = options.constants
+        most = min(own.beta * options.coefficient_at(step), max(-own.lowest, own.highest))
+        weight = max(1.0, options.negative_advantage_weight)
+        read = mask & inputs.scored.unsqueeze(-1)
+        assert ((found - base)[read].abs() <= weight * most * (1 + 1e-5) + 1e-5).all()
+        assert (found[~read] == 0).all()
+    if options.method == "cscr":  # the rollout's credit is kept
+        counted = mask & ~inputs.unscorable & inputs.scored.unsqueeze(-1)
+        total = torch.where(counted, found, 0.0).sum(1)
+        assert torch.allclose(total, (base * counted).sum(1), rtol=1e-4, atol=1e-4)
+
+
+for method in sorted(METHODS):
+    examples(200, name=f"placement_of_{method}", drawn=placements(method), step=st.integers(0, 40))(placement)
+
+
+def bounds_of(options, step):
+    """The least and the largest A_t / A, by docs/methods.md; None: said otherwise."""
+    own = options.constants
+    if options.method in ("cepo", "rlsd", "rlrt") or (options.method == "oracle" and not own.only_mistakes):
+        most = options.coefficient_at(step) * options.evidence_clip
+        return 1 - most, 1 + most
+    if options.method == "oracle":
+        return 0.0, 1.0
+    if options.method == "grpo":
+        return 1.0, 1.0
+    if options.method == "cscr":
+        return own.floor, 1 / own.floor
+    if options.method == "pbsd":
+        return 1 - own.bound, 1 + own.bound
+    if options.method == "distilled_rl":
+        return own.ratio_clip**-2, own.ratio_clip**2
+    return None

@@ -1,0 +1,195 @@
+"""Options, from code, flags and files: a configuration, or one line that says what is wrong."""
+
+import json
+import tempfile
+from dataclasses import fields
+from functools import cache
+from pathlib import Path
+
+import yaml
+from hypothesis import strategies as st
+
+from cepo import CEPOConfig
+from cepo.data.formats import DatasetOptions
+from cepo.data.visible import one_line as shown_on_one_line
+from cepo.data.yaml_files import read_yaml
+from cepo.methods.options import MethodOptions
+from cepo.methods.registry import METHODS
+from cepo.methods.shared_options import SharedOptions
+from cepo.trainer.arguments import config_of, parse
+from cepo.trainer.cepo_config import own_options
+
+from .of_text import hostile
+from .properties import examples
+
+SHARED = [one.name for one in fields(SharedOptions)]
+OWN = [name for name in own_options() if name not in ("answer_extractor",)]
+THEIRS = (
+    *("num_generations", "per_device_train_batch_size", "gradient_accumulation_steps", "num_iterations", "beta"),
+    *("steps_per_generation", "generation_batch_size", "max_completion_length", "epsilon"),
+)
+CHOICES = [
+    *sorted(METHODS),
+    *("linear", "cosine", "constant", "own", "mixture", "own_or_mixture", "lowest_reward", "most_common", "student"),
+    *("uniform", "answer", "solution", "rollout", "whole", "prefix", "suffix", "policy", "initial", "synced", "ema"),
+    *("full", "top_k", "sampled", "auto", "boxed", "tag", "gsm8k", "sentence", "always", "never", "{answer}"),
+]
+numbers = st.one_of(
+    st.integers(-3, 300),
+    st.floats(-2, 2),
+    st.sampled_from([0, 1, 0.5, float("nan"), float("inf"), -float("inf"), 10**400, 1e308, True]),
+)
+anything = st.one_of(
+    st.none(),
+    numbers,
+    st.sampled_from(CHOICES),
+    hostile,
+    st.lists(numbers, max_size=2),
+    st.dictionaries(
+        st.sampled_from(["tau", "rate", "bound", "scale", "unit", "margin", "floor", "x"]), numbers, max_size=2
+    ),
+)
+# What is plausible of an option, more often than not.
+LIKELY = {
+    "method": st.sampled_from(sorted(METHODS)),
+    "method_kwargs": st.one_of(anything, anything.map(lambda value: json.dumps(value, default=str))),
+}
+
+
+def named(names):
+    """Some of the options, each with a value that may be right."""
+    pairs = [st.tuples(st.just(name), st.one_of(LIKELY.get(name, anything), anything)) for name in names]
+    return st.lists(st.one_of(pairs), max_size=5).map(dict)
+
+
+def one_line(error, holds=""):
+    """What a person reads of a mistake."""
+    text = str(error).strip()
+    assert text
+    assert "\n" not in text, text
+    assert holds in text
+
+
+@examples(1500, given=named(SHARED))
+def options_of_methods(given):
+    try:
+        made = MethodOptions(**given)
+    except ValueError as error:
+        one_line(error)
+        return
+    for step in (0, 5, 1000):
+        assert 0 <= made.coefficient_at(step) <= 1
+    assert (
+        MethodOptions(**made.given | ({"method_kwargs": made.method_kwargs} if made.method_kwargs is not None else {}))
+        == made
+    )
+
+
+@examples(700, given=named([*OWN, *THEIRS]))
+def options_of_runs(given):
+    # TRL's own options say what they like of values of other types.
+    if any(not isinstance(given.get(name, 0), int) or abs(given.get(name, 0)) > 10**6 for name in THEIRS):
+        return
+    theirs = set(given) & set(THEIRS)
+    try:
+        made = CEPOConfig("out", use_cpu=True, **given)
+    except ValueError as error:
+        if not theirs:
+            one_line(error)
+        return
+    assert made.method in METHODS
+
+
+@cache
+def flags():
+    return sorted({f"--{name}" for name in (*OWN, *(one.name for one in fields(DatasetOptions)))})
+
+
+words = st.lists(
+    st.one_of(
+        st.sampled_from(["--beta", "--seed", "--preset", "--reward_funcs", "--nosuch", "--", "-", "--method=", "="]),
+        st.deferred(lambda: st.sampled_from(flags())),
+        st.sampled_from(CHOICES),
+        numbers.map(str),
+        hostile,
+    ),
+    max_size=6,
+)
+
+
+@examples(150, arguments=words)
+def command_lines(arguments):
+    if any(word.startswith("--config") for word in arguments):
+        return
+    try:
+        parse([*arguments, "--use_cpu", "true"])
+    except (ValueError, OSError) as error:
+        one_line(shown_on_one_line(str(error)))
+
+
+plain = st.recursive(
+    st.one_of(st.none(), st.booleans(), numbers, hostile, st.dates()),
+    lambda inner: st.one_of(st.lists(inner, max_size=3), st.dictionaries(hostile, inner, max_size=3)),
+    max_leaves=8,
+)
+YAML = st.sampled_from(
+    [
+        *(
+            "&a ",
+            "*a",
+            "<<: ",
+            "- ",
+            ": ",
+            "? ",
+            "{",
+            "}",
+            "[",
+            "]",
+            "!!python/object/apply:os.system ",
+            "!!binary ",
+            "|\n",
+        ),
+        *(
+            "\n",
+            "\n  ",
+            "#",
+            "---\n",
+            "...",
+            "%YAML 9.9\n",
+            "'",
+            '"',
+            "\\",
+            "2001-99-99",
+            "0x",
+            "1:1:1",
+            ".nan",
+            "!!int x",
+        ),
+        *("\t", "\x00", "\ufeff", "!!timestamp x", "!!set {a}", "!!omap [a]", "@", "`", ">", "name", "base", "arms"),
+    ]
+)
+contents = st.one_of(
+    plain.map(lambda value: yaml.safe_dump(value).encode()),
+    st.lists(st.one_of(YAML, hostile), max_size=15).map(lambda parts: "".join(parts).encode("utf-8", "surrogatepass")),
+    st.binary(max_size=40),
+    st.integers(1, 600).map(lambda depth: b"[" * depth),
+    st.integers(2, 60).map(
+        lambda depth: "\n".join(
+            ["a0: &a0 [1, 1]", *(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, depth))]
+        ).encode()
+    ),
+)
+
+
+@examples(900, content=contents)
+def yaml_files(content):
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "run.yaml"
+        path.write_bytes(content)
+        for read in (read_yaml, lambda path: config_of(["--config", str(path)])):
+            try:
+                found = read(path)
+            except ValueError as error:
+                one_line(error, "run.yaml")
+                continue
+            assert len(repr(found)) < 10_000_000

@@ -1,0 +1,220 @@
+"""Random situations of a training step: who wrote what, how it was judged, and how it is learned from.
+
+A situation is plain data, so that it travels to processes as JSON. The numbers fit one, two and three processes: every
+generation batch is a multiple of six rollouts, of the group size and of the steps that it serves for.
+"""
+
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+# The longest completion [tokens]; one that is cut off has as many.
+LONGEST = 40
+# Groups of four span two processes of six rollouts, groups of three span three of four; groups of twelve all of them.
+SIZES = (2, 3, 4, 6, 12)
+LABELLED = ("oracle", "vppo")
+DISTILLING = ("opsd", "sdpo")
+METHODS = (
+    *("cepo", "rlsd", "grpo", "opsd", "sdpo", "rlcsd", "rlrt", "cscr", "pbsd", "distilled_rl"),
+    *LABELLED,
+)
+# How the rewards of a batch lie.
+PROFILES = (
+    *("mixed", "mixed", "one_group", "one_group", "one_rollout"),
+    *("all_right", "all_wrong", "no_verdicts", "some_verdicts"),
+)
+KINDS = ("right", "wrong", "silent", "empty", "short", "cut")
+
+
+@dataclass(frozen=True)
+class Written:
+    """A completion as a script has it.
+
+    Attributes:
+        text: What it says; what is cut off is repeated until it is long enough.
+        ends: Whether it ends with the end token.
+        verdict: The verifier's word, 1 or 0; None: it gives none.
+        style: Another reward.
+    """
+
+    text: str
+    ends: bool
+    verdict: float | None
+    style: float
+
+
+@dataclass(frozen=True)
+class Situation:
+    """One run.
+
+    Attributes:
+        method, options: Of the trainer.
+        size: Rollouts of a group.
+        rollouts: Of a generation batch.
+        model: ``text`` or ``image``.
+        lora: Whether adapters are trained.
+        style: Whether there is another reward beside the verdict.
+        batches: What was written, batch by batch.
+        fails: The process whose reward function raises, for tests of that; none by default.
+        hangs: The process that never comes back, for tests of the watchdog; none by default.
+    """
+
+    method: str
+    options: dict[str, Any]
+    size: int
+    rollouts: int = 12
+    model: str = "text"
+    lora: bool = False
+    style: bool = False
+    batches: list[list[Written]] = field(default_factory=list)
+    fails: int | None = None
+    hangs: int | None = None
+
+    @classmethod
+    def of(cls, plain: dict[str, Any]) -> "Situation":
+        """From JSON."""
+        batches = [[Written(**one) for one in batch] for batch in plain["batches"]]
+        return cls(**{**plain, "batches": batches})
+
+    def runs_on(self, processes: int) -> bool:
+        """Whether the trainer takes it on so many processes: labels of tokens need whole groups on each."""
+        return self.method not in LABELLED or self.rollouts // processes % self.size == 0
+
+
+def situation(seed: int) -> Situation:
+    """The situation of a seed; methods take turns, so that each has its share of any range of seeds."""
+    rng = Random(f"situation:{seed}")
+    method = METHODS[seed % len(METHODS)]
+    # Where tokens have labels, two fit both numbers of processes, four three processes alone, three two.
+    size = rng.choice((2, 2, 3, 4) if method in LABELLED else SIZES)
+    options = _options(method, rng)
+    same_length = options.get("loss_type") == "bnpo"
+    batches = [_batch(size, 12, rng, same_length=same_length) for _ in range(2)]
+    style = rng.random() < 0.3
+    if style:
+        options["reward_weights"] = [1.0, rng.choice((0.1, 0.5))]
+    return Situation(
+        method,
+        options,
+        size,
+        model="image" if rng.random() < 0.3 else "text",
+        lora=rng.random() < 0.15,
+        style=style,
+        batches=batches,
+    )
+
+
+def _options(method: str, rng: Random) -> dict[str, Any]:
+    """Of the trainer, as the method takes them."""
+    options: dict[str, Any] = {}
+    if rng.random() < 0.4:  # a batch that serves for several steps, is learned from in parts, or is one of several
+        steps, parts = rng.choice(((2, 1), (2, 2), (1, 2)))
+        options |= {"steps_per_generation": steps, "gradient_accumulation_steps": parts}
+    if rng.random() < 0.25:
+        options["num_iterations"] = 2
+    options["mask_truncated_completions"] = rng.random() < 0.5
+    if rng.random() < 0.3:
+        options["log_completions"] = True
+    if rng.random() < 0.15:
+        options["credit_samples_every"] = 1
+    if rng.random() < 0.5:
+        options["teacher_batch_tokens"] = rng.choice((150, 400))
+    if rng.random() < 0.3:
+        options["shared_prompt"] = rng.choice(("never", "always"))
+    if method in DISTILLING:
+        options["divergence"] = rng.choice(("full", "top_k", "sampled"))
+        options["divergence_beta"] = rng.choice((0.0, 0.5, 1.0))
+        if options["divergence"] == "top_k":
+            options["divergence_top_k"] = 5
+        if options["divergence"] == "sampled":
+            options.pop("divergence_beta")
+    if method not in ("grpo", "distilled_rl", *LABELLED):
+        options |= rng.choice(
+            (
+                {},
+                {"teacher": "initial"},
+                {"teacher": "synced", "teacher_sync_steps": 1},
+                {"teacher": "ema", "teacher_ema_decay": 0.5},
+            )
+        )
+    if method == "cepo":
+        options |= {
+            "negative_reference": rng.choice(("lowest_reward", "most_common", "own", "mixture", "own_or_mixture")),
+            "max_negatives": rng.choice((1, 4)),
+            "no_negative": rng.choice(("student", "uniform")),
+            "negative_content": rng.choice(("answer", "rollout")),
+            "positive_content": rng.choice(("answer", "solution", "rollout")),
+            "evidence_steps": rng.choice((1, 50)),  # after one step it is GRPO
+        }
+    if method == "rlcsd":
+        options["max_negatives"] = rng.choice((1, 2))
+        # Small models have strong evidence, by which all tokens would be selected.
+        options["method_kwargs"] = {"tau": 1.0, "threshold": rng.choice((0.1, 0.2))}
+    if method in DISTILLING and options["divergence"] != "sampled":
+        return options
+    return options | _loss(method, rng)
+
+
+def _loss(method: str, rng: Random) -> dict[str, Any]:
+    """What TRL's loss is a mean of, and what else stands in it."""
+    found: dict[str, Any] = {"loss_type": rng.choice(("dapo", "grpo", "bnpo", "dr_grpo", "luspo", "cispo", "sapo"))}
+    if method == "rlcsd":
+        found["loss_type"] = rng.choice(("dapo", "bnpo", "dr_grpo", "cispo"))
+    if found["loss_type"] in ("grpo", "luspo", "dapo") and rng.random() < 0.5:
+        found["importance_sampling_level"] = "sequence"
+    if rng.random() < 0.25:
+        found["beta"] = 0.1
+    elif rng.random() < 0.2:
+        found["top_entropy_quantile"] = 0.5
+    else:
+        found["skip_zero_advantage"] = rng.random() < 0.6
+    if found.get("importance_sampling_level") == "sequence":
+        found["use_bias_correction_kl"] = False
+    if rng.random() < 0.3:
+        found["scale_rewards"] = rng.choice(("batch", "none"))
+    if method not in DISTILLING and rng.random() < 0.25:
+        found["negative_advantage_weight"] = rng.choice((0.0, 0.05))
+    return found
+
+
+def _batch(size: int, rollouts: int, rng: Random, *, same_length: bool) -> list[Written]:
+    """The rollouts of a generation batch, group by group."""
+    profile, groups = rng.choice(PROFILES), rollouts // size
+    chosen = rng.randrange(groups)
+    batch = []
+    for group in range(groups):
+        answers = [str(number) for number in rng.sample(range(10, 99), 2)]
+        lonely = rng.randrange(size)
+        for place in range(size):
+            kind = _kind(profile, rng, alone=group == chosen, lonely=place == lonely)
+            batch.append(_written(kind, profile, answers, rng, same_length=same_length))
+    return batch
+
+
+def _kind(profile: str, rng: Random, *, alone: bool, lonely: bool) -> str:
+    if profile == "one_rollout":  # one of all of them is right
+        return "right" if alone and lonely else "wrong"
+    if profile == "all_right" or (profile == "one_group" and not alone):
+        return "right"
+    if profile == "all_wrong":
+        return rng.choice([kind for kind in KINDS if kind != "right"])
+    return rng.choice(KINDS + ("right", "wrong") * 2)
+
+
+def _written(kind: str, profile: str, answers: list[str], rng: Random, *, same_length: bool) -> Written:
+    words = " ".join(rng.choice(("so", "the value", "then", "we keep", "now")) for _ in range(rng.randrange(1, 5)))
+    verdict: float | None = float(kind == "right" or (kind in ("short", "cut", "empty") and rng.random() < 0.2))
+    if profile == "no_verdicts" or (profile == "some_verdicts" and rng.random() < 0.4):
+        verdict = None
+    style = rng.choice((0.0, 0.25, 1.0))
+    if same_length:  # a mean over the tokens of a process is the mean over all where each has as many
+        return Written(f"{words} \\boxed{{{rng.choice(answers)}}}", False, verdict, style)
+    texts = {
+        "right": f"{words} so \\boxed{{SOLUTION}}",
+        "wrong": f"{words} so \\boxed{{{rng.choice(answers)}}}",
+        "silent": words,
+        "empty": "",
+        "short": "a",
+        "cut": f"{words} \\boxed{{{rng.choice(answers)}}} and",
+    }
+    return Written(texts[kind], kind != "cut", verdict, style)

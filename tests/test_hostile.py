@@ -1,0 +1,456 @@
+"""What models and data sets write is text, wherever it is shown; what they bring along runs nothing."""
+
+import ast
+import io
+import json
+import pickle
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from matplotlib import pyplot
+from rich.table import Table
+from rich.text import Text
+
+import cepo.data.evaluation
+from cepo import cli
+from cepo.commands import evaluate as evaluating
+from cepo.commands.curves import draw_curves
+from cepo.data.evaluation import Accuracy
+from cepo.data.loading import load_policy, load_split
+from cepo.data.visible import one_line, visible, visible_within
+from cepo.data.yaml_files import read_yaml
+from cepo.inspection.console import PlainConsole
+from cepo.inspection.gradients_picture import draw_gradients
+from cepo.inspection.page import _json
+from cepo.inspection.pictures import plain_text
+from cepo.inspection.tables import markdown_table
+from cepo.trainer.visible_log import printed_visibly
+
+from .test_trainer import half_right, make, train
+
+ROOT = Path(__file__).parents[1]
+# Clears the screen, names a window, links, goes back to the line's start, turns a line around, ends markup and pages.
+HOSTILE = (
+    "\x1b[2J\x1b]0;title\x07\x1b]8;;http://x\x1b\\link\r over\x00\x9b31m \u202egnp.exe\u2028\udc9b [bold red] [/] "
+    "[link=http://x]y[/link] :smile: </script><script>alert(1)</script><img src=x onerror=alert(1)> $\\frac{$ |"
+)
+SEEN = "\\x1b[2J\\x1b]0;title"
+
+
+def is_harmless(printed):
+    """Of what a terminal is given: nothing in it moves a cursor, turns a line, or cannot be written."""
+    printed.encode("utf-8")
+    return not any(character in printed for character in "\x1b\x07\r\x00\x9b\u202e\u2028\udc9b")
+
+
+# What is shown --------------------------------------------------------------------------------------------------------
+
+
+def test_visible():
+    assert (
+        visible("plain text,\n\ttabs, naïve, 图, 👩\u200d🔬, \u00a0")
+        == "plain text,\n\ttabs, naïve, 图, 👩\u200d🔬, \u00a0"
+    )
+    assert visible("\x1b[0m\r\x00\u202e\ud800\u2066") == r"\x1b[0m\r\x00\u202e\ud800\u2066"
+    assert one_line("  two\n lines\r\n") == "two lines"
+    held = {"a\x1b": ["b\r", ("c\0", 1, None)]}
+    assert visible_within(held) == {r"a\x1b": [r"b\r", (r"c\x00", 1, None)]}
+    assert held == {"a\x1b": ["b\r", ("c\0", 1, None)]}
+
+
+def test_a_console_reads_no_markup_and_obeys_no_control_character():
+    out = io.StringIO()
+    console = PlainConsole(file=out, width=300, soft_wrap=True)
+    table = Table(title=HOSTILE, caption=HOSTILE)
+    table.add_column(HOSTILE)
+    table.add_row(HOSTILE)
+    for one in (HOSTILE, Text(HOSTILE), Text.assemble((HOSTILE, "bold")), table):
+        console.print(one)
+        printed = out.getvalue()
+        assert is_harmless(printed)
+        assert printed.count("[bold red] [/]") >= 1
+        assert SEEN in printed
+        assert ":smile:" in printed
+        out.seek(0)
+        out.truncate()
+
+
+def test_a_status_is_text_too():
+    out = io.StringIO()
+    with PlainConsole(file=out, width=200, force_terminal=True).status("[/] [bold]reading\x1b"):
+        pass
+    assert "[/] [bold]reading\\x1b" in out.getvalue()
+
+
+def test_styles_are_still_there():
+    out = io.StringIO()
+    PlainConsole(file=out, force_terminal=True, color_system="truecolor").print(Text("bold", style="bold"))
+    assert out.getvalue() == "\x1b[1mbold\x1b[0m\n"
+
+
+def test_every_command_prints_through_it(monkeypatch, capsys):
+    found = []
+    monkeypatch.setattr(evaluating, "prepare", lambda arguments: lambda console: found.append(console) or 0)
+    assert cli.main(["evaluate"]) == 0
+    assert isinstance(found[0], PlainConsole)
+
+
+@pytest.mark.parametrize("arguments", [["--nosuch" + HOSTILE], ["--dataset_name", HOSTILE + ".jsonl"], [HOSTILE]])
+@pytest.mark.parametrize("command", ["train", "evaluate", "explain", "compare"])
+def test_errors_are_one_line_of_text(command, arguments, text_model_path, capsys):
+    extra = ["--methods", "grpo"] if command == "compare" else []
+    extra += ["--model_name_or_path", text_model_path]
+    assert cli.main([command, *extra, *arguments]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert is_harmless(error)
+    assert "\\x1b[2J" in error or "\\\\x1b[2J" in error
+
+
+def test_what_a_model_answers(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(cepo.data.evaluation, "text_of", lambda *_: HOSTILE)
+    flags = [
+        "--num_problems",
+        "2",
+        "--temperatures",
+        "0",
+        "--max_completion_length",
+        "2",
+        "--output_dir",
+        str(tmp_path),
+    ]
+    assert cli.main(["evaluate", *flags]) == 0
+    printed = capsys.readouterr().out
+    assert is_harmless(printed)
+    assert f"one of its answers: {SEEN}" in printed
+
+
+@pytest.fixture
+def rows(tmp_path):
+    """Problems whose every text is hostile, as far as JSON can hold it."""
+    text = HOSTILE.replace("\udc9b", "")
+    row = {"prompt": [{"role": "user", "content": f"How many? {text}"}], "solution": f"\\boxed{{7}} {text}"}
+    path = tmp_path / "rows.jsonl"
+    path.write_text((json.dumps(row) + "\n") * 4)
+    return path
+
+
+def test_explaining_hostile_problems(text_model_path, rows, tmp_path, capsys):
+    flags = ["--model_name_or_path", text_model_path, "--dataset_name", str(rows), "--num_generations", "2"]
+    flags += [
+        "--max_completion_length",
+        "3",
+        "--reward_funcs",
+        f"{__name__}.every_other",
+        "--output_dir",
+        str(tmp_path),
+    ]
+    assert cli.main(["explain", *flags, "--terminal"]) == 0
+    printed = capsys.readouterr().out
+    assert is_harmless(printed)
+    assert f"user: How many? {SEEN}" in printed
+    assert "[bold red]" in printed
+    assert cli.main(["explain", *flags]) == 0
+    page = (tmp_path / "explain.html").read_text(encoding="utf-8")
+    assert page.count("<script") == 2
+    assert "<img src" not in page
+
+
+def every_other(completions, **kwargs):
+    return [float(number % 2) for number in range(len(completions))]
+
+
+def test_training_on_hostile_problems(text_model_path, rows, tmp_path, capsys):
+    """TRL prints a table of rollouts, which takes control characters as they come; what is saved stays as it was."""
+    import pandas
+
+    options = {"max_steps": 1, "max_completion_length": 4, "log_completions": True, "num_generations": 4}
+    train(tmp_path, load_split(str(rows), "train"), text_model_path, half_right, **options, method="grpo")
+    printed = capsys.readouterr().out
+    # Styles of the table may be there; nothing of a prompt's is.
+    assert "\x1b[2J" not in printed
+    assert "\x1b]" not in printed
+    assert "\\x1b" in printed
+    saved = pandas.read_parquet(next((tmp_path / "out" / "completions").glob("*.parquet")))
+    assert "\x1b[2J" in saved["prompt"][0][0]["content"]
+
+
+def test_trls_own_table_is_put_back(capsys):
+    from trl.trainer import grpo_trainer
+
+    theirs = grpo_trainer.print_prompt_completions_sample
+    told = [[{"role": "user", "content": HOSTILE}]]
+    with printed_visibly():
+        grpo_trainer.print_prompt_completions_sample(
+            told, [HOSTILE], {"r": [1.0]}, [0.0], 1, 1, extra={"note": [HOSTILE]}
+        )
+    with pytest.raises(IndexError), printed_visibly():
+        grpo_trainer.print_prompt_completions_sample(told, [], {"r": [1.0]}, [0.0], 1)
+    assert grpo_trainer.print_prompt_completions_sample is theirs
+    printed = capsys.readouterr().out
+    assert is_harmless(printed)
+    assert "\\x1b" in printed
+
+
+def test_a_page_can_be_written_whatever_is_in_it():
+    text = _json({"text": HOSTILE})
+    text.encode("utf-8")
+    assert json.loads(text)["text"] == HOSTILE
+    assert "<" not in text
+
+
+def test_a_markdown_table_keeps_its_cells():
+    lines = markdown_table(("a", "b"), [(HOSTILE, "[x](javascript:1)"), ("1.0 [0.5, 1.5]", "own_or_mixture")]).split(
+        "\n"
+    )
+    assert len(lines) == 5
+    assert is_harmless("".join(lines))
+    assert [line.replace("\\|", "").count("|") for line in lines[:4]] == [3, 3, 3, 3]
+    assert "<" not in "".join(lines)
+    assert "](" not in "".join(lines)
+    assert lines[3] == "| 1.0 [0.5, 1.5] | own_or_mixture |"
+
+
+def test_pictures_read_no_formulas(tmp_path):
+    """One that cannot be read would raise when the picture is drawn."""
+    name = "a $\\frac{ and $x_{$"
+    history = [{"step": 1, "reward": 0.5}, {"step": 2, "reward": 0.6}]
+    draw_curves(history, tmp_path / "curves.png", title=name, greedy=[(0, Accuracy((1.0, 0.0)))])
+    numbers = {"value": 1.0, "low": 0.5, "high": 1.5}
+    row = {"name": name, "alignment": numbers, "adam": numbers, "norm": numbers, "angle": numbers}
+    draw_gradients([row], [], tmp_path / "gradients.png")
+    assert (tmp_path / "curves.png").stat().st_size > 1000
+    assert (tmp_path / "gradients.png").stat().st_size > 1000
+    assert pyplot.rcParams["text.parse_math"]  # of the caller's own pictures
+
+    @plain_text
+    def drawn():
+        return pyplot.figure().suptitle("$\\frac{$")
+
+    assert not drawn().get_parse_math()
+    pyplot.close("all")
+
+
+def test_nothing_prints_past_the_console():
+    """Errors and notes go to the error stream as text on one line; all else through the commands' console."""
+    for path in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            called = ast.unparse(node)
+            name = ast.unparse(node.func)
+            assert not (name == "Console" and "quiet=True" not in called), f"{path.name}: {called}"
+            if name != "print":
+                continue
+            told = [part for part in ast.walk(node) if isinstance(part, ast.FormattedValue)]
+            ours = ("one_line(", "_what(error)", "__version__", "command!r", "', '.join(failed)", "name")
+            assert all(ast.unparse(part.value).startswith(ours) or "!r" in ast.unparse(part) for part in told), called
+
+
+# What runs nothing ----------------------------------------------------------------------------------------------------
+
+# Where a file uses what is refused elsewhere, and why that is no harm.
+EXPLAINED: dict[tuple[str, str], str] = {}
+_MODULES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
+_CALLS = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "yaml.load", "yaml.unsafe_load"}
+_CALLS |= {"yaml.full_load", "yaml.load_all", "pandas.read_pickle", "pd.read_pickle"}
+
+
+def refused(tree):
+    """What a file does that may run what it reads."""
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+            yield from (name for name in names if name.split(".")[0] in _MODULES)
+        if not isinstance(node, ast.Call):
+            continue
+        name, given = ast.unparse(node.func), {one.arg: ast.unparse(one.value) for one in node.keywords}
+        if name in _CALLS:
+            yield name
+        if name.endswith("torch.load") and given.get("weights_only") != "True":
+            yield "torch.load"
+        if name.endswith(".load") and given.get("allow_pickle", "False") != "False":
+            yield "allow_pickle"
+        if given.get("shell", "False") != "False":
+            yield "shell"
+        if given.get("trust_remote_code") == "True":
+            yield "trust_remote_code=True"
+
+
+FILES = [path for folder in ("src", "scripts", "examples", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_file_runs_what_it_reads(path):
+    found = {(str(path.relative_to(ROOT)), name) for name in refused(ast.parse(path.read_text()))}
+    assert found <= set(EXPLAINED)
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        *("import pickle", "from joblib import load", "eval(x)", "torch.load(f)", "np.load(f, allow_pickle=True)"),
+        *("yaml.load(f, Loader=L)", "f(trust_remote_code=True)", "subprocess.run(x, shell=True)", "__import__('os')"),
+    ],
+)
+def test_and_the_walk_would_see_it(code):
+    assert list(refused(ast.parse(code)))
+
+
+def test_models_are_loaded_with_a_word_on_their_code():
+    """Where nothing is said, transformers asks at the terminal whether to run it."""
+    for path in (ROOT / "src").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            name = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+            if name in [f"Auto{kind}.from_pretrained" for kind in ("Config", "Tokenizer", "Processor", "Model")]:
+                assert any(one.arg == "trust_remote_code" for one in node.keywords), ast.unparse(node)
+
+
+class Harm:
+    """Leaves a file when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_a_checkpoint_runs_nothing(text_figures, text_model_path, tmp_path):
+    options = {"max_steps": 1, "max_completion_length": 4, "save_strategy": "steps", "save_steps": 1, "method": "grpo"}
+    train(tmp_path, text_figures, text_model_path, half_right, **options)
+    checkpoint = tmp_path / "out" / "checkpoint-1"
+    done = tmp_path / "done"
+    pickle.loads(pickle.dumps(Harm(done)))
+    assert done.exists()  # it would
+    done.unlink()
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        kept = (checkpoint / name).read_bytes()
+        torch.save({"state": Harm(done)}, checkpoint / name)
+        trainer = make(tmp_path, text_figures, text_model_path, half_right, **{**options, "max_steps": 2})
+        with pytest.raises(pickle.UnpicklingError):
+            trainer.train(resume_from_checkpoint=str(checkpoint))
+        (checkpoint / name).write_bytes(kept)
+    assert not done.exists()
+
+
+def test_a_data_set_runs_nothing(tmp_path, capsys):
+    done = tmp_path / "done"
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "train.pkl").write_bytes(pickle.dumps(Harm(done)))
+    assert cli.main(["evaluate", "--dataset_name", str(folder)]) == 2
+    (folder / "data.py").write_text(f"open({str(done)!r}, 'w')")
+    assert cli.main(["evaluate", "--dataset_name", str(folder)]) == 2
+    assert capsys.readouterr().err.count("\n") == 2
+    assert not done.exists()
+
+
+OWN_CODE = """
+from pathlib import Path
+from transformers import Qwen3Config, Qwen3ForCausalLM
+Path({done!r}).touch()
+class OwnConfig(Qwen3Config):
+    model_type = "own"
+class OwnModel(Qwen3ForCausalLM):
+    config_class = OwnConfig
+"""
+
+
+@pytest.fixture
+def own_code(text_model_path, tmp_path, monkeypatch):
+    """A model whose folder brings its code, and the file that this leaves when it runs."""
+    folder, done = tmp_path / "model", tmp_path / "done"
+    shutil.copytree(text_model_path, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {"model_type": "own", "architectures": ["OwnModel"]}
+    config["auto_map"] = {"AutoConfig": "own.OwnConfig", "AutoModelForCausalLM": "own.OwnModel"}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "own.py").write_text(OWN_CODE.format(done=str(done)))
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr("builtins.input", None)  # nobody is asked
+    return str(folder), done
+
+
+def test_code_of_a_model_is_not_run(own_code, rows, text_model_path, tmp_path, capsys):
+    folder, done = own_code
+    own = ["--dataset_name", str(rows), "--reward_funcs", f"{__name__}.every_other"]
+    train_flags = [*own, "--output_dir", str(tmp_path / "out"), "--use_cpu", "true", "--max_steps", "1"]
+    train_flags += ["--per_device_train_batch_size", "4", "--num_generations", "4", "--max_completion_length", "4"]
+    with_policy, with_teacher = (["--model_name_or_path", name] for name in (folder, text_model_path))
+    for command in (
+        ["train", *with_policy, *train_flags],
+        ["train", *with_policy, *train_flags, "--max_prompt_length", "500"],
+        ["train", *with_teacher, *train_flags, "--method", "distilled_rl", "--teacher_model_name_or_path", folder],
+        ["evaluate", *with_policy, *own],
+        ["explain", *with_policy, *own],
+        ["explain", *with_teacher, *own, "--teacher_model_name_or_path", folder],
+        ["credit", *with_policy, *own, "--dataset_split", "train"],
+    ):
+        assert cli.main(command) == 2, command
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert f"model_name_or_path: {folder} needs code that comes with it" in error, command
+        assert "--trust_remote_code true" in error
+    assert cli.main(["train", *with_policy, *train_flags, "--dry_run"]) == 2
+    assert f"only code that comes with {folder} knows its sizes" in capsys.readouterr().out
+    assert not done.exists()
+
+
+def test_and_is_if_the_user_asks(own_code, rows, tmp_path, capsys):
+    folder, done = own_code
+    model, _ = load_policy(folder, trust_remote_code=True)
+    assert type(model).__name__ == "OwnModel"
+    assert done.exists()
+    flags = ["--dataset_name", str(rows), "--reward_funcs", f"{__name__}.every_other", "--max_completion_length", "2"]
+    flags += ["--temperatures", "0", "--output_dir", str(tmp_path), "--model_name_or_path", folder]
+    assert cli.main(["evaluate", *flags, "--trust_remote_code"]) == 0
+
+
+BOMB = "\n".join(["a0: &a0 [1, 1]", *(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 60))])
+MERGES = "\n".join(["a0: &a0 {x: 1}", *(f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}]}}" for n in range(1, 60))])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("x: !!python/object/apply:pathlib.Path.touch [{done}]", "is not YAML: could not determine a constructor"),
+        ("x: !!python/name:os.system", "is not YAML"),
+        (BOMB, "its aliases stand for more than 20,000 values"),
+        (MERGES, "its aliases stand for more than 20,000 values"),
+        ("x: &a [*a]", "an alias stands for what it is part of"),
+        ("[" * 100 + "]" * 100, "more than 50 lists within each other"),
+        ("x: " + "1" * 300_000, "a file of options has"),
+        ("x: !!timestamp y", "cannot be read"),
+        ("x: 2001-99-99", "cannot be read: month must be in"),
+        ("x: " + "9" * 5000, "cannot be read"),
+        (b"x: \xff", "cannot be read: 'utf-8' codec"),
+        ("x: [", "is not YAML: .*line 1, column 5"),
+        ("x: \x1b", "is not YAML"),
+    ],
+    ids=range(13),
+)
+@pytest.mark.parametrize("reader", ["--config", "compare", "gradients", "--accelerate_config"])
+def test_files_of_options_are_data(tmp_path, capsys, content, message, reader):
+    done, path = tmp_path / "done", tmp_path / "own.yaml"
+    content = content.replace("{done}", str(done)) if isinstance(content, str) else content
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(ValueError, match=message):
+        read_yaml(path)
+    option = reader if reader.startswith("--") else "--config"
+    command = reader if not reader.startswith("--") else "train"
+    flags = ["--num_batches", "4", "--num_prompts", "1"] if command == "gradients" else []
+    assert cli.main([command, *flags, option, str(path)]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1, error
+    assert f"{option}: {path}" in error
+    assert not done.exists()
+
+
+def test_files_of_options_may_have_aliases_and_a_mark_of_their_bytes(tmp_path):
+    path = tmp_path / "own.yaml"
+    path.write_bytes(b"\xef\xbb\xbf" + b"base: &base {x: 1}\narms: {a: *base, b: {<<: *base, y: 2}}\n")
+    assert read_yaml(path) == {"base": {"x": 1}, "arms": {"a": {"x": 1}, "b": {"x": 1, "y": 2}}}
+    path.write_text("")
+    assert read_yaml(path) is None

@@ -1,0 +1,227 @@
+"""Images of data sets that nobody has looked at: where their files lie, and what their first bytes say."""
+
+import io
+import json
+import struct
+import zlib
+
+import pytest
+from datasets import Dataset, Image, IterableDataset, List
+from PIL import Image as Pictures
+from PIL import ImageFile
+
+from cepo import cli
+from cepo.data.checks import DatasetError, check_dataset
+from cepo.data.formats import DatasetOptions
+from cepo.data.images import LARGEST_IMAGE, broken_images_named
+from cepo.data.loading import load_split
+
+from .test_trainer import make
+
+PROMPT = [{"role": "user", "content": "How many?"}]
+
+
+def picture(kind="PNG", size=(24, 16), **options):
+    out = io.BytesIO()
+    Pictures.new("RGB", size, "red").save(out, kind, **options)
+    return out.getvalue()
+
+
+def bomb(width, height):
+    """A PNG of a few bytes whose header claims so many pixels."""
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return (
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 9)) + chunk(b"IEND", b"")
+    )
+
+
+def film(frames=3):
+    out = io.BytesIO()
+    pictures = [Pictures.new("RGB", (8, 8), (number % 256, 0, 0)) for number in range(frames)]
+    pictures[0].save(out, "GIF", save_all=True, append_images=pictures[1:])
+    return out.getvalue()
+
+
+@pytest.fixture
+def places(tmp_path):
+    """A folder with a data set's file, an image in it, one beside it, and links out of it."""
+    folder = tmp_path / "data"
+    (folder / "sub").mkdir(parents=True)
+    for path in (folder / "in.png", folder / "sub" / "in.png", tmp_path / "out.png"):
+        path.write_bytes(picture())
+    (folder / "link.png").symlink_to(tmp_path / "out.png")
+    (folder / "folder").symlink_to(tmp_path)
+    return folder
+
+
+def load(folder, *names, column="image", streaming=False, **options):
+    rows = [{"prompt": PROMPT, "solution": "1", column: name} for name in names]
+    (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    made = DatasetOptions(**options)
+    return load_split(str(folder / "rows.jsonl"), "train", streaming=streaming, options=made)
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("column", ["image", "images"])
+def test_names_within_the_folder(places, column, streaming):
+    names = ["in.png", "sub/in.png", "sub/../in.png", str(places / "in.png")]
+    data = load(places, *([name] if column == "images" else name for name in names), column=column, streaming=streaming)
+    for row in data:
+        (found,) = row["images"] if column == "images" else [row["image"]]
+        assert found.size == (24, 16)
+
+
+OUTSIDE = [
+    *("../out.png", "sub/../../out.png", "link.png", "folder/out.png", "/etc/passwd", "http://example.org/a.png"),
+    *("file:///etc/passwd", "hf://datasets/a/b/c.png", "zip://in.png::http://example.org/a.zip", "a\0.png"),
+]
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_names_that_lead_out_are_refused_by_row_and_column(places, name, streaming):
+    with pytest.raises(DatasetError, match=r"row 1 of .*: 'image' (leads out|names an address|names no file)") as error:
+        list(load(places, "in.png", name, streaming=streaming))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", OUTSIDE[:5])
+def test_names_in_lists_and_in_columns_of_the_users(places, name):
+    with pytest.raises(DatasetError, match=r"row 0 of .*: 'images' leads out"):
+        load(places, ["in.png", name], column="images")
+    with pytest.raises(DatasetError, match=r"row 1 of .*: 'figure' leads out"):
+        load(places, "in.png", name, column="figure", dataset_columns={"images": "figure"})
+
+
+def test_another_folder_if_the_user_asks(places, tmp_path):
+    rows = load(places, "out.png", str(tmp_path / "out.png"), "data/in.png", image_folder=str(tmp_path))
+    assert [row["image"].size for row in rows] == [(24, 16)] * 3
+    with pytest.raises(DatasetError, match=r"row 0 .* leads out of image_folder, .*: '/etc/passwd'"):
+        load(places, "/etc/passwd", image_folder=str(tmp_path))
+    with pytest.raises(DatasetError, match="image_folder: there is no such folder"):
+        load(places, "in.png", image_folder=str(tmp_path / "nosuch"))
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_files_that_a_saved_set_names(places, tmp_path, several):
+    """A set may be saved with names in place of bytes; names that lead out of it are refused as well."""
+    values = [{"bytes": picture(), "path": "/nowhere.png"}, {"bytes": None, "path": str(tmp_path / "out.png")}]
+    feature = Image(decode=False)
+    data = Dataset.from_dict({"prompt": [PROMPT] * 2, "solution": ["1"] * 2})
+    column, values = ("images", [[value] for value in values]) if several else ("image", values)
+    data = data.add_column(column, values, feature=List(feature) if several else feature)
+    data.to_parquet(places / "rows.parquet")
+    with pytest.raises(DatasetError, match=f"row 1 of .*: '{column}' leads out"):
+        load_split(str(places / "rows.parquet"), "train")
+    found = load_split(str(places / "rows.parquet"), "train", options=DatasetOptions(image_folder=str(tmp_path)))
+    assert len(list(found)) == 2
+
+
+HEADERS = [
+    (bomb(100_000, 100_000), f"more pixels than the {LARGEST_IMAGE:,}"),
+    (bomb(8001, 8000), f"8001 x 8000 pixels, and at most {LARGEST_IMAGE:,} are decoded"),
+    (film(), "is a film"),
+    (b"\x89PNG\r\n\x1a\n", "no image of a known kind"),
+    (b"GIF89a", "no image of a known kind"),
+    (b"not an image", "no image of a known kind"),
+    (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n", "no image of a known kind"),
+    (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "no image of a known kind"),
+]
+
+
+@pytest.mark.parametrize(("held", "message"), HEADERS, ids=range(len(HEADERS)))
+@pytest.mark.parametrize("several", [False, True])
+def test_headers_are_read_before_pixels_are(monkeypatch, held, message, several):
+    values = [picture(), held]
+    column, feature = ("images", List(Image())) if several else ("image", Image())
+    data = Dataset.from_dict({"prompt": [PROMPT] * 2, "solution": ["1"] * 2})
+    data = data.add_column(column, [[{"bytes": v}] if several else {"bytes": v} for v in values]).cast_column(
+        column, feature
+    )
+    monkeypatch.setattr(ImageFile.ImageFile, "load", None)  # whoever decodes fails
+    with pytest.raises(DatasetError, match=f"row 1 of the training set: '{column}' .*{message}") as error:
+        check_dataset(data, needs_solution=True)
+    assert "\n" not in str(error.value)
+    check_dataset(data.select([0]), needs_solution=True)
+
+
+@pytest.mark.parametrize(("held", "message"), HEADERS[:4], ids=range(4))
+def test_a_stream_looks_at_headers_as_they_come(places, held, message):
+    (places / "bad.png").write_bytes(held)
+    rows = iter(load(places, *["in.png"] * 12, "bad.png", streaming=True))
+    for _ in range(12):
+        next(rows)
+    with pytest.raises(DatasetError, match=f"row 12 of .*{message}"):
+        next(rows)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000"])
+def test_known_kinds_pass(kind):
+    data = Dataset.from_dict({"prompt": [PROMPT], "solution": ["1"], "image": [{"bytes": picture(kind)}]})
+    check_dataset(data.cast_column("image", Image()), needs_solution=True)
+
+
+def test_a_picture_for_two_eyes_is_no_film():
+    out = io.BytesIO()
+    first, second = (Pictures.new("RGB", (8, 8), colour) for colour in ("red", "blue"))
+    first.save(out, "MPO", save_all=True, append_images=[second])
+    data = Dataset.from_dict({"prompt": [PROMPT], "solution": ["1"], "image": [{"bytes": out.getvalue()}]})
+    check_dataset(data.cast_column("image", Image()), needs_solution=True)
+
+
+def cut_off(figures, row):
+    """Figures of which one was cut off behind its header."""
+
+    def held(number):
+        out = io.BytesIO()
+        figures[number]["image"].save(out, "PNG")
+        return {"bytes": out.getvalue()[: 60 if number == row else None], "path": None}
+
+    images = [held(number) for number in range(len(figures))]
+    return figures.remove_columns("image").add_column("image", images).cast_column("image", Image())
+
+
+def test_what_no_header_tells_is_named_when_it_is_reached(tmp_path, figures):
+    trainer = make(tmp_path, cut_off(figures.select([0, 1]), 1), method="grpo", max_steps=1, max_completion_length=4)
+    with pytest.raises(DatasetError, match="row 1 of the training set: an image cannot be decoded: "):
+        trainer.train()
+
+
+def test_and_by_a_command(tmp_path, figures, capsys):
+    cut_off(figures, 3).save_to_disk(tmp_path / "data")
+    flags = ["--dataset_name", str(tmp_path / "data"), "--max_completion_length", "4"]
+    code = cli.main(["evaluate", *flags, "--temperatures", "0", "--output_dir", str(tmp_path)])
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert code == 2, error
+    assert error.startswith("cepo: error: row 3 of the problems: an image cannot be decoded")
+    assert cli.main(["explain", *flags, "--dataset_split", "train", "--index", "3"]) == 2
+    error = capsys.readouterr().err.strip()
+    assert "row 3 of the split 'train': an image cannot be decoded" in error
+
+
+def test_other_errors_are_left_alone():
+    with pytest.raises(OSError, match="a full disk"), broken_images_named(None, "the set"):
+        raise OSError("a full disk")
+    stream = IterableDataset.from_generator(lambda: iter(()))
+    with (
+        pytest.raises(DatasetError, match="an image of the set cannot be decoded"),
+        broken_images_named(stream, "the set"),
+    ):
+        Pictures.open(io.BytesIO(b"nothing"))
+
+
+@pytest.mark.parametrize("key", ["image", "url", "path", "base64"])
+@pytest.mark.parametrize("streaming", [False, True])
+def test_prompts_name_no_images_themselves(tmp_path, key, streaming):
+    """A chat template would read any file that they name, and fetch from any address."""
+    named = [{"role": "user", "content": [{"type": "image", key: "/etc/passwd"}, {"type": "text", "text": "?"}]}]
+    rows = [{"prompt": [{"role": "user", "content": [{"type": "text", "text": "?"}]}], "solution": "1"}] * 10
+    rows.append({"prompt": named, "solution": "1"})
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = load_split(str(tmp_path / "rows.jsonl"), "train", streaming=streaming)
+    with pytest.raises(DatasetError, match=f"row 10 of .*names an {key} within a turn, '/etc/passwd'"):
+        list(data) if streaming else check_dataset(data, needs_solution=False)
