@@ -9,12 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig
 from torch.testing import assert_close
+from transformers import GenerationMixin
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
 from cepo import CEPOConfig, CEPOTrainer, policy_path
 from cepo.scoring.passes import ScoringModel
+from cepo.scoring.shared_prefill import Prefill
 from cepo.scoring.shared_rows import Rows, branched, distinct, packed, packing_pays, why_not_shared
+from cepo.trainer.batches import images_of_rows
 from cepo.trainer.shared_update import rows_of
 
 from . import tiny_models
@@ -242,3 +245,77 @@ def test_groups_stay_together_in_the_micro_batches_of_one_step(tmp_path, task): 
     assert kept._keeps_groups()
     for other in ({"loss_type": "bnpo"}, {"top_entropy_quantile": 0.5}, {"steps_per_generation": 6, "max_steps": 2}):
         assert not train(tmp_path, task, "auto", **{**options, **other})._keeps_groups()
+
+
+# Sampling -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("options", [{}, {"peft_config": LoraConfig(r=4, target_modules=["q_proj", "v_proj"])}])
+def test_the_same_is_sampled_from_prompts_that_run_once(tmp_path, task, options, monkeypatch):  # noqa: F811
+    """By the same seed, token for token; each distinct prompt once in a batch, but for the trial."""
+    sampled, prefilled = {}, {}
+    for shared in ("never", "auto"):
+        rows = []
+        original = GRPOTrainer._generate_single_turn
+
+        def generate(self, *args, rows=rows, original=original, **kwargs):
+            found = original(self, *args, **kwargs)
+            rows.append(found[0])
+            return found
+
+        monkeypatch.setattr(GRPOTrainer, "_generate_single_turn", generate)
+        counts = []
+        prefill = GenerationMixin._prefill
+
+        def counted(self, input_ids, *args, counts=counts, prefill=prefill, **kwargs):
+            counts.append(len(input_ids))
+            return prefill(self, input_ids, *args, **kwargs)
+
+        monkeypatch.setattr(GenerationMixin, "_prefill", counted)
+        train(tmp_path, task, shared, **options)
+        monkeypatch.undo()
+        sampled[shared], prefilled[shared] = rows, counts
+    assert sampled["auto"] == sampled["never"]
+    assert prefilled["never"] == [8, 8]
+    assert prefilled["auto"] == [8, 2, 2]  # whole, the trial, and from then on once
+
+
+@pytest.mark.parametrize(("name", "images"), [("qwen3_vl", 2), ("qwen2_5_vl", 1), ("gemma3_vl", 1), ("gemma3", 0)])
+def test_what_is_generated_is_what_whole_prompts_generate(models, name, images):
+    """Greedy answers and their logits; caches that keep a window of what they saw are branched too."""
+    model, draw = models(name), random.Random(0)
+    torch.manual_seed(0)
+    prompts = [prompt_for(name, draw, images) for _ in range(2)]
+    batch, width = batch_of(name, prompts, [3, 2], draw)
+    inputs = {key: value for key, value in batch.items() if key != "num_images"}
+    for key in ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids"):
+        if key in inputs:
+            inputs[key] = inputs[key][:, :width]
+    if images > 1:
+        batch["num_images"] = [images] * 5
+    said = []
+    options = {"max_new_tokens": 7, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    rows = images_of_rows({key: value for key, value in batch.items() if key not in ("input_ids", "attention_mask")})
+    firsts, owners = distinct(inputs["input_ids"], inputs["attention_mask"], rows.same)
+    assert len(firsts) == 2
+    expected = model.generate(**inputs, **options, pad_token_id=0, eos_token_id=None)
+    prefill = Prefill(said.append)
+    shown = rows.of(firsts) if images else {}
+    for _ in range(2):  # with the trial, and after it
+        with prefill.once(model, firsts, owners, shown):
+            found = model.generate(**inputs, **options, pad_token_id=0, eos_token_id=None)
+        assert torch.equal(found.sequences, expected.sequences)
+        for one, other in zip(found.logits, expected.logits, strict=True):
+            assert_close(one, other, atol=3e-5, rtol=1e-4)
+    assert prefill.shares is True
+    assert said == []
+    assert "_prefill" not in vars(model)
+
+
+def test_caches_that_cannot_be_branched_are_left_alone(models):
+    said, model = [], models("qwen3_next")
+    prefill = Prefill(said.append)
+    with prefill.once(model, [0], [0, 0], {}):
+        assert "_prefill" not in vars(model)
+    assert len(said) == 1
+    assert said[0].startswith("sampling runs every prompt once per rollout: its cache has layers that are not keys")
