@@ -150,6 +150,37 @@ def test_a_save_that_fails_leaves_no_checkpoint_to_go_on_from_and_keeps_the_one_
     assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-4"]
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("most", [5_000_000, 6_600_000])
+def test_a_disk_that_takes_no_more_in_the_midst_of_a_file(tmp_path, most):
+    """A limit of the system on the size of a file cuts off the weights, or the optimiser's state, of checkpoint 2."""
+    quick = {"eval_problems": 0, "max_steps": 3, "save_total_limit": 1}
+    flags = [part for name, value in {**SMALL, **quick}.items() for part in (f"--{name}", str(value))]
+    script = (
+        "import resource, sys, cepo.trainer.checkpoints as checkpoints\n"
+        "from cepo import cli\n"
+        "from cepo.scoring.teacher_weights import TeacherWeights\n"
+        "save = TeacherWeights.save\n"
+        "def saved(self, folder):\n"
+        "    save(self, folder)\n"
+        "    resource.setrlimit(resource.RLIMIT_FSIZE, (MOST, resource.RLIM_INFINITY))\n"
+        "TeacherWeights.save = saved\n"
+        "sys.exit(cli.main(sys.argv[1:]))\n"
+    ).replace("MOST", str(most))
+    done = subprocess.run(
+        [sys.executable, "-c", script, "train", "--output_dir", tmp_path / "out", *flags],
+        capture_output=True,
+        text=True,
+        cwd=Path(__file__).parent.parent,
+    )
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("Stopped")]
+    assert line.startswith("Stopped: a file could not be written, as on a full disk (")
+    assert line.endswith(f"Go on with: --resume_from_checkpoint {tmp_path}/out/checkpoint-1")
+    assert run(tmp_path / "out", **quick, resume_from_checkpoint=True) == 0
+
+
 @pytest.mark.parametrize("removed", ["checkpoint-1", "checkpoint-2", "."])
 def test_what_is_removed_under_the_run(tmp_path, monkeypatch, capsys, removed):
     """While checkpoint 2 is written: the one before, itself, or all that there is."""

@@ -60,7 +60,19 @@ def find_checkpoint(given: str | bool | None, output_dir: str) -> str | None:
 
 
 # A full disk, a quota, a disk that went read-only or away.
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ENOENT, errno.ENOTDIR}
+_DISK = {
+    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
+    *(errno.ENOENT, errno.ENOTDIR),
+}
+# What torch and safetensors say of it, who keep the number to themselves.
+_WRITES = (
+    "(os error ",
+    "No space left",
+    "file write failed",
+    "iostream error",
+    "PytorchStreamWriter failed",
+    "unexpected pos",
+)
 
 
 def disk_problem(error: BaseException | None) -> str | None:
@@ -68,8 +80,8 @@ def disk_problem(error: BaseException | None) -> str | None:
     while error is not None:
         if isinstance(error, OSError) and error.errno in _DISK:
             return str(error)
-        if "No space left" in str(error) or "file write failed" in str(error):
-            return str(error).strip().splitlines()[0]
+        if any(words in str(error) for words in _WRITES):
+            return f"a file could not be written, as on a full disk ({str(error).strip().splitlines()[0]})"
         error = error.__cause__ or error.__context__
     return None
 
