@@ -1,8 +1,10 @@
 """What a person sees while `cepo train` runs, and what Ctrl-C does to it."""
 
+import itertools
 import signal
+import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -14,31 +16,42 @@ INTERRUPTED = 130  # exit status after Ctrl-C
 SAME = 1.0
 
 
+_STEPS = 9  # by whose time the rest is estimated
+
+
+def seconds_left(ended: Sequence[tuple[int, float]], steps: int) -> float | None:
+    """What a run still takes, by the median of its last steps; None before the second, for the first tells little.
+
+    Args:
+        ended: Steps, and when each ended [seconds].
+        steps: Of the run.
+    """
+    each = [(later - sooner) / (step - before) for (before, sooner), (step, later) in itertools.pairwise(ended)]
+    return statistics.median(each) * (steps - ended[-1][0]) if each else None
+
+
 class ProgressLines(TrainerCallback):
     """One line a step: reward, right answers, lambda, time left."""
 
     def __init__(self, console: Console, correctness: str):
         self.console = console
         self.correctness = f"rewards/{correctness}/mean"
-        self.started = 0.0
-        self.first_step = 0
+        self._ended: list[tuple[int, float]] = []  # the last steps that were logged, and when
 
     def on_train_begin(self, args, state, control, **kwargs):  # noqa: ARG002
-        self.started, self.first_step = time.monotonic(), state.global_step
+        self._ended = []
 
     def on_log(self, args, state, control, logs: dict[str, Any] | None = None, **kwargs):  # noqa: ARG002
         if not logs or "reward" not in logs or not state.is_world_process_zero:
             return
-        elapsed = time.monotonic() - self.started
-        done = max(1, state.global_step - self.first_step)
-        left = elapsed / done * (state.max_steps - state.global_step)
+        self._ended = [*self._ended[-_STEPS:], (state.global_step, time.monotonic())]
         parts = [
             f"step {state.global_step:>{len(str(state.max_steps))}}/{state.max_steps}",
             f"reward {_number(logs['reward'])}",
             f"right {_number(logs.get(self.correctness))}",
             f"lambda {_number(logs.get('cepo/coefficient'))}",
             f"tokens {_number(logs.get('completions/mean_length'), '.0f')}",
-            f"{_clock(left)} left",
+            f"{_clock(seconds_left(self._ended, state.max_steps))} left",
         ]
         self.console.print("  ".join(parts), highlight=False)
 
@@ -105,6 +118,8 @@ def _number(value: float | None, form: str = ".2f") -> str:
     return "-" if value is None else format(value, form)
 
 
-def _clock(seconds: float) -> str:
+def _clock(seconds: float | None) -> str:
+    if seconds is None:
+        return "-"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes}:{rest:02d}"
