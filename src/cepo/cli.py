@@ -104,7 +104,7 @@ def _run(command: str, arguments: list[str], traceback: bool) -> int:
         if traceback:
             raise
         more = "; --traceback shows how it came there" if error.__cause__ is not None else ""
-        print(f"cepo: error: {_what(error)}{more}", file=sys.stderr)
+        print(f"cepo: error: {_what(error)}" + more, file=sys.stderr)
         return 2
     except GradientError as error:  # every process says it
         if traceback:
@@ -115,10 +115,10 @@ def _run(command: str, arguments: list[str], traceback: bool) -> int:
 
 
 def _what(error: Exception) -> str:
-    """A mistake on one line."""
-    from .data.visible import one_line
+    """A mistake on one line, and the lines of its notes, such as commands to copy."""
+    from .data.visible import one_line, visible
 
-    return one_line(str(error)) or type(error).__name__
+    return "\n".join([one_line(str(error)) or type(error).__name__, *map(visible, getattr(error, "__notes__", []))])
 
 
 if __name__ == "__main__":

@@ -114,9 +114,9 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
     check_installed(python, options.backend)
     missing = missing_datasets(benchmarks.values())
     if missing:
-        raise SuiteError(
-            f"not downloaded: {', '.join(missing)}. Get what is missing, with the network, by\n{how_to_get(missing)}"
-        )
+        error = SuiteError(f"not downloaded: {', '.join(missing)}. Get what is missing, with the network, by")
+        error.add_note(how_to_get(missing))
+        raise error
     settings = Settings(
         source,
         options.backend,
