@@ -1,6 +1,6 @@
 """Prompts that run once in the update: the log-probs, entropies and gradients of TRL's whole rows, and fewer tokens."""
 
-import functools
+import math
 import random
 
 import pytest
@@ -9,13 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig
 from torch.testing import assert_close
-from transformers import GenerationMixin
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
 from cepo import CEPOConfig, CEPOTrainer, policy_path
+from cepo.scoring.generation import SharedPrompts, Sparing
 from cepo.scoring.passes import ScoringModel
-from cepo.scoring.shared_prefill import Prefill
 from cepo.scoring.shared_rows import Rows, branched, distinct, packed, packing_pays, why_not_shared
 from cepo.trainer.batches import images_of_rows
 from cepo.trainer.shared_update import rows_of
@@ -165,18 +164,13 @@ def train(tmp_path, task, shared, trainer_class=CEPOTrainer, **options):  # noqa
     )
     torch.manual_seed(0)
     trainer = trainer_class(model, half_right, args, dataset, peft_config=peft_config)
-    passes = []
-    forward = trainer.model.forward
+    trainer.passes, trainer.sampling = [], []
 
-    @functools.wraps(forward)
-    def spy(*args, **kwargs):
-        if torch.is_grad_enabled() and "input_ids" in kwargs:
-            passes.append(kwargs["input_ids"].numel())
-        return forward(*args, **kwargs)
+    def count(module, args):
+        (trainer.passes if torch.is_grad_enabled() else trainer.sampling).append(args[0].shape)
 
-    trainer.model.forward = spy
+    trainer.model.get_input_embeddings().register_forward_pre_hook(count)
     trainer.train()
-    trainer.passes = passes
     return trainer
 
 
@@ -209,7 +203,7 @@ def test_steps_are_those_of_whole_rows(tmp_path, task, name):  # noqa: F811
         options = {}
     whole_rows = train(tmp_path, task, "never", **options)
     shared = train(tmp_path, task, "always", **options)
-    assert sum(shared.passes) < sum(whole_rows.passes)
+    assert sum(map(math.prod, shared.passes)) < sum(map(math.prod, whole_rows.passes))
     assert any(value > 0 for value in logged(whole_rows, "grad_norm"))
     for key in ("loss", "grad_norm", "entropy", "reward"):
         assert logged(shared, key) == pytest.approx(logged(whole_rows, key), rel=2e-3, abs=2e-5)
@@ -253,69 +247,102 @@ def test_groups_stay_together_in_the_micro_batches_of_one_step(tmp_path, task): 
 @pytest.mark.parametrize("options", [{}, {"peft_config": LoraConfig(r=4, target_modules=["q_proj", "v_proj"])}])
 def test_the_same_is_sampled_from_prompts_that_run_once(tmp_path, task, options, monkeypatch):  # noqa: F811
     """By the same seed, token for token; each distinct prompt once in a batch, but for the trial."""
-    sampled, prefilled = {}, {}
+    sampled = {}
     for shared in ("never", "auto"):
-        rows = []
-        original = GRPOTrainer._generate_single_turn
+        rows, original = [], GRPOTrainer._generate_single_turn
 
         def generate(self, *args, rows=rows, original=original, **kwargs):
+            self.sampling.clear()
             found = original(self, *args, **kwargs)
-            rows.append(found[0])
+            rows.append((found[0], [shape[0] for shape in self.sampling if shape[1] > 1]))
             return found
 
         monkeypatch.setattr(GRPOTrainer, "_generate_single_turn", generate)
-        counts = []
-        prefill = GenerationMixin._prefill
-
-        def counted(self, input_ids, *args, counts=counts, prefill=prefill, **kwargs):
-            counts.append(len(input_ids))
-            return prefill(self, input_ids, *args, **kwargs)
-
-        monkeypatch.setattr(GenerationMixin, "_prefill", counted)
         train(tmp_path, task, shared, **options)
         monkeypatch.undo()
-        sampled[shared], prefilled[shared] = rows, counts
-    assert sampled["auto"] == sampled["never"]
-    assert prefilled["never"] == [8, 8]
-    assert prefilled["auto"] == [8, 2, 2]  # whole, the trial, and from then on once
+        sampled[shared] = rows
+    assert [tokens for tokens, _ in sampled["auto"]] == [tokens for tokens, _ in sampled["never"]]
+    assert [prompts for _, prompts in sampled["auto"]] == [[8, 2], [2]]  # whole and the trial, from then on once
+    assert [prompts for _, prompts in sampled["never"]] == [[8], [8]]
 
 
-@pytest.mark.parametrize(("name", "images"), [("qwen3_vl", 2), ("qwen2_5_vl", 1), ("gemma3_vl", 1), ("gemma3", 0)])
-def test_what_is_generated_is_what_whole_prompts_generate(models, name, images):
-    """Greedy answers and their logits; caches that keep a window of what they saw are branched too."""
-    model, draw = models(name), random.Random(0)
-    torch.manual_seed(0)
-    prompts = [prompt_for(name, draw, images) for _ in range(2)]
-    batch, width = batch_of(name, prompts, [3, 2], draw)
+def inputs_of(name, images, groups, draw):
+    """What `generate` takes for groups of rows with the same prompt, and which these are."""
+    prompts = [prompt_for(name, draw, images) for _ in groups]
+    batch, width = batch_of(name, prompts, groups, draw)
     inputs = {key: value for key, value in batch.items() if key != "num_images"}
     for key in ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids"):
         if key in inputs:
             inputs[key] = inputs[key][:, :width]
-    if images > 1:
-        batch["num_images"] = [images] * 5
-    said = []
-    options = {"max_new_tokens": 7, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    if images:
+        batch["num_images"] = [images] * sum(groups)
     rows = images_of_rows({key: value for key, value in batch.items() if key not in ("input_ids", "attention_mask")})
     firsts, owners = distinct(inputs["input_ids"], inputs["attention_mask"], rows.same)
-    assert len(firsts) == 2
-    expected = model.generate(**inputs, **options, pad_token_id=0, eos_token_id=None)
-    prefill = Prefill(said.append)
-    shown = rows.of(firsts) if images else {}
+    assert len(firsts) == len(groups)
+    return inputs, SharedPrompts(firsts, owners, rows.of(firsts) if images else {})
+
+
+@pytest.mark.parametrize("sampled", [True, False])
+@pytest.mark.parametrize(("name", "images"), [("qwen3_vl", 2), ("qwen2_5_vl", 1), ("gemma3_vl", 1), ("gemma3", 0)])
+def test_what_is_generated_is_what_whole_prompts_generate(models, name, images, sampled):
+    """Tokens, and the logits of every row until it ends; caches that keep a window of what they saw included."""
+    model, draw = models(name), random.Random(0)
+    torch.manual_seed(0)
+    inputs, prompts = inputs_of(name, images, [5, 4], draw)
+    options = {"max_new_tokens": 12, "output_logits": True, "return_dict_in_generate": True, "do_sample": sampled}
+    options |= {"pad_token_id": 0, "eos_token_id": list(range(6, 14)), "temperature": 1.0 if sampled else None}
+
+    def generate():
+        torch.manual_seed(3)
+        return model.generate(**inputs, **options)
+
+    expected = generate()
+    width = inputs["input_ids"].shape[1]
+    ran = expected.sequences[:, width:] != 0
+    if sampled:
+        assert len(set(ran.sum(1).tolist())) > 2  # rows end at different times
+    said, counts = [], []
+    sparing = Sparing(said.append)
     for _ in range(2):  # with the trial, and after it
-        with prefill.once(model, firsts, owners, shown):
-            found = model.generate(**inputs, **options, pad_token_id=0, eos_token_id=None)
+        with sparing.generating(model, options["eos_token_id"], prompts):
+            inner = model.register_forward_pre_hook(
+                lambda _, args, kw: counts.append(len(kw["input_ids"])), with_kwargs=True
+            )
+            found = generate()
+            inner.remove()
         assert torch.equal(found.sequences, expected.sequences)
-        for one, other in zip(found.logits, expected.logits, strict=True):
-            assert_close(one, other, atol=3e-5, rtol=1e-4)
-    assert prefill.shares is True
+        for place, (one, other) in enumerate(zip(found.logits, expected.logits, strict=True)):
+            assert_close(one[ran[:, place]], other[ran[:, place]], atol=5e-5, rtol=1e-4)
+    assert sparing.shares is True
     assert said == []
-    assert "_prefill" not in vars(model)
+    assert 2 in counts  # prompts
+    if sampled:
+        assert 2 < min(count for count in counts if count != 2) < 8
+    assert not model._forward_pre_hooks
+    assert not model._forward_hooks
 
 
 def test_caches_that_cannot_be_branched_are_left_alone(models):
     said, model = [], models("qwen3_next")
-    prefill = Prefill(said.append)
-    with prefill.once(model, [0], [0, 0], {}):
-        assert "_prefill" not in vars(model)
+    sparing = Sparing(said.append)
+    for _ in range(2):
+        with sparing.generating(model, [5], None):
+            assert not model._forward_pre_hooks
     assert len(said) == 1
     assert said[0].startswith("sampling runs every prompt once per rollout: its cache has layers that are not keys")
+
+
+def test_a_model_whose_trial_differs_is_left_alone(models):
+    """As one that keeps something else of its rows."""
+    said, model = [], models("qwen3")
+    torch.manual_seed(0)
+    inputs, prompts = inputs_of("qwen3", 0, [2, 2], random.Random(1))
+    swapped = SharedPrompts(prompts.firsts, [1 - owner for owner in prompts.owners], {})
+    expected = model.generate(**inputs, max_new_tokens=4, do_sample=False, pad_token_id=0, eos_token_id=5)
+    sparing = Sparing(said.append)
+    for _ in range(2):
+        with sparing.generating(model, [5], swapped):
+            found = model.generate(**inputs, max_new_tokens=4, do_sample=False, pad_token_id=0, eos_token_id=5)
+        assert torch.equal(found, expected)
+    (line,) = said
+    assert "in a trial, logits were off by" in line

@@ -10,10 +10,10 @@ from trl import GRPOTrainer
 from trl.models.utils import _ForwardRedirection
 from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
 
+from ..scoring.generation import SharedPrompts, Sparing
 from ..scoring.passes import TOLERANCE, ScoringModel
 from ..scoring.requests import TOKEN_TYPES
 from ..scoring.score import has_dropout
-from ..scoring.shared_prefill import Prefill
 from ..scoring.shared_rows import (
     Found,
     Rows,
@@ -47,7 +47,7 @@ class SharedPromptTrainer(GRPOTrainer):
     _in_order: Batch | None = None  # the generation batch, before TRL shuffles it
 
     def __init__(self, *args, **kwargs):
-        self._prefill = Prefill(self._say)
+        self._sparing = Sparing(self._say)
         super().__init__(*args, **kwargs)
 
     def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
@@ -140,19 +140,15 @@ class SharedPromptTrainer(GRPOTrainer):
 
     def _generate_single_turn(self, prompt_ids, images, multimodal_fields, *args, **kwargs):
         generate = super()._generate_single_turn
-        plan = self._prompts_once(prompt_ids, images, multimodal_fields)
-        if plan is None:
+        others = self.use_vllm or self.use_transformers_continuous_batching or is_sharded(self)
+        if others or self.args.shared_prompt_update == "never":
             return generate(prompt_ids, images, multimodal_fields, *args, **kwargs)
-        with self._prefill.once(self._inside(self.model), *plan):
+        prompts = self._shared_prompts(prompt_ids, images, multimodal_fields)
+        with self._sparing.generating(self._inside(self.model), self.eos_token_ids, prompts):
             return generate(prompt_ids, images, multimodal_fields, *args, **kwargs)
 
-    def _prompts_once(
-        self, prompt_ids: list[list[int]], images: Any, fields: dict[str, Any]
-    ) -> tuple[list[int], list[int], dict[str, Tensor]] | None:
-        """Which rows have which prompt, and the images of these; None where `generate` is not to be changed."""
-        others = self.use_vllm or self.use_transformers_continuous_batching or is_sharded(self)
-        if others or self.args.shared_prompt_update == "never" or self._prefill.shares is False:
-            return None
+    def _shared_prompts(self, prompt_ids: list[list[int]], images: Any, fields: dict[str, Any]) -> SharedPrompts | None:
+        """Which rows have which prompt; None where none is shared."""
         if not known_images(fields):
             return None
         batch: Batch = {name: value for name, value in fields.items() if isinstance(value, Tensor)}
@@ -160,7 +156,9 @@ class SharedPromptTrainer(GRPOTrainer):
             batch["num_images"] = [len(of_row or []) for of_row in images]
         shown = images_of_rows(batch)
         firsts, owners = distinct_prompts(prompt_ids, shown.same)
-        return None if len(firsts) == len(owners) else (firsts, owners, shown.of(firsts) if batch else {})
+        if len(firsts) == len(owners):
+            return None
+        return SharedPrompts(firsts, owners, shown.of(firsts) if batch else {})
 
     def _inside(self, model: Any) -> PreTrainedModel:
         """The transformers model inside of wrappers and adapters."""
