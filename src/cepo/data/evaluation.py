@@ -237,25 +237,30 @@ def evaluate(
     if sampling.temperature == 0:
         samples = 1
     share = share or Share()
-    # All problems once, then all of them again: the first answers are the same, however many follow.
-    starts = range(0, len(dataset), sampling.batch_size)
+    # All problems once: the first answers are the same, however many follow. Then a problem's others together, whose
+    # prompt is run once for them.
+    orders = [
+        [(problem, 0) for problem in range(len(dataset))],
+        [(problem, answer) for problem in range(len(dataset)) for answer in range(1, samples)],
+    ]
     batches = [
-        (answer, range(start, min(start + sampling.batch_size, len(dataset))))
-        for answer in range(samples)
-        for start in starts
+        order[start : start + sampling.batch_size]
+        for order in orders
+        for start in range(0, len(order), sampling.batch_size)
     ]
     own, spare = share.of(batches)
     asked: list[_Asked] = []
     with seeded(seed + share.index):
-        for answer, some in own:
-            with broken_images_named(dataset, "the problems", some):
-                rows = [dataset[index] for index in some]
-            conversations = [conversation_of(row, processing_class) for row in rows]
-            completions = sample(model, processing_class, conversations, sampling)
+        for batch in own:
+            problems = sorted({problem for problem, _ in batch})
+            with broken_images_named(dataset, "the problems", problems):
+                rows = {problem: dataset[problem] for problem in problems}
+            conversations = {problem: conversation_of(row, processing_class) for problem, row in rows.items()}
+            completions = sample(model, processing_class, [conversations[problem] for problem, _ in batch], sampling)
             answers = [text_of(processing_class, ids) for ids in completions]
-            judged = verdicts(judge, rows, answers, completions)
-            for index, ids, text, reward in zip(some, completions, answers, judged, strict=True):
-                asked.append(_Asked(index, answer, ids, text, None if reward is None else reward >= threshold))
+            judged = verdicts(judge, [rows[problem] for problem, _ in batch], answers, completions)
+            for (problem, answer), ids, text, reward in zip(batch, completions, answers, judged, strict=True):
+                asked.append(_Asked(problem, answer, ids, text, None if reward is None else reward >= threshold))
             if on_progress:
                 on_progress(len(asked))
         for _ in range(spare):  # for the others' sake, who may gather weights or count tokens together

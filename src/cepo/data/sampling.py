@@ -5,11 +5,13 @@ Dimensions: G rollouts of a prompt, T completion tokens.
 
 import asyncio
 import inspect
+import logging
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from PIL import Image
@@ -17,9 +19,13 @@ from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin, Trai
 
 from ..references.answers import final_answer
 from ..references.groups import Attempt, Group, Ids, Messages, Rollout
+from ..scoring.generation import SharedPrompts, Sparing
 from ..scoring.prompts import left_padding, text_of, tokenizer_of, with_parts
+from ..scoring.requests import TOKEN_TYPES
 from ..scoring.score import evaluating
 from .guarded import guarded
+
+_logger = logging.getLogger(__name__)
 
 # As TRL has them: prompts, completions, columns and more by name -> rewards, None for no verdict. It may be async.
 RewardFunc = Callable[..., Any]
@@ -87,19 +93,48 @@ def sample(
     completions: list[Ids] = []
     with evaluating(model):
         for start in range(0, len(conversations), sampling.batch_size):
-            inputs = processing_class.apply_chat_template(
-                list(conversations[start : start + sampling.batch_size]),
-                add_generation_prompt=True,
-                tokenize=True,
-                return_dict=True,
-                return_tensors="pt",
-                **left_padding(processing_class),
-                **(sampling.chat_template_kwargs or {}),
-            ).to(model.device)
-            output = model.generate(**inputs, generation_config=generation)
+            part = conversations[start : start + sampling.batch_size]
+            inputs = _inputs_of(part, processing_class, sampling).to(model.device)
+            prompts = _shared(part, processing_class, sampling, model)
+            with _sparing_of(model).generating(model, ends, prompts):
+                output = model.generate(**inputs, generation_config=generation)
             rows = output[:, inputs["input_ids"].shape[1] :].tolist()
             completions += [_until_end(row, ends) for row in rows]
     return completions
+
+
+def _inputs_of(conversations: Sequence[Messages], processing_class: Any, sampling: Sampling) -> Any:
+    return processing_class.apply_chat_template(
+        list(conversations),
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        **left_padding(processing_class),
+        **(sampling.chat_template_kwargs or {}),
+    )
+
+
+# Whether a model's prompts can be shared is tried once.
+_SPARING: WeakKeyDictionary[PreTrainedModel, Sparing] = WeakKeyDictionary()
+
+
+def _sparing_of(model: PreTrainedModel) -> Sparing:
+    return _SPARING.setdefault(model, Sparing(_logger.info))
+
+
+def _shared(
+    conversations: Sequence[Messages], processing_class: Any, sampling: Sampling, model: PreTrainedModel
+) -> SharedPrompts | None:
+    """Which conversations are one and the same object; None where none is there twice."""
+    known: dict[int, int] = {}
+    owners = [known.setdefault(id(conversation), len(known)) for conversation in conversations]
+    if len(known) == len(owners):
+        return None
+    firsts = [owners.index(owner) for owner in range(len(known))]
+    few = _inputs_of([conversations[row] for row in firsts], processing_class, sampling).to(model.device)
+    tokens = ("input_ids", "attention_mask", *TOKEN_TYPES)
+    return SharedPrompts(firsts, owners, {name: value for name, value in few.items() if name not in tokens})
 
 
 def _until_end(ids: list[int], ends: set[int]) -> Ids:
