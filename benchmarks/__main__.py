@@ -17,9 +17,12 @@ from rich.table import Table
 
 from cepo.commands import quiet_libraries
 
-from . import models, scorer, step
+from . import busy, models, scorer, step, update
 from .measure import machine
 
+PARTS = ["scorer", "update", "step", "busy"]
+# What is said of a row in words.
+NAMES = ("what", "shape", "method", "rule", "machine", "threads")
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -40,20 +43,33 @@ def main() -> None:
     rate = about["matmul_gflops"] * 1e9
     console = Console(width=150)
     console.print(about)
-    parts = options.parts or ["scorer", "step"]
+    parts = options.parts or PARTS
+    found: dict[str, list[dict[str, Any]]] = {}
     if "scorer" in parts:
         rows = _scorer(options, of_scorer, device, dtype, rate)
         _report("scorer", about | {"architecture": of_scorer}, rows, options.output_dir, console)
+    if "update" in parts:
+        model = models.build(of_step, device, dtype)
+        found["update"] = update.run(model, rollouts=8, repeats=options.repeats or 5, say=_progress("update"))
+        _report("update", about | {"architecture": of_step}, found["update"], options.output_dir, console)
     if "step" in parts:
         canned = options.canned_rollouts or on_gpu
-        rows = _step(options, of_step, device, dtype, canned=canned)
-        about |= {"architecture": of_step, "canned_rollouts": canned}
-        _report("step", about, rows, options.output_dir, console)
+        found["step"] = _step(options, of_step, device, dtype, canned=canned)
+        about_steps = about | {"architecture": of_step, "canned_rollouts": canned}
+        _report("step", about_steps, found["step"], options.output_dir, console)
+    if "busy" in parts and not on_gpu:
+        repeats, steps = (1, 1) if options.quick else (3, 3)
+        found["busy"] = busy.run(steps=steps, repeats=repeats, say=_progress("busy"))
+        _report("busy", about, found["busy"], options.output_dir, console)
+    for line in targets(found):
+        console.print(line)
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument("parts", nargs="*", choices=["scorer", "step", []], help="what to measure; default: both")
+    parser.add_argument(
+        "parts", nargs="*", choices=["scorer", "update", "step", "busy", []], help="what to measure; default: all"
+    )
     parser.add_argument("--quick", action="store_true", help="a coarse version, in under four minutes on two cores")
     parser.add_argument(
         "--repeats",
@@ -93,7 +109,6 @@ def _step(
     tasks = [step.paper_task(groups, share, architecture, device, dtype) for share in (0.0, 0.4)]
     if options.quick:
         repeats, methods = 1, [("grpo", ""), ("cepo", "own_or_mixture")]
-        tasks = tasks[1:]
     elif not canned:
         tasks.insert(0, step.default_task(8))
     return step.run(tasks, methods, repeats=repeats, canned=canned, say=_progress("step"))
@@ -103,13 +118,40 @@ def _progress(part: str) -> Any:
     started = time.perf_counter()
 
     def say(row: dict[str, Any]) -> None:
-        name = " ".join(str(row.get(key, "")) for key in ("shape", "method", "rule"))
-        print(
-            f"[{time.perf_counter() - started:6.0f} s] {part}: {name}, zero variance {row['zero_variance']:.0%}",
-            flush=True,
+        name = " ".join(
+            str(row[key]) for key in ("what", "shape", "method", "rule", "machine", "threads") if key in row
         )
+        dead = f", zero variance {row['zero_variance']:.0%}" if "zero_variance" in row else ""
+        print(f"[{time.perf_counter() - started:6.0f} s] {part}: {name}{dead}", flush=True)
 
     return say
+
+
+# Of the default rule's step at the paper's shape: share of dead groups, and the ratio to TRL's GRPO step.
+_STEPS = ((0.0, 0.85), (0.4, 0.70))
+# Of a run beside one busy core, to the same run on a quiet machine.
+_BUSY = 2.2
+
+
+def targets(found: dict[str, list[dict[str, Any]]]) -> list[str]:
+    """A line for each target that was measured: met or not."""
+    lines = []
+    for dead, most in _STEPS:
+        for row in found.get("step", []):
+            if (row["shape"], row["method"], row["rule"]) != ("paper", "cepo", "own_or_mixture"):
+                continue
+            if abs(row["zero_variance"] - dead) < 0.05:
+                lines.append(
+                    _target(f"a CEPO step, {dead:.0%} dead groups, of TRL's GRPO", row["ratio_to_trl_grpo"], most)
+                )
+    for row in found.get("busy", []):
+        if (row["machine"], row["threads"]) == ("busy", "asleep (ours)"):
+            lines.append(_target("a run beside one busy core, of one alone", row["ratio"], _BUSY))
+    return lines
+
+
+def _target(what: str, ratio: float, most: float) -> str:
+    return f"{'met    ' if ratio <= most else 'not met'}  {what}: {ratio:.2f}, at most {most:.2f}"
 
 
 # Heads are short so that the tables fit a terminal; docs/performance.md says what they mean.
@@ -126,6 +168,19 @@ COLUMNS = {
         "s/floor": "{seconds_over_floor:.1f}",
         "of matmul": "{share_of_matmul_rate[cepo]:.0%}",
         "MB ref, TRL, ours": "{memory}",
+    },
+    "update": {
+        "what": "{what}",
+        "shape": "{shape}",
+        "seconds, whole": "{seconds[whole]:.2f}",
+        "of whole": "{ratios}",
+        "peak MB": "{memory}",
+    },
+    "busy": {
+        "machine": "{machine}",
+        "threads": "{threads}",
+        "seconds": "{seconds:.1f}",
+        "of ours, quiet": "{ratio:.2f}",
     },
     "step": {
         "shape": "{shape}",
@@ -146,11 +201,12 @@ COLUMNS = {
 def _report(part: str, about: dict[str, Any], rows: list[dict[str, Any]], folder: Path, console: Console) -> None:
     table = Table(title=f"{part}: medians")
     for column in COLUMNS[part]:
-        table.add_column(column, justify="left" if column in ("shape", "method", "rule") else "right")
+        table.add_column(column, justify="left" if column in NAMES else "right")
     for row in rows:
-        held = row["peak_memory"]
+        held, ratio = row.get("peak_memory", {}), row.get("ratio")
         memory = ", ".join(f"{size / 1e6:,.0f}" for size in (held.values() if isinstance(held, dict) else [held]))
-        table.add_row(*(form.format(**row, memory=memory) for form in COLUMNS[part].values()))
+        ratios = ", ".join(f"{name} {value:.2f}" for name, value in ratio.items()) if isinstance(ratio, dict) else ""
+        table.add_row(*(form.format(**row, memory=memory, ratios=ratios) for form in COLUMNS[part].values()))
     console.print(table)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{part}.json"

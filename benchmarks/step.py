@@ -1,8 +1,8 @@
 """Whole optimiser steps: TRL's GRPOTrainer, and ours with each method and rule for r-.
 
 All of them run at once and take turns, a step at a time, so that what else the machine does hits all alike. The
-learning rate is 0, so that all would sample the same rollouts from the same policy, by code of TRL's: the first of a
-round samples them, and all of that round are charged its seconds. lambda stays above 0.
+learning rate is 0, so that all sample the same rollouts from the same policy: of those that run prompts whole, and of
+those that share them, the first of a round samples, and all of its kind are charged its seconds. lambda stays above 0.
 """
 
 import copy
@@ -37,8 +37,10 @@ from . import models
 from .measure import in_random_order, median, seconds_and_memory
 from .models import MERGE, PATCH
 
+WHOLE = "whole prompts"  # in place of a rule: shared_prompt_update="never", which is TRL to the bit
 # Method and rule for r-.
 OURS = [
+    ("grpo", WHOLE),
     ("grpo", ""),
     ("rlsd", ""),
     ("cepo", "lowest_reward"),
@@ -200,7 +202,7 @@ class _Timed(GRPOTrainer):
 
 
 class _Sampled:
-    """Rollouts of a round, sampled once, and the seconds that took."""
+    """Rollouts of a round, sampled once by trainers of a kind, and the seconds that took."""
 
     def __init__(self) -> None:
         self.rollouts: dict[int, Any] = {}
@@ -256,8 +258,9 @@ def make_trainer(
     }
     if not theirs:
         own = {"evidence_schedule": "constant", "evidence_steps": steps}
-        own |= {"negative_reference": rule} if rule else {}
+        own |= {"negative_reference": rule} if rule not in ("", WHOLE) else {}
         options |= {"method": method, **readable(own, method)}
+        options["shared_prompt_update"] = "never" if rule == WHOLE else "auto"
     set_seed(0)
     args = (GRPOConfig if theirs else CEPOConfig)(output_dir=folder, **options)
     trainer = trainer_class(task.fresh_model(), task.reward, args, task.dataset, processing_class=task.processor)
@@ -289,10 +292,11 @@ def run(
 
 
 def _run_task(task: Task, ways: list[tuple[str, str]], repeats: int, canned: bool, folder: str) -> list[dict[str, Any]]:
-    trainers, turns, sampled = {}, {}, _Sampled()
+    trainers, turns, kinds = {}, {}, {True: _Sampled(), False: _Sampled()}
+    shares = {way: way[0] != "trl" and way[1] != WHOLE for way in ways}
     for way in ways:
-        name = f"{folder}/{'-'.join(way)}"
-        trainers[way] = make_trainer(task, *way, steps=1 + repeats, canned=canned, folder=name, sampled=sampled)
+        name, its = f"{folder}/{'-'.join(way)}", kinds[shares[way]]
+        trainers[way] = make_trainer(task, *way, steps=1 + repeats, canned=canned, folder=name, sampled=its)
     # Only now: to make a trainer is to make accelerate's state anew, which all of them share.
     for way in ways:
         turns[way] = _Turns()
@@ -304,8 +308,8 @@ def _run_task(task: Task, ways: list[tuple[str, str]], repeats: int, canned: boo
         seconds, memory = seconds_and_memory(turns[way].step, trainer.accelerator.device)
         parts = {part: trainer.seconds[part] - before[part] for part in PARTS}
         if getattr(trainer, "sampled_itself", None) != step:
-            seconds += sampled.seconds[step]
-            parts["generation"] += sampled.seconds[step]
+            seconds += kinds[shares[way]].seconds[step]
+            parts["generation"] += kinds[shares[way]].seconds[step]
         return {"seconds": seconds, "peak_memory": memory, **parts}
 
     for way in ways:
@@ -313,6 +317,8 @@ def _run_task(task: Task, ways: list[tuple[str, str]], repeats: int, canned: boo
     rounds = in_random_order({way: partial(one_step, way) for way in ways}, repeats)
     for turn in turns.values():
         turn.finish()
+    for step, rollouts in kinds[False].rollouts.items():
+        assert kinds[True].rollouts.get(step, rollouts) == rollouts, "other rollouts were sampled"
     rows = []
     for way, steps in rounds.items():
         method, rule = way
