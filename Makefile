@@ -26,7 +26,7 @@ evaluate: $(READY)  ## accuracy of the model that `make train` left
 	@$(VENV)/bin/cepo evaluate --model_name_or_path cepo-figures
 
 test: $(READY)  ## the tests
-	$(VENV)/bin/python -m pytest -m "not slow and not processes and not sharded and not lmms and not smollm and not kill and not fuzz"
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not slow and not processes and not sharded and not lmms and not smollm and not kill and not fuzz"
 
 test-slow: $(READY)  ## the tests that take longer: two processes, a whole run from the command line
 	$(VENV)/bin/python -m pytest -m slow
