@@ -22,7 +22,6 @@ import torch
 from safetensors.torch import load_file
 
 from cepo import policy_path
-from cepo.trainer.checkpoints import MARK, why_not_whole
 
 METHODS = (
     *("cepo", "rlsd", "grpo", "opsd", "sdpo", "rlcsd", "rlrt", "cscr", "pbsd", "distilled_rl", "vppo", "oracle"),
@@ -252,8 +251,3 @@ def differences(one, other, at=""):
     else:
         same = type(one) is type(other) and one == other
     return [] if same else [f"{at}: {str(one)[:200]} and {str(other)[:200]}"]
-
-
-def cut_checkpoints(out):
-    """Those that nobody may go on from."""
-    return [path.name for path in out.glob("checkpoint-*") if why_not_whole(path) or (path / MARK).exists()]

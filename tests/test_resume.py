@@ -253,15 +253,19 @@ def read_until(words, process):
     assert any(words in line for line in process.stdout), process.stderr.read()
 
 
+def ended(process, status, out):
+    """In this way, saying how to go on."""
+    printed, errors = process.communicate(timeout=120)
+    assert process.returncode == status, errors
+    assert "Traceback" not in errors
+    assert f"--resume_from_checkpoint {last_whole_checkpoint(out)}" in printed
+
+
 def test_a_scheduler_that_ends_the_run_is_obeyed(tmp_path):
     """SIGTERM: the step is finished, saved, and the exit status is a shell's."""
     process = started(tmp_path / "out")
     process.send_signal(signal.SIGTERM)
-    printed, errors = process.communicate(timeout=120)
-    assert process.returncode == 143, errors
-    assert "Traceback" not in errors
-    last = last_whole_checkpoint(tmp_path / "out")
-    assert f"--resume_from_checkpoint {last}" in printed
+    ended(process, 143, tmp_path / "out")
 
 
 @pytest.mark.slow
@@ -270,8 +274,4 @@ def test_ctrl_c_twice_stops_at_once_with_what_was_saved_before(tmp_path):
     process.send_signal(signal.SIGINT)
     read_until("Stopping after this step", process)
     process.send_signal(signal.SIGINT)
-    printed, errors = process.communicate(timeout=120)
-    assert process.returncode == 130, errors
-    assert "Traceback" not in errors
-    last = last_whole_checkpoint(tmp_path / "out")
-    assert f"--resume_from_checkpoint {last}" in printed
+    ended(process, 130, tmp_path / "out")

@@ -66,8 +66,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _let_threads_sleep() -> None:
     """OpenMP's threads wait for each other in a busy loop, in which another process beside them is waited for too.
 
-    On a quiet machine to sleep costs nothing; beside one busy thread a step took 60 seconds that takes 13 alone
-    (docs/performance.md). Not if the user has said how to wait.
+    Not if the user has said how to wait.
     """
     if not {"GOMP_SPINCOUNT", "OMP_WAIT_POLICY"} & os.environ.keys():
         os.environ["GOMP_SPINCOUNT"] = "0"  # read once, when torch is loaded

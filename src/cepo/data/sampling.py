@@ -23,6 +23,7 @@ from ..scoring.generation import SharedPrompts, Sparing
 from ..scoring.prompts import left_padding, text_of, tokenizer_of, with_parts
 from ..scoring.requests import TOKEN_TYPES
 from ..scoring.score import evaluating
+from ..scoring.shared_rows import distinct_prompts
 from .guarded import guarded
 
 _logger = logging.getLogger(__name__)
@@ -126,12 +127,10 @@ def _sparing_of(model: PreTrainedModel) -> Sparing:
 def _shared(
     conversations: Sequence[Messages], processing_class: Any, sampling: Sampling, model: PreTrainedModel
 ) -> SharedPrompts | None:
-    """Which conversations are one and the same object; None where none is there twice."""
-    known: dict[int, int] = {}
-    owners = [known.setdefault(id(conversation), len(known)) for conversation in conversations]
-    if len(known) == len(owners):
+    """Which conversations are one and the same object; None where none is there twice, or it is of no use."""
+    firsts, owners = distinct_prompts([[id(conversation)] for conversation in conversations], lambda *_: True)
+    if len(firsts) == len(owners) or _sparing_of(model).shares is False:
         return None
-    firsts = [owners.index(owner) for owner in range(len(known))]
     few = _inputs_of([conversations[row] for row in firsts], processing_class, sampling).to(model.device)
     tokens = ("input_ids", "attention_mask", *TOKEN_TYPES)
     return SharedPrompts(firsts, owners, {name: value for name, value in few.items() if name not in tokens})

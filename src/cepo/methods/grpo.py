@@ -5,7 +5,7 @@ from .placement import uniform
 
 METHOD = Method(
     name="grpo",
-    summary="the same for every token; TRL's own to the bit, given the same options",
+    summary="the same for every token; TRL's own (`shared_prompt_update: never`: to the bit)",
     source="arXiv 2402.03300",
     facts=Facts(formula="A", told="nothing", sign="yes", bounds="A_t = A", passes="0"),
     placement=uniform,

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from .passes import TOLERANCE, ScoringModel
+from .passes import ScoringModel, why_trial_failed
 from .requests import TOKEN_TYPES
 
 # Rows are dropped from the cache, which copies it, when so large a part of those that are held has ended.
@@ -81,18 +81,11 @@ class Sparing:
 
     def decide(self, expected: Tensor, shared: Callable[[], Tensor], dtype: torch.dtype) -> None:
         """Compare the logits of shared prompts with those of whole ones."""
-        try:
-            found = shared()
-        except torch.OutOfMemoryError:
-            raise
-        except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, NotImplementedError) as error:
-            self._leave(f"a trial ended in {type(error).__name__}: {str(error).splitlines()[0]}")
-            return
-        off = (found - expected).abs().mean().item()
-        if off > TOLERANCE[dtype]:
-            self._leave(f"in a trial, logits were off by {off:.2g} on average")
-            return
-        self.shares = True
+        reason = why_trial_failed(lambda: (shared() - expected).abs().mean(), "logits", dtype)
+        if reason is None:
+            self.shares = True
+        else:
+            self._leave(reason)
 
     def _leave(self, reason: str) -> None:
         self.shares = False

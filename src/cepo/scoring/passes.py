@@ -301,21 +301,33 @@ def why_not_shared(shared: SharedPrompt, prompts: Sequence[Prompt], requests: Se
 def _difference(shared: SharedPrompt, prompts: Sequence[Prompt], trial: list[Request]) -> str | None:
     whole = Concatenated(shared.model, shared.max_tokens, shared.reduce_max)
     expected = torch.cat(whole.log_probs(prompts, trial))
+    return why_trial_failed(
+        lambda: (torch.cat(shared.log_probs(prompts, trial)) - expected).abs().mean(),
+        "log-probs",
+        shared.model.unwrapped.dtype,
+    )
+
+
+def why_trial_failed(difference: Callable[[], Tensor], what: str, dtype: torch.dtype) -> str | None:
+    """Why a quicker way to run a model cannot be taken; None if it gives the same numbers.
+
+    Args:
+        difference: Tries it; the mean |difference| from the numbers of the plain way.
+        what: These numbers.
+        dtype: Of the weights, whose precision decides what is the same.
+    """
     try:
-        found = torch.cat(shared.log_probs(prompts, trial))
+        off = difference().item()
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, NotImplementedError, KeyError) as error:
         return f"a trial ended in {type(error).__name__}: {str(error).splitlines()[0]}"
-    off = (found - expected).abs().mean().item()
-    if off <= TOLERANCE[shared.model.unwrapped.dtype]:
-        return None
-    return f"in a trial, log-probs were off by {off:.2g} nats on average"
+    return None if off <= _TOLERANCE[dtype] else f"in a trial, {what} were off by {off:.2g} nats on average"
 
 
 # Mean |difference| of two exact ways to compute log-probs [nats]: rounding alone reaches a hundredth of these in
 # float32 and a tenth of these in bfloat16.
-TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.02}
+_TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.02}
 
 
 class Scorer:

@@ -3,8 +3,10 @@
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
+from accelerate.utils import is_peft_model
 from transformers import PreTrainedModel, TrainingArguments
 from trl import GRPOTrainer
 from trl.models import unwrap_model_for_generation
@@ -23,6 +25,12 @@ def is_zero3(trainer: GRPOTrainer) -> bool:
 def is_sharded(trainer: GRPOTrainer) -> bool:
     """Whether no process holds all weights."""
     return trainer.is_fsdp_enabled or is_zero3(trainer)
+
+
+def inner_model(trainer: GRPOTrainer, model: Any) -> PreTrainedModel:
+    """The transformers model inside of the policy's, or the reference's, wrappers and adapters."""
+    unwrapped = trainer.accelerator.unwrap_model(model)
+    return unwrapped.get_base_model() if is_peft_model(unwrapped) else unwrapped
 
 
 def layout_of(trainer: GRPOTrainer) -> WholeWeights:

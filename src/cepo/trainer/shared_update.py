@@ -11,7 +11,7 @@ from trl.models.utils import _ForwardRedirection
 from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
 
 from ..scoring.generation import SharedPrompts, Sparing
-from ..scoring.passes import TOLERANCE, ScoringModel
+from ..scoring.passes import ScoringModel, why_trial_failed
 from ..scoring.requests import TOKEN_TYPES
 from ..scoring.score import has_dropout
 from ..scoring.shared_rows import (
@@ -26,7 +26,7 @@ from ..scoring.shared_rows import (
     why_not_shared,
 )
 from .batches import Batch, images_of_rows, known_images, select_rows
-from .layout import is_sharded
+from .layout import inner_model, is_sharded
 
 _logger = logging.getLogger(__name__)
 
@@ -85,7 +85,7 @@ class SharedPromptTrainer(GRPOTrainer):
         if rows is None:
             return whole()
         unwrapped = self.accelerator.unwrap_model(model)
-        inner = self._inside(model)
+        inner = inner_model(self, model)
         checkpoints = bool(inner.is_gradient_checkpointing and inner.training and torch.is_grad_enabled())
         if checkpoints and not packing_pays(inner, rows):
             return whole()
@@ -127,14 +127,7 @@ class SharedPromptTrainer(GRPOTrainer):
     def _try_sharing(self, whole: Any, shared: Any, mask: Tensor, dtype: torch.dtype) -> str | None:
         with torch.no_grad():
             expected, _ = whole()
-            try:
-                found, _ = shared()
-            except torch.OutOfMemoryError:
-                raise
-            except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, NotImplementedError) as error:
-                return f"a trial ended in {type(error).__name__}: {str(error).splitlines()[0]}"
-        off = difference(expected, found, mask)
-        return None if off <= TOLERANCE[dtype] else f"in a trial, log-probs were off by {off:.2g} nats on average"
+            return why_trial_failed(lambda: difference(expected, shared()[0], mask), "log-probs", dtype)
 
     # Sampling ---------------------------------------------------------------------------------------------------------
 
@@ -144,7 +137,7 @@ class SharedPromptTrainer(GRPOTrainer):
         if others or self.args.shared_prompt_update == "never":
             return generate(prompt_ids, images, multimodal_fields, *args, **kwargs)
         prompts = self._shared_prompts(prompt_ids, images, multimodal_fields)
-        with self._sparing.generating(self._inside(self.model), self.eos_token_ids, prompts):
+        with self._sparing.generating(inner_model(self, self.model), self.eos_token_ids, prompts):
             return generate(prompt_ids, images, multimodal_fields, *args, **kwargs)
 
     def _shared_prompts(self, prompt_ids: list[list[int]], images: Any, fields: dict[str, Any]) -> SharedPrompts | None:
@@ -159,11 +152,6 @@ class SharedPromptTrainer(GRPOTrainer):
         if len(firsts) == len(owners):
             return None
         return SharedPrompts(firsts, owners, shown.of(firsts) if batch else {})
-
-    def _inside(self, model: Any) -> PreTrainedModel:
-        """The transformers model inside of wrappers and adapters."""
-        unwrapped = self.accelerator.unwrap_model(model)
-        return unwrapped.get_base_model() if hasattr(unwrapped, "get_base_model") else unwrapped
 
     def _say(self, line: str) -> None:
         if self.accelerator.is_main_process:

@@ -6,7 +6,6 @@ from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
-from accelerate.utils import is_peft_model
 from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback
 from trl import GRPOTrainer
@@ -21,7 +20,7 @@ from ..scoring.score import LogProbs, evaluating, has_dropout
 from ..scoring.teacher_weights import TeacherWeights
 from .batches import Batch
 from .cepo_config import CEPOConfig
-from .layout import layout_of
+from .layout import inner_model, layout_of
 from .processes import Processes
 
 _SHARES = {"auto": None, "always": True, "never": False}
@@ -77,8 +76,7 @@ class Teachers:
 
     def inner(self) -> PreTrainedModel:
         """The transformers model inside the policy's wrappers."""
-        unwrapped = self._trainer.accelerator.unwrap_model(self._trainer.model)
-        return unwrapped.get_base_model() if is_peft_model(unwrapped) else unwrapped
+        return inner_model(self._trainer, self._trainer.model)
 
     @contextmanager
     def reading(self) -> Iterator[None]:
