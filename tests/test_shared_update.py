@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig
 from torch.testing import assert_close
+from transformers import AutoModelForImageTextToText
 from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
@@ -346,3 +347,23 @@ def test_a_model_whose_trial_differs_is_left_alone(models):
         assert torch.equal(found, expected)
     (line,) = said
     assert "in a trial, logits were off by" in line
+
+
+@pytest.mark.parametrize("way", [branched, packed])
+def test_several_threads_give_the_same_gradient_each_time(way):
+    """To the bit, so that a run can be made again; at the size of the shipped policy, where threads share work."""
+    model = AutoModelForImageTextToText.from_pretrained(policy_path())
+    add_fused_lm_head(model, outputs=("log_probs", "entropy"))
+    torch.manual_seed(0)
+    owners = torch.tensor([0, 1] * 8)  # threads that share rows among them share prompts
+    ids = torch.cat([torch.randint(40, 60, (2, 120))[owners], torch.randint(40, 60, (16, 40))], dim=1)
+    mask = torch.ones_like(ids)
+    rows = Rows(ids, mask, 120, owners, torch.tensor([0, 1]))
+    batch = {"attention_mask": mask}
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        gradients = [read(model, batch, 120, lambda model: way(model, rows))[2] for _ in range(12)]
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)

@@ -125,7 +125,8 @@ class Branches(DynamicCache):
 
     def update(self, key_states, value_states, layer_idx, *args, **kwargs):
         layer = copy.copy(self.layers[layer_idx])
-        layer.batch_select_indices(self.rows)
+        # Not the layer's own way to pick rows: several threads add up its gradient in an order of chance.
+        layer.keys, layer.values = (part.index_select(0, self.rows) for part in (layer.keys, layer.values))
         return layer.update(key_states, value_states, *args, **kwargs)
 
 
