@@ -85,7 +85,9 @@ class ResumingTrainer(GRPOTrainer):
         path = Path(checkpoint) / _FILE.format(rank=self.args.process_index)
         if not path.is_file():
             return
-        found = torch.load(path, map_location=self.accelerator.device, weights_only=True)
+        device = self.accelerator.device
+        # Of several processes on CPUs accelerate numbers the device, and torch.load knows no "cpu:0".
+        found = torch.load(path, map_location="cpu" if device.type == "cpu" else device, weights_only=True)
         if found["processes"] != self.args.world_size:
             _logger.warning(
                 "%s was written by %d processes, and this run has %d: rollouts that were left are sampled anew.",
