@@ -286,14 +286,14 @@ def test_the_teacher_without_a_hint_is_trls_own_student(tmp_path, task, monkeypa
     dataset, model = task
     seen = []
 
-    contexts = Pipeline._contexts
+    read = Pipeline.read
 
-    def noted(self, *args):
-        found = contexts(self, *args)
-        seen.append(found[0][0])
+    def noted(self, plans, groups, prompts, completions, student):
+        found = read(self, plans, groups, prompts, completions, None)
+        seen.append(found[0].logps)
         return found
 
-    monkeypatch.setattr(Pipeline, "_contexts", noted)
+    monkeypatch.setattr(Pipeline, "read", noted)
 
     class Spy(CEPOTrainer):
         def _find_evidence(self, batch):

@@ -111,6 +111,8 @@ def test_cepo_with_equal_references_is_trls_trainer(tmp_path, text_figures, text
             "choose_references",
             lambda attempts, solution, **_: [References(solution, (solution,))] * len(attempts),
         )
+        # Prompts that run once are exact to rounding, which two steps of half precision, or of VESPO, make more of.
+        options["shared_prompt_update"] = "never"
         ours = train(tmp_path, text_figures, text_model_path, rewards_for(options), **options)
     assert 0 < logged(ours, "cepo/rows_scored")[0] <= 1
     for key in ("reward", "completions/mean_length"):

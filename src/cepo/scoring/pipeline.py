@@ -40,6 +40,28 @@ class Plan:
     references: list[References]
     contexts: list[list[Context]]
 
+    @property
+    def asks_student(self) -> bool:
+        """Whether the policy itself, without a hint, is among the contexts of any rollout."""
+        return any(STUDENT in contexts for contexts in self.contexts)
+
+
+@dataclass(frozen=True)
+class Read:
+    """The rollouts of some groups, read in the contexts of a plan.
+
+    Attributes:
+        plan: The plan.
+        logps: (C, N, T) log-probs of the rollouts' tokens [nats]; anything where not `present`.
+        present: (C, N) bool, which contexts a rollout has.
+        own: (C, N) bool, which of these are STUDENT: the policy itself, without a hint.
+    """
+
+    plan: Plan
+    logps: Tensor
+    present: Tensor
+    own: Tensor
+
 
 @dataclass(frozen=True)
 class Found:
@@ -149,27 +171,32 @@ class Pipeline:
             student: (N, T) log P_S [nats] where it is known already.
         """
         plans = [self.plan(options, groups, wanted) for options in all_options]
-        logps = self._contexts(plans, groups, prompts, completions, student)
+        reads = self.read(plans, groups, prompts, completions, student)
         return [
-            Found(plan, self._evidence(options, of_plan, groups, prompts, completions))
-            for options, plan, of_plan in zip(all_options, plans, logps, strict=True)
+            Found(read.plan, self.evidence(options, read, groups, prompts, completions))
+            for options, read in zip(all_options, reads, strict=True)
         ]
 
     def student(self, groups: Sequence[Group], prompts: Sequence[Prompt], completions: Completions) -> Tensor:
         """(N, T) log P_S of the rollouts [nats]."""
         plan = Plan([], [[STUDENT]] * len(completions.prompts))
-        ((logps, _),) = self._contexts([plan], groups, prompts, completions, None)
-        return logps[0]
+        (read,) = self.read([plan], groups, prompts, completions, None)
+        return read.logps[0]
 
-    def _contexts(
+    def read(
         self,
         plans: Sequence[Plan],
         groups: Sequence[Group],
         prompts: Sequence[Prompt],
         completions: Completions,
         student: Tensor | None,
-    ) -> list[tuple[Tensor, Tensor]]:
-        """For each plan (C, N, T) log-probs [nats] and (C, N) bool which there are."""
+    ) -> list[Read]:
+        """The rollouts under the contexts of each plan; a context that several ask for is read once.
+
+        Args:
+            plans: Of each method.
+            groups, prompts, completions, student: As for `find_evidence`.
+        """
         rows = range(len(completions.prompts))
         everyone = [list(dict.fromkeys(c for plan in plans for c in plan.contexts[row])) for row in rows]
         # P_S is the policy's, whoever teaches. A reader makes its passes even if it has nothing to read here: other
@@ -193,21 +220,21 @@ class Pipeline:
                 place |= {context: sum(map(len, tables)) + index for index, context in enumerate(contexts)}
             tables.append(found)
         logps = torch.cat(tables) if len(tables) > 1 else tables[0]
-        return [_select(logps, plan.contexts, places) for plan in plans]
+        return [_select(logps, plan, places) for plan in plans]
 
-    def _evidence(
+    def evidence(
         self,
         options: MethodOptions,
-        log_probs: tuple[Tensor, Tensor],
+        read: Read,
         groups: Sequence[Group],
         prompts: Sequence[Prompt],
         completions: Completions,
     ) -> Evidence:
+        """What a method makes of what was read for it."""
         method = options.chosen
         if method.labels is not None:
             return self._labelled(options, groups, prompts, completions)
-        logps, present = log_probs
-        return method.evidence(logps, present)
+        return method.evidence(read.logps, read.present)
 
     def _labelled(
         self, options: MethodOptions, groups: Sequence[Group], prompts: Sequence[Prompt], completions: Completions
@@ -232,13 +259,17 @@ class Pipeline:
         return cut_text(self.encoder.processing_class, text, part, tokens)
 
 
-def _select(logps: Tensor, plan: list[list[Context]], places: list[dict[Context, int]]) -> tuple[Tensor, Tensor]:
-    """The (C, N, T) log-probs that one plan asks for, and (C, N) which of them there are; C is at least 2."""
-    count = max(2, *map(len, plan))
-    rows = [[place[context] for context in contexts] for contexts, place in zip(plan, places, strict=True)]
+def _select(logps: Tensor, plan: Plan, places: list[dict[Context, int]]) -> Read:
+    """What one plan asks for; C is at least 2."""
+    count = max(2, *map(len, plan.contexts))
+    rows = [[place[context] for context in contexts] for contexts, place in zip(plan.contexts, places, strict=True)]
     source = torch.tensor([row + [0] * (count - len(row)) for row in rows], device=logps.device).T
-    present = torch.tensor([[position < len(row) for row in rows] for position in range(count)], device=logps.device)
-    return logps.gather(0, source.unsqueeze(-1).expand(-1, -1, logps.shape[-1])), present
+    present = torch.tensor([[position < len(row) for row in rows] for position in range(count)])
+    own = torch.tensor(
+        [[row[position : position + 1] == [STUDENT] for row in plan.contexts] for position in range(count)]
+    )
+    picked = logps.gather(0, source.unsqueeze(-1).expand(-1, -1, logps.shape[-1]))
+    return Read(plan, picked, present.to(logps.device), own.to(logps.device))
 
 
 def advantages_of(groups: Sequence[Group]) -> Tensor:

@@ -22,7 +22,6 @@ from ..data.checks import check_dataset, check_method, check_size, check_solutio
 from ..data.loading import freeze_vision_tower, require_chat_template
 from ..data.saved import rows_of, save_rows
 from ..distillation.losses import student_divergence, teacher_states
-from ..methods.placement import PlacementInputs, negative_weights
 from ..references.answers import final_answer, text_of_completion
 from ..references.groups import Fallback, Messages
 from ..scoring.pipeline import verdicts_of
@@ -38,17 +37,20 @@ from .distillation import add_teacher_prompts, distillation_batch
 from .guarded import GuardedTrainer, silenced
 from .lasting import LastingTrouble
 from .layout import check_layout, check_processes
-from .metrics import credit_metrics, credit_sums
+from .metrics import credit_metrics
 from .processes import Processes
 from .refusals import check_adapters, check_distillation, check_whole_groups
 from .resuming import ResumingTrainer
 from .sequence_level import SequenceLevelTrainer
 from .shared_update import SharedPromptTrainer
 from .teachers import FollowPolicy, Teachers
+from .token_advantages import TokenAdvantageTrainer
 from .visible_log import VisibleTrainer
 
 
-class CEPOTrainer(SequenceLevelTrainer, SharedPromptTrainer, GuardedTrainer, VisibleTrainer, ResumingTrainer):
+class CEPOTrainer(
+    SequenceLevelTrainer, TokenAdvantageTrainer, SharedPromptTrainer, GuardedTrainer, VisibleTrainer, ResumingTrainer
+):
     """Trainer for CEPO and its siblings (`CEPOConfig.method`), a drop-in for TRL's [`GRPOTrainer`].
 
     Same constructor, dataset columns, reward functions, PEFT, callbacks and loggers. For methods with teachers the data
@@ -248,6 +250,7 @@ class CEPOTrainer(SequenceLevelTrainer, SharedPromptTrainer, GuardedTrainer, Vis
             self._log_credit("coefficient", self._coefficient())
             self._log_seconds("update", self._update_seconds)
             self._update_seconds = 0.0
+            self._log_sums_of_step()
             self._log_distillation()
         return loss
 
@@ -268,10 +271,6 @@ class CEPOTrainer(SequenceLevelTrainer, SharedPromptTrainer, GuardedTrainer, Vis
         return super()._compute_loss(model, inputs) * factor
 
     # The method -------------------------------------------------------------------------------------------------------
-
-    def _coefficient(self) -> float:
-        """lambda."""
-        return self.args.coefficient_at(self.state.global_step)
 
     def _collect(
         self,
@@ -301,54 +300,23 @@ class CEPOTrainer(SequenceLevelTrainer, SharedPromptTrainer, GuardedTrainer, Vis
         advantages, mask = batch["advantages"], trained_tokens(batch)
         groups, rows = self._batch.groups(batch)
         verdicts = verdicts_of(groups).to(advantages)
-        wanted = self.method.wanted(advantages, verdicts, self.args) & mask.any(dim=1)
+        wanted = (self.method.wanted(advantages, verdicts, self.args) & mask.any(dim=1)).tolist()
         owners = [index for index, group in enumerate(groups) for _ in group.rollouts]
-        completions = Completions(batch["completion_ids"], mask, owners)
+        prompts, completions = self._prompts(batch, rows), Completions(batch["completion_ids"], mask, owners)
+        pipeline = self._teachers.pipeline(self._encoder, batch)
+        plan = pipeline.plan(self.args, groups, wanted)
+        student, waits = self._teachers.student_logps(batch, plan)
         with self._teachers.reading():
-            (found,) = self._teachers.pipeline(self._encoder, batch).find_evidence(
-                [self.args],
-                groups,
-                self._prompts(batch, rows),
-                completions,
-                wanted=wanted.tolist(),
-                student=self._teachers.student_logps(batch),
-            )
-        evidence = found.evidence
-        batch |= {
-            "evidence": evidence.values,
-            "scored": evidence.scored,
-            "verdicts": verdicts,
-            "unscorable": evidence.unscorable,
-        }
-        inputs = self._placement_inputs(batch)
-        placed = self.method.place(inputs, self.args, self.state.global_step)
-        self._log_metrics_of(credit_sums(inputs, placed))
+            (read,) = pipeline.read([plan], groups, prompts, completions, student)
+        if waits:
+            self._take_contexts(batch, read, verdicts)
+        else:
+            evidence = pipeline.evidence(self.args, read, groups, prompts, completions)
+            self._take_evidence(batch, evidence, verdicts)
         if not self.method.needs_teachers:
             return 0.0
-        fallbacks = [r.fallback for r, kept in zip(found.plan.references, wanted.tolist(), strict=True) if kept]
-        self._log_fallbacks(fallbacks)
-        return self._processes.mean(evidence.scored.float().mean())
-
-    def _placement_inputs(self, batch: dict[str, Any]) -> PlacementInputs:
-        mask = trained_tokens(batch)
-        evidence = batch["evidence"].masked_fill(~mask, 0.0)
-        return PlacementInputs(
-            batch["advantages"],
-            evidence,
-            mask,
-            batch["scored"],
-            batch["verdicts"],
-            batch["unscorable"],
-            self._processes.sum_tensor,
-        )
-
-    def _place(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """A micro-batch with the method's advantages: (B, T) where there is evidence, else (B,)."""
-        if "evidence" in batch and self._coefficient() > 0:
-            placed = self.method.place(self._placement_inputs(batch), self.args, self.state.global_step)
-            return {**batch, "advantages": placed.in_loss}
-        weight, advantages = self.args.negative_advantage_weight, batch["advantages"]
-        return batch if weight == 1 else {**batch, "advantages": advantages * negative_weights(advantages, weight)}
+        self._log_fallbacks([r.fallback for r, kept in zip(plan.references, wanted, strict=True) if kept])
+        return self._processes.mean(read.present.any(dim=0).float().mean())
 
     def _find_teacher_prompts(self, batch: dict[str, Any]) -> float:
         """Put the teachers' prompts into the batch; the share of rollouts that have a teacher."""
@@ -391,7 +359,8 @@ class CEPOTrainer(SequenceLevelTrainer, SharedPromptTrainer, GuardedTrainer, Vis
             teacher = _ForwardRedirection()(
                 model, unwrapped, teacher_states, inner, batch, copied=self._teachers.weights.lags
             )
-        top_k = args.divergence_top_k if args.divergence == "top_k" else None
+        top_k, beta = (args.divergence_top_k if args.divergence == "top_k" else None), args.divergence_beta
+        assert beta is not None  # its methods read it
 
         def student() -> tuple[Tensor, Tensor, Tensor]:
             with self.accelerator.autocast():  # which is part of the forward that this takes the place of
@@ -399,7 +368,7 @@ class CEPOTrainer(SequenceLevelTrainer, SharedPromptTrainer, GuardedTrainer, Vis
                     inner,
                     batch,
                     teacher,
-                    beta=args.divergence_beta,
+                    beta=beta,
                     temperature=self.temperature,
                     top_k=top_k,
                     importance_clip=args.importance_clip,
@@ -484,7 +453,7 @@ class CEPOTrainer(SequenceLevelTrainer, SharedPromptTrainer, GuardedTrainer, Vis
         for reason, number in zip(reasons, sums[1:], strict=True):
             self._log_credit(f"fallback/{reason}", number / sums[0] if sums[0] else 0.0)
 
-    def _log_metrics_of(self, sums: dict[str, float]) -> None:
+    def _log_sums(self, sums: dict[str, float]) -> None:
         totals = dict(zip(sums, self._processes.sum(list(sums.values())), strict=True))
         for name, value in credit_metrics(totals, signed=self.method.signed).items():
             self._log_credit(name, value)

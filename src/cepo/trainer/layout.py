@@ -29,8 +29,12 @@ def is_sharded(trainer: GRPOTrainer) -> bool:
 
 def inner_model(trainer: GRPOTrainer, model: Any) -> PreTrainedModel:
     """The transformers model inside of the policy's, or the reference's, wrappers and adapters."""
-    unwrapped = trainer.accelerator.unwrap_model(model)
-    return unwrapped.get_base_model() if is_peft_model(unwrapped) else unwrapped
+    return _inside_adapters(trainer.accelerator.unwrap_model(model))
+
+
+def _inside_adapters(model: Any) -> PreTrainedModel:
+    """The transformers model, into whose layers adapters have been put."""
+    return model.get_base_model() if is_peft_model(model) else model
 
 
 def layout_of(trainer: GRPOTrainer) -> WholeWeights:
@@ -51,7 +55,7 @@ def whole_policy(trainer: GRPOTrainer) -> Iterator[PreTrainedModel]:
             trainer.model_wrapped, trainer.accelerator, gradient_checkpointing_kwargs=checkpointing
         ) as policy,
     ):
-        yield policy
+        yield _inside_adapters(policy)
 
 
 def check_layout(trainer: GRPOTrainer) -> None:

@@ -1,6 +1,7 @@
 """What a training step says about its credit: sums that add up across processes, and the shares made of them."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 
@@ -48,6 +49,17 @@ def credit_sums(inputs: PlacementInputs, placed: Placement) -> dict[str, float]:
             f"squares_{name}": chosen.square().sum(),
         }
     return {key: float(value) for key, value in sums.items()}
+
+
+_NAMES = (
+    *("tokens", "unscorable", "moved", "at_bound", "mass", "mass_against"),
+    *(f"{of}_{name}" for name in ("correct", "wrong") for of in ("tokens", "evidence", "squares")),
+)
+
+
+def added(sums: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Several results of `credit_sums` as one; zeros where there are none."""
+    return {name: sum(of_part[name] for of_part in sums) for name in _NAMES}
 
 
 def credit_metrics(sums: dict[str, float], *, signed: bool = True) -> dict[str, float]:

@@ -11,6 +11,7 @@ from trl.models.utils import _ForwardRedirection
 from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
 
 from ..scoring.generation import SharedPrompts, Sparing
+from ..scoring.image_features import ImageFeatures
 from ..scoring.passes import ScoringModel, why_trial_failed
 from ..scoring.requests import TOKEN_TYPES
 from ..scoring.score import has_dropout
@@ -48,6 +49,7 @@ class SharedPromptTrainer(GRPOTrainer):
 
     def __init__(self, *args, **kwargs):
         self._sparing = Sparing(self._say)
+        self._features = ImageFeatures(self._say)
         super().__init__(*args, **kwargs)
 
     def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
@@ -159,7 +161,14 @@ class SharedPromptTrainer(GRPOTrainer):
 
     # Which rows run together ------------------------------------------------------------------------------------------
 
+    def training_step(self, *args, **kwargs):
+        if self.args.shared_prompt_update == "never" or is_sharded(self):
+            return super().training_step(*args, **kwargs)
+        with self._features.kept(inner_model(self, self.model)):
+            return super().training_step(*args, **kwargs)
+
     def _generate_and_score_completions(self, inputs):
+        self._features.forget()
         self._in_order = super()._generate_and_score_completions(inputs)  # to which evidence will be added
         return self._in_order
 

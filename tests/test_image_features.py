@@ -1,0 +1,155 @@
+"""Image features that are kept: what the tower makes of each image, and the tower run once for it."""
+
+import inspect
+import random
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from cepo.scoring.image_features import ImageFeatures, frozen_tower
+
+from . import tiny_models
+from .test_passes import image_for
+from .tiny_models import IMAGE_MODELS
+
+
+@pytest.fixture(params=IMAGE_MODELS)
+def case(request):
+    """A model with a frozen tower, and four images, of which the last is the first again."""
+    model = tiny_models.make(request.param).eval()
+    text = model.base_model.language_model
+    for parameter in set(model.parameters()) - set(text.parameters()):
+        parameter.requires_grad_(False)
+    images = [image_for(request.param, random.Random(seed))[1] for seed in range(3)]
+    return model, [*images, images[0]]
+
+
+def features(model, images):
+    return model.base_model.get_image_features(
+        **{name: torch.cat([image[name] for image in images]) for name in images[0]}, return_dict=True
+    )
+
+
+def flat(output):
+    """All tensors of an output."""
+    found = []
+    for value in output.values():
+        found += [torch.cat(list(value))] if isinstance(value, tuple) else value if isinstance(value, list) else [value]
+    return found
+
+
+@pytest.fixture
+def ran(monkeypatch):
+    """How many images each run of a model's own function had."""
+    counts = []
+
+    def watch(model):
+        own = type(model.base_model).get_image_features
+
+        def counted(self, pixel_values, *args, **kwargs):
+            grid = kwargs.get("image_grid_thw")
+            counts.append(len(pixel_values if grid is None else grid))
+            return own(self, pixel_values, *args, **kwargs)
+
+        counted.__signature__ = inspect.signature(own)
+        monkeypatch.setattr(type(model.base_model), "get_image_features", counted)
+        return counts
+
+    return watch
+
+
+def test_features_are_the_towers(case, ran):
+    model, images = case
+    expected = [features(model, picked) for picked in (images, images[1:], images[:1], images[::-1])]
+    counts, said = ran(model), []
+    kept = ImageFeatures(said.append)
+    with kept.kept(model):
+        found = [features(model, picked) for picked in (images, images[1:], images[:1], images[::-1])]
+    for one, other in zip(found, expected, strict=True):
+        assert type(one) is type(other)
+        for a, b in zip(flat(one), flat(other), strict=True):
+            assert_close(a, b, atol=1e-6, rtol=1e-5)
+    assert counts == [3]
+    assert kept.runs == 3
+    assert said == []
+    assert "get_image_features" not in vars(model.base_model)
+
+
+def test_only_new_images_run(case, ran):
+    model, images = case
+    counts = ran(model)
+    kept = ImageFeatures(pytest.fail)
+    with kept.kept(model):
+        features(model, images[:1])
+        features(model, images)
+    with kept.kept(model):  # a later pass
+        features(model, images[:2])
+    assert counts == [1, 2]
+    kept.forget()
+    with kept.kept(model):
+        features(model, images[:2])
+    assert counts == [1, 2, 2]
+
+
+def test_another_precision_is_another_pass(case, ran):
+    model, images = case
+    counts = ran(model)
+    with ImageFeatures(pytest.fail).kept(model):
+        plain = features(model, images[:1])
+        with torch.autocast("cpu", torch.bfloat16):
+            half = features(model, images[:1])
+    assert counts == [1, 1]
+    assert not torch.equal(flat(plain)[0].float(), flat(half)[0].float())
+
+
+def test_pixels_that_differ_a_little_are_others(case, ran):
+    """Even where their sums are the same."""
+    model, images = case
+    other = {name: values.clone() for name, values in images[0].items()}
+    other["pixel_values"] = other["pixel_values"].flip(0 if other["pixel_values"].dim() == 2 else -1)
+    counts = ran(model)
+    with ImageFeatures(pytest.fail).kept(model):
+        features(model, images[:1])
+        features(model, [other])
+    assert counts == [1, 1]
+
+
+def test_a_tower_that_learns_or_drops_is_run_each_time(case):
+    model, _ = case
+    assert frozen_tower(model) is model.base_model
+    seeing = next(child for child in model.base_model.children() if child is not model.base_model.language_model)
+    parameter = next(seeing.parameters())
+    parameter.requires_grad_(True)
+    assert frozen_tower(model) is None
+    parameter.requires_grad_(False)
+    seeing.add_module("dropout", torch.nn.Dropout(0.1))
+    assert frozen_tower(model) is None
+
+
+def test_a_model_without_images_has_none():
+    assert frozen_tower(tiny_models.make("qwen3")) is None
+
+
+def test_an_output_that_cannot_be_told_apart_is_left_alone(case, monkeypatch):
+    """One line, and the tower's own features."""
+    model, images = case
+    expected = flat(features(model, images))
+    own = type(model.base_model).get_image_features
+
+    def strange(self, pixel_values, image_grid_thw=None, **kwargs):
+        grid = {} if image_grid_thw is None else {"image_grid_thw": image_grid_thw}
+        output = own(self, pixel_values, **grid, **kwargs)
+        output["strange"] = torch.zeros(1234)
+        return output
+
+    monkeypatch.setattr(type(model.base_model), "get_image_features", strange)
+    said = []
+    kept = ImageFeatures(said.append)
+    with kept.kept(model):
+        for _ in range(2):
+            found = features(model, images)
+            for a, b in zip(flat(found), expected, strict=False):
+                assert_close(a, b, atol=1e-6, rtol=1e-5)
+    assert len(said) == 1
+    assert "vision tower runs in each pass" in said[0]

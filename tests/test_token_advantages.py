@@ -1,0 +1,191 @@
+"""log P_S from the update's own forward pass: the same numbers as from a pass of its own, and no such pass."""
+
+import math
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from cepo import CEPOConfig, CEPOTrainer, policy_path
+from cepo.scoring.passes import Scorer
+from cepo.trainer.metrics import added
+from cepo.trainer.teachers import Teachers
+
+from .test_metrics import sums_of
+from .test_trainer import QUICK, half_right, logged, task, weights_of  # noqa: F401
+
+METHODS = {
+    "rlsd": {"method": "rlsd"},
+    "cscr": {"method": "cscr"},
+    "pbsd": {"method": "pbsd"},
+    "rlrt": {"method": "rlrt"},
+    "opsd": {"method": "opsd", "divergence": "sampled"},
+    "sdpo": {"method": "sdpo", "divergence": "sampled"},
+    "cepo without r-": {"method": "cepo"},  # what the rollouts announce is cut off
+    "lagging teacher": {"method": "rlsd", "teacher": "ema", "teacher_ema_decay": 0.5},
+    "blame": {"method": "rlsd", "negative_advantage_weight": 0.3},
+}
+STEPS = {
+    **{name: {"loss_type": name} for name in ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo")},
+    "accumulated": {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4},
+    "two generations a step": {
+        "per_device_train_batch_size": 4,
+        "steps_per_generation": 2,
+        "gradient_accumulation_steps": 4,
+    },
+    "twice in a step": {"num_iterations": 2, "steps_per_generation": 1, "gradient_accumulation_steps": 2},
+    "all rows": {"skip_zero_advantage": False},
+    "sequence": {"importance_sampling_level": "sequence"},
+    "kl": {"beta": 0.2},
+    "high entropy": {"top_entropy_quantile": 0.4},
+    "checkpointing": {"gradient_checkpointing": True},
+    "whole rows": {"shared_prompt_update": "never"},
+}
+SITUATIONS = {**METHODS, **{name: {"method": "rlsd", **options} for name, options in STEPS.items()}}
+
+
+def some_right(completions, **kwargs):
+    """One group in two has something to say."""
+    return [float(place % 2) if place // 4 % 2 else 1.0 for place in range(len(completions))]
+
+
+def run(tmp_path, task, **options):  # noqa: F811
+    dataset, model = task
+    args = CEPOConfig(output_dir=str(tmp_path), **(QUICK | {"optim": "sgd", "learning_rate": 0.5} | options))
+    torch.manual_seed(0)
+    trainer = CEPOTrainer(model, some_right, args, dataset)
+    trainer.train()
+    return trainer
+
+
+def read_apart(self, batch, plan):
+    return batch.get("old_per_token_logps"), False
+
+
+@pytest.fixture
+def asked(monkeypatch):
+    """Whether each request to a scorer had a hint."""
+    seen, log_probs = [], Scorer.log_probs
+
+    def noted(self, prompts, requests, *, max_tokens):
+        seen.extend(request.context != prompts[request.prompt].ids for request in requests)
+        return log_probs(self, prompts, requests, max_tokens=max_tokens)
+
+    monkeypatch.setattr(Scorer, "log_probs", noted)
+    return seen
+
+
+@pytest.mark.parametrize("name", SITUATIONS)
+def test_steps_are_those_of_a_pass_of_its_own(tmp_path, task, name, monkeypatch, asked):  # noqa: F811
+    options = SITUATIONS[name]
+    late = run(tmp_path, task, **options)
+    assert all(asked), "the student was read"
+    with_hint = len(asked)
+    asked.clear()
+    monkeypatch.setattr(Teachers, "student_logps", read_apart)
+    early = run(tmp_path, task, **options)
+    assert not all(asked)
+    assert sum(asked) == with_hint
+    assert any(value > 0 for value in logged(early, "grad_norm"))
+    names = [key for key in early.state.log_history[0] if key.startswith("cepo/") and "seconds" not in key]
+    assert {"cepo/evidence/wrong_mean", "cepo/credit/moved", "cepo/rows_scored"} <= set(names)
+    if name == "two generations a step":  # a mean over the tokens of both, not of two means
+        names = []
+    for key in (*names, "loss", "grad_norm", "entropy"):
+        found, wanted = ([math.nan if v is None else v for v in logged(one, key)] for one in (late, early))
+        assert found == pytest.approx(wanted, rel=2e-3, abs=2e-5, nan_ok=True), key
+    expected = weights_of(early)
+    for weight_name, weight in weights_of(late).items():
+        assert_close(weight, expected[weight_name], atol=2e-5, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "reads"),
+    [
+        ({"per_device_train_batch_size": 4, "steps_per_generation": 2, "gradient_accumulation_steps": 1}, False),
+        ({"num_iterations": 2}, False),
+        ({}, True),
+    ],
+)
+def test_without_one_step_a_generation_trls_own_are_taken(tmp_path, task, options, reads, asked):  # noqa: F811
+    """TRL has computed the log-probs of the policy that sampled for its ratio; with dropout they are no teacher's."""
+    dataset, model = task
+    args = CEPOConfig(output_dir=str(tmp_path), **(QUICK | {"method": "rlsd"} | options))
+    trainer = CEPOTrainer(model, half_right, args, dataset)
+    if reads:
+        trainer.model.add_module("dropout", torch.nn.Dropout(0.1))
+    trainer.train()
+    assert all(asked) is not reads
+    assert any(asked)
+
+
+def test_sums_of_parts_are_those_of_the_whole():
+    delta, advantages = torch.tensor([[1.0, -0.2, 0.0], [-2.0, 0.1, 0.0]]), torch.tensor([0.5, -0.5])
+    whole = sums_of(delta, advantages)
+    parts = [sums_of(delta[row : row + 1], advantages[row : row + 1]) for row in (0, 1)]
+    assert added(parts) == pytest.approx(whole)
+    assert added([]) == dict.fromkeys(whole, 0.0)
+
+
+# What a step runs -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("method", "prompts", "readings"),
+    [
+        ({"method": "grpo"}, 2, 0),  # sampling and update
+        ({"method": "rlsd"}, 3, 1),
+        ({"method": "cscr"}, 3, 2),
+        ({"method": "rlsd", "teacher": "ema", "teacher_ema_decay": 0.5}, 3, 1),
+        ({"method": "rlsd", "gradient_checkpointing": True}, 3, 1),
+    ],
+)
+def test_no_token_runs_more_often_than_it_must(tmp_path, figures, monkeypatch, method, prompts, readings):
+    """Of a step: each image once, each prompt once a reader, each rollout once in each context with a hint."""
+    ran, images, asked = [], [], []
+    log_probs = Scorer.log_probs
+
+    def noted(self, of, requests, *, max_tokens):
+        asked.append(requests)
+        return log_probs(self, of, requests, max_tokens=max_tokens)
+
+    monkeypatch.setattr(Scorer, "log_probs", noted)
+
+    class Counted(CEPOTrainer):
+        def training_step(self, *args, **kwargs):
+            if not ran:
+                embedding, tower = self.model.get_input_embeddings(), self._teachers.inner().model.visual
+                embedding.register_forward_pre_hook(lambda _, ids: ran.append((self.state.global_step, ids[0])))
+                tower.register_forward_pre_hook(
+                    lambda _, args, kwargs: images.append((self.state.global_step, len(kwargs["grid_thw"]))),
+                    with_kwargs=True,
+                )
+            return super().training_step(*args, **kwargs)
+
+        def _compute_loss(self, model, inputs):
+            self.token = self._image_token()
+            self.shown = int((inputs["prompt_ids"] == self.token).sum()) // 4  # a group has four rollouts
+            return super()._compute_loss(model, inputs)
+
+    args = CEPOConfig(output_dir=str(tmp_path), **(QUICK | {"freeze_vision_tower": True} | method))
+    trainer = Counted(policy_path(), half_right, args, figures)
+    trainer.train()
+    step = 1  # in the one before there are trials
+    assert [count for of, count in images if of == step] == [2]
+    assert sum(int((ids == trainer.token).sum()) for of, ids in ran if of == step) == prompts * trainer.shown
+    asked = [requests for requests in asked if requests]  # where two read, one may have nothing to
+    assert len(asked) == (2 if readings else 0)
+    for requests in asked:  # rollouts that are the same are read once
+        assert len(requests) == len(set(requests))
+        assert 4 * readings < len(requests) <= 8 * readings
+
+
+def test_a_tower_that_learns_runs_once_a_reader(tmp_path, figures):
+    counts = []
+    args = CEPOConfig(output_dir=str(tmp_path), **(QUICK | {"method": "rlsd"}))
+    trainer = CEPOTrainer(policy_path(), half_right, args, figures)
+    tower = trainer._teachers.inner().model.visual
+    tower.register_forward_pre_hook(lambda _, args, kwargs: counts.append(len(kwargs["grid_thw"])), with_kwargs=True)
+    trainer.train()
+    assert counts[-3:] == [2, 2, 2]
+    assert trainer._features.runs == 0
