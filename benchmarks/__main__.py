@@ -17,12 +17,12 @@ from rich.table import Table
 
 from cepo.commands import quiet_libraries
 
-from . import busy, models, scorer, step, update
+from . import busy, kernels, models, scorer, step, update
 from .measure import machine
 
-PARTS = ["scorer", "update", "step", "busy"]
+PARTS = ["scorer", "update", "step", "kernels", "busy"]
 # What is said of a row in words.
-NAMES = ("what", "shape", "method", "rule", "machine", "threads")
+NAMES = ("what", "part", "shape", "method", "rule", "machine", "threads")
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -57,6 +57,12 @@ def main() -> None:
         found["step"] = _step(options, of_step, device, dtype, canned=canned)
         about_steps = about | {"architecture": of_step, "canned_rollouts": canned}
         _report("step", about_steps, found["step"], options.output_dir, console)
+    if "kernels" in parts and not options.quick:
+        canned = options.canned_rollouts or on_gpu
+        rows = kernels.run(of_step, device, dtype, rate, canned=canned, say=_progress("kernels"))
+        _report(
+            "kernels", about | {"architecture": of_step, "canned_rollouts": canned}, rows, options.output_dir, console
+        )
     if "busy" in parts and not on_gpu:
         repeats, steps = (1, 1) if options.quick else (3, 3)
         found["busy"] = busy.run(steps=steps, repeats=repeats, say=_progress("busy"))
@@ -67,9 +73,7 @@ def main() -> None:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
-    parser.add_argument(
-        "parts", nargs="*", choices=["scorer", "update", "step", "busy", []], help="what to measure; default: all"
-    )
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="what to measure; default: all")
     parser.add_argument("--quick", action="store_true", help="a coarse version, in under four minutes on two cores")
     parser.add_argument(
         "--repeats",
@@ -118,9 +122,7 @@ def _progress(part: str) -> Any:
     started = time.perf_counter()
 
     def say(row: dict[str, Any]) -> None:
-        name = " ".join(
-            str(row[key]) for key in ("what", "shape", "method", "rule", "machine", "threads") if key in row
-        )
+        name = " ".join(str(row[key]) for key in NAMES if key in row)
         dead = f", zero variance {row['zero_variance']:.0%}" if "zero_variance" in row else ""
         print(f"[{time.perf_counter() - started:6.0f} s] {part}: {name}{dead}", flush=True)
 
@@ -175,6 +177,12 @@ COLUMNS = {
         "seconds, whole": "{seconds[whole]:.2f}",
         "of whole": "{ratios}",
         "peak MB": "{memory}",
+    },
+    "kernels": {
+        "part": "{part}",
+        "seconds": "{seconds:.2f}",
+        **{kind: "{kinds[" + kind + "]:.2f}" for kind in (*kernels.KINDS, kernels.ELSE, kernels.OUTSIDE)},
+        "floor": "{floor_seconds:.2f}",
     },
     "busy": {
         "machine": "{machine}",

@@ -10,7 +10,8 @@ import hashlib
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -201,7 +202,7 @@ class _Timed(GRPOTrainer):
         return loss
 
 
-class _Sampled:
+class Sampled:
     """Rollouts of a round, sampled once by trainers of a kind, and the seconds that took."""
 
     def __init__(self) -> None:
@@ -212,7 +213,7 @@ class _Sampled:
 class _Shares:
     """A trainer that takes the rollouts of its round from whoever sampled them first."""
 
-    sampled: _Sampled
+    sampled: Sampled
 
     def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
         step, shared = self.state.global_step, self.sampled
@@ -235,12 +236,24 @@ class _Canned:
         return completions, None
 
 
+@contextmanager
+def answers_of(task: Task) -> Iterator[None]:
+    """Let the rollouts of a task say what they are to have said."""
+    final_answer = cepo.trainer.cepo_trainer.final_answer
+    cepo.trainer.cepo_trainer.final_answer = final_answer if task.answers else _answer_of
+    try:
+        yield
+    finally:
+        cepo.trainer.cepo_trainer.final_answer = final_answer
+
+
 def make_trainer(
-    task: Task, method: str, rule: str, *, steps: int, canned: bool, folder: str, sampled: _Sampled
+    task: Task, method: str, rule: str, *, steps: int, canned: bool, folder: str, sampled: Sampled, mixin: Any = object
 ) -> GRPOTrainer:
     theirs = method == "trl"
     base = _Timed if theirs else CEPOTrainer
-    trainer_class = type(base.__name__, (_Shares, _Canned, base) if canned else (_Shares, base), {"sampled": sampled})
+    bases = [one for one in (mixin, _Shares, _Canned if canned else object, base) if one is not object]
+    trainer_class = type(base.__name__, tuple(bases), {"sampled": sampled})
     options = {
         "max_steps": steps,
         "num_generations": 8,
@@ -279,20 +292,15 @@ def run(
     """One row of results for each task, method and rule; TRL's trainer first. A first step of each is not counted."""
     results = []
     for task in tasks:
-        final_answer = cepo.trainer.cepo_trainer.final_answer
-        cepo.trainer.cepo_trainer.final_answer = final_answer if task.answers else _answer_of
-        try:
-            with tempfile.TemporaryDirectory() as folder:
-                results += _run_task(task, [("trl", ""), *methods], repeats, canned, folder)
-        finally:
-            cepo.trainer.cepo_trainer.final_answer = final_answer
+        with tempfile.TemporaryDirectory() as folder, answers_of(task):
+            results += _run_task(task, [("trl", ""), *methods], repeats, canned, folder)
         for row in results[-len(methods) - 1 :]:
             say(row)
     return results
 
 
 def _run_task(task: Task, ways: list[tuple[str, str]], repeats: int, canned: bool, folder: str) -> list[dict[str, Any]]:
-    trainers, turns, kinds = {}, {}, {True: _Sampled(), False: _Sampled()}
+    trainers, turns, kinds = {}, {}, {True: Sampled(), False: Sampled()}
     shares = {way: way[0] != "trl" and way[1] != WHOLE for way in ways}
     for way in ways:
         name, its = f"{folder}/{'-'.join(way)}", kinds[shares[way]]

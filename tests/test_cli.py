@@ -155,6 +155,15 @@ def test_a_local_model_and_dataset_of_files(tmp_path, text_model_path, figures):
     assert (tmp_path / "text" / "adapter_model.safetensors").is_file()
 
 
+def test_accuracy_of_adapters_is_measured(tmp_path):
+    """Greedy and sampled, with the entropy of what was sampled."""
+    small = ["--max_steps=1", "--per_device_train_batch_size=8", "--figures_problems=16", "--eval_problems=4"]
+    small += ["--max_completion_length=16", "--eval_samples=2", "--eval_sampled_problems=2", "--report_to=none"]
+    assert cli.main(["train", *small, "--use_peft", "--lora_r=4", "--output_dir", str(tmp_path)]) == 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["before"]["sampled"]["entropy"]["nats"] > 0
+
+
 def write_rows(path, rows):
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     return str(path)

@@ -100,7 +100,7 @@ METHOD = Method(
         told="that the answer is right; that it is wrong",
         sign="yes",
         bounds="floor <= A_t / A <= 1 / floor; mean A",
-        passes="3",
+        passes="2",
     ),
     options=frozenset({"hint_template", *TEACHER}),
     references=references,

@@ -98,7 +98,7 @@ METHOD = Method(
         told="nothing; it is another model",
         sign="yes",
         bounds="1/9 <= A_t / A <= 9",
-        passes="1, and 1 of the other model, where A > 0",
+        passes="1 of the other model, where A > 0",
     ),
     options=frozenset({"teacher_model_name_or_path"}),
     references=references,

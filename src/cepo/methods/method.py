@@ -127,7 +127,8 @@ def told_and_student(references: References, options: SharedOptions) -> list[Con
 
 # Evidence stage -------------------------------------------------------------------------------------------------------
 
-# ((C, B, T) log-probs [nats], (C, B) bool which contexts a rollout was read in) -> evidence.
+# ((C, B, T) log-probs [nats], (C, B) bool which contexts a rollout was read in) -> evidence, of each rollout by itself:
+# log P_S of a micro-batch may come from its update.
 FindEvidence = Callable[[Tensor, Tensor], Evidence]
 
 

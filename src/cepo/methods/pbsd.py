@@ -81,7 +81,7 @@ METHOD = Method(
         told="r+",
         sign="yes",
         bounds="|A_t - A| <= b |A|",
-        passes="2",
+        passes="1",
     ),
     options=frozenset({"hint_template", "positive_content", "positive_part", "content_tokens", *TEACHER}),
     contexts=told_and_student,

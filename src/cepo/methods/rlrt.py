@@ -52,7 +52,7 @@ METHOD = Method(
     facts=Facts(
         formula="A [(1 - λ) + λ clip((P_S / P_T+)^sign(A), 1 - ε, 1 + ε)] where right, else A",
         told="another right rollout",
-        passes="2, right rollouts alone",
+        passes="1, right rollouts alone",
         **FACTS_OF_WEIGHTS,
     ),
     options=frozenset(

@@ -8,7 +8,7 @@ METHOD = Method(
     summary="more where it speaks for r+ against no answer",
     source="arXiv 2604.03128",
     facts=Facts(
-        formula="A [(1 - λ) + λ clip((P_T+ / P_S)^sign(A), 1 - ε, 1 + ε)]", told="r+", passes="2", **FACTS_OF_WEIGHTS
+        formula="A [(1 - λ) + λ clip((P_T+ / P_S)^sign(A), 1 - ε, 1 + ε)]", told="r+", passes="1", **FACTS_OF_WEIGHTS
     ),
     options=frozenset(
         {

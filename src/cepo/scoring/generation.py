@@ -2,8 +2,8 @@
 
 `generate` runs the prompt of every row, its images included, and goes on with all rows until the last has ended. Hooks
 on the model let its first pass run the distinct prompts alone, from which rows take their keys, values and logits;
-later passes leave out what has ended. The other rows see the same numbers but for rounding and the same random draws,
-so that the same seed samples the same.
+later passes leave out what has ended, and copy no cache (`decoding.py`). The other rows see the same numbers but for
+rounding and the same random draws, so that the same seed samples the same.
 
 Dimensions: B rows, U distinct prompts, V vocabulary.
 """
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
+from .decoding import grow_in_place, keys_read_as_they_lie
 from .passes import ScoringModel, why_trial_failed
 from .requests import TOKEN_TYPES
 
@@ -74,7 +75,8 @@ class Sparing:
             model.register_forward_hook(passes.after, with_kwargs=True),
         ]
         try:
-            yield
+            with keys_read_as_they_lie():
+                yield
         finally:
             for hook in hooks:
                 hook.remove()
@@ -129,12 +131,12 @@ class _Passes:
         if self._trying or type(cache) is not DynamicCache or "input_ids" not in kwargs:
             return None
         if self._first:
-            if self._prompts is None:
-                return None
-            if self._sparing.shares and len(output.logits) == len(self._prompts.firsts):
-                self._spread(output, cache)
-            elif self._sparing.shares is None and self._fits(kwargs["input_ids"]):
-                self._sparing.decide(output.logits, lambda: self._try(kwargs), self._model.dtype)
+            if self._prompts is not None:
+                if self._sparing.shares and len(output.logits) == len(self._prompts.firsts):
+                    self._spread(output, cache)
+                elif self._sparing.shares is None and self._fits(kwargs["input_ids"]):
+                    self._sparing.decide(output.logits, lambda: self._try(kwargs), self._model.dtype)
+            grow_in_place(cache)
         elif len(self._held) < len(self._ended) and len(output.logits) == len(self._held):
             whole = output.logits.new_zeros(len(self._ended), *output.logits.shape[1:])
             output.logits = whole.index_copy(0, self._held, output.logits)

@@ -1,0 +1,162 @@
+"""A cache that grows in place, and attention that reads keys as they lie: transformers' numbers, without its copies."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.testing import assert_close
+from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from cepo.scoring.decoding import GrowingLayer, grow_in_place, keys_read_as_they_lie
+
+from . import tiny_models
+
+# What happens to a cache between two passes: (what, number).
+CHANGES = st.lists(
+    st.one_of(
+        st.tuples(st.just("add"), st.integers(1, 40)),
+        st.tuples(st.just("select"), st.integers(0, 10**6)),
+        st.tuples(st.just("cut"), st.integers(1, 3)),
+        st.tuples(st.just("repeat"), st.integers(1, 2)),
+        st.tuples(st.just("reorder"), st.integers(0, 10**6)),
+    ),
+    max_size=12,
+)
+
+
+@settings(deadline=None, max_examples=60)
+@given(CHANGES, st.integers(1, 3), st.integers(1, 9))
+def test_a_growing_layer_holds_what_transformers_layer_holds(changes, rows, tokens):
+    draw = torch.Generator().manual_seed(0)
+    keys, values = (torch.randn(rows, 2, tokens, 4, generator=draw) for _ in range(2))
+    theirs = DynamicLayer()
+    theirs.update(keys, values)
+    first = DynamicLayer()
+    first.update(keys.clone(), values.clone())
+    ours = GrowingLayer(first)
+    for what, number in changes:
+        rows = theirs.keys.shape[0]
+        if what == "add":
+            new = [torch.randn(rows, 2, number, 4, generator=draw) for _ in range(2)]
+            for one, other in zip(theirs.update(*new), ours.update(*new), strict=True):
+                assert torch.equal(one, other)
+        elif what == "select":
+            picked = torch.randint(rows, (1 + number % rows,), generator=draw)
+            theirs.batch_select_indices(picked), ours.batch_select_indices(picked)
+        elif what == "cut" and theirs.get_seq_length() > number:
+            theirs.crop(-number), ours.crop(-number)
+        elif what == "repeat" and rows < 10:
+            theirs.batch_repeat_interleave(number), ours.batch_repeat_interleave(number)
+        elif what == "reorder":
+            order = torch.randperm(rows, generator=draw)
+            theirs.reorder_cache(order), ours.reorder_cache(order)
+        assert ours.get_seq_length() == theirs.get_seq_length()
+        assert ours.get_mask_sizes(1) == theirs.get_mask_sizes(1)
+        assert torch.equal(ours.keys, theirs.keys)
+        assert torch.equal(ours.values, theirs.values)
+
+
+def test_growing_copies_little():
+    """Each buffer serves for a quarter of what it holds, not for one token."""
+    first = DynamicLayer()
+    first.update(*torch.randn(2, 1, 2, 400, 4).unbind())
+    layer, buffers = GrowingLayer(first), set()
+    for _ in range(250):
+        keys, _ = layer.update(*torch.randn(2, 1, 2, 1, 4).unbind())
+        buffers.add(keys.untyped_storage().data_ptr())
+    assert len(buffers) <= 3
+
+
+def test_layers_with_a_window_stay_as_they_are():
+    model = tiny_models.make("gemma3").eval()
+    cache = DynamicCache(config=model.config)
+    with torch.no_grad():
+        model(torch.randint(6, 50, (2, 9)), past_key_values=cache)
+    kinds = [type(layer) for layer in cache.layers]
+    grow_in_place(cache)
+    assert len(set(kinds)) == 2
+    for before, layer in zip(kinds, cache.layers, strict=True):
+        assert type(layer) is (GrowingLayer if before is DynamicLayer else before)
+
+
+def attend(heads, shared, queries, mask, **options):
+    draw = torch.Generator().manual_seed(1)
+    query = torch.randn(3, heads, queries, 8, generator=draw)
+    key, value = (torch.randn(3, shared, 11, 8, generator=draw) for _ in range(2))
+
+    class Module(torch.nn.Module):
+        num_key_value_groups = heads // shared
+        is_causal = True
+
+    attention = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    return attention(Module(), query, key, value, mask, scaling=0.3, **options)[0]
+
+
+@pytest.mark.parametrize("masked", [None, "bool", "float"])
+@pytest.mark.parametrize("queries", [1, 4])
+@pytest.mark.parametrize(("heads", "shared"), [(4, 4), (4, 2), (6, 1)])
+def test_attention_is_transformers(heads, shared, queries, masked, monkeypatch):
+    mask = None
+    if masked:
+        seen = torch.rand(3, 1, queries, 11, generator=torch.Generator().manual_seed(2)) < 0.7
+        seen[..., 0] = True
+        mask = seen if masked == "bool" else torch.zeros(seen.shape).masked_fill(~seen, float("-inf"))
+    with torch.no_grad():
+        expected = attend(heads, shared, queries, mask)
+        shapes, plain = [], torch.nn.functional.scaled_dot_product_attention
+
+        def noted(query, key, value, **options):
+            shapes.append((query.shape[1], key.shape[1]))
+            return plain(query, key, value, **options)
+
+        monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", noted)
+        with keys_read_as_they_lie():
+            found = attend(heads, shared, queries, mask)
+        assert_close(found, expected, atol=1e-6, rtol=1e-5)
+        if queries == 1 and heads > shared:  # no head of keys is copied
+            assert shapes == [(shared, shared)]
+
+
+def test_with_gradient_it_is_transformers_own(monkeypatch):
+    with keys_read_as_they_lie():
+        shapes, plain = [], torch.nn.functional.scaled_dot_product_attention
+        monkeypatch.setattr(
+            torch.nn.functional,
+            "scaled_dot_product_attention",
+            lambda query, key, value, **options: shapes.append(query.shape[1]) or plain(query, key, value, **options),
+        )
+        attend(4, 2, 1, torch.ones(3, 1, 1, 11, dtype=torch.bool))
+    assert shapes == [4]
+
+
+def test_it_ends_with_what_was_there_before():
+    before = ALL_ATTENTION_FUNCTIONS["sdpa"]
+    with keys_read_as_they_lie():
+        assert ALL_ATTENTION_FUNCTIONS["sdpa"] is not before
+    assert ALL_ATTENTION_FUNCTIONS["sdpa"] is before
+    with pytest.raises(KeyError), keys_read_as_they_lie():
+        raise KeyError
+    assert ALL_ATTENTION_FUNCTIONS["sdpa"] is before
+
+
+@pytest.mark.parametrize("name", ["qwen3", "llama", "gemma3", "qwen3_vl"])
+def test_a_model_decodes_the_same(name):
+    model = tiny_models.make(name).eval()
+    ids = torch.randint(6, 50, (4, 12), generator=torch.Generator().manual_seed(3))
+    mask = torch.ones_like(ids)
+    mask[0, :5] = mask[1, :2] = 0
+    logits = []
+    for ours in (False, True):
+        cache, found, seen = DynamicCache(config=model.config), [], mask
+        with torch.no_grad(), keys_read_as_they_lie() if ours else torch.no_grad():
+            found.append(model(ids, attention_mask=mask, past_key_values=cache).logits[:, -1:])
+            if ours:
+                grow_in_place(cache)
+            for token in range(20):
+                seen = torch.cat([seen, mask[:, -1:]], dim=1)
+                step = torch.full((4, 1), 6 + token)
+                found.append(model(step, attention_mask=seen, past_key_values=cache).logits)
+        logits.append(torch.cat(found, dim=1))
+    assert_close(logits[1], logits[0], atol=2e-5, rtol=1e-4)
