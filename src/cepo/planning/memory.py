@@ -143,6 +143,8 @@ def memory_of(
     each, _ = text_bytes(skeleton, mixed)
     for part in _update(skeleton, args, lengths, each, mixed, half, memory.notes):
         add(part)
+    if args.shared_prompt_update != "never" and layout.shards != "weights" and not args.distils_whole:
+        memory.notes.append("the update is counted as if every rollout had a prompt of its own; shared, it holds less")
     if (args.chosen.needs_teachers and args.coefficient_at(0) > 0) or args.distils_whole:
         most = args.teacher_batch_tokens or tokens
         block = each / skeleton.text.num_hidden_layers
