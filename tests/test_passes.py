@@ -1,6 +1,7 @@
 """Two ways to make the same forward passes: each equals the model run on one request alone, with all its logits."""
 
 import random
+from dataclasses import replace
 from itertools import zip_longest
 
 import pytest
@@ -9,7 +10,14 @@ from peft import LoraConfig, get_peft_model
 from torch.testing import assert_close
 from trl.trainer.utils import add_fused_lm_head
 
-from cepo.scoring.passes import Concatenated, ScoringModel, SharedPrompt, why_not_shared
+from cepo.scoring.passes import (
+    Concatenated,
+    ScoringModel,
+    SharedPrompt,
+    branched_states,
+    hidden_states,
+    why_not_shared,
+)
 from cepo.scoring.requests import Prompt, Request, batches_of
 from cepo.scoring.score import evaluating
 
@@ -211,6 +219,29 @@ def test_every_process_makes_as_many_passes(way):
         few = way(policy, 150, lambda numbers: [max(pair) for pair in zip_longest(next(answers), numbers, fillvalue=0)])
         assert_close(few.log_probs(prompts, requests[:1])[0], results[0], atol=2e-5, rtol=1e-4)
         assert len(calls) == of_the_busy
+
+
+@pytest.mark.parametrize("name", SHAREABLE)
+def test_branched_states_are_those_of_whole_requests(name):
+    """And so is the gradient; each distinct context is run once, wherever its prompt stands."""
+    model, (prompts, requests) = tiny_models.make(name).eval(), a_batch(name, seed=3)
+    again = [replace(request, prompt=request.prompt + len(prompts)) for request in requests]
+    prompts, requests = [*prompts, *prompts], [*requests, *again]
+    ran, found = [], []
+    hook = model.get_input_embeddings().register_forward_pre_hook(lambda _, ids: ran.append(ids[0].shape))
+    for states in (hidden_states, branched_states):
+        model.zero_grad()
+        hidden = states(model, prompts, requests)
+        (hidden * torch.linspace(-1, 1, hidden.numel()).view_as(hidden)).sum().backward()
+        grads = [parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None]
+        found.append((hidden.detach(), torch.cat(grads)))
+    hook.remove()
+    (expected, gradient), (hidden, other) = found
+    assert_close(hidden, expected, atol=2e-5, rtol=1e-4)
+    assert (other - gradient).norm() <= 1e-5 * gradient.norm()
+    whole, contexts, _ = ran
+    assert whole[0] == len(requests)
+    assert contexts[0] == len({request.context for request in requests})
 
 
 @pytest.mark.parametrize("name", HYBRID_MODELS)

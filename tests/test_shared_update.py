@@ -193,6 +193,15 @@ SITUATIONS = {
         "gradient_checkpointing": True,
     },
     "frozen tower": {"freeze_vision_tower": True},
+    "opsd": {"method": "opsd"},
+    "opsd, a lagging teacher, accumulated": {
+        "method": "opsd",
+        "teacher": "ema",
+        "teacher_ema_decay": 0.5,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+    },
+    "sdpo, lora": {"method": "sdpo", "peft_config": LoraConfig(r=4, target_modules=["q_proj", "v_proj"])},
 }
 
 

@@ -21,9 +21,8 @@ from ..references.answers import final_answer
 from ..references.groups import Attempt, Group, Ids, Messages, Rollout
 from ..scoring.generation import SharedPrompts, Sparing
 from ..scoring.prompts import left_padding, text_of, tokenizer_of, with_parts
-from ..scoring.requests import TOKEN_TYPES
+from ..scoring.requests import TOKEN_TYPES, distinct_prompts
 from ..scoring.score import evaluating
-from ..scoring.shared_rows import distinct_prompts
 from .guarded import guarded
 
 _logger = logging.getLogger(__name__)

@@ -3,6 +3,7 @@
 Dimensions: T completion tokens, N counted tokens, H hidden width.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +29,7 @@ class DistillationBatch:
         sampler_ratio: (N,) how much likelier the policy finds them than the engine that sampled them did, within TRL's
             bounds; None where the policy itself sampled them.
         empty: There is no such row; one row is here all the same, for the passes that all processes make together.
+        states: Makes the hidden states of requests: `hidden_states`, or `branched_states`.
     """
 
     prompts: list[Prompt]
@@ -38,6 +40,7 @@ class DistillationBatch:
     old: Tensor | None
     sampler_ratio: Tensor | None
     empty: bool
+    states: Callable[[PreTrainedModel, Sequence[Prompt], Sequence[Request]], Tensor] = hidden_states
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class TeacherStates:
 def teacher_states(model: PreTrainedModel, batch: DistillationBatch, *, copied: bool = False) -> TeacherStates:
     """The teacher's part; the model's weights, mode and gradient are the caller's; `copied` as for `Head.detached`."""
     # The head after the pass: engines that shard weights make ready for gathering them in a forward pass.
-    hidden = hidden_states(model, batch.prompts, batch.teacher)[batch.counted]
+    hidden = batch.states(model, batch.prompts, batch.teacher)[batch.counted]
     return TeacherStates(hidden, Head.of(model).detached(copied=copied))
 
 
@@ -77,7 +80,7 @@ def student_divergence(
     Returns:
         The loss [nats], the plain divergence [nats] and the entropy [nats], each (), the latter two without gradient.
     """
-    hidden, head = hidden_states(model, batch.prompts, batch.student)[batch.counted], Head.of(model)
+    hidden, head = batch.states(model, batch.prompts, batch.student)[batch.counted], Head.of(model)
     values, entropies = divergence(
         hidden, head, teacher.hidden, teacher.head, beta=beta, temperature=temperature, top_k=top_k
     )

@@ -27,6 +27,7 @@ from .requests import (
     Request,
     Tree,
     batches_of,
+    distinct_prompts,
     length_of,
     shared_prefixes,
     spare_request,
@@ -179,6 +180,38 @@ def hidden_states(model: PreTrainedModel, prompts: Sequence[Prompt], requests: S
     output = model.base_model(use_cache=False, **_whole(prompts, requests, model.device))
     starts = [len(request.context) for request in requests]
     return torch.cat(_completions_of(output.last_hidden_state, starts, requests))
+
+
+def branched_states(model: PreTrainedModel, prompts: Sequence[Prompt], requests: Sequence[Request]) -> Tensor:
+    """The same as `hidden_states`, each distinct context run once; see `ScoringModel.why_no_branches`.
+
+    All but a context's last token, which completions take with them, is held as keys and values, in the graph where
+    there is one.
+    """
+    device = model.device
+    # A prompt's index tells its images, but one prompt may stand in several places.
+    shown = [prompts[request.prompt].images for request in requests]
+    firsts, owners = distinct_prompts(
+        [list(request.context) for request in requests],
+        lambda one, other: all(torch.equal(shown[one][name], shown[other][name]) for name in shown[one]),
+    )
+    rows = [prompts[requests[first].prompt] for first in firsts]
+    begun = [requests[first].context[:-1] for first in firsts]
+    ids, mask = _pad(begun, device, left=True)
+    types = _token_types(rows, [len(tokens) for tokens in begun], device, left=True)
+    inputs = {"input_ids": ids, "attention_mask": mask, **types, **_images(rows, device)}
+    positions = model._prepare_position_ids_for_generation(ids, dict(inputs))
+    cache = DynamicCache(config=model.config)
+    model.base_model(past_key_values=cache, use_cache=True, position_ids=positions, **inputs)
+    own, own_mask = _pad([request.context[-1:] + request.completion for request in requests], device)
+    places = torch.tensor(owners, device=device)
+    output = model.base_model(
+        input_ids=own,
+        attention_mask=torch.cat([mask[places], own_mask], dim=1),
+        position_ids=_following(positions[..., -1:], places, own),
+        past_key_values=Branches(cache, places),
+    )
+    return torch.cat(_completions_of(output.last_hidden_state, [1] * len(requests), requests))
 
 
 def _whole(prompts: Sequence[Prompt], requests: Sequence[Request], device: torch.device) -> dict[str, Tensor]:

@@ -122,6 +122,19 @@ def shared_prefixes(prompts: Sequence[Prompt], requests: Sequence[Request]) -> d
     return prefixes
 
 
+def why_not_branched(prompts: Sequence[Prompt], requests: Sequence[Request]) -> str | None:
+    """Why all but the last token of these contexts cannot be run for their completions to go on from; None if they can.
+
+    The last token that is run has to be text: from its position on, positions count by one.
+    """
+    if any(len(request.context) < 2 for request in requests):
+        return "a prompt has a single token"
+    ends = ((prompts[request.prompt].images_end, len(request.context) - 1) for request in requests)
+    if any(images_end is None or images_end >= length for images_end, length in ends):
+        return "images reach to the end of its prompts"
+    return None
+
+
 def trees_of(requests: Sequence[Request], prefixes: dict[int, Ids], max_tokens: int) -> Iterator[Tree]:
     """Prompts of similar length together, as many as `max_tokens` of cache allow."""
     by_prompt: dict[int, list[Request]] = {}
@@ -187,3 +200,27 @@ def two_contexts(requests: Sequence[Request]) -> list[Request]:
 def spare_request(prompts: Sequence[Prompt]) -> Request:
     """The shortest request there is, of the first prompt."""
     return Request(0, prompts[0].ids, prompts[0].ids[-1:])
+
+
+def distinct_prompts(prompts: Sequence[list[int]], same: Callable[[int, int], bool]) -> tuple[list[int], list[int]]:
+    """Which rows have the same prompt.
+
+    Args:
+        prompts: Token ids of each row's.
+        same: Whether the images of two rows are the same.
+
+    Returns:
+        For each of the U prompts the first row that has it, and for each row the index of its prompt.
+    """
+    known: dict[tuple[int, ...], list[int]] = {}
+    firsts: list[int] = []
+    owners: list[int] = []
+    for row, tokens in enumerate(prompts):
+        alike = known.setdefault(tuple(tokens), [])
+        owner = next((index for index in alike if same(firsts[index], row)), None)
+        if owner is None:
+            owner = len(firsts)
+            firsts.append(row)
+            alike.append(owner)
+        owners.append(owner)
+    return firsts, owners

@@ -9,7 +9,7 @@ Dimensions: B rows, P prompt tokens (padded on the left), T completion tokens (p
 L tokens of a packed row.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
 
 from .passes import Branches, ScoringModel
+from .requests import distinct_prompts
 
 # Of log-probs and entropies.
 Found = tuple[Tensor, Tensor | None]
@@ -50,7 +51,8 @@ class Rows:
         last = self.width - 1
         if last < 1:
             return "its prompts have a single token"
-        if any(types[:, last:].any() for types in self.token_types.values()):
+        # The last token that is run with the prompt has to be text: from its position on, positions count by one.
+        if any(types[:, last - 1 :].any() for types in self.token_types.values()):
             return "images reach to the end of its prompts, or into completions"
         return None
 
@@ -64,30 +66,6 @@ class Rows:
 def distinct(ids: Tensor, mask: Tensor, same: Callable[[int, int], bool]) -> tuple[list[int], list[int]]:
     """`distinct_prompts` of (B, P) ids and mask."""
     return distinct_prompts(ids.masked_fill(mask == 0, -1).tolist(), same)
-
-
-def distinct_prompts(prompts: Sequence[list[int]], same: Callable[[int, int], bool]) -> tuple[list[int], list[int]]:
-    """Which rows have the same prompt.
-
-    Args:
-        prompts: Token ids of each row's.
-        same: Whether the images of two rows are the same.
-
-    Returns:
-        For each of the U prompts the first row that has it, and for each row the index of its prompt.
-    """
-    known: dict[tuple[int, ...], list[int]] = {}
-    firsts: list[int] = []
-    owners: list[int] = []
-    for row, tokens in enumerate(prompts):
-        alike = known.setdefault(tuple(tokens), [])
-        owner = next((index for index in alike if same(firsts[index], row)), None)
-        if owner is None:
-            owner = len(firsts)
-            firsts.append(row)
-            alike.append(owner)
-        owners.append(owner)
-    return firsts, owners
 
 
 def branched(model: PreTrainedModel, rows: Rows) -> Found:

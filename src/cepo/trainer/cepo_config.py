@@ -48,7 +48,7 @@ class CEPOConfig(MethodOptions, GRPOConfig):
     )
     shared_prompt_update: SharedPrompt = option(
         "run",
-        "Whether sampling, and the policy's own log-probs, those of the update among them, run a prompt once for all "
+        "Whether sampling, and the policy's own passes, those of the update among them, run a prompt once for all "
         "of its rollouts, and micro-batches of one optimiser step keep groups together: auto, where that gives TRL's "
         "numbers but for rounding, which a trial on the first batch shows; always; or never, which is TRL to the bit.",
         "auto",

@@ -351,7 +351,7 @@ class CEPOTrainer(
     def _distil(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         """Divergence of the policy from its teacher over the vocabulary, a mean over the tokens that have a teacher."""
         args = self.args
-        batch = distillation_batch(inputs, self._image_token())
+        batch = self._sharing(distillation_batch(inputs, self._image_token()))
         unwrapped = self.accelerator.unwrap_model(self.model)
         inner = self._teachers.inner()
         with self._teachers.reading(), self._teachers.weights.in_place(), self.accelerator.autocast():

@@ -1,6 +1,8 @@
 """Prompts once in the policy's own log-probs: those of the update, of the policy that sampled, and of the reference."""
 
 import logging
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,10 +12,12 @@ from trl import GRPOTrainer
 from trl.models.utils import _ForwardRedirection
 from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
 
+from ..distillation.losses import DistillationBatch
 from ..scoring.generation import SharedPrompts, Sparing
+from ..scoring.head import Head, sampled_log_probs
 from ..scoring.image_features import ImageFeatures
-from ..scoring.passes import ScoringModel, why_trial_failed
-from ..scoring.requests import TOKEN_TYPES
+from ..scoring.passes import ScoringModel, branched_states, why_trial_failed
+from ..scoring.requests import TOKEN_TYPES, distinct_prompts, why_not_branched
 from ..scoring.score import has_dropout
 from ..scoring.shared_rows import (
     Found,
@@ -21,7 +25,6 @@ from ..scoring.shared_rows import (
     branched,
     difference,
     distinct,
-    distinct_prompts,
     packed,
     packing_pays,
     why_not_shared,
@@ -101,15 +104,24 @@ class SharedPromptTrainer(GRPOTrainer):
             return _ForwardRedirection()(model, unwrapped, shared)
 
         if self._shares is None:
-            self._shares = self._decide(
-                inner, whole, through_the_wrapper, batch["attention_mask"][:, -kept:], checkpoints
-            )
+
+            def apart() -> Tensor:
+                with torch.no_grad():
+                    return difference(whole()[0], through_the_wrapper()[0], batch["attention_mask"][:, -kept:])
+
+            self._shares = self._decide_by(inner, apart, checkpoints=checkpoints)
             if not self._shares:
                 return whole()
         return through_the_wrapper()
 
-    def _decide(self, inner: PreTrainedModel, whole: Any, shared: Any, mask: Tensor, checkpoints: bool) -> bool:
-        """Whether prompts are shared: as the option says, or as structure and a trial do."""
+    def _decide_by(self, inner: PreTrainedModel, difference: Callable[[], Tensor], *, checkpoints: bool) -> bool:
+        """Whether prompts are shared: as the option says, or as structure and a trial do.
+
+        Args:
+            inner: The model.
+            difference: Tries it; the mean |difference| of log-probs from those of whole prompts [nats].
+            checkpoints: Whether its passes are checkpointed.
+        """
         reason = "weights are sharded" if is_sharded(self) else None
         if reason is None and has_dropout(self.model):
             reason = "dropout would be the same for all rollouts of a prompt"
@@ -119,17 +131,37 @@ class SharedPromptTrainer(GRPOTrainer):
                 raise ValueError(f"shared_prompt_update='always': {reason}; take 'auto'")
             return True
         if reason is None:
-            reason = self._try_sharing(whole, shared, mask, inner.dtype)
+            reason = why_trial_failed(difference, "log-probs", inner.dtype)
         if reason is not None:
             self._say(
                 f"the update runs every prompt once per rollout: {reason}. This is slower and gives the same numbers."
             )
         return reason is None
 
-    def _try_sharing(self, whole: Any, shared: Any, mask: Tensor, dtype: torch.dtype) -> str | None:
-        with torch.no_grad():
-            expected, _ = whole()
-            return why_trial_failed(lambda: difference(expected, shared()[0], mask), "log-probs", dtype)
+    def _sharing(self, batch: DistillationBatch) -> DistillationBatch:
+        """A batch to distil from whose contexts run once, where that is exact, and it is not known to be futile."""
+        if self._shares is False or self.args.shared_prompt_update == "never":
+            return batch
+        inner = inner_model(self, self.model)
+        if why_not_branched(batch.prompts, [*batch.student, *batch.teacher]) is not None:
+            return batch
+        if self._shares is None and inner.is_gradient_checkpointing and inner.training:
+            self._say("the update runs every prompt once per rollout: gradient checkpointing leaves no cache.")
+            self._shares = False
+            return batch
+        shared = replace(batch, states=branched_states)
+        if self._shares is None:
+
+            def log_probs(of: DistillationBatch) -> Tensor:
+                hidden = of.states(inner, of.prompts, of.teacher)[of.counted]
+                return sampled_log_probs(hidden, Head.of(inner), of.tokens, self.temperature)
+
+            def apart() -> Tensor:
+                with torch.no_grad(), self.accelerator.autocast():
+                    return (log_probs(shared) - log_probs(batch)).abs().mean()
+
+            self._shares = self._decide_by(inner, apart, checkpoints=False)
+        return shared if self._shares else batch
 
     # Sampling ---------------------------------------------------------------------------------------------------------
 
