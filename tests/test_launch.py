@@ -248,6 +248,41 @@ def test_processes_stop_together(monkeypatch):
     assert not interrupts(0).agreed()
 
 
+class InTheMiddle(io.RawIOBase):
+    """A file that is interrupted while it is written."""
+
+    def __init__(self, descriptor):
+        self.descriptor, self.signal = descriptor, None
+
+    def writable(self):
+        return True
+
+    def fileno(self):
+        return self.descriptor
+
+    def write(self, data):
+        if self.signal is not None:
+            interrupt, self.signal = self.signal, None
+            interrupt(signal.SIGINT, None)
+        return os.write(self.descriptor, data)
+
+
+def test_a_signal_while_a_line_is_written_breaks_nothing():
+    reads, writes = os.pipe()
+    raw = InTheMiddle(writes)
+    console = Console(file=io.TextIOWrapper(io.BufferedWriter(raw)))
+    interrupt = StopOnInterrupt(console)
+    raw.signal = interrupt._interrupt
+    console.print("step 1/2")
+    assert interrupt.interrupted
+    os.close(writes)
+    with open(reads, encoding="utf-8") as printed:
+        text = printed.read()
+    assert "Stopping after this step, to save it. Ctrl-C again stops at once.\n" in text
+    assert "step 1/2\n" in text
+    raw.descriptor = os.open(os.devnull, os.O_WRONLY)  # for what Python closes later
+
+
 def stopped(tmp_path, how, *, of="launcher", config=CPU, processes=2):
     """A launched run that a signal stops in its first steps: exit status, what was printed, and errors."""
     flags = [flag for flag in SMALL if not flag.startswith("--max_steps")]

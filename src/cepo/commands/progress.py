@@ -1,10 +1,12 @@
 """What a person sees while `cepo train` runs, and what Ctrl-C does to it."""
 
 import itertools
+import os
 import signal
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 from rich.console import Console
@@ -86,7 +88,17 @@ class StopOnInterrupt(TrainerCallback):
             raise KeyboardInterrupt
         self.interrupted, self.status, self._since = True, 128 + signum, now
         again = "Ctrl-C again stops at once." if signum == signal.SIGINT else "A second SIGTERM stops at once."
-        self.console.print(f"\nStopping after this step, to save it. {again}")
+        self._say_at_once(f"\nStopping after this step, to save it. {again}\n")
+
+    def _say_at_once(self, text: str) -> None:
+        """Past all buffers: the signal may have come while one of them was written, which must not begin again."""
+        if self.console.quiet:
+            return
+        try:
+            os.write(self.console.file.fileno(), text.encode())
+        except (OSError, ValueError):  # a file of Python's alone, as notebooks have; or nobody listens
+            with suppress(RuntimeError):
+                self.console.print(text, end="")
 
     def agreed(self) -> bool:
         """Whether any process was interrupted; all ask together."""

@@ -124,6 +124,7 @@ def _train(trainer: CEPOTrainer, script_args: TrainArguments, sources: Sources, 
         _print_resume(trainer, interrupt, console)
         # The first process that ends with such a status makes launchers end the others.
         trainer.accelerator.wait_for_everyone()
+        trainer.accelerator.end_training()
         return interrupt.status
 
     trainer.save_model(args.output_dir)
@@ -131,6 +132,7 @@ def _train(trainer: CEPOTrainer, script_args: TrainArguments, sources: Sources, 
     after = measure("after training")
     if trainer.accelerator.is_main_process:
         _write_summary(trainer, before, curve.points, after, time.monotonic() - started, console)
+    trainer.accelerator.end_training()  # gloo's threads, left running, may abort a process that is done
     return 0
 
 
