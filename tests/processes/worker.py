@@ -101,7 +101,10 @@ class Scripted(CEPOTrainer):
         for index, place in enumerate(batch["row"].tolist()):
             own = advantages[index]
             own = own[: count[index]] if own.dim() else own.expand(count[index])
-            evidence = batch["evidence"][index, : count[index]] if "evidence" in batch else torch.zeros(0)
+            # While it waits for log P_S there is none; of rollouts that are left out for good.
+            evidence = torch.zeros(count[index] if "told" in batch else 0)
+            if "evidence" in batch:
+                evidence = batch["evidence"][index, : count[index]]
             key = f"{self.state.global_step}:{place}"
             self.placed[key] = (own.clone(), evidence.clone())
 
