@@ -97,7 +97,8 @@ class ImageFeatures:
             self.runs += len(firsts)
             for index, piece in zip(firsts, pieces, strict=True):
                 self._known.setdefault(keys[index], []).append((images.each[index], piece))
-        found = [self._find(key, image) for key, image in zip(keys, images.each, strict=True)]
+        for index in missing:
+            found[index] = self._find(keys[index], images.each[index])
         return _join(self._form, [piece for piece in found if piece is not None])
 
     def _find(self, key: Any, image: list[Tensor]) -> _Pieces | None:

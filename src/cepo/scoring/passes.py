@@ -196,11 +196,8 @@ def branched_states(model: PreTrainedModel, prompts: Sequence[Prompt], requests:
         lambda one, other: all(torch.equal(shown[one][name], shown[other][name]) for name in shown[one]),
     )
     rows = [prompts[requests[first].prompt] for first in firsts]
-    begun = [requests[first].context[:-1] for first in firsts]
-    ids, mask = _pad(begun, device, left=True)
-    types = _token_types(rows, [len(tokens) for tokens in begun], device, left=True)
-    inputs = {"input_ids": ids, "attention_mask": mask, **types, **_images(rows, device)}
-    positions = model._prepare_position_ids_for_generation(ids, dict(inputs))
+    inputs = _inputs(rows, [requests[first].context[:-1] for first in firsts], device, left=True)
+    mask, positions = inputs["attention_mask"], ScoringModel(model, model).positions(inputs)
     cache = DynamicCache(config=model.config)
     model.base_model(past_key_values=cache, use_cache=True, position_ids=positions, **inputs)
     own, own_mask = _pad([request.context[-1:] + request.completion for request in requests], device)
@@ -217,14 +214,16 @@ def branched_states(model: PreTrainedModel, prompts: Sequence[Prompt], requests:
 def _whole(prompts: Sequence[Prompt], requests: Sequence[Request], device: torch.device) -> dict[str, Tensor]:
     """The model's inputs for whole requests, padded on the right."""
     rows = [prompts[request.prompt] for request in requests]
-    ids, mask = _pad([request.context + request.completion for request in requests], device)
-    lengths = [len(request.context + request.completion) for request in requests]
-    return {
-        "input_ids": ids,
-        "attention_mask": mask,
-        **_token_types(rows, lengths, device),
-        **_images(rows, device),
-    }
+    return _inputs(rows, [request.context + request.completion for request in requests], device)
+
+
+def _inputs(
+    rows: Sequence[Prompt], sequences: Sequence[Ids], device: torch.device, *, left: bool = False
+) -> dict[str, Tensor]:
+    """The model's inputs for sequences that begin as these prompts do, padded on a side."""
+    ids, mask = _pad(sequences, device, left=left)
+    types = _token_types(rows, [len(tokens) for tokens in sequences], device, left=left)
+    return {"input_ids": ids, "attention_mask": mask, **types, **_images(rows, device)}
 
 
 @dataclass(frozen=True)
@@ -278,11 +277,8 @@ class SharedPrompt:
         """Cache, (n, P) mask and the last position of each prompt's prefix, padded on the left."""
         device = self.model.device
         rows = [prompts[index] for index, _ in tree.prompts]
-        ids, mask = _pad([prefix for _, prefix in tree.prompts], device, left=True)
-        lengths = [len(prefix) for _, prefix in tree.prompts]
-        types = _token_types(rows, lengths, device, left=True)
-        inputs = {"input_ids": ids, "attention_mask": mask, **types, **_images(rows, device)}
-        positions = self.model.positions(inputs)
+        inputs = _inputs(rows, [prefix for _, prefix in tree.prompts], device, left=True)
+        mask, positions = inputs["attention_mask"], self.model.positions(inputs)
         cache = DynamicCache(config=self.model.unwrapped.config)
         self.model.fill(cache, position_ids=positions, **inputs)
         return cache, mask, positions[..., -1:]

@@ -51,10 +51,8 @@ def credit_sums(inputs: PlacementInputs, placed: Placement) -> dict[str, float]:
     return {key: float(value) for key, value in sums.items()}
 
 
-_NAMES = (
-    *("tokens", "unscorable", "moved", "at_bound", "mass", "mass_against"),
-    *(f"{of}_{name}" for name in ("correct", "wrong") for of in ("tokens", "evidence", "squares")),
-)
+# All sums that a metric is made of, which are all there are.
+_NAMES = tuple(dict.fromkeys(name for parts in (*_RATIOS.values(), *_STANDARD_DEVIATIONS.values()) for name in parts))
 
 
 def added(sums: Sequence[dict[str, float]]) -> dict[str, float]:

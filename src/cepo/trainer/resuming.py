@@ -85,9 +85,8 @@ class ResumingTrainer(GRPOTrainer):
         path = Path(checkpoint) / _FILE.format(rank=self.args.process_index)
         if not path.is_file():
             return
-        device = self.accelerator.device
-        # Of several processes on CPUs accelerate numbers the device, and torch.load knows no "cpu:0".
-        found = torch.load(path, map_location="cpu" if device.type == "cpu" else device, weights_only=True)
+        # Not accelerate's device, which `name_cpu_plainly` is there for.
+        found = torch.load(path, map_location=self.args.device, weights_only=True)
         if found["processes"] != self.args.world_size:
             _logger.warning(
                 "%s was written by %d processes, and this run has %d: rollouts that were left are sampled anew.",
