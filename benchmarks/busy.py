@@ -11,17 +11,18 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from .measure import in_random_order, median
 
+OURS = "asleep (ours)"
 # What libgomp does by default: a few hundred thousand turns of a loop before a thread sleeps.
 WAYS = {
     "awake (libgomp's default)": {"GOMP_SPINCOUNT": "300000"},
-    "asleep (ours)": {},
+    OURS: {},
     "one thread": {"OMP_NUM_THREADS": "1"},
 }
 
@@ -68,18 +69,24 @@ def _seconds(environment: dict[str, str], steps: int) -> float:
         return ended - begun
 
 
-def run(*, steps: int, repeats: int, say: Callable[[dict[str, Any]], None]) -> list[dict[str, Any]]:
-    """Seconds of each way, quiet and busy, and ratios to ours on the quiet machine."""
+def run(
+    ways: dict[str, dict[str, str]], *, steps: int, repeats: int, say: Callable[[dict[str, Any]], None]
+) -> list[dict[str, Any]]:
+    """Seconds of each way, ours among them, quiet and busy, and ratios to ours on the quiet machine.
+
+    Args:
+        ways: Names and what is in the environment.
+        steps: Of each run.
+        repeats: Runs of each way.
+        say: Called with every row.
+    """
     results = []
     times: dict[str, dict[str, list[float]]] = {}
     for machine in ("quiet", "busy"):
-        ways = {name: partial(_seconds, environment, steps) for name, environment in WAYS.items()}
-        if machine == "busy":
-            with busy_core():
-                times[machine] = in_random_order(ways, repeats)
-        else:
-            times[machine] = in_random_order(ways, repeats)
-    ours = median(times["quiet"]["asleep (ours)"])
+        runs = {name: partial(_seconds, environment, steps) for name, environment in ways.items()}
+        with busy_core() if machine == "busy" else nullcontext():
+            times[machine] = in_random_order(runs, repeats)
+    ours = median(times["quiet"][OURS])
     for machine, found in times.items():
         for name, seconds in found.items():
             row = {"machine": machine, "threads": name, "seconds": median(seconds), "ratio": median(seconds) / ours}

@@ -142,6 +142,8 @@ BAD_CONFIGS = [
     ("arms: {a: {preset: papers}}", "arm a: unknown preset 'papers'"),
     ("arms: {a: {method: grpo}}\nbase: {preset: papers}", "unknown preset 'papers'"),
     ("arms: {a: {method: grpo}}\ntune_seeds: 0", "tune_seeds must be a number from 1 on, not 0"),
+    ("arms: {a: {method: grpo}}\nagainst: [b]", "against: there is no arm 'b', only a"),
+    ("arms: {a: {method: grpo}}\nagainst: a", "against must be a list of arms, not 'a'"),
 ]
 
 
@@ -215,6 +217,41 @@ def test_a_comparison_again(tmp_path, monkeypatch):
     assert [(job.arm, job.seed) for job in asked] == [(name, 0) for name in known["options"]]
 
 
+def test_arms_are_held_against_others_too(tmp_path, monkeypatch, capsys):
+    """Of each measure, paired by seed, in the file, the table and on the terminal; and again from the file."""
+    finals = {"grpo": (0.5, 0.6, 0.7), "control": (0.6, 0.7, 0.8), "ours": (0.7, 0.9, 0.9)}
+    monkeypatch.setattr(compare, "run_all", lambda *_: None)
+    monkeypatch.setattr(compare.Job, "done", property(lambda _: True))
+
+    def load(folder):
+        seed = int(folder.name.removeprefix("seed-"))
+        return run(seed, 0.1, 0.2, finals[folder.parent.name][seed])
+
+    monkeypatch.setattr(compare, "load_run", load)
+    config = tmp_path / "arms.yaml"
+    config.write_text(
+        "arms: {grpo: {method: grpo}, control: {negative_advantage_weight: 0.05, method: grpo}, ours: {method: cepo}}\n"
+        "seeds: 3\nagainst: [control, grpo, control]"
+    )
+    assert cli.main(["compare", "--config", str(config), "--output_dir", str(tmp_path / "out")]) == 0
+    result = json.loads((tmp_path / "out" / "compare.json").read_text())
+    assert set(result["against"]) == {"control"}  # all are held against GRPO anyway
+    ahead = result["against"]["control"]["final"]
+    assert ahead["ours"]["mean"] == pytest.approx((0.1 + 0.2 + 0.1) / 3)
+    assert ahead["grpo"]["mean"] == pytest.approx(-0.1)
+    assert ahead["ours"]["low"] < ahead["ours"]["mean"] < ahead["ours"]["high"]
+    assert result["against"]["control"]["average"]["ours"]["mean"] == pytest.approx(0.25 * (0.1 + 0.2 + 0.1) / 3)
+    listed = (tmp_path / "out" / "compare.md").read_text()
+    assert "| minus control, paired by seed | final, greedy |" in listed
+    assert "| ours | +13.3 [-1.0, +27.7] |" in listed
+    assert "points ahead of control, paired by seed: grpo -10.0; ours +13.3 [-1.0, +27.7]" in " ".join(
+        capsys.readouterr().out.split()
+    )
+    again = compare.read_config(tmp_path / "out" / "compare.json")
+    assert again["against"] == ["control"]
+    assert (again["arms"]["ours"]["seeds"], again["first_seed"]) == (3, 0)
+
+
 @pytest.mark.parametrize(
     ("text", "named"),
     [
@@ -279,6 +316,7 @@ MISTAKES = [
     (["--config", "nowhere.yaml"], "nowhere.yaml"),
     (["loose", "--methods", "grpo"], "'loose'"),
     (["--methods", "grpo", "--max_steps", "3", "loose"], "arm grpo: "),
+    (["--methods", "grpo,cepo", "--against", "rlsd"], "against: there is no arm 'rlsd', only grpo, cepo"),
     (["--methods", "grpo", "--eval_problems", "0"], "no held-out problems to compare on (eval_problems=0"),
     (["--methods", "grpo", "--dataset_test_split", "best"], "unknown split 'best' of the figures task"),
     (["--methods", "grpo", "--tune_learning_rate", "1e-4", "--first_seed", "999"], "cannot be reported too"),

@@ -141,6 +141,7 @@ def test_the_command_leaves_a_table_a_picture_and_numbers(tmp_path, capsys):
     config.write_text(
         "placements:\n  control: {negative_advantage_weight: 0.05}\n  cepo paper: {preset: paper}\n"
         "  mistakes: {method: oracle, evidence_coefficient: 1.0, method_kwargs: {only_mistakes: true}}\n"
+        "against: [control, grpo]\n"
     )
     folder = tmp_path / "out"
     arguments = ["gradients", *SMALL, "--config", str(config), "--output_dir", str(folder)]
@@ -153,6 +154,14 @@ def test_the_command_leaves_a_table_a_picture_and_numbers(tmp_path, capsys):
         known = result["rows"][0]["absolute"]["alignment"]["low"] > 0
         assert (row["alignment"]["value"] is not None) == known
     assert result["rows"][0]["norm"]["value"] == 1.0
+    # Beside GRPO, all are held against the control.
+    for row in result["rows"]:
+        assert set(row["against"]) == {"control"}
+        absolute, control = (one["absolute"]["norm"]["value"] for one in (row, result["rows"][1]))
+        assert row["against"]["control"]["norm"]["value"] == pytest.approx(absolute / control)
+    own = result["rows"][1]["against"]["control"]["norm"]
+    assert (own["low"], own["value"], own["high"]) == pytest.approx((1, 1, 1))
+    assert "| ratios to control | alignment |" in (folder / "gradients.md").read_text()
     assert result["placements"]["cepo paper"]["negative_reference"] == "lowest_reward"
     assert sum(part["signal"]["value"] for part in result["parts"]) == pytest.approx(1, rel=1e-3)
     assert (folder / "gradients.png").read_bytes().startswith(b"\x89PNG")
@@ -160,7 +169,8 @@ def test_the_command_leaves_a_table_a_picture_and_numbers(tmp_path, capsys):
     assert sorted(path.name for path in folder.iterdir()) == ["gradients.json", "gradients.md", "gradients.png"]
     printed = capsys.readouterr().out
     assert "where GRPO's gradient is" in printed
-    assert max(map(len, printed.splitlines()[1:20])) <= 80
+    assert "ratios to control, 95 % intervals" in printed
+    assert max(map(len, printed.splitlines()[1:30])) <= 80
 
 
 @pytest.mark.parametrize(
@@ -186,6 +196,8 @@ def test_mistakes_are_named(arguments, said, capsys):
         ("placements: {one: {method: nonesuch}}", "placement 'one': unknown method 'nonesuch'"),
         ("placements: {one: {method: grpo, evidence_clip: 0.5}}", "placement 'one': method='grpo' does not read"),
         ("placements: {one: {lambda: 0.5}}", "placement 'one': "),
+        ("placements: {one: {method: cepo}}\nagainst: [two]", "against: there is no placement 'two', only one"),
+        ("placements: {one: {method: cepo}}\nagainst: one", "against must be a list of placements, not 'one'"),
         ("placements: {one: {preset: nonesuch}}", "placement 'one': unknown preset"),
         ("placements: {grpo: {negative_advantage_weight: 0.5}}", "placement 'grpo': that is what all are held against"),
         (

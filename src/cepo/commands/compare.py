@@ -10,7 +10,17 @@ from typing import Any, TextIO
 
 from rich.console import Console
 
-from ..compare.arms import CONFIG_KEYS, Arm, Differences, check_arms, grouped, read_arms, read_config, read_tuning
+from ..compare.arms import (
+    CONFIG_KEYS,
+    Arm,
+    Differences,
+    check_arms,
+    grouped,
+    read_against,
+    read_arms,
+    read_config,
+    read_tuning,
+)
 from ..compare.jobs import BusyError, Job, job_of, locked, run_all, stopped_by_signals
 from ..compare.report import comparison_table, draw_comparison
 from ..compare.statistics import (
@@ -18,9 +28,11 @@ from ..compare.statistics import (
     REFERENCE,
     TEMPERED,
     Run,
+    against_table,
     differences_to,
     load_run,
     mean_curves,
+    measure_names,
     percent,
     summarise,
     table,
@@ -62,6 +74,11 @@ def make_parser() -> argparse.ArgumentParser:
         default=None,
         help="the first of them, for trials whose seeds are not to be reported (none: 0)",
     )
+    add(
+        "--against",
+        default=None,
+        help="arms, with commas between, that all others are held against too, beside grpo (none: as the config says)",
+    )
     add = parser.add_argument_group("learning rates").add_argument
     add("--tune_learning_rate", default=None, help="to choose from, for each arm: 1e-4,3e-4,1e-3 (none: as given)")
     add("--tune_seeds", type=positive, default=None, help="seeds on which they are chosen, not reported (none: 2)")
@@ -90,6 +107,7 @@ class Plan:
         jobs: Runs at a time; None: one for each core.
         differences: In what the arms differ.
         notes: What a reader of the results should know.
+        against: Arms that all others are held against, beside GRPO.
     """
 
     folder: Path
@@ -100,6 +118,7 @@ class Plan:
     jobs: int | None
     differences: Differences
     notes: list[str]
+    against: list[str]
 
 
 def prepare(arguments: list[str]) -> Callable[[Console], int]:
@@ -112,6 +131,7 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
     config = read_config(options.config)
     base, arms = read_arms(options, config, rest)
     tuning = read_tuning(options, config)
+    against = read_against(options.against, config, arms)
     first_seed = config.get("first_seed", 0) if options.first_seed is None else options.first_seed
     if not isinstance(first_seed, int):
         raise ValueError(f"first_seed must be a number, not {first_seed!r}")
@@ -125,7 +145,7 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
     differences, notes = check_arms(arms)
     for note in notes:
         print(f"cepo: {one_line(note)}", file=sys.stderr)
-    plan = Plan(options.output_dir, base, arms, first_seed, tuning, options.jobs, differences, notes)
+    plan = Plan(options.output_dir, base, arms, first_seed, tuning, options.jobs, differences, notes, against)
     plan.folder.mkdir(parents=True, exist_ok=True)
 
     def compare(console: Console) -> int:
@@ -179,7 +199,7 @@ def _add_tempered(plan: Plan, arms: list[Arm], runs: dict[str, list[Run]], conso
     if found is None:
         return ["No arm tempered: GRPO's entropy was not measured in all of its runs (eval_samples)."]
     runs[TEMPERED], note = found
-    ahead = differences_to(runs[TEMPERED], {name: its for name, its in runs.items() if name != TEMPERED})
+    ahead = differences_to(runs[TEMPERED], _without(runs, TEMPERED))
     listed = "; ".join(f"{name} {percent(difference, signed=True)}" for name, difference in ahead.items())
     return [note, f"Sampled accuracy, points ahead of tempered, paired by seed: {listed}."]
 
@@ -217,6 +237,12 @@ def _report(
 ) -> None:
     rows = summarise(runs)
     folder = plan.folder
+    measures = measure_names(rows)
+    ahead = {
+        name: {measure: differences_to(runs[name], _without(runs, name), measure) for measure in measures}
+        for name in plan.against
+        if runs.get(name)
+    }
     notes = plan.notes + of_tempered + [rate_note(name, found) for name, found in tried.items()]
     notes += [f"{job.arm}, seed {job.seed}, failed: {job.failure}" for job in failed]
     versions = _versions(runs)
@@ -226,6 +252,7 @@ def _report(
     result = {
         "arms": rows,
         "options": {arm.name: arm.options for arm in arms},
+        "against": ahead,
         "differences": plan.differences,
         "tuning": {name: found.scores for name, found in tried.items()},
         "failed": [{"arm": job.arm, "seed": job.seed, "reason": job.failure} for job in failed],
@@ -249,14 +276,22 @@ def _report(
     write_whole(folder / "compare.json", json.dumps(result, indent=1, default=str) + "\n")
     said = "".join(f"- {note}\n" for note in notes)
     differing = "".join(f"{line}\n" for line in ["", *_differing(plan)])
-    write_whole(folder / "compare.md", visible(f"{table(rows)}\n{said}{differing}"))
+    beside = "".join(f"{against_table(name, found, measures)}\n" for name, found in ahead.items())
+    write_whole(folder / "compare.md", visible(f"{table(rows)}\n{beside}{said}{differing}"))
     if not rows:
         console.print(f"No run went through.\n{said}", highlight=False, markup=False)
         return
     draw_comparison(runs, rows, folder / "compare.png")
     console.print(comparison_table(rows), soft_wrap=False)
+    for name, found in ahead.items():
+        listed = "; ".join(f"{arm} {percent(one, signed=True)}" for arm, one in found[MEASURES[0]].items())
+        said += f"- Final greedy accuracy, points ahead of {name}, paired by seed: {listed}.\n"
     console.print(said, highlight=False, markup=False)
     console.print(f"compare.json, compare.md and compare.png are in {folder}", highlight=False)
+
+
+def _without(runs: Mapping[str, Sequence[Run]], name: str) -> dict[str, Sequence[Run]]:
+    return {arm: its for arm, its in runs.items() if arm != name}
 
 
 def _versions(runs: Mapping[str, Sequence[Run]]) -> list[dict[str, str]]:

@@ -108,7 +108,7 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
         )
     # A data set may be sorted, and batches should be alike.
     dataset = dataset.shuffle(seed=options.seed)
-    variants, left_out = read_placements(options.config, dataset)
+    variants, left_out, against = read_placements(options.config, dataset)
     variants = [variant.with_options(answer_extractor=options.answer_extractor) for variant in variants]
     model, processing_class = load_policy(
         options.model_name_or_path or policy_path(), trust_remote_code=options.trust_remote_code
@@ -120,12 +120,12 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
     with broken_images_named(dataset, f"the split {options.dataset_split!r}, shuffled"):
         rows = [dataset[index] for index in range(wanted)]
     return lambda console: _measure(
-        options, model, processing_class, rows, variants, left_out, parameters, reward_func, console
+        options, model, processing_class, rows, variants, left_out, against, parameters, reward_func, console
     )
 
 
-def read_placements(path: Path | None, dataset: Any) -> tuple[list[Variant], list[str]]:
-    """The ways to place credit, GRPO first, and why some methods are left out.
+def read_placements(path: Path | None, dataset: Any) -> tuple[list[Variant], list[str], list[str]]:
+    """The ways to place credit, GRPO first; why some methods are left out; and what all are held against beside GRPO.
 
     Args:
         path: A YAML file with `placements`; None: every method as it comes, and GRPO with its blame turned down.
@@ -134,7 +134,8 @@ def read_placements(path: Path | None, dataset: Any) -> tuple[list[Variant], lis
     Raises:
         ValueError: Naming the placement and what is wrong with it.
     """
-    left_out = []
+    left_out: list[str] = []
+    against: list[str] = []
     if path is None:
         named: dict[str, dict[str, Any]] = {"grpo, blame at 0.05": {"negative_advantage_weight": 0.05}}
         for name, method in METHODS.items():
@@ -148,7 +149,7 @@ def read_placements(path: Path | None, dataset: Any) -> tuple[list[Variant], lis
                 continue
             named[name] = {"method": name}
     else:
-        named = _read_config(path)
+        named, against = _read_config(path)
     if REFERENCE in named and named[REFERENCE] not in ({}, {"method": REFERENCE}):
         raise ValueError(f"placement {REFERENCE!r}: that is what all are held against, and has no options of its own")
     named = {REFERENCE: {"method": REFERENCE}, **named}
@@ -167,15 +168,25 @@ def read_placements(path: Path | None, dataset: Any) -> tuple[list[Variant], lis
         if made.chosen.needs_other_model:
             raise ValueError(f"placement {name!r}: cepo gradients has no other model to ask; leave it out")
         variants.append(Variant(name, made))
-    return variants, left_out
+    return variants, left_out, [name for name in dict.fromkeys(against) if name != REFERENCE]
 
 
-def _read_config(path: Path) -> dict[str, dict[str, Any]]:
+def _read_config(path: Path) -> tuple[dict[str, dict[str, Any]], list[str]]:
     config = read_yaml(path)
-    placements = config.get("placements") if isinstance(config, dict) and set(config) == {"placements"} else None
+    known = isinstance(config, dict) and {"placements"} <= set(config) <= {"placements", "against"}
+    placements, against = (config["placements"], config.get("against") or []) if known else (None, [])
     if not isinstance(placements, dict) or not all(isinstance(own or {}, dict) for own in placements.values()):
-        raise ValueError(f"--config: {path} must hold `placements`, with options below each name, and nothing else")
-    return {str(name): own or {} for name, own in placements.items()}
+        raise ValueError(
+            f"--config: {path} must hold `placements`, with options below each name, and nothing else but `against`, "
+            "a list of their names"
+        )
+    named = {str(name): own or {} for name, own in placements.items()}
+    if not isinstance(against, list):
+        raise ValueError(f"against must be a list of placements, not {against!r}")
+    for name in against:
+        if name not in {REFERENCE, *named}:
+            raise ValueError(f"against: there is no placement {name!r}, only {', '.join(named)}")
+    return named, against
 
 
 def _parameters(model: nn.Module, pattern: str | None) -> list[nn.Parameter]:
@@ -193,7 +204,7 @@ def _parameters(model: nn.Module, pattern: str | None) -> list[nn.Parameter]:
 
 
 def _measure(
-    options, model, processing_class, rows, variants, left_out, parameters, reward_func, console: Console
+    options, model, processing_class, rows, variants, left_out, against, parameters, reward_func, console: Console
 ) -> int:
     started = time.monotonic()
     options.output_dir.mkdir(parents=True, exist_ok=True)
@@ -228,12 +239,14 @@ def _measure(
             aligned = [align(one, found[0], cuts) for one in found]
         del store
     truth, ways, parts = aligned[0], aligned[1 : 1 + len(variants)], aligned[1 + len(variants) :]
+    others = {variant.name: way for variant, way in zip(variants, ways, strict=True) if variant.name in against}
     table = [
         {
             "name": variant.name,
             **_listed(ratios(way, ways[0])),
             "angle": absolute(way)["angle"].as_dict(),
             "absolute": _listed(absolute(way)),
+            "against": {name: _listed(ratios(way, others[name])) for name in against},
         }
         for variant, way in zip(variants, ways, strict=True)
     ]
@@ -340,6 +353,21 @@ def _listed(estimates: Mapping[str, Estimate]) -> dict[str, dict[str, float | No
     return {name: estimate.as_dict() for name, estimate in estimates.items()}
 
 
+def _against_tables(rows: Sequence[Mapping[str, Any]]) -> list[tuple[list[str], list[list[str]]]]:
+    """Heads and rows of a table for each placement that all are held against beside GRPO."""
+    measures = ("alignment", "adam", "norm")
+    return [
+        (
+            [f"ratios to {name}", *(_HEADS[measure] for measure in measures)],
+            [
+                [row["name"], *(interval(row["against"][name][measure], ".2f", nothing="-") for measure in measures)]
+                for row in rows
+            ],
+        )
+        for name in rows[0]["against"]
+    ]
+
+
 _HEADS = {"alignment": "alignment", "adam": "Adam", "norm": "norm", "angle": "angle, °"}
 
 
@@ -367,16 +395,27 @@ def _tables(rows: Sequence[Mapping[str, Any]], parts: Sequence[Mapping[str, Any]
         name, alignment, adam, _, angle = _cells(row)
         norm = "-" if row["norm"]["value"] is None else f"{row['norm']['value']:.2f}"
         shown.add_row(name, alignment, adam, norm, angle)
+    others = []
+    for heads, lines in _against_tables(rows):
+        beside = plain_table(f"{heads[0]}, 95 % intervals")
+        beside.add_column("placement", overflow="fold", min_width=20)
+        for head in heads[1:]:
+            beside.add_column(head, no_wrap=True, justify="right")
+        for line in lines:
+            beside.add_row(*line)
+        others.append(beside)
     if not parts:
-        return [shown]
+        return [shown, *others]
     where = plain_table("where GRPO's gradient is")
     for head in _PART_HEADS:
         where.add_column(head, no_wrap=True, justify="left" if head == _PART_HEADS[0] else "right")
     for part in parts:
         where.add_row(*_part_cells(part))
-    return [shown, where]
+    return [shown, *others, where]
 
 
 def _markdown(rows: Sequence[Mapping[str, Any]], parts: Sequence[Mapping[str, Any]]) -> str:
     text = markdown_table(("placement", *_HEADS.values()), map(_cells, rows))
+    for heads, lines in _against_tables(rows):
+        text += f"\n{markdown_table(heads, lines)}"
     return f"{text}\n{markdown_table(_PART_HEADS, map(_part_cells, parts))}" if parts else text

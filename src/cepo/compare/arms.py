@@ -32,7 +32,7 @@ _BUDGET = (
     *("steps_per_generation", "num_iterations", "max_completion_length", "temperature", "top_p", "top_k"),
     *("dataset_test_split", "eval_problems", "eval_samples", "eval_sampled_problems", "accuracy_every"),
 )
-CONFIG_KEYS = {"base", "arms", "seeds", "first_seed", "tune_learning_rate", "tune_seeds", "tune_beyond"}
+CONFIG_KEYS = {"base", "arms", "seeds", "first_seed", "tune_learning_rate", "tune_seeds", "tune_beyond", "against"}
 # For each option in which arms differ, its value in each arm.
 Differences = dict[str, dict[str, Any]]
 
@@ -100,7 +100,8 @@ def _again(result: dict[str, Any]) -> dict[str, Any]:
         its = {key: value for key, value in own.items() if key not in base}
         # Earlier versions let arms have options that their methods do not read.
         arms[name] = {**readable(its, own.get("method", CEPOConfig.method)), "seeds": len(seeds)}
-    return {"base": base, "arms": arms, "first_seed": min(first, default=0)}
+    against = list(result.get("against") or {})  # earlier versions knew of GRPO alone
+    return {"base": base, "arms": arms, "first_seed": min(first, default=0), "against": against}
 
 
 def read_arms(options: argparse.Namespace, config: dict[str, Any], rest: list[str]) -> tuple[dict[str, Any], list[Arm]]:
@@ -181,6 +182,22 @@ def read_tuning(options: argparse.Namespace, config: dict[str, Any]) -> Tuning:
             raise ValueError(f"tune_{name} must be a number{' from 1 on' if name == 'seeds' else ''}, not {count!r}")
     rates = parse_rates(options.tune_learning_rate or config.get("tune_learning_rate"))
     return Tuning(rates, **{name: count for name, count in counts.items() if count is not None})
+
+
+def read_against(given: str | None, config: dict[str, Any], arms: Sequence[Arm]) -> list[str]:
+    """The arms that all others are held against beside GRPO; the flag, names with commas between, goes over the file.
+
+    Raises:
+        ValueError: Naming what is no arm.
+    """
+    names = config.get("against") or [] if given is None else [part.strip() for part in given.split(",")]
+    if not isinstance(names, list):
+        raise ValueError(f"against must be a list of arms, not {names!r}")
+    known = [arm.name for arm in arms]
+    for name in names:
+        if name not in known:
+            raise ValueError(f"against: there is no arm {name!r}, only {', '.join(known)}")
+    return [name for name in dict.fromkeys(names) if name != REFERENCE]
 
 
 def check_arms(arms: list[Arm]) -> tuple[Differences, list[str]]:

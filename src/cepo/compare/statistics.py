@@ -214,6 +214,22 @@ def differences_to(
     return {name: difference for name, difference in found.items() if difference is not None}
 
 
+def against_table(name: str, ahead: Mapping[str, Mapping[str, Any]], named: Mapping[str, str]) -> str:
+    """Points ahead of one arm, in Markdown.
+
+    Args:
+        name: That arm.
+        ahead: measure -> what `differences_to` found.
+        named: The measures, and how to call them.
+    """
+    arms = dict.fromkeys(arm for found in ahead.values() for arm in found)
+    lines = [
+        [arm, *(percent(ahead[measure].get(arm), signed=True) if measure in ahead else "" for measure in named)]
+        for arm in arms
+    ]
+    return markdown_table((f"minus {name}, paired by seed", *named.values()), lines)
+
+
 def _minus(one: float | None, other: float | None) -> float | None:
     return None if one is None or other is None else one - other
 
