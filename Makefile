@@ -84,10 +84,10 @@ comparison: $(READY)  ## the methods side by side: docs/comparison.md's runs, ho
 	$(VENV)/bin/cepo compare --config docs/comparison-rlsd.yaml --output_dir comparison-rlsd
 	$(VENV)/bin/cepo compare --config docs/comparison-long.yaml --output_dir comparison-long
 
-bench: $(READY)  ## speed against TRL and the reference way, into benchmarks/results (an hour; GPU if there is one)
+bench: $(READY)  ## speed against TRL and the reference way, into benchmarks/results (two hours; GPU if there is one)
 	$(VENV)/bin/python -m benchmarks
 
-bench-quick: $(READY)  ## a coarse version, in under four minutes, into benchmarks/results/quick
+bench-quick: $(READY)  ## a coarse version, in under five minutes, into benchmarks/results/quick
 	$(VENV)/bin/python -m benchmarks --quick --output_dir benchmarks/results/quick
 
 docs: $(READY)  ## the parts of README.md and docs/ that are made from the code

@@ -76,7 +76,7 @@ def main() -> None:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], help="what to measure; default: all")
-    parser.add_argument("--quick", action="store_true", help="a coarse version, in under four minutes on two cores")
+    parser.add_argument("--quick", action="store_true", help="a coarse version, in under five minutes on two cores")
     parser.add_argument(
         "--repeats",
         type=int,
