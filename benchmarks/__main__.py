@@ -209,6 +209,7 @@ COLUMNS = {
 
 
 def report(part: str, about: dict[str, Any], rows: list[dict[str, Any]], folder: Path, console: Console) -> None:
+    """Keep what a part measured, and show it."""
     # Before anything else: an hour of measuring lies behind these rows.
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{part}.json"

@@ -29,11 +29,11 @@ from ..compare.statistics import (
     TEMPERED,
     Run,
     against_table,
+    ahead_of,
     differences_to,
     load_run,
     mean_curves,
     measure_names,
-    percent,
     summarise,
     table,
 )
@@ -200,8 +200,7 @@ def _add_tempered(plan: Plan, arms: list[Arm], runs: dict[str, list[Run]], conso
         return ["No arm tempered: GRPO's entropy was not measured in all of its runs (eval_samples)."]
     runs[TEMPERED], note = found
     ahead = differences_to(runs[TEMPERED], _without(runs, TEMPERED))
-    listed = "; ".join(f"{name} {percent(difference, signed=True)}" for name, difference in ahead.items())
-    return [note, f"Sampled accuracy, points ahead of tempered, paired by seed: {listed}."]
+    return [note, ahead_of(TEMPERED, "Sampled accuracy", ahead)]
 
 
 # Reporting ------------------------------------------------------------------------------------------------------------
@@ -284,8 +283,7 @@ def _report(
     draw_comparison(runs, rows, folder / "compare.png")
     console.print(comparison_table(rows), soft_wrap=False)
     for name, found in ahead.items():
-        listed = "; ".join(f"{arm} {percent(one, signed=True)}" for arm, one in found[MEASURES[0]].items())
-        said += f"- Final greedy accuracy, points ahead of {name}, paired by seed: {listed}.\n"
+        said += f"- {ahead_of(name, 'Final greedy accuracy', found[MEASURES[0]])}\n"
     console.print(said, highlight=False, markup=False)
     console.print(f"compare.json, compare.md and compare.png are in {folder}", highlight=False)
 

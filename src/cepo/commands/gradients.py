@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import nn
 
-from ..compare.statistics import REFERENCE
+from ..compare.statistics import REFERENCE, others_named
 from ..data.checks import check_dataset, check_method
 from ..data.files import write_whole
 from ..data.images import broken_images_named
@@ -168,7 +168,7 @@ def read_placements(path: Path | None, dataset: Any) -> tuple[list[Variant], lis
         if made.chosen.needs_other_model:
             raise ValueError(f"placement {name!r}: cepo gradients has no other model to ask; leave it out")
         variants.append(Variant(name, made))
-    return variants, left_out, [name for name in dict.fromkeys(against) if name != REFERENCE]
+    return variants, left_out, against
 
 
 def _read_config(path: Path) -> tuple[dict[str, dict[str, Any]], list[str]]:
@@ -181,12 +181,7 @@ def _read_config(path: Path) -> tuple[dict[str, dict[str, Any]], list[str]]:
             "a list of their names"
         )
     named = {str(name): own or {} for name, own in placements.items()}
-    if not isinstance(against, list):
-        raise ValueError(f"against must be a list of placements, not {against!r}")
-    for name in against:
-        if name not in {REFERENCE, *named}:
-            raise ValueError(f"against: there is no placement {name!r}, only {', '.join(named)}")
-    return named, against
+    return named, others_named(against, list(named), "placement", always=[REFERENCE])
 
 
 def _parameters(model: nn.Module, pattern: str | None) -> list[nn.Parameter]:

@@ -17,7 +17,7 @@ from ..tasks.figures import NAME as FIGURES
 from ..trainer.arguments import check_sources, parse
 from ..trainer.cepo_config import CEPOConfig
 from .jobs import command_line
-from .statistics import BASE, REFERENCE, TEMPERED
+from .statistics import BASE, REFERENCE, TEMPERED, others_named
 from .tuning import Tuning, parse_rates
 
 # What every arm gets unless the user says otherwise.
@@ -191,13 +191,7 @@ def read_against(given: str | None, config: dict[str, Any], arms: Sequence[Arm])
         ValueError: Naming what is no arm.
     """
     names = config.get("against") or [] if given is None else [part.strip() for part in given.split(",")]
-    if not isinstance(names, list):
-        raise ValueError(f"against must be a list of arms, not {names!r}")
-    known = [arm.name for arm in arms]
-    for name in names:
-        if name not in known:
-            raise ValueError(f"against: there is no arm {name!r}, only {', '.join(known)}")
-    return [name for name in dict.fromkeys(names) if name != REFERENCE]
+    return others_named(names, [arm.name for arm in arms], "arm")
 
 
 def check_arms(arms: list[Arm]) -> tuple[Differences, list[str]]:

@@ -214,6 +214,32 @@ def differences_to(
     return {name: difference for name, difference in found.items() if difference is not None}
 
 
+def others_named(names: Any, known: Sequence[str], called: str, *, always: Sequence[str] = ()) -> list[str]:
+    """What all are held against beside GRPO, each once.
+
+    Args:
+        names: As the user wrote them.
+        known: Those there are.
+        called: What they are: arms, placements.
+        always: Those that are there without being named.
+
+    Raises:
+        ValueError: Naming what is no such name.
+    """
+    if not isinstance(names, list):
+        raise ValueError(f"against must be a list of {called}s, not {names!r}")
+    for name in names:
+        if name not in (*always, *known):
+            raise ValueError(f"against: there is no {called} {name!r}, only {', '.join(known)}")
+    return [name for name in dict.fromkeys(names) if name != REFERENCE]
+
+
+def ahead_of(name: str, called: str, ahead: Mapping[str, Mapping[str, float | None]]) -> str:
+    """A line of what `differences_to` found in one measure."""
+    listed = "; ".join(f"{arm} {percent(difference, signed=True)}" for arm, difference in ahead.items())
+    return f"{called}, points ahead of {name}, paired by seed: {listed}."
+
+
 def against_table(name: str, ahead: Mapping[str, Mapping[str, Any]], named: Mapping[str, str]) -> str:
     """Points ahead of one arm, in Markdown.
 
