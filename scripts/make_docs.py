@@ -23,7 +23,7 @@ _PART = re.compile(r"(<!-- made: (\w+) -->\n).*?(<!-- end -->)", re.S)
 
 def _source(text: str) -> str:
     number = text.removeprefix("arXiv ")
-    return f"[{number}](https://arxiv.org/abs/{number})" if number else ""
+    return f"[{number}](https://arxiv.org/abs/{number})" if number != text else text
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:

@@ -116,6 +116,9 @@ CONSTANTS = {
             "highest": st.floats(0, 3),
         }
     ),
+    "cepo_added": st.fixed_dictionaries(
+        {"prior": st.floats(0.001, 3), "eta": st.floats(0, 3), "tau": st.floats(1e-3, 5)}
+    ),
     "cscr": st.fixed_dictionaries(
         {"rate": st.floats(0, 50), "threshold": st.floats(0, 5), "floor": st.floats(0.001, 1)}
     ),
@@ -197,6 +200,13 @@ def placement(drawn, step):
         read = mask & inputs.scored.unsqueeze(-1)
         assert ((found - base)[read].abs() <= weight * most * (1 + 1e-5) + 1e-5).all()
         assert (found[~read] == 0).all()
+    if options.method == "cepo_added":
+        own, read = options.constants, mask & inputs.scored.unsqueeze(-1)
+        factor = torch.where(inputs.advantages < 0, options.negative_advantage_weight, 1.0)
+        most = (factor * (own.prior * inputs.advantages.abs() + own.eta)).unsqueeze(-1).expand_as(found)
+        assert (found[read].abs() <= most[read] * (1 + 1e-5) + 1e-5).all()
+        unread = mask & ~inputs.scored.unsqueeze(-1)
+        assert torch.allclose(found[unread], base.expand_as(found)[unread])
     if options.method == "cscr":  # the rollout's credit is kept
         counted = mask & ~inputs.unscorable & inputs.scored.unsqueeze(-1)
         total = torch.where(counted, found, 0.0).sum(1)

@@ -15,7 +15,7 @@ SIZES = (2, 3, 4, 6, 12)
 LABELLED = ("oracle", "vppo")
 DISTILLING = ("opsd", "sdpo")
 METHODS = (
-    *("cepo", "rlsd", "grpo", "opsd", "sdpo", "rlcsd", "rlrt", "cscr", "pbsd", "distilled_rl"),
+    *("cepo", "cepo_added", "rlsd", "grpo", "opsd", "sdpo", "rlcsd", "rlrt", "cscr", "pbsd", "distilled_rl"),
     *LABELLED,
 )
 # How the rewards of a batch lie.

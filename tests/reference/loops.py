@@ -85,6 +85,25 @@ def rlcsd(advantages, evidence, mask, read, tau, strength, threshold, lowest, hi
     return table, selected
 
 
+def cepo_added(advantages, evidence, mask, read, prior, eta, tau):
+    table = []
+    for advantage, row, row_mask, was_read in zip(advantages, evidence, mask, read, strict=True):
+        out = []
+        for value, kept in zip(row, row_mask, strict=True):
+            if not kept:
+                out.append(0.0)
+            elif not was_read:
+                out.append(advantage)
+            elif advantage > 0:
+                out.append(max(0.0, prior * advantage + eta * math.tanh(value / tau)))
+            elif advantage < 0:
+                out.append(-max(0.0, -prior * advantage + eta * math.tanh(-value / tau)))
+            else:
+                out.append(0.0)
+        table.append(out)
+    return table
+
+
 def rlcsd_loss(terms, selected, counted, eta):
     """Mean of the terms of unselected tokens plus eta times the mean of those of selected ones."""
     chosen = [t for row, picks in zip(terms, selected, strict=True) for t, pick in zip(row, picks, strict=True) if pick]
