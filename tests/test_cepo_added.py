@@ -15,8 +15,8 @@ from cepo.methods.cepo_added import Constants
 
 from .reference import loops
 from .test_credit import advantage_values
-from .test_methods import check_a_real_step, inputs_of, placed_by
-from .test_trainer import logged, loss_inputs, task
+from .test_methods import check_a_real_step, inputs_of, placed_by, wrong_answers
+from .test_trainer import half_right, logged, loss_inputs, task, train, weights_of
 
 __all__ = ["loss_inputs", "task"]  # fixtures
 
@@ -28,6 +28,7 @@ def test_by_hand():
     expected = torch.tensor([[0.4 + 0.25, 0.4, 0.4 - 0.25], [0.0, -0.2, -0.45], [0.0, 0.0, 0.0]]).double()
     assert_close(placed.advantages, expected)
     assert placed.at_bound.tolist() == [[False] * 3, [True, False, False], [False] * 3]
+    assert placed.rollout_advantages.tolist() == [2.0, -1.0, 0.0]
     assert placed_by("cepo_added", inputs_of([[half]], [1.0]), step=1000).advantages.item() == pytest.approx(0.45)
 
 
@@ -38,27 +39,59 @@ def test_from_probabilities():
     assert_close(placed.advantages, torch.tensor([[0.7, 0.0]]).double(), atol=1e-6, rtol=0)
 
 
+def test_a_group_that_is_all_wrong_by_hand():
+    """No advantage, and a wrong answer: what speaks against r+ is blamed, by a mean of 0.25 / 2; nothing is praised."""
+    half = 0.05 * math.log(3)
+    inputs = inputs_of([[half, -half]] * 3, [0.0, 0.0, 0.0], verdicts=[-1.0, 1.0, 0.0])
+    placed = placed_by("cepo_added", inputs)
+    assert_close(placed.advantages, torch.tensor([[0.0, -0.25], [0.0, 0.0], [0.0, 0.0]]).double())
+    assert_close(placed.rollout_advantages, torch.tensor([-0.125, 0.0, 0.0]).double())
+    assert_close(placed.shift[0], torch.tensor([-1 / 3, 1 / 3]).double())  # of 0.375, from -0.125 to -0.5
+    turned_down = placed_by("cepo_added", inputs, negative_advantage_weight=0.3)
+    assert_close(turned_down.advantages, 0.3 * placed.advantages)
+    left = placed_by("cepo_added", inputs, method_kwargs={"all_wrong": False})
+    assert not left.advantages.any()
+
+
+@pytest.mark.parametrize(
+    ("options", "read"),
+    [
+        ({}, [True, True, True, False, False]),
+        ({"method_kwargs": {"all_wrong": False}}, [True, True, False, False, False]),
+        ({"negative_advantage_weight": 0.0}, [True, False, False, False, False]),
+    ],
+    ids=str,
+)
+def test_which_rollouts_are_read(options, read):
+    advantages, verdicts = torch.tensor([1.0, -1.0, 0.0, 0.0, 0.0]), torch.tensor([1.0, -1.0, -1.0, 1.0, 0.0])
+    options = MethodOptions(method="cepo_added", **options)
+    assert METHODS["cepo_added"].wanted(advantages, verdicts, options).tolist() == read
+
+
 rows = st.lists(
     st.tuples(
-        advantage_values,
+        st.one_of(advantage_values, st.just(0.0)),
         st.lists(st.floats(-9, 9), min_size=3, max_size=3),
         st.lists(st.booleans(), min_size=3, max_size=3),
         st.booleans(),
+        st.sampled_from([1.0, 0.0, -1.0]),
     ),
     min_size=1,
     max_size=4,
 )
 
 
-@given(rows, st.floats(0.01, 2), st.floats(0, 2), st.floats(0.01, 5))
-def test_agrees_with_plain_loops(rows, prior, eta, tau):
-    advantages, values, mask, read = map(list, zip(*rows, strict=True))
-    inputs = inputs_of(values, advantages, mask=mask, scored=read)
-    placed = placed_by("cepo_added", inputs, method_kwargs={"prior": prior, "eta": eta, "tau": tau})
-    expected = torch.tensor(loops.cepo_added(advantages, values, mask, read, prior, eta, tau), dtype=torch.float64)
-    assert_close(placed.advantages, expected)
-    sign = inputs.advantages.sign().unsqueeze(-1)
-    assert (placed.advantages * sign >= 0).all()  # never against the verdict
+@given(rows, st.floats(0.01, 2), st.floats(0, 2), st.floats(0.01, 5), st.sampled_from([0.0, 0.3, 1.0]))
+def test_agrees_with_plain_loops(rows, prior, eta, tau, weight):
+    advantages, values, mask, read, verdicts = map(list, zip(*rows, strict=True))
+    inputs = inputs_of(values, advantages, mask=mask, scored=read, verdicts=verdicts)
+    constants = {"prior": prior, "eta": eta, "tau": tau}
+    placed = placed_by("cepo_added", inputs, method_kwargs=constants, negative_advantage_weight=weight)
+    expected = loops.cepo_added(advantages, values, mask, read, verdicts, prior, eta, tau, weight)
+    assert_close(placed.advantages, torch.tensor(expected, dtype=torch.float64))
+    # Never against the verdict.
+    assert (placed.advantages * inputs.advantages.unsqueeze(-1) >= 0).all()
+    assert (placed.advantages[(inputs.advantages == 0)] <= 0).all()
     most = (prior * inputs.advantages.abs() + eta).unsqueeze(-1)
     assert (placed.advantages.abs() <= most + 1e-9)[inputs.scored].all()
     # What a page paints lies within the scale.
@@ -68,8 +101,8 @@ def test_agrees_with_plain_loops(rows, prior, eta, tau):
 @given(rows, st.floats(0.01, 2))
 def test_without_evidence_it_is_grpo(rows, prior):
     """A rollout that was not read keeps its advantage; without eta one that was keeps its share."""
-    advantages, values, mask, read = map(list, zip(*rows, strict=True))
-    inputs = inputs_of(values, advantages, mask=mask, scored=read)
+    advantages, values, mask, read, verdicts = map(list, zip(*rows, strict=True))
+    inputs = inputs_of(values, advantages, mask=mask, scored=read, verdicts=verdicts)
     placed = placed_by("cepo_added", inputs, method_kwargs={"prior": prior, "eta": 0.0})
     plain = placed_by("grpo", inputs).advantages
     assert_close(placed.advantages, torch.where(inputs.scored.unsqueeze(-1), prior * plain, plain))
@@ -96,3 +129,32 @@ def test_a_real_step(tmp_path, task, loss_inputs, monkeypatch):
     right = batch["verdicts"] > 0
     assert (placed[right] >= 0).all() and (placed[~right] <= 0).all()
     assert all(row[kept].unique().numel() > 1 for row, kept in zip(placed, mask, strict=True))
+
+
+def test_a_real_step_with_a_group_that_is_all_wrong(tmp_path, task, loss_inputs, monkeypatch):
+    def none_or_half(completions, **kwargs):
+        return [0.0] * 4 + half_right(completions)[4:]
+
+    trainer, batch = check_a_real_step(tmp_path, task, loss_inputs, monkeypatch, "cepo_added", reward=none_or_half)
+    assert logged(trainer, "cepo/rows_scored") == [1.0]
+    mask = batch["completion_mask"].bool()
+    moved = (batch["advantages"] != 0).any(dim=1)
+    assert moved.all() and mask.any(dim=1).all()
+    assert (batch["advantages"][batch["verdicts"] < 0] <= 0).all()
+
+
+def test_groups_without_variance_are_learned_from(tmp_path, task, monkeypatch):
+    """All wrong: GRPO leaves the policy as it is, whole rows in the update or not; here it moves, the same either way."""
+    wrong_answers(monkeypatch)
+    dataset, model = task
+
+    def trained(**options):
+        options = {"max_steps": 1, "learning_rate": 1e-2, "optim": "sgd", **options}
+        return weights_of(train(tmp_path, dataset, model, lambda completions, **_: [0.0] * len(completions), **options))
+
+    untouched = trained(method="cepo_added", learning_rate=0.0)
+    plain = trained(method="grpo")
+    assert all(plain[name].equal(untouched[name]) for name in untouched)
+    skipped, whole = (trained(method="cepo_added", skip_zero_advantage=skips) for skips in (True, False))
+    assert any(not whole[name].equal(untouched[name]) for name in whole)
+    assert_close(skipped, whole)

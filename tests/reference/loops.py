@@ -85,19 +85,21 @@ def rlcsd(advantages, evidence, mask, read, tau, strength, threshold, lowest, hi
     return table, selected
 
 
-def cepo_added(advantages, evidence, mask, read, prior, eta, tau):
+def cepo_added(advantages, evidence, mask, read, verdicts, prior, eta, tau, weight=1.0):
+    """Token advantages, `negative_advantage_weight` included."""
     table = []
-    for advantage, row, row_mask, was_read in zip(advantages, evidence, mask, read, strict=True):
+    for advantage, row, row_mask, was_read, verdict in zip(advantages, evidence, mask, read, verdicts, strict=True):
+        all_wrong = advantage == 0 and verdict < 0 and weight > 0
         out = []
         for value, kept in zip(row, row_mask, strict=True):
             if not kept:
                 out.append(0.0)
             elif not was_read:
-                out.append(advantage)
+                out.append(advantage * (weight if advantage < 0 else 1.0))
             elif advantage > 0:
                 out.append(max(0.0, prior * advantage + eta * math.tanh(value / tau)))
-            elif advantage < 0:
-                out.append(-max(0.0, -prior * advantage + eta * math.tanh(-value / tau)))
+            elif advantage < 0 or all_wrong:
+                out.append(-weight * max(0.0, -prior * advantage + eta * math.tanh(-value / tau)))
             else:
                 out.append(0.0)
         table.append(out)

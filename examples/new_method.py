@@ -1,0 +1,54 @@
+"""A method of your own, in one file: GRPO that also blames groups in which every rollout is wrong.
+
+GRPO learns nothing from such a group: without variance its advantages are 0. Here each of its rollouts gets -blame, the
+same for every token; any other rollout keeps its advantage. No teacher reads anything. This is the boring control for
+methods that learn from such groups by evidence, as `cepo_added` does.
+
+    cepo train --method examples.new_method:METHOD --negative_advantage_weight 0.3    # from the repository's root
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from cepo.methods import Facts, KnownGroup, Method, MethodOptions, Placement, PlacementInputs
+
+
+@dataclass(frozen=True)
+class Constants:
+    """Set by --method_kwargs '{"blame": 0.1}'."""
+
+    blame: float = 0.1
+
+
+def wrong_without_variance(group: KnownGroup, options: MethodOptions) -> list[list[float]]:
+    """Evidence of every token: -1 where the whole group is wrong, else 0."""
+    dead = all(attempt.correct is False for attempt in group.attempts)
+    return [[-1.0 if dead else 0.0] * len(tokens) for tokens in group.tokens]
+
+
+def placed(inputs: PlacementInputs, options: MethodOptions, step: int) -> Placement:
+    """A, or -blame."""
+    blamed = (inputs.evidence < 0).any(dim=1) & (inputs.advantages == 0)
+    advantages = torch.where(blamed, -options.constants.blame, inputs.advantages)
+    nowhere = torch.zeros_like(inputs.mask)
+    return Placement(
+        advantages.unsqueeze(-1) * inputs.mask, advantages, torch.zeros_like(advantages), nowhere, inputs.mask
+    )
+
+
+def all_rollouts(advantages, verdicts, options):
+    """Groups without variance are looked at too."""
+    return torch.ones_like(advantages, dtype=torch.bool)
+
+
+METHOD = Method(
+    name="blame_all_wrong",
+    summary="the same for every token, and a little blame where the whole group is wrong",
+    source="",
+    facts=Facts(formula="A, or -blame in a group that is all wrong", told="nothing", sign="yes", bounds="", passes="0"),
+    labels=wrong_without_variance,
+    selects=all_rollouts,
+    placement=placed,
+    constants=Constants,
+)
