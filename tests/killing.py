@@ -24,7 +24,8 @@ from safetensors.torch import load_file
 from cepo import policy_path
 
 METHODS = (
-    *("cepo", "cepo_added", "rlsd", "grpo", "opsd", "sdpo", "rlcsd", "rlrt", "cscr", "pbsd", "distilled_rl", "vppo", "oracle"),
+    *("cepo", "cepo_added", "rlsd", "grpo", "opsd", "sdpo", "rlcsd", "rlrt", "cscr"),
+    *("pbsd", "distilled_rl", "vppo", "oracle"),
 )
 SMALL = {
     "seed": 5,

@@ -1,7 +1,7 @@
 """CEPO's evidence, added: a small share of the advantage for every token, and more where evidence speaks for it.
 
-With s = sign(A), or -1 where A is 0 and the rollout is wrong, and d = log P_T+ - log P_T- [nats], for a rollout of which
-there is evidence,
+With s = sign(A), or -1 where A is 0 and the rollout is wrong, and d = log P_T+ - log P_T- [nats], for a rollout of
+which there is evidence,
 
     A_t = s max(0, prior |A| + eta tanh(s d / tau))
 
