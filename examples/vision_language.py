@@ -1,11 +1,10 @@
 """CEPO on images: Qwen3-VL with LoRA in bfloat16, on Geometry3K.
 
     pip install '.[peft]'
-    python examples/vision_language.py                                       # one GPU of 24 GB or more: a download
-    python examples/vision_language.py --dataset rows.jsonl --model my-model # columns prompt, image(s), solution
-
+    python examples/vision_language.py                                        # one GPU of 24 GB or more: a download
     python examples/vision_language.py --dataset rows.jsonl --model my-model  # columns prompt, image(s), solution
-own runs are in recipes/.
+
+What such a run holds in memory `cepo train --dry_run` says, without a GPU. The paper's own runs are in recipes/.
 """
 
 import argparse
