@@ -251,6 +251,14 @@ def test_in_a_browser_keys_go_from_rollout_to_rollout(opened):
         return [seen.top, document.getElementById("details").getBoundingClientRect().top - seen.bottom];
     """
     assert all(distance >= 0 for distance in browser.execute_script(script))
+    # Scrolled beneath them, it does not shine through.
+    script = """
+        scrollBy(0, -document.getElementById("details").offsetHeight);
+        const {left, right, top, bottom} = document.activeElement.getBoundingClientRect();
+        const there = document.elementFromPoint((left + right) / 2, Math.min((top + bottom) / 2, innerHeight - 2));
+        return there.closest("#details") !== null;
+    """
+    assert browser.execute_script(script)
     press(browser, Keys.ARROW_UP, "k")
     assert focused(browser) == ("rollout-0-0", "word2")  # where it was left
     assert "Rollout 1, token 3 of 400" in browser.find_element("id", "details").text
