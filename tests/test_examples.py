@@ -174,3 +174,23 @@ def test_the_new_method_blames_groups_that_are_all_wrong(monkeypatch):
     assert labels(wrong, right) == [[0.0, 0.0]] * 2
     placed = options.chosen.place(inputs_of([[-1.0, -1.0], [0.0, 0.0]], [0.0, -2.0], verdicts=[-1.0, -1.0]), options, 0)
     assert placed.advantages.tolist() == [[-0.25, -0.25], [-2.0, -2.0]]
+
+
+# read_the_credit.ipynb ------------------------------------------------------------------------------------------------
+
+
+def test_the_notebook_runs_and_says_what_is_committed(tmp_path, monkeypatch):
+    sys.path.append(str(ROOT / "scripts"))
+    from run_notebook import run as run_notebook
+
+    monkeypatch.chdir(tmp_path)
+    path = EXAMPLES / "read_the_credit.ipynb"
+    committed, found = json.loads(path.read_text()), run_notebook(path)
+    assert str(ROOT) not in path.read_text()
+    for then, now in zip(committed["cells"], found.cells, strict=True):
+        assert "".join(then["source"]) == now.source
+        if then["cell_type"] == "code":
+            assert len(then["outputs"]) == len(now.outputs) == 1
+            assert then["outputs"][0]["output_type"] == now.outputs[0].output_type != "error"
+    evidence = found.cells[8].outputs[0].text
+    assert re.search(r"^' ?\d' +-\d+\.\d\d", evidence, re.M)  # a digit is among what says most
