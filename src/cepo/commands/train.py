@@ -27,7 +27,7 @@ from .accuracy import AccuracyCurve, BeforeTraining, Measure, Measured
 from .curves import draw_curves
 from .dry_run import prepare_dry_run, wants_dry_run
 from .launch import FLAG, is_launched, options_in, prepare_launch
-from .progress import ProgressLines, StopOnInterrupt
+from .progress import StopOnInterrupt, progress_on
 
 # What was trained on, for commands that come later.
 RUN_FILE = "run.json"
@@ -98,13 +98,16 @@ def _train(trainer: CEPOTrainer, script_args: TrainArguments, sources: Sources, 
 
     trainer.remove_callback(PrinterCallback)
     interrupt = StopOnInterrupt(console, trainer._processes.most_of)
-    trainer.add_callback(ProgressLines(console, trainer.reward_func_names[trainer._correctness_index]))
+    progress = progress_on(console)
+    trainer.aside = progress.aside
+    trainer.add_callback(progress)
     trainer.add_callback(interrupt)
     every = script_args.accuracy_every if held_out is not None else 0
     curve = AccuracyCurve(every, measure.greedy)
     trainer.add_callback(curve)
     try:
-        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+        with progress:
+            trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     except KeyboardInterrupt:  # the second one
         interrupt.restore()
         _print_resume(trainer, interrupt, console)

@@ -37,7 +37,7 @@ from .distillation import add_teacher_prompts, distillation_batch
 from .guarded import GuardedTrainer, silenced
 from .lasting import LastingTrouble
 from .layout import check_layout, check_processes
-from .metrics import credit_metrics
+from .metrics import credit_metrics, verdict_shares
 from .processes import Processes
 from .refusals import check_adapters, check_distillation, check_whole_groups
 from .resuming import ResumingTrainer
@@ -195,8 +195,10 @@ class CEPOTrainer(
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         if self.model.training:
-            verdicts = rewards_per_func[:, self._correctness_index]
-            self._log_credit("verdicts/missing", verdicts.isnan().float().mean().item())
+            correctness = rewards_per_func[:, self._correctness_index]
+            right, missing = verdict_shares(correctness, self.args.correctness_threshold)
+            self._log_credit("right", right)
+            self._log_credit("verdicts/missing", missing)
         if self.model.training and self._collects:
             solutions = [
                 check_solution(row, f"a row of the training set (prompt {row['prompt']!r})", self.args.answer_extractor)
