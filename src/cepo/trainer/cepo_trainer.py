@@ -37,6 +37,7 @@ from .distillation import add_teacher_prompts, distillation_batch
 from .guarded import GuardedTrainer, silenced
 from .lasting import LastingTrouble
 from .layout import check_layout, check_processes
+from .loggers import LoggedTrainer
 from .metrics import credit_metrics, verdict_shares
 from .processes import Processes
 from .refusals import check_adapters, check_distillation, check_whole_groups
@@ -49,7 +50,13 @@ from .visible_log import VisibleTrainer
 
 
 class CEPOTrainer(
-    SequenceLevelTrainer, TokenAdvantageTrainer, SharedPromptTrainer, GuardedTrainer, VisibleTrainer, ResumingTrainer
+    SequenceLevelTrainer,
+    TokenAdvantageTrainer,
+    SharedPromptTrainer,
+    GuardedTrainer,
+    VisibleTrainer,
+    LoggedTrainer,
+    ResumingTrainer,
 ):
     """Trainer for CEPO and its siblings (`CEPOConfig.method`), a drop-in for TRL's [`GRPOTrainer`].
 
@@ -195,8 +202,9 @@ class CEPOTrainer(
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         if self.model.training:
-            correctness = rewards_per_func[:, self._correctness_index]
-            right, missing = verdict_shares(correctness, self.args.correctness_threshold)
+            right, missing = verdict_shares(
+                rewards_per_func[:, self._correctness_index], self.args.correctness_threshold
+            )
             self._log_credit("right", right)
             self._log_credit("verdicts/missing", missing)
         if self.model.training and self._collects:
@@ -411,7 +419,7 @@ class CEPOTrainer(
             order = sorted(range(len(groups)), key=lambda i: not any(r.advantage for r in groups[i].rollouts))
             drawn = order[:NUMBER_OF_GROUPS]
             with self._teachers.reading():
-                write_credit_page(
+                page = write_credit_page(
                     [groups[i] for i in drawn],
                     self._prompts(batch, [rows[i] for i in drawn]),
                     pipeline=self._teachers.pipeline(self._encoder, batch, own_weights=True),
@@ -420,6 +428,7 @@ class CEPOTrainer(
                     step=step,
                     write=self.accelerator.is_main_process,
                 )
+            self._send_page(page)
 
     # Checkpoints ------------------------------------------------------------------------------------------------------
 
