@@ -5,7 +5,6 @@ texts and rewards (and gathers the rewards of groups that span processes); `_gen
 batch, to which the evidence is added; `_compute_loss` is given (B, T) token advantages, which TRL's losses accept.
 """
 
-import textwrap
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -39,6 +38,7 @@ from .lasting import LastingTrouble
 from .layout import check_layout, check_processes
 from .loggers import LoggedTrainer
 from .metrics import credit_metrics, verdict_shares
+from .model_card import CEPO_PAPER, CardTrainer
 from .processes import Processes
 from .refusals import check_adapters, check_distillation, check_whole_groups
 from .resuming import ResumingTrainer
@@ -56,6 +56,7 @@ class CEPOTrainer(
     GuardedTrainer,
     VisibleTrainer,
     LoggedTrainer,
+    CardTrainer,
     ResumingTrainer,
 ):
     """Trainer for CEPO and its siblings (`CEPOConfig.method`), a drop-in for TRL's [`GRPOTrainer`].
@@ -89,17 +90,7 @@ class CEPOTrainer(
 
     _tag_names = ["trl", "cepo"]
     _name = "CEPO"
-    _paper = {
-        "title": "CEPO: Contrastive Evidence Policy Optimization",
-        "id": "2605.19436",
-        # docstyle-ignore
-        "citation": textwrap.dedent("""\
-            @article{cepo2026,
-                title        = {{CEPO: Contrastive Evidence Policy Optimization}},
-                year         = 2026,
-                eprint       = {arXiv:2605.19436},
-            }"""),
-    }
+    _paper = CEPO_PAPER
 
     def __init__(self, model, reward_funcs=None, args: CEPOConfig | None = None, train_dataset=None, *rest, **kwargs):
         if args is None:
