@@ -4,7 +4,7 @@ VENV := .venv
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train evaluate test test-slow test-processes test-sharded test-eval test-kill fuzz soak test-smollm smollm credit gradients ceiling comparison bench bench-quick docs lint format policy clean
+.PHONY: help setup train evaluate test test-slow test-processes test-sharded test-eval test-kill fuzz soak test-smollm smollm credit gradients ceiling comparison bench bench-quick pictures docs lint format policy clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -90,6 +90,9 @@ bench: $(READY)  ## speed against TRL and the reference way, into benchmarks/res
 
 bench-quick: $(READY)  ## a coarse version, in under five minutes, into benchmarks/results/quick
 	$(VENV)/bin/python -m benchmarks --quick --output_dir benchmarks/results/quick
+
+pictures: $(READY)  ## docs/credit-map.png, figure.png and prediction.png (Chromium)
+	$(VENV)/bin/python scripts/draw_pictures.py
 
 docs: $(READY)  ## the parts of README.md and docs/ that are made from the code
 	$(VENV)/bin/python scripts/make_docs.py

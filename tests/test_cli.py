@@ -5,7 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -308,6 +310,67 @@ def test_mistakes_of_other_commands(arguments, named, capsys):
         status = stop.code
     assert status == 2
     assert named in capsys.readouterr().err
+
+
+NOBODYS = "nobodys-model"  # a name without a slash, which may be a folder's or the Hub's
+
+
+@pytest.mark.parametrize(
+    ("arguments", "option"),
+    [
+        (["train", "--figures_problems=8", "--model_name_or_path"], "model_name_or_path"),
+        (["train", "--max_prompt_length=500", "--figures_problems=8", "--model_name_or_path"], "model_name_or_path"),
+        (["train", "--method=distilled_rl", *SMALL, "--teacher_model_name_or_path"], "teacher_model_name_or_path"),
+        (["explain", "--model_name_or_path"], "model_name_or_path"),
+        (["explain", "--teacher_model_name_or_path"], "teacher_model_name_or_path"),
+        (["evaluate", "--num_problems=4", "--model_name_or_path"], "model_name_or_path"),
+        (["credit", "--num_prompts=4", "--model_name_or_path"], "model_name_or_path"),
+        (["gradients", "--num_batches=4", "--model_name_or_path"], "model_name_or_path"),
+    ],
+)
+def test_a_model_that_is_neither_here_nor_in_the_cache(arguments, option, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main([*arguments, NOBODYS]) == 2
+    printed = capsys.readouterr()
+    (error,) = [line for line in printed.err.splitlines() if line.startswith("cepo: error:")]
+    assert error.startswith(f"cepo: error: {option}: {NOBODYS} is neither a folder here nor a model in this machine's")
+    assert "HF_HUB_OFFLINE" in error
+    assert "give the path of a folder" in error
+    assert "Traceback" not in printed.err + printed.out
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+def test_a_model_that_is_not_on_the_hub_either(tmp_path):
+    """A Hub that knows no model at all."""
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_HEAD(self):
+            self.send_response(404)
+            self.send_header("X-Error-Code", "RepoNotFound")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_GET = do_HEAD  # noqa: N815
+
+        def log_message(self, *arguments):
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as hub:
+        threading.Thread(target=hub.serve_forever, daemon=True).start()
+        environment = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}"}
+        result = subprocess.run(
+            command("evaluate", "--num_problems=4", "--model_name_or_path", NOBODYS),
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, **environment, "HF_HOME": str(tmp_path / "cache")},
+        )
+        hub.shutdown()
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    error = result.stderr.splitlines()[-1]
+    assert error.startswith(f"cepo: error: model_name_or_path: {NOBODYS} is neither a folder here, nor a model in this")
+    assert "on the Hub that you may read; give the path of a folder, or owner/name" in error
 
 
 def test_help(capsys):

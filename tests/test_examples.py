@@ -1,13 +1,18 @@
 """The example scripts, as a reader would run them."""
 
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from transformers import AutoTokenizer
 
-EXAMPLES = Path(__file__).parents[1] / "examples"
+from cepo import policy_path
+
+ROOT = Path(__file__).parents[1]
+EXAMPLES = ROOT / "examples"
 # A script in a process in which TRL cannot be imported.
 WITHOUT_TRL = """
 import runpy, sys
@@ -17,16 +22,33 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-def run_without_trl(name, *arguments):
-    command = [sys.executable, "-c", WITHOUT_TRL, str(EXAMPLES / name), *arguments]
-    result = subprocess.run(command, capture_output=True, text=True)
-    assert result.returncode == 0, result.stderr
+def run(*command, folder=ROOT):
+    result = subprocess.run([sys.executable, *map(str, command)], capture_output=True, text=True, cwd=folder)
+    assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
+
+
+def cepo(*arguments, folder):
+    return run("-m", "cepo.cli", *arguments, folder=folder)
+
+
+def run_without_trl(name, *arguments):
+    return run("-c", WITHOUT_TRL, EXAMPLES / name, *arguments)
 
 
 def interval(printed, when):
     low, high = re.search(rf"{when} training: [\d.]+% \[([\d.]+)%, ([\d.]+)%\]", printed).groups()
     return float(low), float(high)
+
+
+@pytest.fixture
+def examples_folder(tmp_path):
+    """A folder with the examples in it, as the repository's root is."""
+    (tmp_path / "examples").symlink_to(EXAMPLES)
+    return tmp_path
+
+
+# own_loop.py ----------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("method", ["cepo", "rlcsd"])
@@ -46,3 +68,109 @@ def test_the_loop_fits_on_a_few_screens():
 def test_a_loop_of_ones_own_learns():
     printed = run_without_trl("own_loop.py")
     assert interval(printed, "after")[0] > interval(printed, "before")[1]
+
+
+# grpo_to_cepo.py ------------------------------------------------------------------------------------------------------
+
+
+def trl_s_script():
+    """The script with what stands behind its lines in their place: TRL's."""
+    lines = []
+    for line in (EXAMPLES / "grpo_to_cepo.py").read_text().splitlines():
+        code, _, behind = line.partition("  # ")
+        if behind.startswith(("from trl import", "GRPO")):
+            indent = code[: len(code) - len(code.lstrip())]
+            left = f"{indent}{code.strip().split('=')[0]}= " if " = " in code else indent
+            lines.append(left + behind)
+        else:
+            lines.append(line)
+    needs = "from cepo import load_figures, policy_path"  # of our task, which TRL does not have
+    return "\n".join(lines).replace("from trl import", f"{needs}\nfrom trl import", 1)
+
+
+def test_from_grpo_to_cepo_it_is_three_lines(tmp_path):
+    ours, theirs = (EXAMPLES / "grpo_to_cepo.py").read_text().splitlines(), trl_s_script().splitlines()
+    assert len([line for line in ours if line not in theirs]) == 3
+    (tmp_path / "theirs.py").write_text("\n".join(theirs))
+    assert "cepo/coefficient" not in run("theirs.py", "out", "1", folder=tmp_path)
+    assert "cepo/coefficient" in run(EXAMPLES / "grpo_to_cepo.py", "ours", "1", folder=tmp_path)
+
+
+# your_own_data.py -----------------------------------------------------------------------------------------------------
+
+
+def test_data_of_ones_own_with_images_a_reward_and_an_extractor(examples_folder):
+    told = run("examples/your_own_data.py", "own-data", "12", folder=examples_folder).split()
+    assert told == ["cepo", "train", "--config", "own-data/run.yaml"]
+    row = json.loads((examples_folder / "own-data" / "rows.jsonl").read_text().splitlines()[0])
+    assert set(row) == {"question", "picture", "key"}
+    quick = ["--max_steps=1", "--per_device_train_batch_size=8"]
+    cepo(*told[1:], *quick, folder=examples_folder)
+    shown = cepo("explain", "--from", "own-data/run", "--terminal", folder=examples_folder)
+    assert re.search(r"r- \(\d+(, \d+)+\)", shown)  # read by the extractor
+    rewards = {float(found) for found in re.findall(r"reward ([\d.]+)", shown)}
+    assert rewards - {0.0, 1.0} or len(rewards) > 1  # shares
+
+
+def test_its_reward_and_its_extractor_by_hand(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from examples.your_own_data import angles, share_of_angles
+
+    assert angles("so 53 and 62,75 ,43 give \\boxed{(62, 75,43)}") == "(62, 75, 43)"
+    assert angles("only 53") is None
+    said = [[{"role": "assistant", "content": text}] for text in ("(62, 75, 43)", "(62, 75, 44)", "62", "(1, 2, 3, 4)")]
+    assert share_of_angles(said, ["62, 75, 43"] * 4) == [1.0, pytest.approx(2 / 3), 0.0, 0.0]
+
+
+# text.py, vision_language.py ------------------------------------------------------------------------------------------
+
+SMALL = ("--steps=1", "--length=16", "--no-bf16")
+
+
+def test_text(tmp_path, text_figures, text_model_path):
+    text_figures.select_columns(["prompt", "solution"]).to_json(tmp_path / "rows.jsonl")
+    run(EXAMPLES / "text.py", "--model", text_model_path, "--dataset", "rows.jsonl", "--rollouts=16", *SMALL,
+        folder=tmp_path)  # fmt: skip
+    assert (tmp_path / "text-run" / "model.safetensors").is_file()
+    assert AutoTokenizer.from_pretrained(tmp_path / "text-run").eos_token_id is not None
+
+
+def test_vision_and_language(tmp_path, figures):
+    figures.select_columns(["prompt", "image", "solution"]).save_to_disk(tmp_path / "rows")
+    run(EXAMPLES / "vision_language.py", "--model", policy_path(), "--dataset", "rows", "--prompts=1", *SMALL,
+        folder=tmp_path)  # fmt: skip
+    assert (tmp_path / "vision-run" / "adapter_model.safetensors").is_file()
+
+
+# new_method.py --------------------------------------------------------------------------------------------------------
+
+
+def test_a_new_method_is_thirty_lines_and_runs_by_its_import_path(examples_folder):
+    code = (EXAMPLES / "new_method.py").read_text().split('"""', 2)[2]
+    lines = [line for line in code.splitlines() if line.strip() and '"""' not in line]
+    assert len(lines) <= 36  # thirty, and six imports
+    cepo(
+        "train", "--method", "examples.new_method:METHOD", "--method_kwargs", '{"blame": 0.2}', "--max_steps=1",
+        "--per_device_train_batch_size=8", "--eval_problems=0", "--output_dir=out", folder=examples_folder,
+    )  # fmt: skip
+    assert json.loads((examples_folder / "out" / "summary.json").read_text())["method"] == "examples.new_method:METHOD"
+
+
+def test_the_new_method_blames_groups_that_are_all_wrong(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from cepo import Attempt, MethodOptions
+    from cepo.methods.method import KnownGroup
+
+    from .test_methods import inputs_of
+
+    options = MethodOptions(method="examples.new_method:METHOD", method_kwargs={"blame": 0.25})
+    wrong, right = Attempt("1", 0.0, False), Attempt("2", 1.0, True)
+
+    def labels(*attempts):
+        group = KnownGroup({}, [["a", "b"]] * len(attempts), attempts, [0.0] * len(attempts), 3)
+        return options.chosen.labels(group, options)
+
+    assert labels(wrong, wrong) == [[-1.0, -1.0]] * 2
+    assert labels(wrong, right) == [[0.0, 0.0]] * 2
+    placed = options.chosen.place(inputs_of([[-1.0, -1.0], [0.0, 0.0]], [0.0, -2.0], verdicts=[-1.0, -1.0]), options, 0)
+    assert placed.advantages.tolist() == [[-0.25, -0.25], [-2.0, -2.0]]

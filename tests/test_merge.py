@@ -95,6 +95,7 @@ def test_a_base_that_has_moved_is_named(tmp_path, text_model_path, capsys):
     assert cli.main(arguments) == 2
     error = capsys.readouterr().err
     assert f"cannot load {tmp_path / 'gone'}, the model of these adapters" in error
+    assert "it is neither a folder here nor" in error
     assert not (tmp_path / "out").exists()
     assert cli.main([*arguments, "--base_model", text_model_path]) == 0
 

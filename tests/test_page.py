@@ -214,3 +214,265 @@ def test_in_a_browser_a_token_tells_its_numbers(opened):
     browser.switch_to.active_element.send_keys(Keys.ARROW_RIGHT)
     assert browser.switch_to.active_element.text.strip() == "two"
     assert '" two"' in browser.find_element("id", "numbers").text
+
+
+def press(browser, *keys):
+    """Real keys, to whatever has the focus."""
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    ActionChains(browser).send_keys(*keys).perform()
+
+
+def focused(browser):
+    """(rollout's id, text of the token) that have the focus; None for what is neither."""
+    script = """
+        const node = document.activeElement, card = node.closest("article");
+        return [card && card.id, node.classList.contains("token") ? node.textContent.trim() : null];
+    """
+    return tuple(browser.execute_script(script))
+
+
+def two_prompts(count=12):
+    groups = [shown([f"word{number} " for number in range(count)]) for _ in range(2)]
+    return credit_page(groups, title="Two", about={}, variants=VARIANTS, selected=PAPER)
+
+
+def test_in_a_browser_keys_go_from_rollout_to_rollout(opened):
+    from selenium.webdriver.common.keys import Keys
+
+    browser = opened(two_prompts(400))
+    press(browser, "j")
+    assert focused(browser) == ("rollout-0-0", "word0")
+    press(browser, Keys.ARROW_RIGHT, Keys.ARROW_RIGHT, "j", Keys.ARROW_DOWN, Keys.END)
+    assert focused(browser) == ("rollout-1-0", "word399")
+    # In sight, above the details.
+    script = """
+        const seen = document.activeElement.getBoundingClientRect();
+        return [seen.top, document.getElementById("details").getBoundingClientRect().top - seen.bottom];
+    """
+    assert all(distance >= 0 for distance in browser.execute_script(script))
+    # Scrolled beneath them, it does not shine through.
+    script = """
+        scrollBy(0, -document.getElementById("details").offsetHeight);
+        const {left, right, top, bottom} = document.activeElement.getBoundingClientRect();
+        const there = document.elementFromPoint((left + right) / 2, Math.min((top + bottom) / 2, innerHeight - 2));
+        return there.closest("#details") !== null;
+    """
+    assert browser.execute_script(script)
+    press(browser, Keys.ARROW_UP, "k")
+    assert focused(browser) == ("rollout-0-0", "word2")  # where it was left
+    assert "Rollout 1, token 3 of 400" in browser.find_element("id", "details").text
+    press(browser, "k", Keys.ARROW_UP)
+    assert focused(browser) == ("rollout-0-0", "word2")  # there is none before it
+    # One token of each rollout is reached with Tab.
+    assert browser.execute_script("return document.querySelectorAll('.token[tabindex=\"0\"]').length") == 4
+    press(browser, "j", "j", "j", "j")
+    assert focused(browser) == ("rollout-1-1", "word0")
+    assert browser.get_log("browser") == []
+
+
+def test_in_a_browser_a_page_that_moves_under_the_mouse_points_at_nothing(opened):
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.keys import Keys
+
+    browser = opened(two_prompts(400))
+    press(browser, "j")
+    token = browser.find_elements("css selector", "#rollout-0-0 .token")[40]
+    ActionChains(browser).move_to_element(token).perform()
+    assert "token 41 of 400" in browser.find_element("id", "details").text
+    before = browser.execute_script("return scrollY")
+    press(browser, "j", Keys.ARROW_RIGHT)
+    # Browsers tell of the mouse a little after the page has moved.
+    browser.execute_async_script("setTimeout(arguments[0], 300)")
+    assert browser.execute_script("return scrollY") > before
+    assert "Rollout 2, token 2 of 400" in browser.find_element("id", "details").text
+
+
+def test_in_a_browser_keys_reach_a_rollout_without_tokens(opened):
+    page = two_prompts(3)
+    data = data_of(page)
+    empty = data["groups"][0]["rollouts"][1]
+    empty |= {"tokens": [], "filler": [], "student": []}
+    for credit in empty["credit"]:
+        credit |= {name: [] for name in ("positive", "negative", "evidence", "advantages", "shift")}
+    written = json.dumps(data)
+    browser = opened(re.sub(r'(id="data">).*?(?=</script>)', lambda found: found[1] + written, page, flags=re.S))
+    press(browser, "k")
+    assert focused(browser) == ("rollout-1-1", "word0")
+    press(browser, "k", "k")
+    assert focused(browser) == ("rollout-0-1", None)
+    press(browser, "k")
+    assert focused(browser) == ("rollout-0-0", "word0")
+    assert browser.get_log("browser") == []
+
+
+def test_in_a_browser_keys_switch_the_method(opened):
+    browser = opened(two_prompts())
+    at = VARIANTS.index(PAPER)
+    note = browser.find_element("id", "variant-note")
+    for key, expected in (("]", at + 1), ("[", at), ("1", 0), ("[", 0), ("3", 2)):
+        press(browser, key)
+        assert note.text.startswith(f"{VARIANTS[expected].name}: ")
+        assert browser.find_element("id", f"variant-{expected}").is_selected()
+    press(browser, "j")
+    assert f"by {VARIANTS[2].name}" in browser.find_element("id", "details").text
+    press(browser, "1")
+    assert f"by {VARIANTS[0].name}" in browser.find_element("id", "details").text
+    assert focused(browser) == ("rollout-0-0", "word0")  # it stays there
+
+
+def test_in_a_browser_the_help_lists_the_keys(opened):
+    from selenium.webdriver.common.keys import Keys
+
+    browser = opened(two_prompts())
+    assert "All keys" in browser.find_element("css selector", ".keys").text
+    box = browser.find_element("id", "help")
+    assert not box.is_displayed()
+    press(browser, "?")
+    assert "next rollout, previous rollout" in box.text
+    press(browser, "j")  # for what is behind it
+    assert focused(browser)[0] is None
+    press(browser, "?")
+    assert not box.is_displayed()
+    browser.find_element("css selector", ".keys button").click()
+    press(browser, Keys.ESCAPE)
+    assert not box.is_displayed()
+
+
+def test_in_a_browser_keys_are_left_to_whom_they_belong(opened):
+    """To modifiers, to the page without a token, to controls, to whoever writes."""
+    from selenium.webdriver.common.action_chains import ActionChains
+    from selenium.webdriver.common.keys import Keys
+
+    browser = opened(two_prompts(400))
+    browser.execute_script("addEventListener('keydown', event => { window.taken = event.defaultPrevented; })")
+    for key in (Keys.ARROW_DOWN, Keys.ARROW_UP, Keys.SPACE, Keys.PAGE_DOWN, Keys.HOME, "x"):
+        press(browser, key)
+        assert browser.execute_script("return window.taken") is False
+    assert focused(browser)[0] is None
+    press(browser, "j")
+    assert browser.execute_script("return window.taken") is True
+    for modifier in (Keys.CONTROL, Keys.ALT, Keys.META):
+        for key in ("j", "1", "]", Keys.ARROW_RIGHT, Keys.ARROW_DOWN):
+            event = {"bubbles": True, "cancelable": True, "key": {Keys.ARROW_RIGHT: "ArrowRight"}.get(key, key)}
+            event |= {{Keys.CONTROL: "ctrlKey", Keys.ALT: "altKey", Keys.META: "metaKey"}[modifier]: True}
+            script = "document.activeElement.dispatchEvent(new KeyboardEvent('keydown', arguments[0]))"
+            browser.execute_script(script, event)
+            assert browser.execute_script("return window.taken") is False
+    assert focused(browser) == ("rollout-0-0", "word0")
+    # The arrows stay the radio buttons'.
+    browser.find_element("css selector", "label[for='variant-1']").click()
+    press(browser, Keys.ARROW_DOWN)
+    assert browser.find_element("id", "variant-2").is_selected()
+    browser.execute_script("document.body.append(document.createElement('textarea'))")
+    box = browser.find_element("css selector", "textarea")
+    ActionChains(browser).click(box).send_keys("jk1?").perform()
+    assert box.get_property("value") == "jk1?"
+
+
+@pytest.fixture
+def emulated(browser):
+    """Another screen or medium, taken back afterwards."""
+
+    def emulate(*, width=None, height=None, medium="", **features):
+        if width:
+            size = {"width": width, "height": height, "deviceScaleFactor": 2, "mobile": True}
+            browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+            browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": True})
+        named = [{"name": name.replace("_", "-"), "value": value} for name, value in features.items()]
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": medium, "features": named})
+
+    yield emulate
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"media": "", "features": []})
+    browser.execute_cdp_cmd("Emulation.setTouchEmulationEnabled", {"enabled": False})
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+
+
+# The contrast of every text with what is painted behind it (WCAG 2), smallest first, each with the text.
+CONTRASTS = """
+    const numbers = colour => { const [r, g, b, a = 1] = colour.match(/[0-9.]+/g).map(Number); return [r, g, b, a]; };
+    const over = ([r, g, b, a], under) => [r, g, b].map((part, index) => part * a + under[index] * (1 - a));
+    const light = colour => { const [r, g, b] = colour.map(part => part / 255).map(
+        part => part <= 0.03928 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4);
+        return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
+    const behind = node => node ? over(numbers(getComputedStyle(node).backgroundColor), behind(node.parentElement))
+        : [255, 255, 255];
+    const found = [];
+    const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+    while (texts.nextNode()) {
+        const text = texts.currentNode, node = text.parentElement;
+        if (!text.data.trim() || !node.getClientRects().length || node.closest("noscript, script")) continue;
+        const paper = behind(node), style = getComputedStyle(node);
+        const ink = over(numbers(node.closest("svg") ? style.fill : style.color), paper);
+        const [low, high] = [light(ink), light(paper)].sort((one, other) => one - other);
+        found.push([(high + 0.05) / (low + 0.05), text.data]);
+    }
+    return found.sort((one, other) => one[0] - other[0]);
+"""
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_in_a_browser_everything_is_read_in_light_and_in_the_dark(scheme, opened, emulated):
+    emulated(prefers_color_scheme=scheme)
+    one = shown([f"word{number} " for number in range(12)])
+    one.group.rollouts[0] = replace(one.group.rollouts[0], trained=(False, *[True] * 11))
+    browser = opened(page_of(one))
+    press(browser, "j", "?")
+    (least, text), *_ = browser.execute_script(CONTRASTS)
+    assert least >= 4.5, text
+    press(browser, "?")
+    paper = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+    assert (paper == "rgb(255, 255, 255)") == (scheme == "light")
+    ground = "return getComputedStyle(document.querySelector('.question img')).backgroundColor"
+    assert browser.execute_script(ground) == "rgb(255, 255, 255)"
+    assert len(set(colours(browser))) > 5
+    emulated(medium="print", prefers_color_scheme=scheme)  # paper is white
+    paper = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
+    assert paper == "rgb(255, 255, 255)"
+    assert not browser.find_element("css selector", ".keys").is_displayed()
+
+
+def test_in_a_browser_forced_colours_leave_the_underlines(opened, emulated):
+    emulated(forced_colors="active")
+    browser = opened(page_of(shown(["one", " two", " three"])))
+    assert browser.execute_script("return matchMedia('(forced-colors: active)').matches")
+    script = """
+        return [...document.querySelectorAll("#rollout-0-0 .token")].map(node => {
+            const style = getComputedStyle(node);
+            return [style.borderBottomStyle, parseFloat(style.borderBottomWidth) > 1, style.borderBottomColor];
+        });
+    """
+    less, same, more = browser.execute_script(script)
+    assert (less[:2], same[1], more[:2]) == (["dotted", True], False, ["solid", True])
+    assert less[2] == more[2] == "rgb(0, 0, 0)"  # the colours are gone
+    press(browser, "j")
+    outline = "return getComputedStyle(document.activeElement).outlineStyle"
+    assert browser.execute_script(outline) == "solid"
+
+
+@pytest.mark.parametrize(("width", "height"), [(360, 640), (320, 568), (640, 360)])
+def test_in_a_browser_a_phone_shows_all_of_it(width, height, opened, emulated):
+    emulated(width=width, height=height)
+    texts = [HOSTILE, "7", "x" * 300, *(f" word{number}" for number in range(40))]
+    browser = opened(page_of(shown(texts, question=HOSTILE * 3, solution="y" * 200)))
+    overflow = "return document.documentElement.scrollWidth - document.documentElement.clientWidth"
+    assert browser.execute_script("return innerWidth") == width
+    assert browser.execute_script(overflow) == 0
+    token = browser.find_elements("css selector", "#rollout-0-1 .token")[1]
+    box = browser.execute_script("return arguments[0].getBoundingClientRect().toJSON()", token)
+    assert min(box["width"], box["height"]) >= 24
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", token)
+    box = browser.execute_script("return arguments[0].getBoundingClientRect().toJSON()", token)
+    at = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
+    browser.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [at]})
+    browser.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    from selenium.webdriver.support.ui import WebDriverWait
+
+    WebDriverWait(browser, 60).until(lambda _: "token 2 of 43" in browser.find_element("id", "details").text)
+    assert '"7"' in browser.find_element("id", "numbers").text
+    tall = browser.execute_script("return document.getElementById('details').offsetHeight")
+    assert tall <= 0.4 * height + 1
+    script = "return [arguments[0], document.getElementById('details')].map(n => n.getBoundingClientRect())"
+    tapped, details = browser.execute_script(script, token)
+    assert tapped["bottom"] <= details["top"]
+    assert browser.execute_script(overflow) == 0

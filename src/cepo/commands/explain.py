@@ -37,9 +37,11 @@ from .options import (
     dataset_options,
     load_rows,
     make_command_parser,
+    port,
     positive,
     verifier_of,
 )
+from .serving import PageServer, open_page
 from .train import RUN_FILE
 
 # The options of methods that this command takes.
@@ -74,6 +76,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add("--output_dir", type=Path, default=Path(), help="where explain.html goes")
     add("--terminal", action="store_true", help="print to the terminal, and write no page")
+    add("--open", action="store_true", help="serve the page on this machine and open it in the browser, until Ctrl-C")
+    add("--port", type=port, default=None, help="for --open (none: a free one)")
     return parser
 
 
@@ -96,6 +100,10 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
         ValueError, OSError: For mistakes in options, model or data.
     """
     options = make_parser().parse_args(arguments)
+    if options.open and options.terminal:
+        raise ValueError("--open: with --terminal no page is written that could be opened; leave one of them out")
+    if options.port is not None and not options.open:
+        raise ValueError("--port is for --open, which was not given")
     quiet_libraries()
     given = credit_options(options, *CREDIT)
     if options.method is not None:
@@ -104,6 +112,7 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
     (reward_func,) = load_reward_funcs(options.reward_funcs or verifier_of(options.dataset_name))
     if options.show not in METHODS:  # what there is of those depends on the data
         _variant(options.show, all_variants(given))  # refused before anything is loaded
+    server = PageServer(options.port) if options.open else None  # before anything that takes long
     job = _of_run(options) if options.run else _of_dataset(options)
     if options.teacher_model_name_or_path is not None:
         other = load_teacher_model(
@@ -115,7 +124,7 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
         job = replace(job, other_model=other.to(job.model.device))
     variants = all_variants(given, columns=_columns_of(job))
     selected = _variant(options.show, variants)
-    return lambda console: _explain(options, job, variants, selected, reward_func, console)
+    return lambda console: _explain(options, job, variants, selected, reward_func, server, console)
 
 
 def _columns_of(job: "_Job") -> list[str]:
@@ -206,6 +215,7 @@ def _explain(
     variants: Sequence[Variant],
     selected: Variant,
     reward_func: RewardFunc,
+    server: PageServer | None,
     console: Console,
 ) -> int:
     groups = job.groups
@@ -259,4 +269,6 @@ def _explain(
     if not 0 < right < total:
         console.print("All are alike, so there is no advantage to place; try another --index or --seed.")
     console.print(f"written to {output}", highlight=False, markup=False)
+    if server is not None:
+        open_page(server, page, console)
     return 0

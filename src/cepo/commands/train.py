@@ -17,7 +17,7 @@ from ..data.embedded import EMBEDDED
 from ..data.evaluation import Accuracy
 from ..data.files import write_whole
 from ..data.guarded import RewardError
-from ..data.loading import holds_adapters, load_adapters, no_code_unasked, require_chat_template
+from ..data.loading import holds_adapters, load_adapters, model_errors_named, require_chat_template
 from ..trainer.arguments import Sources, TrainArguments, check_sources, config_of, option_names, parse
 from ..trainer.cepo_trainer import CEPOTrainer
 from ..trainer.checkpoints import check_output_dir, disk_problem, last_whole_checkpoint
@@ -66,10 +66,10 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
     if holds_adapters(model):  # of an earlier run: they are trained on, whatever --use_peft says
         options = {"trust_remote_code": training_args.trust_remote_code, **training_args.model_init_kwargs}
         options |= {"quantization_config": loading["quantization_config"]}
-        with no_code_unasked("model_name_or_path", sources.model_name):
+        with model_errors_named("model_name_or_path", sources.model_name):
             model = load_adapters(model, **{name: value for name, value in options.items() if value is not None})
         training_args.model_init_kwargs, loading = None, {}
-    with no_code_unasked("model_name_or_path", sources.model_name):
+    with model_errors_named("model_name_or_path", sources.model_name):
         trainer = CEPOTrainer(
             model,
             sources.reward_funcs,

@@ -17,6 +17,13 @@ from datasets import (
     load_dataset,
     load_from_disk,
 )
+from huggingface_hub import is_offline_mode, try_to_load_from_cache
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    RepositoryNotFoundError,
+)
 from torch import nn
 
 from ..references.importing import imported
@@ -193,8 +200,7 @@ def load_merged(path: str | Path, base: str | None = None, **options: Any) -> An
         options: For loading the base, as `from_pretrained` takes them.
 
     Raises:
-        LoadingError: If no base is named, or its weights cannot hold what the adapters do.
-        OSError: If the base cannot be loaded.
+        LoadingError: If no base is named or it cannot be loaded, or its weights cannot hold what the adapters do.
     """
     from peft import PeftConfig
 
@@ -214,8 +220,7 @@ def load_adapters(path: str | Path, base: str | None = None, *, is_trainable: bo
         options: For loading their model, as `from_pretrained` takes them.
 
     Raises:
-        LoadingError: If no base is named.
-        OSError: If the base cannot be loaded.
+        LoadingError: If no base is named, or it cannot be loaded.
     """
     from peft import PeftConfig, PeftModel
     from trl.trainer.utils import create_model_from_path
@@ -223,15 +228,26 @@ def load_adapters(path: str | Path, base: str | None = None, *, is_trainable: bo
     base = base or PeftConfig.from_pretrained(path).base_model_name_or_path
     if not base:
         raise LoadingError(f"{path} does not say which model its adapters belong to (base_model_name_or_path)")
-    return PeftModel.from_pretrained(create_model_from_path(base, **options), path, is_trainable=is_trainable)
+    try:
+        model = create_model_from_path(base, **options)
+    except OSError as error:
+        raise LoadingError(base_error(path, base, error)) from error
+    return PeftModel.from_pretrained(model, path, is_trainable=is_trainable)
+
+
+def base_error(adapters: str | Path, base: str, error: OSError) -> str:
+    """That the model of adapters cannot be loaded, and why."""
+    missing = why_missing(error, base)
+    why = first_line(error) if missing is None else f"it is {missing}"
+    return f"cannot load {base}, the model of these adapters ({adapters}): {why}"
 
 
 @contextmanager
-def no_code_unasked(option: str, name: str) -> Iterator[None]:
-    """Refuse a model that comes with code of its own, in one line, where transformers has refused to run it.
+def model_errors_named(option: str, name: str) -> Iterator[None]:
+    """One line for two mistakes that libraries explain at length: no such model, and code that nobody asked to run.
 
     Raises:
-        LoadingError: Naming the option that would run it.
+        LoadingError: Naming the option and the fix.
     """
     try:
         yield
@@ -242,6 +258,32 @@ def no_code_unasked(option: str, name: str) -> Iterator[None]:
             f"{option}: {name} needs code that comes with it. Read it, and run it with trust_remote_code (on the "
             "command line --trust_remote_code true), or take another model"
         ) from error
+    except OSError as error:
+        if (missing := why_missing(error, name)) is None:
+            raise
+        raise LoadingError(f"{option}: {name} is {missing}") from error
+
+
+def why_missing(error: OSError, name: str) -> str | None:
+    """Where a model was looked for in vain, and the fix, as the end of a sentence; None: that is not what is wrong."""
+    if Path(name).expanduser().exists():
+        return None
+    cause = error.__cause__ or error
+    if isinstance(cause, HFValidationError):
+        return "neither a folder here nor a name that the Hub allows; give the path of a folder, or owner/name"
+    if isinstance(cause, RepositoryNotFoundError) and not isinstance(cause, GatedRepoError):
+        return (
+            "neither a folder here, nor a model in this machine's cache or on the Hub that you may read; give the path "
+            "of a folder, or owner/name (hf auth login, if it is private)"
+        )
+    # With its configuration in the cache it is there, though not as a whole.
+    if isinstance(cause, LocalEntryNotFoundError) and not isinstance(try_to_load_from_cache(name, "config.json"), str):
+        asked = "was not asked (HF_HUB_OFFLINE)" if is_offline_mode() else "could not be reached"
+        return (
+            f"neither a folder here nor a model in this machine's cache, and the Hub {asked}; give the path of a "
+            "folder, or fetch the model first (hf download owner/name)"
+        )
+    return None
 
 
 def load_policy(name: str, *, trust_remote_code: bool = False) -> tuple[Any, Any]:
@@ -259,7 +301,7 @@ def load_policy(name: str, *, trust_remote_code: bool = False) -> tuple[Any, Any
     path = resolve_model(name)
     load = load_merged if holds_adapters(path) else create_model_from_path
     try:
-        with no_code_unasked("model_name_or_path", name):
+        with model_errors_named("model_name_or_path", name):
             model = load(path, trust_remote_code=trust_remote_code)
     except OSError as error:
         raise LoadingError(f"model_name_or_path: cannot load {name}: {first_line(error)}") from error
@@ -280,7 +322,7 @@ def load_processor(name: str, *, trust_remote_code: bool = False) -> Any:
 
     try:
         # Not given, transformers would ask at the terminal whether to run what it finds.
-        with no_code_unasked("model_name_or_path", name):
+        with model_errors_named("model_name_or_path", name):
             processing_class = AutoProcessor.from_pretrained(
                 name, padding_side="left", trust_remote_code=trust_remote_code
             )
@@ -331,7 +373,7 @@ def load_teacher_model(name: str, processing_class: Any, dtype: Any, *, trust_re
 
     path = resolve_model(name, "teacher_model_name_or_path")
     try:
-        with whole_on_each_process(), no_code_unasked("teacher_model_name_or_path", name):
+        with whole_on_each_process(), model_errors_named("teacher_model_name_or_path", name):
             model = create_model_from_path(path, dtype=dtype, trust_remote_code=trust_remote_code)
             vocabulary = AutoTokenizer.from_pretrained(path, trust_remote_code=trust_remote_code).get_vocab()
     except LoadingError:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from .loading import LoadingError, first_line, holds_adapters, load_merged
+from .loading import LoadingError, base_error, holds_adapters, load_merged
 
 # Names of types on the command line; auto is what the base was saved in.
 DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -74,7 +74,7 @@ def merge_adapters(
         saved = AutoConfig.from_pretrained(base, trust_remote_code=False)
         processing_class = _processing_class(path, str(base))
     except OSError as error:
-        raise LoadingError(f"cannot load {base}, the model of these adapters: {first_line(error)}") from error
+        raise LoadingError(base_error(adapters, str(base), error)) from error
     model = model.to(dtype or saved.dtype or torch.float32)
     part = output.with_name(f"{output.name}.part")
     model.save_pretrained(part, max_shard_size=shard)

@@ -1,0 +1,194 @@
+"""Every command in README, docs, recipes and examples: it exists, and it runs, here or where the list says.
+
+The quick test holds that its command, flags, targets, files and extras are there. The slow one runs those that a user
+can run as they stand, in a folder with the names that the pages use, made small by further flags.
+"""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+import tomllib
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from cepo import cli, load_figures, policy_path
+from cepo.trainer.arguments import option_names
+from cepo.trainer.cepo_config import CEPOConfig
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "recipes" / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+STARTS = ("cepo", "make", "python", "pip", "accelerate", "torchrun")
+
+# Commands that the slow test does not run: whose pattern is found in the command, and why not, or which test does.
+ELSEWHERE = {
+    r"^make (train|test)$": "test_default_run.py and this suite",
+    r"^make (bench|bench-quick|smollm)$|^python -m benchmarks": "test_benchmarks.py has their smallest runs",
+    r"^pip install": "each test runs in an environment of it; extras are looked up below",
+    r"--config docs/(comparison|gradients|choice)": "hours; test_comparison.py and test_gradients.py read them",
+    r"--suite paper": "a download; test_suite.py",
+    r"smollm": "a download; test_smollm.py",
+    r"recipes/": "a GPU and a download; test_dry_run.py looks at each",
+    r"--accelerate_config|^accelerate|^torchrun": "several processes; test_launch.py, make test-sharded",
+    r"^python examples/": "test_examples.py",
+    r"own-data": "test_examples.py",
+    r"--preset|\.\.\.$": "a line that is not whole",
+}
+
+QUICK_TRAIN = [
+    *("--max_steps=1", "--per_device_train_batch_size=8", "--num_generations=4", "--max_completion_length=24"),
+    *("--eval_problems=4", "--eval_sampled_problems=2", "--eval_samples=2", "--bf16=false", "--report_to=none"),
+    *("--learning_rate=1e-5", "--gradient_checkpointing=false"),
+]
+QUICK = {
+    "train": QUICK_TRAIN,
+    "compare": [*QUICK_TRAIN[:-2], "--seeds=1", "--tune_seeds=1", "--tune_beyond=0", "--jobs=1"],
+    "evaluate": ["--num_problems=4", "--num_samples=2", "--max_completion_length=24"],
+    "explain": ["--num_generations=4", "--max_completion_length=48"],
+    "credit": ["--num_prompts=2", "--num_generations=4", "--max_completion_length=48"],
+    "gradients": ["--num_batches=4", "--num_prompts=1", "--num_generations=4", "--max_completion_length=24"],
+    "merge": [],
+}
+
+
+def commands_of(text):
+    """The commands in code blocks of a page: lines that begin with one, joined where they go on; no comments."""
+    found, lines = [], text.splitlines()
+    fenced, position = False, 0
+    while position < len(lines):
+        line = lines[position]
+        position += 1
+        if line.startswith("```"):
+            fenced = not fenced
+        inside = fenced or line.startswith("    ")
+        if not inside or line.strip().split(" ")[0] not in STARTS:
+            continue
+        whole = line.strip()
+        while whole.endswith("\\") and position < len(lines):
+            whole = whole[:-1] + lines[position].strip()
+            position += 1
+        found.append(re.sub(r"\s+#\s.*$", "", whole))
+    return found
+
+
+DOCUMENTED = sorted({(path.name, command) for path in PAGES for command in commands_of(path.read_text())})
+DOCUMENTED += sorted(
+    {
+        (path.name, command)
+        for path in (ROOT / "examples").glob("*.py")
+        for command in commands_of(path.read_text().split('"""')[1])
+    }
+)
+
+
+def why_not(command):
+    return next((why for pattern, why in ELSEWHERE.items() if re.search(pattern, command)), None)
+
+
+def options_of(command, capsys):
+    if command == "train":
+        return {*option_names(), *(field.name for field in fields(CEPOConfig))}
+    with pytest.raises(SystemExit):
+        cli.main([command, "--help"])
+    return set(re.findall(r"^  --(\w+)", capsys.readouterr().out, re.M))
+
+
+def test_the_pages_have_commands():
+    assert len(DOCUMENTED) > 50
+    assert commands_of(
+        "    cepo train --a \\\n        --b 1   # why\n\n```\ncepo merge\n```\ncepo text\n    other"
+    ) == [
+        "cepo train --a --b 1",
+        "cepo merge",
+    ]
+
+
+@pytest.mark.parametrize(("page", "command"), DOCUMENTED)
+def test_it_is_there(page, command, capsys):
+    program, *words = shlex.split(command)
+    flags = [word[2:].partition("=")[0] for word in words if word.startswith("--")]
+    if program == "make":
+        assert re.search(rf"^{words[0]}:", (ROOT / "Makefile").read_text(), re.M)
+    elif program == "pip":
+        extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+        for named in re.findall(r"\[(.*?)\]", command):
+            assert set(named.split(",")) <= set(extras)
+    elif program == "python" and words[0] != "-m":
+        assert (ROOT / words[0]).is_file()
+        for flag in flags:
+            assert f'"--{flag}"' in (ROOT / words[0]).read_text()
+    elif program == "cepo":
+        own = {
+            "config",
+            *options_of(words[0], capsys),
+            "dry_run",
+            "device_memory",
+            "accelerate_config",
+            "num_processes",
+            "help-all",
+        }
+        if words[0] == "compare":
+            own |= options_of("train", capsys)
+        assert set(flags) <= own, f"{page}: {sorted(set(flags) - own)}"
+        for name in re.findall(r"(?:docs|recipes)/\S+", command):
+            assert (ROOT / name).exists(), f"{page}: {name}"
+
+
+@pytest.fixture(scope="module")
+def readers_folder(tmp_path_factory):
+    """A folder as the pages' reader has it, with the names that they use."""
+    folder = tmp_path_factory.mktemp("reader")
+    for name in ("my-model", "Qwen/Qwen3-VL-2B-Instruct", "smollm"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).symlink_to(policy_path())
+    for name in ("docs", "recipes", "examples", "scripts"):
+        (folder / name).symlink_to(ROOT / name)
+    rows = load_figures("train", 24)
+    for name in ("data", "my-org/geometry"):
+        rows.save_to_disk(folder / name / "train")
+        # A folder of splits, as a set on the Hub has them.
+        load_figures("test", 8).save_to_disk(folder / name / "test")
+        (folder / name / "dataset_dict.json").write_text(json.dumps({"splits": ["train", "test"]}))
+    (folder / "pictures").mkdir()
+    with (folder / "rows.jsonl").open("w") as file:
+        for number, row in enumerate(rows):
+            row["image"].save(folder / f"pictures/{number}.png")
+            line = {"prompt": row["prompt"], "image": f"pictures/{number}.png", "solution": row["solution"]}
+            file.write(json.dumps(line) + "\n")
+    (folder / "run.yaml").write_text("model_name_or_path: my-model\ndataset_name: rows.jsonl\noutput_dir: from-yaml\n")
+    code = re.search(r"```python\n(# my_method\.py\n.*?)```", (ROOT / "docs" / "methods.md").read_text(), re.S)[1]
+    (folder / "my_method.py").write_text(code)
+    run_in(folder, ["train", "--output_dir", "out", "--log_completions", *QUICK_TRAIN, "--use_peft"])
+    return folder
+
+
+def run_in(folder, words):
+    return subprocess.run([sys.executable, "-m", "cepo.cli", *words], cwd=folder, capture_output=True, text=True)
+
+
+RUN = [(page, command) for page, command in DOCUMENTED if why_not(command) is None]
+
+
+def test_what_is_not_run_here_is_few():
+    assert {command.split()[0] for _, command in RUN} == {"cepo"}
+    unused = [pattern for pattern in ELSEWHERE if not any(re.search(pattern, command) for _, command in DOCUMENTED)]
+    assert not unused
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("page", "command"), RUN)
+def test_it_runs(page, command, readers_folder, tmp_path):
+    words = shlex.split(command)[1:]
+    more = QUICK[words[0]]
+    if words[0] in ("evaluate", "explain", "credit", "gradients"):  # what the page says goes over
+        more = [flag for flag in more if flag.split("=")[0] not in words]
+    if words[0] == "explain" and "--from" in words:
+        more = []
+    if "--output_dir" not in words and words[0] in ("compare", "credit", "gradients", "explain"):
+        more = [*more, f"--output_dir={tmp_path / 'made'}"]
+    result = run_in(readers_folder, [*words, *more])
+    assert result.returncode == 0, f"{page}: {command}\n{result.stdout[-2000:]}{result.stderr[-2000:]}"
+    assert "Traceback" not in result.stderr
