@@ -17,6 +17,7 @@ $(READY): pyproject.toml constraints.txt
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing into $(VENV); the first time this takes a few minutes"
 	@$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --no-deps trackio
 	@touch $(READY)
 
 train: $(READY)  ## train the shipped policy on the figures task with CEPO (minutes, on two CPU cores)

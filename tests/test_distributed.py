@@ -10,6 +10,8 @@ import pytest
 
 from cepo.data.saved import load_saved
 
+from .test_loggers import read_events
+
 
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory):
@@ -33,6 +35,7 @@ def test_a_group_may_span_two_processes(reports):
     for report in (report["spanning"] for report in reports):
         assert report["negatives"] == [["1"]] * 4  # two steps of two rollouts; the wrong answer is process 1's
         assert report["scored"] == [1.0, 1.0]
+        assert report["right"] == [0.5, 0.5]  # of both processes
     assert reports[0]["spanning"]["checksum"] == pytest.approx(reports[1]["spanning"]["checksum"], rel=1e-12)
 
 
@@ -69,3 +72,13 @@ def test_rollouts_of_all_processes_are_saved_and_those_of_the_main_one_drawn(rep
     (rows,) = load_saved(str(folder / "spanning"), 0).groups
     assert [row["answer"] for row in rows] == ["0", "0", "1", "1"]
     assert [row["correct"] for row in rows] == [True, True, False, False]
+
+
+@pytest.mark.slow
+def test_the_main_process_alone_logs(reports):
+    """One file of events, with the completions of both processes."""
+    folder, _ = reports
+    scalars, texts = read_events(folder / "spanning")
+    assert scalars["train/cepo/right"] == [(1, 0.5), (2, 0.5)]
+    assert [step for step, _ in texts["credit"]] == [0, 1]
+    assert [len(text.splitlines()) for _, text in texts["completions"]] == [2 + 4] * 2

@@ -5,20 +5,24 @@ import os
 import signal
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, Self
 
 from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
 from transformers import TrainerCallback
 
 INTERRUPTED = 130  # exit status after Ctrl-C
 # Schedulers signal every process, and launchers pass on to theirs what they get: a second signal within so many
 # seconds is the first one again.
 SAME = 1.0
-
-
 _STEPS = 9  # by whose time the rest is estimated
+_SHORTEST_BAR, _LONGEST_BAR = 4, 40  # columns
 
 
 def seconds_left(ended: Sequence[tuple[int, float]], steps: int) -> float | None:
@@ -32,30 +36,187 @@ def seconds_left(ended: Sequence[tuple[int, float]], steps: int) -> float | None
     return statistics.median(each) * (steps - ended[-1][0]) if each else None
 
 
-class ProgressLines(TrainerCallback):
-    """One line a step: reward, right answers, lambda, time left."""
+@dataclass(frozen=True)
+class Standing:
+    """How a run stands after a step that was logged; None for what is not known.
 
-    def __init__(self, console: Console, correctness: str):
-        self.console = console
-        self.correctness = f"rewards/{correctness}/mean"
-        self._ended: list[tuple[int, float]] = []  # the last steps that were logged, and when
+    Attributes:
+        step, steps: Done, and in all.
+        reward: Mean over the step's rollouts.
+        right: Share of right rollouts among those with a verdict.
+        coefficient: lambda.
+        length: Mean of the completions [tokens].
+        rate: Tokens sampled a second, by the time of training steps alone.
+        left: What the run still takes [seconds].
+    """
+
+    step: int
+    steps: int
+    reward: float | None
+    right: float | None
+    coefficient: float | None
+    length: float | None
+    rate: float | None
+    left: float | None
+
+
+@dataclass(frozen=True)
+class _Logged:
+    """One log: how many steps it is of, their seconds in all, and the mean length of what they sampled [tokens]."""
+
+    steps: int
+    seconds: float
+    length: float | None
+
+
+def tokens_a_second(logged: Sequence[_Logged], rollouts: float) -> float | None:
+    """Tokens sampled a second over some logs; a step that samples nothing has its time counted, and no length.
+
+    Args:
+        logged: The logs.
+        rollouts: How many of them a step learns from for the first time, on average.
+    """
+    lengths = [one.length for one in logged if one.length is not None]
+    seconds = sum(one.seconds for one in logged)
+    if not lengths or seconds <= 0:
+        return None
+    return statistics.fmean(lengths) * rollouts * sum(one.steps for one in logged) / seconds
+
+
+class Progress(TrainerCallback):
+    """Follows what is logged; entered while training goes on."""
+
+    def __init__(self) -> None:
+        self._ended: list[tuple[int, float]] = []  # the last steps that were logged with a reward, and when
+        self._logged: list[_Logged] = []
+        self._step = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Nothing to put away."""
+
+    def show(self, standing: Standing) -> None:
+        """Show how the run stands."""
+        raise NotImplementedError
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """While somebody writes to the terminal past the console."""
+        yield
 
     def on_train_begin(self, args, state, control, **kwargs):  # noqa: ARG002
-        self._ended = []
+        self._ended, self._logged, self._step = [], [], state.global_step
 
     def on_log(self, args, state, control, logs: dict[str, Any] | None = None, **kwargs):  # noqa: ARG002
-        if not logs or "reward" not in logs or not state.is_world_process_zero:
+        # Evaluations log too, and so does the end of training.
+        if not logs or "step_time" not in logs or not state.is_world_process_zero:
+            return
+        # TRL's time of a step is that of sampling and learning: evaluations and checkpoints are not in it.
+        steps, length = state.global_step - self._step, logs.get("completions/mean_length")
+        self._step = state.global_step
+        self._logged = [*self._logged[-_STEPS:], _Logged(steps, (logs["step_time"] or 0.0) * steps, length)]
+        if "reward" not in logs:  # learned from rollouts of an earlier step
             return
         self._ended = [*self._ended[-_STEPS:], (state.global_step, time.monotonic())]
+        rollouts = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
+        self.show(
+            Standing(
+                step=state.global_step,
+                steps=state.max_steps,
+                reward=logs["reward"],
+                right=logs.get("cepo/right"),
+                coefficient=logs.get("cepo/coefficient"),
+                length=length,
+                rate=tokens_a_second(self._logged, rollouts / args.num_iterations),
+                left=seconds_left(self._ended, state.max_steps),
+            )
+        )
+
+
+class ProgressLines(Progress):
+    """One line a step, for files and pipes."""
+
+    def __init__(self, console: Console):
+        super().__init__()
+        self.console = console
+
+    def show(self, standing: Standing) -> None:
         parts = [
-            f"step {state.global_step:>{len(str(state.max_steps))}}/{state.max_steps}",
-            f"reward {_number(logs['reward'])}",
-            f"right {_number(logs.get(self.correctness))}",
-            f"lambda {_number(logs.get('cepo/coefficient'))}",
-            f"tokens {_number(logs.get('completions/mean_length'), '.0f')}",
-            f"{_clock(seconds_left(self._ended, state.max_steps))} left",
+            f"step {standing.step:>{len(str(standing.steps))}}/{standing.steps}",
+            f"reward {_number(standing.reward)}",
+            f"right {_number(standing.right)}",
+            f"lambda {_number(standing.coefficient)}",
+            f"tokens {_number(standing.length, '.0f')}",
+            f"{_clock(standing.left)} left",
         ]
         self.console.print("  ".join(parts), highlight=False)
+
+
+class LiveLine(Progress):
+    """One line for all steps, with a bar, for a terminal. It stays when training has ended.
+
+    It is drawn when there is something new, by no thread of its own.
+    """
+
+    def __init__(self, console: Console):
+        super().__init__()
+        self._console = console
+        self._live = Live(console=console, auto_refresh=False, vertical_overflow="crop")
+
+    def __exit__(self, *error: object) -> None:
+        self._live.stop()
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        super().on_train_begin(args, state, control, **kwargs)
+        if state.is_world_process_zero:
+            self._live.start()
+            nothing = Standing(state.global_step, state.max_steps, None, None, None, None, None, None)
+            self.show(nothing)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        started = self._live.is_started
+        self._live.transient = True
+        self._live.stop()
+        self._live.transient = False
+        try:
+            yield
+        finally:
+            if started:
+                self._live.start(refresh=True)
+
+    def show(self, standing: Standing) -> None:
+        self._live.update(live_line(standing, self._console.width), refresh=True)
+
+
+def live_line(standing: Standing, width: int) -> Table:
+    """The line in so many columns: what does not fit is left out, from its end."""
+    parts = [
+        f"{standing.step:>{len(str(standing.steps))}}/{standing.steps}",
+        f"reward {_number(standing.reward)}",
+        f"right {_number(standing.right, '.0%')}",
+        f"lambda {_number(standing.coefficient)}",
+        f"{_number(standing.rate, ',.0f')} tokens/s",
+        f"{_clock(standing.left)} left",
+    ]
+    while len(parts) > 1 and len("  ".join(parts)) + _SHORTEST_BAR + 1 > width:
+        parts.pop(-2 if len(parts) > 2 else -1)  # the time left is of more use than the numbers before it
+    text = Text("  ".join(parts), no_wrap=True, overflow="crop")
+    bar = min(_LONGEST_BAR, width - len(text) - 1)
+    line = Table.grid(padding=(0, 1, 0, 0))
+    if bar < _SHORTEST_BAR:
+        line.add_row(text)
+    else:
+        line.add_row(ProgressBar(total=max(1, standing.steps), completed=standing.step, width=bar), text)
+    return line
+
+
+def progress_on(console: Console) -> Progress:
+    """The form that suits a console: a live line on a terminal, else lines."""
+    live = console.is_terminal and not (console.is_dumb_terminal or console.is_jupyter or console.quiet)
+    return LiveLine(console) if live else ProgressLines(console)
 
 
 class StopOnInterrupt(TrainerCallback):

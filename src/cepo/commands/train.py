@@ -13,6 +13,7 @@ from rich.text import Text
 from transformers.trainer_callback import PrinterCallback
 from trl import get_peft_config, get_quantization_config
 
+from ..data.embedded import EMBEDDED
 from ..data.evaluation import Accuracy
 from ..data.files import write_whole
 from ..data.guarded import RewardError
@@ -22,12 +23,13 @@ from ..trainer.cepo_trainer import CEPOTrainer
 from ..trainer.checkpoints import check_output_dir, disk_problem, last_whole_checkpoint
 from ..trainer.guarded import GradientError
 from ..trainer.layout import is_sharded
+from ..trainer.model_card import RunFacts
 from . import quiet_libraries
 from .accuracy import AccuracyCurve, BeforeTraining, Measure, Measured
 from .curves import draw_curves
 from .dry_run import prepare_dry_run, wants_dry_run
 from .launch import FLAG, is_launched, options_in, prepare_launch
-from .progress import ProgressLines, StopOnInterrupt
+from .progress import StopOnInterrupt, progress_on
 
 # What was trained on, for commands that come later.
 RUN_FILE = "run.json"
@@ -77,10 +79,12 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
             **loading,
         )
     require_chat_template(trainer.processing_class)
-    return lambda console: _train(trainer, script_args, sources, console)
+    return lambda console: _train(trainer, script_args, sources, ["cepo", "train", *arguments], console)
 
 
-def _train(trainer: CEPOTrainer, script_args: TrainArguments, sources: Sources, console: Console) -> int:
+def _train(
+    trainer: CEPOTrainer, script_args: TrainArguments, sources: Sources, command: list[str], console: Console
+) -> int:
     started = time.monotonic()
     args = trainer.args
     if trainer.accelerator.is_main_process:
@@ -92,19 +96,24 @@ def _train(trainer: CEPOTrainer, script_args: TrainArguments, sources: Sources, 
         console.print(line, highlight=False)
     measure = Measure(trainer, script_args, held_out, console)
     before = BeforeTraining(measure, args.resume_from_checkpoint)
+    after: Measured | None = None
+    trainer.card_facts = lambda: _facts(script_args, command, held_out, before, after)
     if not is_sharded(trainer):  # there, until training begins, processes hold weights that are nobody's
         before.measure()
     trainer.add_callback(before)
 
     trainer.remove_callback(PrinterCallback)
     interrupt = StopOnInterrupt(console, trainer._processes.most_of)
-    trainer.add_callback(ProgressLines(console, trainer.reward_func_names[trainer._correctness_index]))
+    progress = progress_on(console)
+    trainer.aside = progress.aside
+    trainer.add_callback(progress)
     trainer.add_callback(interrupt)
     every = script_args.accuracy_every if held_out is not None else 0
     curve = AccuracyCurve(every, measure.greedy)
     trainer.add_callback(curve)
     try:
-        trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+        with progress:
+            trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     except KeyboardInterrupt:  # the second one
         interrupt.restore()
         _print_resume(trainer, interrupt, console)
@@ -127,11 +136,14 @@ def _train(trainer: CEPOTrainer, script_args: TrainArguments, sources: Sources, 
         trainer.accelerator.end_training()
         return interrupt.status
 
-    trainer.save_model(args.output_dir)
+    trainer.save_model(args.output_dir, _internal_call=True)  # which pushes nothing: accuracy is not known yet
     trainer.save_state()
     after = measure("after training")
     if trainer.accelerator.is_main_process:
         _write_summary(trainer, before, curve.points, after, time.monotonic() - started, console)
+    trainer.create_model_card(_model_name(args))
+    if args.push_to_hub:
+        trainer.push_to_hub(commit_message="Model save", revision=args.hub_revision)
     trainer.accelerator.end_training()  # gloo's threads, left running, may abort a process that is done
     return 0
 
@@ -147,6 +159,23 @@ def _write_run(folder: Path, script_args: TrainArguments) -> None:
         **script_args.given(),
     }
     write_whole(folder / RUN_FILE, json.dumps(about, indent=2) + "\n")
+
+
+def _facts(
+    script_args: TrainArguments, command: list[str], held_out: Any, before: BeforeTraining, after: Measured | None
+) -> RunFacts:
+    """What the model card says beside what the trainer knows."""
+    name, part = script_args.dataset_name, script_args.dataset_config
+    known = name not in EMBEDDED and not Path(name).exists()
+    data = f"{name}{f' ({part})' if part else ''}, {script_args.dataset_train_split}"
+    if held_out is not None:
+        data += f"; held out: {script_args.dataset_test_split}"
+    return RunFacts(command, data, name if known else None, before.measured, after.as_dict() if after else None)
+
+
+def _model_name(args: Any) -> str:
+    """As TRL names a model in its card."""
+    return (args.hub_model_id or str(args.output_dir)).rstrip("/").split("/")[-1]
 
 
 def _headline(trainer: CEPOTrainer, script_args: TrainArguments) -> Text:

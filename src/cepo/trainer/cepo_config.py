@@ -10,6 +10,7 @@ from .. import tasks  # noqa: F401  # registers its methods
 from ..methods.kinds import check_kinds
 from ..methods.options import SELECTIVE, MethodOptions, default_text, preset_options
 from ..methods.shared_options import Help, option
+from .loggers import check_loggers
 
 SharedPrompt = Literal["auto", "always", "never"]
 _COUNTS = (
@@ -29,6 +30,7 @@ class CEPOConfig(MethodOptions, GRPOConfig):
 
     Raises:
         ValueError: For an unknown method, an option that it does not read, or a value out of range.
+        ImportError: For a logger of `report_to` that is not installed.
     """
 
     correctness_reward: str | None = option(
@@ -99,6 +101,7 @@ class CEPOConfig(MethodOptions, GRPOConfig):
             # TRL's default is bf16 everywhere; transformers refuses that on a CPU.
             self.bf16 = False
         GRPOConfig.__post_init__(self)
+        check_loggers(self.report_to)
         self._refuse_what_would_do_nothing()
         self._refuse_other_means()
         self._refuse_another_correction()

@@ -5,7 +5,6 @@ texts and rewards (and gathers the rewards of groups that span processes); `_gen
 batch, to which the evidence is added; `_compute_loss` is given (B, T) token advantages, which TRL's losses accept.
 """
 
-import textwrap
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -37,7 +36,9 @@ from .distillation import add_teacher_prompts, distillation_batch
 from .guarded import GuardedTrainer, silenced
 from .lasting import LastingTrouble
 from .layout import check_layout, check_processes
-from .metrics import credit_metrics
+from .loggers import LoggedTrainer
+from .metrics import credit_metrics, verdict_shares
+from .model_card import CEPO_PAPER, CardTrainer
 from .processes import Processes
 from .refusals import check_adapters, check_distillation, check_whole_groups
 from .resuming import ResumingTrainer
@@ -49,7 +50,14 @@ from .visible_log import VisibleTrainer
 
 
 class CEPOTrainer(
-    SequenceLevelTrainer, TokenAdvantageTrainer, SharedPromptTrainer, GuardedTrainer, VisibleTrainer, ResumingTrainer
+    SequenceLevelTrainer,
+    TokenAdvantageTrainer,
+    SharedPromptTrainer,
+    GuardedTrainer,
+    VisibleTrainer,
+    LoggedTrainer,
+    CardTrainer,
+    ResumingTrainer,
 ):
     """Trainer for CEPO and its siblings (`CEPOConfig.method`), a drop-in for TRL's [`GRPOTrainer`].
 
@@ -82,17 +90,7 @@ class CEPOTrainer(
 
     _tag_names = ["trl", "cepo"]
     _name = "CEPO"
-    _paper = {
-        "title": "CEPO: Contrastive Evidence Policy Optimization",
-        "id": "2605.19436",
-        # docstyle-ignore
-        "citation": textwrap.dedent("""\
-            @article{cepo2026,
-                title        = {{CEPO: Contrastive Evidence Policy Optimization}},
-                year         = 2026,
-                eprint       = {arXiv:2605.19436},
-            }"""),
-    }
+    _paper = CEPO_PAPER
 
     def __init__(self, model, reward_funcs=None, args: CEPOConfig | None = None, train_dataset=None, *rest, **kwargs):
         if args is None:
@@ -195,8 +193,11 @@ class CEPOTrainer(
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
         rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
         if self.model.training:
-            verdicts = rewards_per_func[:, self._correctness_index]
-            self._log_credit("verdicts/missing", verdicts.isnan().float().mean().item())
+            right, missing = verdict_shares(
+                rewards_per_func[:, self._correctness_index], self.args.correctness_threshold
+            )
+            self._log_credit("right", right)
+            self._log_credit("verdicts/missing", missing)
         if self.model.training and self._collects:
             solutions = [
                 check_solution(row, f"a row of the training set (prompt {row['prompt']!r})", self.args.answer_extractor)
@@ -409,7 +410,7 @@ class CEPOTrainer(
             order = sorted(range(len(groups)), key=lambda i: not any(r.advantage for r in groups[i].rollouts))
             drawn = order[:NUMBER_OF_GROUPS]
             with self._teachers.reading():
-                write_credit_page(
+                page = write_credit_page(
                     [groups[i] for i in drawn],
                     self._prompts(batch, [rows[i] for i in drawn]),
                     pipeline=self._teachers.pipeline(self._encoder, batch, own_weights=True),
@@ -418,6 +419,7 @@ class CEPOTrainer(
                     step=step,
                     write=self.accelerator.is_main_process,
                 )
+            self._send_page(page)
 
     # Checkpoints ------------------------------------------------------------------------------------------------------
 

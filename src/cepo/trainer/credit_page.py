@@ -6,12 +6,14 @@ from typing import Any
 
 from ..data.files import write_whole
 from ..inspection.inspect import all_variants, inspect
+from ..inspection.markdown import credit_markdown
 from ..inspection.page import credit_page
 from ..inspection.shown import show
 from ..references.groups import Group
 from ..scoring.pipeline import Pipeline
 from ..scoring.requests import Prompt
 from .cepo_config import CEPOConfig
+from .loggers import CreditPage
 
 NUMBER_OF_GROUPS = 2
 
@@ -25,8 +27,10 @@ def write_credit_page(
     args: CEPOConfig,
     step: int,
     write: bool,
-) -> None:
+) -> CreditPage | None:
     """Read the groups under all methods and write their page to ``credit/step-00010.html`` in the output directory.
+
+    None where nothing was to be written.
 
     Args:
         groups: The groups, or this process's part of them.
@@ -51,10 +55,13 @@ def write_credit_page(
     )
     inspected = inspect(groups, prompts, variants, pipeline=pipeline, step=step)
     if not write:
-        return
+        return None
+    shown = show(groups, inspected, processing_class)
+    first = variants[-1] if selected is None else selected
+    title = f"Which tokens get the credit, step {step}"
     page = credit_page(
-        show(groups, inspected, processing_class),
-        title=f"Which tokens get the credit, step {step}",
+        shown,
+        title=title,
         about={
             "run": str(args.output_dir),
             "method": args.method if selected is None else selected.name,
@@ -62,8 +69,9 @@ def write_credit_page(
             **({} if args.teacher in (None, "policy") else {"read with": "the policy's own weights"}),
         },
         variants=variants,
-        selected=variants[-1] if selected is None else selected,
+        selected=first,
     )
     path = Path(args.output_dir) / "credit" / f"step-{step:05d}.html"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, page)
+    return CreditPage(step, path, page, credit_markdown(shown, first, title=title))

@@ -4,6 +4,7 @@ import math
 from collections.abc import Sequence
 
 import torch
+from torch import Tensor
 
 from ..credit import signed_evidence
 from ..methods.placement import Placement, PlacementInputs
@@ -77,3 +78,14 @@ def credit_metrics(sums: dict[str, float], *, signed: bool = True) -> dict[str, 
         else:
             metrics[name] = math.nan
     return metrics
+
+
+def verdict_shares(rewards: Tensor, threshold: float) -> tuple[float, float]:
+    """Share of right rollouts among those with a verdict (NaN: there are none), and share of rollouts without one.
+
+    Args:
+        rewards: (B,) of the function that decides what is right, over all processes; NaN for no verdict.
+        threshold: At least this is right.
+    """
+    known = rewards[~rewards.isnan()]
+    return (known >= threshold).float().mean().item(), 1 - len(known) / len(rewards)

@@ -1,0 +1,317 @@
+"""Real runs of the real trainer, and what its loggers hold of them afterwards."""
+
+import functools
+import importlib
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import cepo.trainer.loggers
+from cepo import CEPOConfig, cli
+from cepo.trainer.loggers import check_loggers
+from cepo.trainer.metrics import verdict_shares
+
+from .test_cli import SMALL, command
+from .test_trainer import half_right, train, wrong_answers
+
+PAGES = {"credit_samples_every": 2, "max_steps": 3}
+
+
+@pytest.fixture(autouse=True)
+def offline(tmp_path, monkeypatch):
+    """Whatever loggers write, they write below the test's folder, and ask nobody."""
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    monkeypatch.setenv("WANDB_SILENT", "true")
+
+
+@pytest.fixture
+def trackio(tmp_path, monkeypatch):
+    """Trackio, whose database lies in the test's folder."""
+    module = pytest.importorskip("trackio")
+    importlib.import_module("trackio.sqlite_storage")
+
+    for name, loaded in list(sys.modules.items()):
+        if name.partition(".")[0] == "trackio":
+            for attribute, folder in (("TRACKIO_DIR", "."), ("MEDIA_DIR", "media")):
+                if hasattr(loaded, attribute):
+                    monkeypatch.setattr(loaded, attribute, tmp_path / "trackio" / folder)
+    return module
+
+
+def pages_of(tmp_path):
+    return {path.name: path.read_text() for path in (tmp_path / "out" / "credit").iterdir()}
+
+
+# TensorBoard ----------------------------------------------------------------------------------------------------------
+
+
+def read_events(folder):
+    """Scalars and texts of TensorBoard's event file: {tag: [(step, value)]}."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    (path,) = folder.rglob("events.out.tfevents.*")
+    events = EventAccumulator(str(path), size_guidance={"tensors": 0, "scalars": 0})
+    events.Reload()
+    scalars = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+    texts = {
+        tag.removesuffix("/text_summary"): [
+            (e.step, e.tensor_proto.string_val[0].decode()) for e in events.Tensors(tag)
+        ]
+        for tag in events.Tags()["tensors"]
+    }
+    return scalars, texts
+
+
+@pytest.mark.parametrize("log_completions", [False, True])
+def test_tensorboard_holds_metrics_credit_and_completions(
+    tmp_path, text_figures, text_model_path, monkeypatch, log_completions
+):
+    wrong_answers(monkeypatch)
+    options = {**PAGES, "log_completions": log_completions, "num_completions_to_print": 0}
+    trainer = train(tmp_path, text_figures, text_model_path, half_right, report_to="tensorboard", **options)
+    scalars, texts = read_events(tmp_path / "out")
+    assert scalars["train/cepo/right"] == [(1, 0.5), (2, 0.5), (3, 0.5)]
+    assert [step for step, _ in scalars["train/reward"]] == [1, 2, 3]
+    assert [step for step, _ in texts["credit"]] == [0, 2]
+    for step, text in texts["credit"]:
+        assert f"step {step}" in text
+        assert f"credit/step-{step:05d}.html`" in text
+        assert text.count("| right |") == 4  # of each of two groups
+        assert text.count("| wrong |") == 4
+    assert [step for step, _ in texts["completions"]] == [0, 2]
+    last = texts["completions"][-1][1].splitlines()
+    assert last[0] == "| step | prompt | completion | half_right | advantage |"
+    assert len(last) == 2 + 8
+    assert all(line.startswith("| 2 | user: ") for line in last[2:])
+    assert pages_of(tmp_path).keys() == {"step-00000.html", "step-00002.html"}
+    assert trainer.state.global_step == 3
+
+
+# Trackio --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("log_completions", [False, True])
+def test_trackio_holds_metrics_the_page_and_completions_once(
+    tmp_path, text_figures, text_model_path, monkeypatch, trackio, log_completions
+):
+    wrong_answers(monkeypatch)
+    options = {**PAGES, "log_completions": log_completions, "num_completions_to_print": 0}
+    train(
+        tmp_path,
+        text_figures,
+        text_model_path,
+        half_right,
+        report_to="trackio",
+        project="of-a-test",
+        run_name="one",
+        **options,
+    )
+    assert list((tmp_path / "trackio").glob("of-a-test*")), "the database is the test's own"
+    logs = trackio.sqlite_storage.SQLiteStorage.get_logs("of-a-test", "one")
+    assert [log["train/cepo/right"] for log in logs if "train/cepo/right" in log] == [0.5] * 3
+    drawn = {log["train/global_step"]: log["credit"] for log in logs if "credit" in log}
+    held = {
+        f"step-{step:05d}.html": (tmp_path / "trackio" / "media" / page["file_path"]).read_text()
+        for step, page in drawn.items()
+    }
+    assert held == pages_of(tmp_path)
+    tables = [log["completions"]["_value"] for log in logs if "completions" in log]
+    # TRL's own comes with every log, and once more at the end; else ours comes with the page.
+    assert [{row["step"] for row in table} for table in tables] == (
+        [{1}, {2}, {3}, {3}] if log_completions else [{0}, {2}]
+    )
+    assert all(len(table) == 8 for table in tables)
+    assert all({"prompt", "completion", "half_right", "advantage"} < row.keys() for table in tables for row in table)
+
+
+# W&B ------------------------------------------------------------------------------------------------------------------
+
+
+def read_wandb(folder):
+    """What an offline run's file holds: a dictionary for each of its logs."""
+    from wandb.proto.wandb_internal_pb2 import Record
+    from wandb.sdk.internal.datastore import DataStore
+
+    (path,) = folder.glob("wandb/offline-run-*/*.wandb")
+    store, logs = DataStore(), []
+    store.open_for_scan(str(path))
+    while (data := store.scan_data()) is not None:
+        record = Record()
+        record.ParseFromString(data)
+        log = {}
+        for item in record.history.item:
+            *outer, last = item.nested_key or [item.key]
+            inner = functools.reduce(lambda held, key: held.setdefault(key, {}), outer, log)
+            inner[last] = json.loads(item.value_json)
+        logs += [log] if log else []
+    return logs, path.parent / "files"
+
+
+@pytest.mark.parametrize("log_completions", ["false", "true"])
+def test_wandb_holds_metrics_the_page_and_completions_once(tmp_path, log_completions):
+    """Offline, in a process of its own, for W&B keeps much for as long as one lives."""
+    pytest.importorskip("wandb")
+    options = ["--report_to=wandb", "--credit_samples_every=1", "--log_completions", log_completions]
+    options += ["--eval_problems=0", "--num_completions_to_print=0", "--output_dir=out"]
+    subprocess.run(command("train", *SMALL, *options), cwd=tmp_path, check=True, capture_output=True, text=True)
+    logs, files = read_wandb(tmp_path)
+    assert [log["train/global_step"] for log in logs if "train/cepo/right" in log] == [1, 2]
+    drawn = {log["train/global_step"]: log["credit"] for log in logs if "credit" in log}
+    assert {page["_type"] for page in drawn.values()} == {"html-file"}
+    assert {f"step-{step:05d}.html": (files / page["path"]).read_text() for step, page in drawn.items()} == pages_of(
+        tmp_path
+    )
+    tables = [log["completions"] for log in logs if "completions" in log]
+    assert {table["_type"] for table in tables} == {"table-file"}
+    held = [json.loads((files / table["path"]).read_text()) for table in tables]
+    steps = [{row[table["columns"].index("step")] for row in table["data"]} for table in held]
+    assert steps == ([{1}, {2}, {2}] if log_completions == "true" else [{0}, {1}])
+    assert all({"prompt", "completion", "advantage"} < set(table["columns"]) for table in held)
+
+
+# What fails -----------------------------------------------------------------------------------------------------------
+
+
+def spoil(monkeypatch, owner, name):
+    """Make a part of a logger fail; the list that is returned holds the calls."""
+    calls = []
+
+    def failing(*args, **kwargs):
+        calls.append(args)
+        raise OSError("the disk\nof the logger")
+
+    monkeypatch.setattr(owner, name, failing)
+    return calls
+
+
+def said_of(caplog, name):
+    return [record.getMessage() for record in caplog.records if f"report_to: {name} failed" in record.getMessage()]
+
+
+def test_a_logger_that_fails_is_said_once_and_ends_no_run(
+    tmp_path, text_figures, text_model_path, monkeypatch, caplog, trackio
+):
+    """Texts that TensorBoard cannot write, tables that Trackio cannot make, TRL's among them."""
+    from torch.utils.tensorboard import SummaryWriter
+
+    wrong_answers(monkeypatch)
+    calls = spoil(monkeypatch, trackio, "Table")
+    monkeypatch.setattr(SummaryWriter, "flush", lambda self: (_ for _ in ()).throw(OSError("no space")))
+    options = {**PAGES, "log_completions": True, "num_completions_to_print": 0, "project": "p", "run_name": "one"}
+    trainer = train(
+        tmp_path, text_figures, text_model_path, half_right, report_to=["tensorboard", "trackio"], **options
+    )
+    assert trainer.state.global_step == 3
+    assert len(calls) == 4
+    (trackios,) = said_of(caplog, "trackio")
+    assert trackios.endswith("it is tried again. Training goes on. (OSError: the disk of the logger)")
+    assert len(said_of(caplog, "tensorboard")) == 1
+    logs = trackio.sqlite_storage.SQLiteStorage.get_logs("p", "one")
+    assert [log["train/global_step"] for log in logs if "train/reward" in log] == [1, 2, 3]  # numbers still arrive
+    assert [log["train/global_step"] for log in logs if "credit" in log] == [0, 2]  # and pages
+
+
+def test_a_logger_that_cannot_begin_is_let_be(tmp_path, text_figures, text_model_path, monkeypatch, caplog, trackio):
+    wrong_answers(monkeypatch)
+    calls = spoil(monkeypatch, trackio, "init")
+    options = {**PAGES, "log_completions": True, "num_completions_to_print": 0}
+    trainer = train(tmp_path, text_figures, text_model_path, half_right, report_to="trackio", **options)
+    assert trainer.state.global_step == 3
+    assert len(calls) == 1
+    (said,) = said_of(caplog, "trackio")
+    assert "gets nothing of this run" in said
+
+
+def test_a_logger_without_pages_gets_the_rest(tmp_path, text_figures, text_model_path, monkeypatch, caplog, trackio):
+    """An older Trackio has no Html: the credit in short, as Markdown."""
+    wrong_answers(monkeypatch)
+    monkeypatch.delattr(trackio, "Html")
+    train(
+        tmp_path, text_figures, text_model_path, half_right, report_to="trackio", project="p", run_name="one", **PAGES
+    )
+    logs = trackio.sqlite_storage.SQLiteStorage.get_logs("p", "one")
+    assert ["Which tokens get the credit" in log["credit"]["_value"] for log in logs if "credit" in log] == [True] * 2
+    assert not said_of(caplog, "trackio")
+
+
+@pytest.mark.parametrize("name", ["tensorboard", "trackio", "wandb"])
+def test_a_logger_that_is_not_installed_is_refused_by_name(name, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(cepo.trainer.loggers, "get_available_reporting_integrations", lambda: ["mlflow"])
+    with pytest.raises(ImportError, match=f"pip install 'cepo\\[{name}\\]'"):
+        CEPOConfig(output_dir=str(tmp_path), bf16=False, report_to=["mlflow", name])
+    config = tmp_path / "run.yaml"
+    config.write_text(f"report_to: {name}\n")
+    for given in (["--report_to", name], ["--config", str(config)]):
+        assert cli.main(["train", *SMALL, *given, "--output_dir", str(tmp_path / "out")]) == 2
+        assert capsys.readouterr().err == (
+            f"cepo: error: report_to: {name} is not installed: pip install 'cepo[{name}]'\n"
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_logger_that_nobody_knows_is_refused():
+    with pytest.raises(ValueError, match=r"report_to: there is no logger 'tensorbord'; there are .*tensorboard"):
+        check_loggers(["tensorbord"])
+
+
+@pytest.mark.parametrize("given", ["none", [], "all"])
+def test_other_values_of_report_to_are_transformers_own(given, tmp_path):
+    assert isinstance(CEPOConfig(output_dir=str(tmp_path), bf16=False, report_to=given).report_to, list)
+
+
+# The command line, and the share of right rollouts --------------------------------------------------------------------
+
+
+def test_flags_and_yaml_name_loggers(tmp_path):
+    """`cepo train`, as a user starts it."""
+    config = tmp_path / "run.yaml"
+    config.write_text("report_to: [tensorboard]\ncredit_samples_every: 1\n")
+    arguments = ["--config", str(config), *SMALL, "--eval_problems=0", "--output_dir", str(tmp_path / "out")]
+    assert cli.main(["train", *arguments]) == 0
+    scalars, texts = read_events(tmp_path / "out")
+    assert len(scalars["train/reward"]) == 2
+    assert [step for step, _ in texts["credit"]] == [0, 1]
+    assert (
+        cli.main(["train", *SMALL, "--eval_problems=0", "--report_to=tensorboard", "--output_dir", str(tmp_path / "b")])
+        == 0
+    )
+    scalars, texts = read_events(tmp_path / "b")
+    assert len(scalars["train/reward"]) == 2
+    assert "credit" not in texts
+
+
+def test_the_share_of_right_rollouts_by_hand():
+    nan = float("nan")
+    assert verdict_shares(torch.tensor([1.0, 0.5, 0.2, nan]), 0.5) == pytest.approx((2 / 3, 1 / 4))
+    assert verdict_shares(torch.tensor([0.0, -1.0]), 0.5) == (0, 0)
+    right, missing = verdict_shares(torch.tensor([nan, nan]), 0.5)
+    assert right != right
+    assert missing == 1
+
+
+def test_right_is_no_mean_of_rewards(tmp_path, text_figures, text_model_path):
+    """Rewards of 2 and 0.6 are right, 0.4 is wrong, None is no verdict."""
+
+    def judge(completions, **kwargs):
+        return [2.0, 0.6, 0.4, None] * (len(completions) // 4)
+
+    trainer = train(tmp_path, text_figures, text_model_path, judge, max_steps=1)
+    assert [entry["cepo/right"] for entry in trainer.state.log_history if "cepo/right" in entry] == pytest.approx(
+        [2 / 3]
+    )
+
+
+def test_trls_table_with_images(tmp_path, figures, monkeypatch, trackio):
+    """Of a model that reads images, TRL's table holds them."""
+    wrong_answers(monkeypatch)
+    options = {"max_steps": 1, "log_completions": True, "num_completions_to_print": 0, "credit_samples_every": 1}
+    train(tmp_path, figures, None, half_right, report_to="trackio", project="p", run_name="one", **options)
+    logs = trackio.sqlite_storage.SQLiteStorage.get_logs("p", "one")
+    tables = [log["completions"]["_value"] for log in logs if "completions" in log]
+    assert len(tables) == 2
+    assert all(row["image"][0]["_type"] == "trackio.image" for table in tables for row in table)
+    assert [log["train/global_step"] for log in logs if "credit" in log] == [0]

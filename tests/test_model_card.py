@@ -1,0 +1,189 @@
+"""What the card of a model says of the run that made it, and what it keeps to itself."""
+
+import json
+from pathlib import Path
+
+import pytest
+import transformers.trainer
+from huggingface_hub import ModelCard
+
+from cepo import cli
+from cepo.methods import METHODS, MethodOptions
+from cepo.trainer.model_card import completed, method_options, paper_of, shown_command, without_paths
+
+from .test_cli import EVAL, SMALL
+from .test_trainer import half_right, train
+
+
+def card_of(folder):
+    card = ModelCard.load(folder / "README.md")
+    return card.text, card.data.to_dict()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run by absolute paths and a file of options."""
+    folder = tmp_path_factory.mktemp("somebodys-home")
+    config = folder / "run.yaml"
+    config.write_text("method: cepo\nevidence_clip: 0.3\nnegative_reference: own\n")
+    assert cli.main(["train", "--config", str(config), *SMALL, *EVAL, f"--output_dir={folder / 'out'}"]) == 0
+    return folder / "out"
+
+
+def test_a_card_says_what_was_run(trained):
+    text, data = card_of(trained)
+    assert {"trl", "cepo", "generated_from_trainer"} <= set(data["tags"])
+    assert "datasets" not in data  # figures are on no Hub
+    assert "| evidence_clip | 0.3 |" in text
+    assert "| negative_reference | own |" in text
+    assert "| evidence_steps | 14 |" in text  # the recipe's
+    assert "| data | figures, train; held out: test |" in text
+    assert "| optimiser steps | 2 |" in text
+    assert "2605.19436" in text
+    assert "@article{cepo2026," in text
+    for name in ("cepo", "TRL", "Transformers", "Pytorch"):
+        assert f"\n- {name}: " in text
+    summary = json.loads((trained / "summary.json").read_text())
+    for name, found in (("greedy", "greedy"), ("sampled", "sampled")):
+        (line,) = [line for line in text.splitlines() if line.startswith(f"| {name}, ")]
+        for when in ("before", "after"):
+            share = summary[when][found]
+            assert f"{share['accuracy']:.1%} [{share['low']:.1%}, {share['high']:.1%}]" in line
+    assert "| pass@2, 3 problems |" in text
+    assert "Training has not come to its end" not in text
+    assert "None" not in text
+
+
+def test_a_card_holds_no_path_of_the_machine(trained):
+    text, _ = card_of(trained)
+    assert f"    cepo train --config run.yaml {' '.join(SMALL)} {' '.join(EVAL)} --output_dir=out\n" in text
+    for part in (str(trained.parent), "somebodys-home", str(Path(__file__).parents[1]), str(Path.home())):
+        assert part not in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shown"),
+    [
+        (["cepo", "train", "--seed", "3"], "cepo train --seed 3"),
+        (["--output_dir", "/home/me/my runs/out/"], "--output_dir out"),
+        (["--dataset_name=/data/geometry.jsonl"], "--dataset_name=geometry.jsonl"),
+        (["--dataset_name=my-org/geometry"], "--dataset_name=my-org/geometry"),
+        (["--vllm_server_base_url", "http://me:secret@host:80/v1/x"], "--vllm_server_base_url http://host:80/v1/x"),
+        (["--hub_token", "abc", "--seed", "1"], "--hub_token ... --seed 1"),
+        (["--hub_token=abc"], "--hub_token=..."),
+        (["--push_to_hub_token=abc", "--teacher_batch_tokens=9"], "--push_to_hub_token=... --teacher_batch_tokens=9"),
+        (
+            ["--model_init_kwargs", '{"cache_dir": "/home/me/x", "token": "hf_abcdefghij"}'],
+            """--model_init_kwargs '{"cache_dir": "x", "token": "hf_..."}'""",
+        ),
+        (["--image_folder", "file:///home/me/x"], "--image_folder x"),
+        (["--chat", "a=/home/me/a:/home/me/b"], "--chat a=a:b"),
+        (["--system_prompt", "either/or, 1/2\x1b"], "--system_prompt 'either/or, 1/2\\x1b'"),
+        (["--system_prompt", "two\nlines"], "--system_prompt 'two\nlines'"),
+    ],
+)
+def test_commands(arguments, shown):
+    assert shown_command(arguments) == shown
+
+
+def test_paths_in_texts():
+    assert without_paths("/home/me/a b/c.yaml") == "c.yaml"
+    assert without_paths("see https://arxiv.org/abs/1 and /etc/passwd") == "see https://arxiv.org/abs/1 and passwd"
+    assert without_paths("my-org/geometry") == "my-org/geometry"
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_has_its_own_source(name):
+    paper = paper_of(METHODS[name])
+    number = METHODS[name].source.removeprefix("arXiv ")
+    if number == METHODS[name].source:
+        assert paper == {}
+    else:
+        assert paper["id"] == number
+        assert number in paper["citation"]
+
+
+def test_options_of_a_method_are_those_that_it_reads():
+    options = MethodOptions(method="rlcsd", method_kwargs={"tau": 2.0})
+    found = method_options(options)
+    assert found["tau"] == 2.0
+    assert "evidence_clip" not in found
+    assert set(METHODS["rlcsd"].options) >= set(found) - {"negative_advantage_weight", "answer_extractor"} - set(
+        METHODS["rlcsd"].constants.__dataclass_fields__
+    )
+
+
+def test_the_card_of_another_method(tmp_path, text_figures, text_model_path):
+    """From Python, where nobody says what the data were; before the end, with what is known."""
+    trainer = train(tmp_path, text_figures, text_model_path, half_right, method="rlsd", max_steps=1)
+    trainer.create_model_card()
+    text, _ = card_of(tmp_path / "out")
+    assert "This model was trained with rlsd, a method introduced in [arXiv 2604.03128]" in text
+    assert "@misc{rlsd," in text
+    assert "cepo2026" not in text
+    assert "Not measured." in text
+    assert "Command" not in text
+    trainer.state.max_steps = 3
+    trainer.create_model_card()
+    assert "Training has not come to its end: 1 of 3 steps." in card_of(tmp_path / "out")[0]
+
+
+def test_a_checkpoint_leaves_a_card_with_what_is_known(tmp_path):
+    """As an interrupted run does: accuracy before, none after."""
+    seen = []
+
+    class Reader(transformers.TrainerCallback):
+        def on_save(self, args, state, control, **kwargs):
+            seen.append(card_of(tmp_path / "out")[0])
+
+    from cepo.commands import train as command
+
+    original = command._train
+
+    def watched(trainer, *rest):
+        trainer.add_callback(Reader())
+        return original(trainer, *rest)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command, "_train", watched)
+        options = ["--save_strategy=steps", "--save_steps=1", "--eval_problems=4", "--eval_samples=0"]
+        assert cli.main(["train", *SMALL, *options, "--output_dir", str(tmp_path / "out")]) == 0
+    assert "Training has not come to its end: 1 of 2 steps." in seen[0]
+    (line,) = [line for line in seen[0].splitlines() if line.startswith("| greedy, 4 problems |")]
+    assert line.endswith("| - |")
+    assert "Training has not come to its end" not in card_of(tmp_path / "out")[0]
+
+
+class Hub:
+    """Stands in for the Hub; notes what a folder holds when it is pushed."""
+
+    def __init__(self):
+        self.pushed = []
+
+    def create_repo(self, repo_id, **options):
+        return type("Url", (), {"repo_id": repo_id})()
+
+    def upload_folder(self, *, repo_id, folder_path, commit_message, run_as_future=False, **options):
+        self.pushed.append((repo_id, commit_message, (Path(folder_path) / "README.md").read_text()))
+
+    def __getattr__(self, name):
+        raise AssertionError(f"the run asked the Hub for {name}")
+
+
+def test_what_is_pushed_holds_the_card(tmp_path, monkeypatch):
+    hub = Hub()
+    monkeypatch.setattr(transformers.trainer, "hf_api", lambda: hub)
+    options = ["--push_to_hub", "--hub_model_id=me/figures", "--save_strategy=no"]
+    assert cli.main(["train", *SMALL, *EVAL, *options, "--output_dir", str(tmp_path / "out")]) == 0
+    ((name, message, card),) = hub.pushed
+    assert (name, message) == ("me/figures", "Model save")
+    assert 'model="me/figures"' in card
+    assert "# Model Card for figures" in card
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    after = summary["after"]["greedy"]
+    (line,) = [line for line in card.splitlines() if line.startswith("| greedy, ")]
+    assert line.endswith(f"| {after['accuracy']:.1%} [{after['low']:.1%}, {after['high']:.1%}] |")
+
+
+def test_a_card_that_trl_changes_is_left_as_it_is():
+    assert completed("another form", "section", "out") == "another form"
