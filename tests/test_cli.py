@@ -282,7 +282,7 @@ def test_a_mistake_in_a_process_of_its_own(tmp_path):
     """As a user meets it: exit status 2, one line, no traceback."""
     result = subprocess.run(command("train", "--method", "ppo"), capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 2
-    assert result.stderr.splitlines()[-1].startswith("cepo: error: unknown method 'ppo'; there are cepo, rlsd, grpo")
+    assert result.stderr.splitlines()[-1].startswith("cepo: error: unknown method 'ppo'; there are cepo, cepo_added")
     assert "Traceback" not in result.stderr
 
 
@@ -464,7 +464,7 @@ def test_credit_measures_and_leaves_numbers_and_a_picture(tmp_path, capsys):
     assert {row["rollouts"] for row in result["rows"]} == {"correct", "wrong"}
     told = {name for name, method in METHODS.items() if method.contexts and method.variants}
     own_rules = {"lowest_reward", "most_common", "own", "mixture", "own_or_mixture"}  # CEPO's
-    expected = (told - {"cepo", "distilled_rl"}) | own_rules | {"grpo"}
+    expected = (told - {"cepo", "cepo_added", "distilled_rl"}) | own_rules | {"grpo"}
     of_answers = [row for row in result["rows"] if row["content"] == "answer"]
     assert {row["rule"] for row in of_answers} == expected
     # Told more than an answer, some rules are read again.
