@@ -471,7 +471,7 @@ def test_credit_measures_and_leaves_numbers_and_a_picture(tmp_path, capsys):
     for content in ("rollout", "solution"):
         again = [row for row in result["rows"] if row["content"] == content]
         assert {row["name"] for row in again} == {
-            *("rlsd", "cepo lowest_reward", "cepo own", "cepo own_or_mixture of 4")
+            *("rlsd", "cepo lowest_reward", "cepo own", "cepo own_or_mixture of 4", "cepo_added")
         }
     for row in result["rows"]:
         for measured in ("auroc", "average_precision", "filler_abs_mean", "wrong_sign"):
