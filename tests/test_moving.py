@@ -1,0 +1,64 @@
+"""docs/moving.md: what it says of other libraries' options and of ours is there."""
+
+import re
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from trl import GRPOConfig
+from trl.experimental.sdft import SDFTConfig
+from trl.experimental.sdpo import SDPOConfig
+
+from cepo import METHODS, CEPOConfig
+from cepo.methods.options import presets
+from cepo.trainer.arguments import option_names
+
+PAGE = (Path(__file__).parents[1] / "docs" / "moving.md").read_text()
+SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE, re.M | re.S))
+OURS = {*option_names(), *(field.name for field in fields(CEPOConfig))}
+# Words in backquotes in the second column that are values of options.
+VALUES = {
+    *METHODS,
+    *presets(),
+    *("full", "top_k", "sampled", "initial", "policy", "ema", "rollout", "linear", "constant", "uniform"),
+    *("prefix", "suffix", "whole", "solution", "paper", "wrong_mean", "wrong_sign", "{answer}"),
+}
+
+
+def rows_of(title):
+    table = [line.strip("|").split(" | ") for line in SECTIONS[title].splitlines() if line.startswith("| `")]
+    return [[cell.strip() for cell in row] for row in table]
+
+
+def names_in(cell):
+    return {name for quoted in re.findall(r"`(.*?)`", cell) for name in re.findall(r"[\w{}/]+", quoted)}
+
+
+@pytest.mark.parametrize(
+    "title", ["From TRL's SDPOTrainer and SDFTTrainer", "From ms-swift's RLSD", "From the CEPO paper's fork"]
+)
+def test_the_options_that_it_sends_people_to_are_ours(title):
+    rows = rows_of(title)
+    assert len(rows) > 5
+    for row in rows:
+        for name in names_in(row[1]):
+            known = name in OURS or name in VALUES or name.startswith("cepo/") or name.replace(".", "").isdigit()
+            assert known, f"{title}: {name}"
+
+
+def test_every_option_of_trl_s_sdpo_that_grpo_has_not_is_named():
+    named = set().union(*(names_in(row[0]) for row in rows_of("From TRL's SDPOTrainer and SDFTTrainer")))
+    grpo = {field.name for field in fields(GRPOConfig)}
+    own = {field.name for field in fields(SDPOConfig)} - grpo
+    assert own - {"max_prompt_length"} <= named | OURS
+    there = {field.name for config in (SDPOConfig, SDFTConfig) for field in fields(config)} | {"privileged_context"}
+    values = {"full_logits", "topk_logits", "sampled_token", "base", "live", "ema", "SDFT"}
+    assert {name for name in named if not name.isdigit()} - values <= there
+
+
+def test_trl_s_own_is_had_by_four_options():
+    """The four of its table are options of ours. That a run with them is TRL's to the bit, test_trainer.py holds."""
+    told = re.findall(r'`(\w+)=("?[\w.]+"?)`', SECTIONS["From TRL's GRPOTrainer"])
+    options = {name: {"None": None, "False": False}.get(value, value.strip('"')) for name, value in told}
+    assert set(options) == {"method", "epsilon_high", "shared_prompt_update", "skip_zero_advantage"}
+    CEPOConfig(output_dir="unused", bf16=False, **options)
