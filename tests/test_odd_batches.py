@@ -229,9 +229,9 @@ def test_no_answer_can_be_read(tmp_path, text_figures, text_model_path, monkeypa
     assert is_sound(trainer)
     scored = logged(trainer, "cepo/rows_scored")[0]
     fallbacks = {name: logged(trainer, f"cepo/fallback/{name}") for name in ("no_wrong_answer", "no_right_rollout")}
-    if method in ("cepo", "rlsd", "cscr", "pbsd", "opsd"):  # against P_S, or told the solution, or nothing
+    if method in ("cepo", "cepo_added", "rlsd", "cscr", "pbsd", "opsd"):  # against P_S, or told the solution
         assert scored == 1.0
-        assert fallbacks["no_wrong_answer"] == [1.0 if method == "cepo" else 0.0]
+        assert fallbacks["no_wrong_answer"] == [1.0 if method in ("cepo", "cepo_added") else 0.0]
     elif method == "distilled_rl":  # where A > 0
         assert scored == 0.5
     else:

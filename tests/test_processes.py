@@ -29,7 +29,7 @@ FIRST = int(os.environ.get("CEPO_FIRST_SITUATION", "0"))
 # A situation takes a second; one that takes this long [s] hangs.
 PATIENCE = 90
 # Those of `make test`: each method once, on text and on images, with evidence and something to learn in them.
-A_FEW = (0, 1, 26, 3, 28, 17, 18, 7, 8, 9, 10, 11)
+A_FEW = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12)
 
 
 def launch(folder, situations, processes, patience=PATIENCE):
