@@ -7,11 +7,13 @@ methods that learn from such groups by evidence, as `cepo_added` does.
     cepo train --method examples.new_method:METHOD --negative_advantage_weight 0.3    # from the repository's root
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from cepo.methods import Facts, KnownGroup, Method, MethodOptions, Placement, PlacementInputs
+from cepo.methods.method import all_rollouts
+from cepo.methods.placement import uniform
 
 
 @dataclass(frozen=True)
@@ -31,15 +33,7 @@ def placed(inputs: PlacementInputs, options: MethodOptions, step: int) -> Placem
     """A, or -blame."""
     blamed = (inputs.evidence < 0).any(dim=1) & (inputs.advantages == 0)
     advantages = torch.where(blamed, -options.constants.blame, inputs.advantages)
-    nowhere = torch.zeros_like(inputs.mask)
-    return Placement(
-        advantages.unsqueeze(-1) * inputs.mask, advantages, torch.zeros_like(advantages), nowhere, inputs.mask
-    )
-
-
-def all_rollouts(advantages, verdicts, options):
-    """Groups without variance are looked at too."""
-    return torch.ones_like(advantages, dtype=torch.bool)
+    return uniform(replace(inputs, advantages=advantages), options, step)
 
 
 METHOD = Method(
@@ -48,7 +42,7 @@ METHOD = Method(
     source="",
     facts=Facts(formula="A, or -blame in a group that is all wrong", told="nothing", sign="yes", bounds="", passes="0"),
     labels=wrong_without_variance,
-    selects=all_rollouts,
+    selects=all_rollouts,  # groups without variance are looked at too
     placement=placed,
     constants=Constants,
 )

@@ -29,7 +29,7 @@ FIRST = int(os.environ.get("CEPO_FIRST_SITUATION", "0"))
 # A situation takes a second; one that takes this long [s] hangs.
 PATIENCE = 90
 # Those of `make test`: each method once, on text and on images, with evidence and something to learn in them.
-A_FEW = (0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12)
+A_FEW = (0, 1, 15, 16, 17, 31, 32, 20, 8, 48, 36, 11, 25)
 
 
 def launch(folder, situations, processes, patience=PATIENCE):

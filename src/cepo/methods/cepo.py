@@ -4,7 +4,7 @@ from typing import get_args
 
 from ..references.choosing import NegativeRule
 from ..references.groups import References
-from .method import STUDENT, TEACHER, Context, Facts, Method, right_and_wrong_answers
+from .method import RIGHT_AND_WRONG, STUDENT, TEACHER, Context, Facts, Method, right_and_wrong_answers
 from .reweighting import FACTS_OF_WEIGHTS, SCHEDULE, reweighted
 from .shared_options import SharedOptions
 
@@ -26,14 +26,7 @@ METHOD = Method(
         passes="1 + K; 2 with one r-",
         **FACTS_OF_WEIGHTS,
     ),
-    options=frozenset(
-        {
-            *SCHEDULE,
-            *("negative_reference", "max_negatives", "no_negative", "hint_template", "content_tokens"),
-            *("positive_content", "negative_content", "positive_part", "negative_part"),
-            *TEACHER,
-        }
-    ),
+    options=frozenset({*SCHEDULE, *RIGHT_AND_WRONG, *TEACHER}),
     references=right_and_wrong_answers,
     contexts=contexts,
     placement=reweighted,

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from .cepo import contexts
-from .method import TEACHER, Facts, Method, right_and_wrong_answers
+from .method import RIGHT_AND_WRONG, TEACHER, Facts, Method, right_and_wrong_answers
 from .placement import Placement, PlacementInputs, mean_of_tokens
 from .shared_options import SharedOptions
 
@@ -89,13 +89,7 @@ METHOD = Method(
         bounds="|A_t| <= prior |A| + η; A without evidence",
         passes="1 + K; 2 with one r-",
     ),
-    options=frozenset(
-        {
-            *("negative_reference", "max_negatives", "no_negative", "hint_template", "content_tokens"),
-            *("positive_content", "negative_content", "positive_part", "negative_part"),
-            *TEACHER,
-        }
-    ),
+    options=frozenset({*RIGHT_AND_WRONG, *TEACHER}),
     references=right_and_wrong_answers,
     contexts=contexts,
     selects=selects,

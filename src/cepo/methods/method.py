@@ -40,6 +40,11 @@ Context = str | Unhinted | None
 
 # The shared options of methods with teachers: whose weights these have.
 TEACHER = ("teacher", "teacher_sync_steps", "teacher_ema_decay")
+# Those of methods with `right_and_wrong_answers`: whose answer is r-, and what hints say.
+RIGHT_AND_WRONG = (
+    *("negative_reference", "max_negatives", "no_negative", "hint_template", "content_tokens"),
+    *("positive_content", "negative_content", "positive_part", "negative_part"),
+)
 
 
 @dataclass(frozen=True)
