@@ -80,10 +80,9 @@ gradients: $(READY)  ## how near each placement comes to the true gradient: docs
 ceiling: $(READY)  ## what the shipped policy reaches when it is taught right solutions (minutes)
 	$(VENV)/bin/python scripts/figures_ceiling.py
 
-comparison: $(READY)  ## the methods side by side: docs/comparison.md's runs, hours; goes on where it was stopped
+comparison: $(READY)  ## the comparison of docs/preregistration.md, hours; goes on where it was stopped
 	$(VENV)/bin/cepo compare --config docs/comparison.yaml --output_dir comparison
-	$(VENV)/bin/cepo compare --config docs/comparison-rlsd.yaml --output_dir comparison-rlsd
-	$(VENV)/bin/cepo compare --config docs/comparison-long.yaml --output_dir comparison-long
+	$(VENV)/bin/cepo compare --config docs/comparison-default.yaml --output_dir comparison-default
 
 bench: $(READY)  ## speed against TRL and the reference way, into benchmarks/results (two hours; GPU if there is one)
 	$(VENV)/bin/python -m benchmarks
