@@ -445,6 +445,7 @@ def test_explain_the_rollouts_of_a_run(tmp_path, capsys):
     run = str(tmp_path / "run")
     options = ["--log_completions", "--num_completions_to_print=0", "--credit_samples_every=1", "--eval_problems=0"]
     assert cli.main(["train", *SMALL, *options, "--max_completion_length=176", "--output_dir", run]) == 0
+    assert capsys.readouterr().out.count("No held-out problems") == 1
     assert sorted(path.name for path in (tmp_path / "run" / "credit").iterdir()) == [
         "step-00000.html",
         "step-00001.html",

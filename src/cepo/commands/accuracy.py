@@ -117,6 +117,7 @@ class BeforeTraining(TrainerCallback, ExportableState):
     def __init__(self, measure: Measure, checkpoint: str | None):
         self._measure = measure
         self._found: dict[str, Any] | None = None
+        self._asked = False
         if checkpoint is not None:
             callbacks = json.loads((Path(checkpoint) / STATE_FILE).read_text(encoding="utf-8"))["stateful_callbacks"]
             self._found = callbacks.get(type(self).__name__, {}).get("attributes")
@@ -126,8 +127,9 @@ class BeforeTraining(TrainerCallback, ExportableState):
         return {"args": {}, "attributes": self._found or {}}
 
     def measure(self) -> None:
-        """Ask now, unless that is known."""
-        if not self._found:
+        """Ask now, unless that is known, or there was nothing to ask."""
+        if not self._found and not self._asked:
+            self._asked = True
             found = self._measure("before training")
             if found is not None:
                 self._found = {"measured": found.as_dict(), "greedy": _written(found.greedy.accuracy)}
