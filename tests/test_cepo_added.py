@@ -22,13 +22,13 @@ __all__ = ["loss_inputs", "task"]  # fixtures
 
 
 def test_by_hand():
-    """tanh(log(3) / 2) is 1/2, and so is that of evidence 0.05 log 3 at tau 0.1."""
+    """tanh(log(3) / 2) is 1/2, and so is that of evidence 0.05 log 3 at tau 0.1. Blame counts 0.3."""
     half = 0.05 * math.log(3)
     placed = placed_by("cepo_added", inputs_of([[half, 0.0, -half]] * 3, [2.0, -1.0, 0.0]))
-    expected = torch.tensor([[0.4 + 0.25, 0.4, 0.4 - 0.25], [0.0, -0.2, -0.45], [0.0, 0.0, 0.0]]).double()
+    expected = torch.tensor([[0.4 + 0.25, 0.4, 0.4 - 0.25], [0.0, -0.06, -0.135], [0.0, 0.0, 0.0]]).double()
     assert_close(placed.advantages, expected)
     assert placed.at_bound.tolist() == [[False] * 3, [True, False, False], [False] * 3]
-    assert placed.rollout_advantages.tolist() == [2.0, -1.0, 0.0]
+    assert placed.rollout_advantages.tolist() == pytest.approx([2.0, -0.3, 0.0])
     assert placed_by("cepo_added", inputs_of([[half]], [1.0]), step=1000).advantages.item() == pytest.approx(0.45)
 
 
@@ -43,12 +43,11 @@ def test_a_group_that_is_all_wrong_by_hand():
     """No advantage, and a wrong answer: what speaks against r+ is blamed, by a mean of 0.25 / 2; nothing is praised."""
     half = 0.05 * math.log(3)
     inputs = inputs_of([[half, -half]] * 3, [0.0, 0.0, 0.0], verdicts=[-1.0, 1.0, 0.0])
-    placed = placed_by("cepo_added", inputs)
+    placed = placed_by("cepo_added", inputs, negative_advantage_weight=1.0)
     assert_close(placed.advantages, torch.tensor([[0.0, -0.25], [0.0, 0.0], [0.0, 0.0]]).double())
     assert_close(placed.rollout_advantages, torch.tensor([-0.125, 0.0, 0.0]).double())
     assert_close(placed.shift[0], torch.tensor([-1 / 3, 1 / 3]).double())  # of 0.375, from -0.125 to -0.5
-    turned_down = placed_by("cepo_added", inputs, negative_advantage_weight=0.3)
-    assert_close(turned_down.advantages, 0.3 * placed.advantages)
+    assert_close(placed_by("cepo_added", inputs).advantages, 0.3 * placed.advantages)
     left = placed_by("cepo_added", inputs, method_kwargs={"all_wrong": False})
     assert not left.advantages.any()
 
@@ -103,7 +102,8 @@ def test_without_evidence_it_is_grpo(rows, prior):
     """A rollout that was not read keeps its advantage; without eta one that was keeps its share."""
     advantages, values, mask, read, verdicts = map(list, zip(*rows, strict=True))
     inputs = inputs_of(values, advantages, mask=mask, scored=read, verdicts=verdicts)
-    placed = placed_by("cepo_added", inputs, method_kwargs={"prior": prior, "eta": 0.0})
+    constants = {"prior": prior, "eta": 0.0}
+    placed = placed_by("cepo_added", inputs, method_kwargs=constants, negative_advantage_weight=1.0)
     plain = placed_by("grpo", inputs).advantages
     assert_close(placed.advantages, torch.where(inputs.scored.unsqueeze(-1), prior * plain, plain))
 

@@ -50,7 +50,7 @@ def test_every_method_says_what_it_is():
         assert method.name == name
         assert method.summary.endswith(tuple("abcdefghijklmnopqrstuvwxyz0123456789-)"))  # a phrase, no full stop
         assert method.options <= set(SELECTIVE)
-        assert set(method.defaults) <= method.options
+        assert set(method.defaults) <= method.options | {"negative_advantage_weight"}
         assert (method.contexts is None) or (method.labels is None)
         assert all((method.facts.formula, method.facts.told, method.facts.sign, method.facts.passes))
         assert set().union(*method.variants) <= method.options
@@ -140,12 +140,9 @@ def test_an_option_is_read_or_refused_by_name(method, name):
 @pytest.mark.parametrize("method", METHODS)
 def test_what_is_not_given_is_what_the_method_says(method):
     options = MethodOptions(method=method, **needed_by(method))
-    for name in METHODS[method].options - set(needed_by(method)):
+    for name in {"negative_advantage_weight", *METHODS[method].options} - set(needed_by(method)):
         assert getattr(options, name) == default_of(METHODS[method], name)
-    assert options.given == {
-        **{"method": method, "negative_advantage_weight": 1.0, "answer_extractor": "auto"},
-        **needed_by(method),
-    }
+    assert options.given == {"method": method, "answer_extractor": "auto", **needed_by(method)}
 
 
 def test_an_unknown_method_says_what_there_is():

@@ -13,7 +13,7 @@ from transformers.hf_argparser import string_to_bool
 from ..data.embedded import EMBEDDED
 from ..data.formats import DatasetOptions
 from ..data.loading import load_split
-from ..methods.options import SELECTIVE, MethodOptions, default_text, readable
+from ..methods.options import DEFAULTED, MethodOptions, default_text, readable
 from ..tasks.figures import NAME as FIGURES
 from ..tasks.figures import VARIANTS
 
@@ -166,7 +166,7 @@ def add_credit(parser: argparse.ArgumentParser, *names: str) -> None:
     for name in names:
         field = MethodOptions.__dataclass_fields__[name]
         kinds = {"evidence_coefficient": float, "evidence_clip": float, "max_negatives": int}
-        default = default_text(name) if name in SELECTIVE else field.default
+        default = default_text(name) if name in DEFAULTED else field.default
         text = f"{field.metadata['help'].rstrip('.')} (default: {default})"
         group.add_argument(f"--{name}", type=kinds.get(name, str), default=None, help=text)
     group.add_argument(

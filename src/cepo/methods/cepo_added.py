@@ -7,7 +7,7 @@ which there is evidence,
 
 A rollout without evidence keeps A. So a group that is all wrong, from which GRPO learns nothing, is learned from too:
 its mistakes are blamed, tokens that speak for its wrong answer and against r+. There A is taken to be the mean of A_t,
-so that `negative_advantage_weight` turns this blame down as well.
+so that `negative_advantage_weight`, 0.3 unless told otherwise, turns this blame down as well.
 
 Ours, chosen by `cepo gradients` among the placements that evidence allows (docs/gradients.md). What is given up beside
 CEPO: a rollout's credit is not kept, on the mean or else, and evidence counts the same in every group, however rare its
@@ -52,7 +52,7 @@ class Constants:
 
 def all_wrong(advantages: Tensor, verdicts: Tensor, options: SharedOptions) -> Tensor:
     """(B,) bool, wrong rollouts of groups without variance, where they are learned from."""
-    learned = options.constants.all_wrong and options.negative_advantage_weight > 0
+    learned = options.constants.all_wrong and options.blame > 0
     return (advantages == 0) & (verdicts < 0) & learned
 
 
@@ -90,6 +90,7 @@ METHOD = Method(
         passes="1 + K; 2 with one r-",
     ),
     options=frozenset({*RIGHT_AND_WRONG, *TEACHER}),
+    defaults={"negative_advantage_weight": 0.3},
     references=right_and_wrong_answers,
     contexts=contexts,
     selects=selects,

@@ -254,13 +254,13 @@ class Method:
     def place(self, inputs: PlacementInputs, options: SharedOptions, step: int) -> Placement:
         """Token advantages at an optimiser step, `negative_advantage_weight` included."""
         placed = self.placement(inputs, options, step)
-        if options.negative_advantage_weight == 1:
+        if options.blame == 1:
             return placed
-        return placed.weighted(negative_weights(placed.rollout_advantages, options.negative_advantage_weight))
+        return placed.weighted(negative_weights(placed.rollout_advantages, options.blame))
 
     def wanted(self, advantages: Tensor, verdicts: Tensor, options: SharedOptions) -> Tensor:
         """(B,) bool, the rollouts that are read: those whose evidence can move something."""
         wanted = self.selects(advantages, verdicts, options)
         # Where the loss counts scored tokens, leaving some out would change the weight of the others.
-        spared = options.negative_advantage_weight == 0 and not self.weighs_loss
+        spared = options.blame == 0 and not self.weighs_loss
         return wanted & (advantages >= 0) if spared else wanted

@@ -73,14 +73,14 @@ class MethodOptions(SharedOptions):
         #: What the user gave, method included: of use to another method that is shown beside this one.
         self.given: dict[str, Any] = {
             name: value
-            for name in ("method", "negative_advantage_weight", "answer_extractor", *SELECTIVE)
+            for name in ("method", "answer_extractor", *DEFAULTED)
             if (value := getattr(self, name)) is not None
         }
         unread = [name for name in SELECTIVE if name not in method.options and getattr(self, name) is not None]
         if unread:
             raise ValueError(f"method={self.method!r} does not read {', '.join(unread)}; leave it out")
-        for name in SELECTIVE:
-            if name in method.options and getattr(self, name) is None:
+        for name in DEFAULTED:
+            if getattr(self, name) is None and (name in method.options or name not in SELECTIVE):
                 setattr(self, name, default_of(method, name))
         self._check()
 
@@ -111,6 +111,8 @@ class MethodOptions(SharedOptions):
 # Those that every method may be given.
 _COMMON = ("method", "method_kwargs", "negative_advantage_weight", "answer_extractor")
 SELECTIVE = tuple(f.name for f in fields(MethodOptions) if f.name not in _COMMON)
+# Those whose default is the method's to say.
+DEFAULTED = ("negative_advantage_weight", *SELECTIVE)
 
 _CHOICES: dict[str, tuple[str, ...]] = {
     "evidence_schedule": get_args(Schedule),
@@ -140,6 +142,7 @@ _RANGES: dict[str, tuple[Any, str]] = {
 
 # Where the method does not say.
 DEFAULTS: dict[str, Any] = {
+    "negative_advantage_weight": 1.0,
     "evidence_coefficient": 0.5,
     "evidence_steps": 25,
     "evidence_schedule": "linear",
@@ -169,7 +172,7 @@ def default_of(method: Method, name: str) -> Any:
 
 def default_text(name: str) -> str:
     """Where a default comes from, in words: the common one, and each method's that has another."""
-    readers = [method for method in METHODS.values() if name in method.options]
+    readers = [method for method in METHODS.values() if name not in SELECTIVE or name in method.options]
     values: dict[str, list[str]] = {}
     for method in readers:
         values.setdefault(_shown(default_of(method, name)), []).append(method.name)

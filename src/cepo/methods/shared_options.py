@@ -50,11 +50,10 @@ class SharedOptions:
         "The method's own constants, as JSON; docs/methods.md lists them.",
         follows="as docs/methods.md has them",
     )
-    negative_advantage_weight: float = option(
+    negative_advantage_weight: float | None = option(
         "method",
         "Factor on the token advantages of rollouts with A < 0. 0.05 with method grpo is the boring control of every "
         "comparison; at 0 such rollouts are neither read nor trained on.",
-        1.0,
     )
     answer_extractor: str = option(
         "references",
@@ -152,6 +151,11 @@ class SharedOptions:
     def coefficient_at(self, step: int) -> float:
         """lambda at an optimiser step."""
         raise NotImplementedError
+
+    @property
+    def blame(self) -> float:
+        """The factor of rollouts with A < 0: `negative_advantage_weight`, resolved."""
+        return 1.0 if self.negative_advantage_weight is None else self.negative_advantage_weight
 
     def hint_content(self) -> HintContent:
         """What hints carry; what is not read is the answer."""

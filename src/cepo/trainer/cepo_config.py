@@ -8,7 +8,7 @@ from trl import GRPOConfig
 
 from .. import tasks  # noqa: F401  # registers its methods
 from ..methods.kinds import check_kinds
-from ..methods.options import SELECTIVE, MethodOptions, default_text, preset_options
+from ..methods.options import DEFAULTED, MethodOptions, default_text, preset_options
 from ..methods.shared_options import Help, option
 from .loggers import check_loggers
 
@@ -209,7 +209,7 @@ def own_options() -> dict[str, tuple[str, str, str]]:
     found = {}
     for one in fields(CEPOConfig):
         if isinstance(known := one.metadata.get("help"), Help):
-            text = default_text(one.name) if one.name in SELECTIVE else str(one.default)
+            text = default_text(one.name) if one.name in DEFAULTED else str(one.default)
             text = known.follows if text.lower() == "none" else text
             found[one.name] = (known.group, str(known), text)
     return found

@@ -64,7 +64,7 @@ class TokenAdvantageTrainer(GRPOTrainer):
             marks = (moves.unsqueeze(-1) & trained_tokens(batch)).to(advantages.dtype)
             places = torch.arange(len(moves), device=moves.device)
             return {**batch, "advantages": marks, _WHOLE: batch, _PICKED: places}
-        weight = self.args.negative_advantage_weight
+        weight = self.args.blame
         return batch if weight == 1 else {**batch, "advantages": advantages * negative_weights(advantages, weight)}
 
     def _compute_loss(self, model, inputs):
