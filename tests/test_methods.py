@@ -15,7 +15,7 @@ from torch.testing import assert_close
 from trl.rewards import accuracy_reward
 
 from cepo import CEPOConfig, MethodOptions, cli, policy_path
-from cepo.methods import METHODS, PlacementInputs, find_method, register_method
+from cepo.methods import METHODS, Placement, PlacementInputs, find_method, register_method
 from cepo.methods.options import SELECTIVE, default_of, preset_options, presets
 from cepo.methods.placement import NEAR, uniform
 
@@ -288,14 +288,26 @@ def check_a_real_step(tmp_path, task, loss_inputs, monkeypatch, method, *, rewar
 
 
 @pytest.fixture
-def own_method(tmp_path, monkeypatch):
-    """The file of docs/methods.md, beside the run."""
-    code = re.search(r"```python\n(# my_method\.py\n.*?)```", (DOCS / "methods.md").read_text(), re.S)[1]
-    (tmp_path / "my_method.py").write_text(code)
+def documented(tmp_path, monkeypatch):
+    """A file of docs/methods.md, put beside the run."""
+    names = []
+
+    def write(name):
+        code = re.search(rf"```python\n(# {name}\.py\n.*?)```", (DOCS / "methods.md").read_text(), re.S)[1]
+        (tmp_path / f"{name}.py").write_text(code)
+        names.append(name)
+        return f"{name}:{name.removeprefix('my_')}_method"
+
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
-    yield "my_method:only_more_method"
-    sys.modules.pop("my_method", None)
+    yield write
+    for name in names:
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def own_method(documented):
+    return documented("my_method").replace(":method_method", ":only_more_method")
 
 
 @pytest.mark.parametrize("method", ["cepo", "rlsd"])
@@ -325,6 +337,33 @@ def test_a_method_of_ones_own_from_the_command_line(tmp_path, own_method, capsys
     capsys.readouterr()
     assert cli.main(["train", "--method", own_method, "--evidence_clip", "0.3", *arguments]) == 2
     assert "does not read evidence_clip" in capsys.readouterr().err
+
+
+def test_a_method_without_teachers_is_its_placement_alone(
+    tmp_path, text_figures, text_model_path, documented, loss_inputs
+):
+    """No `solution` column is needed, and the loss is given what the placement says, not GRPO's."""
+    rows = text_figures.remove_columns("solution")
+    trainer = train(tmp_path, rows, text_model_path, half_right, method=documented("last_third"), max_steps=1)
+    (batch,) = loss_inputs
+    mask, placed = batch["completion_mask"].bool(), batch["advantages"]
+    assert placed.shape == mask.shape
+    for row, kept in zip(placed, mask, strict=True):
+        tokens = row[kept]
+        first = 2 * len(tokens) // 3
+        assert not tokens[:first].any()
+        assert tokens[first:].unique().numel() == 1
+        assert tokens[first:].all()
+    assert (logged(trainer, "cepo/rows_scored"), logged(trainer, "cepo/coefficient")) == ([0.0], [1.0])
+    assert logged(trainer, "cepo/credit/moved") == [1.0]
+
+
+def test_a_placement_with_another_shape_is_refused_by_name():
+    inputs = inputs_of([[0.1, 0.2]] * 3, [1.0, -1.0, 0.0])
+    with pytest.raises(ValueError, match=r"advantages must have the shape \(3, 2\) of tokens, got \(3,\)"):
+        Placement.of(inputs, inputs.advantages)
+    with pytest.raises(ValueError, match=r"scale must have the shape \(3,\) of rollouts, got \(3, 2\)"):
+        replace(Placement.of(inputs, inputs.evidence), scale=inputs.evidence)
 
 
 def test_a_method_of_ones_own_is_compared(tmp_path, own_method, monkeypatch):

@@ -86,9 +86,8 @@ def damped(inputs: PlacementInputs, options: SharedOptions, step: int) -> Placem
     found = inputs.mask & ~inputs.unscorable
     weights = bounded / mean_of_tokens(bounded, found).clamp(min=own.floor).unsqueeze(-1)
     weights = torch.where(inputs.scored.unsqueeze(-1) & found, weights, 1.0).to(inputs.advantages.dtype)
-    advantages = (inputs.advantages.unsqueeze(-1) * weights).masked_fill(~inputs.mask, 0.0)
-    at_bound = (raw < own.floor) & inputs.mask
-    return Placement(advantages, inputs.advantages, inputs.advantages.abs(), at_bound, inputs.mask)
+    advantages = inputs.advantages.unsqueeze(-1) * weights
+    return Placement.of(inputs, advantages, raw < own.floor)
 
 
 METHOD = Method(

@@ -21,7 +21,7 @@ from ..references.answers import reference_answer
 from ..references.choosing import choose_references
 from ..references.contents import Part, with_contents
 from ..references.groups import Attempt, References
-from .placement import Place, Placement, PlacementInputs, negative_weights
+from .placement import Place, Placement, PlacementInputs, negative_weights, uniform
 from .shared_options import SharedOptions
 
 
@@ -148,6 +148,9 @@ def contrast(logps: Tensor, present: Tensor) -> Evidence:
     return Evidence(evidence(positive, negative), unscorable(positive, negative), present.any(0), positive, negative)
 
 
+# Evidence without teachers, of a whole group: (group, options) -> for each rollout the (T,) evidence of its tokens.
+Labels = Callable[[KnownGroup, SharedOptions], list[list[float]]]
+
 # Which rollouts are read ----------------------------------------------------------------------------------------------
 
 # ((B,) advantages, (B,) verdicts, options) -> (B,) bool: those whose evidence can move something.
@@ -184,11 +187,11 @@ class Facts:
         passes: Over a rollout, beyond GRPO's, while the method is at work.
     """
 
-    formula: str
-    told: str
-    sign: str
-    bounds: str
-    passes: str
+    formula: str = ""
+    told: str = ""
+    sign: str = ""
+    bounds: str = ""
+    passes: str = ""
 
 
 @dataclass(frozen=True)
@@ -223,14 +226,14 @@ class Method:
 
     name: str
     summary: str
-    source: str
-    facts: Facts
     placement: Place
+    source: str = ""
+    facts: Facts = Facts()
     options: frozenset[str] = frozenset()
     references: MakeReferences = right_answer
     contexts: MakeContexts | None = None
     evidence: FindEvidence = contrast
-    labels: Callable[[KnownGroup, SharedOptions], list[list[float]]] | None = None
+    labels: Labels | None = None
     refuses: Callable[[Collection[str], SharedOptions], str | None] | None = None
     selects: SelectRollouts = those_with_advantage
     distils: bool = False
@@ -245,6 +248,11 @@ class Method:
     @property
     def needs_teachers(self) -> bool:
         return self.contexts is not None
+
+    @property
+    def places(self) -> bool:
+        """Whether token advantages may differ from GRPO's, so that its placement has to run."""
+        return self.needs_teachers or self.labels is not None or self.placement is not uniform
 
     @property
     def needs_solution(self) -> bool:

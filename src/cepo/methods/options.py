@@ -53,7 +53,7 @@ class MethodOptions(SharedOptions):
     def coefficient_at(self, step: int) -> float:
         """lambda at an optimiser step; 0 for a method that places nothing, 1 for one whose strength has no option."""
         method = self.chosen
-        if not method.needs_teachers and method.labels is None:
+        if not method.places:
             return 0.0
         if self.evidence_coefficient is None:
             return 1.0

@@ -78,6 +78,31 @@ class Placement:
     mask: Tensor
     loss_weights: Tensor | None = None
 
+    def __post_init__(self):
+        tokens, rollouts = self.mask.shape, self.mask.shape[:1]
+        wanted = {"advantages": tokens, "at_bound": tokens, "rollout_advantages": rollouts, "scale": rollouts}
+        for name, shape in wanted.items():
+            found = getattr(self, name).shape
+            if found != shape:
+                kind = "tokens" if shape == tokens else "rollouts"
+                raise ValueError(
+                    f"a placement's {name} must have the shape {tuple(shape)} of {kind}, got {tuple(found)}"
+                )
+
+    @classmethod
+    def of(cls, inputs: PlacementInputs, advantages: Tensor, at_bound: Tensor | None = None) -> "Placement":
+        """Token advantages (B, T) beside GRPO's: a page's colour is full where one differs by |A|.
+
+        Args:
+            inputs: What the placement was given.
+            advantages: (B, T) A_t; those outside of the mask count as 0.
+            at_bound: (B, T) bool, the tokens that a bound has stopped; None: none.
+        """
+        bound = torch.zeros_like(inputs.mask) if at_bound is None else at_bound & inputs.mask
+        # A (B,) advantage is told by its shape, rather than spread over tokens by chance.
+        placed = advantages.masked_fill(~inputs.mask, 0.0) if advantages.shape == inputs.mask.shape else advantages
+        return cls(placed, inputs.advantages, inputs.advantages.abs(), bound, inputs.mask)
+
     @property
     def shift(self) -> Tensor:
         """(B, T) how far a token is moved, as a share of the scale: above 0 it takes more of the credit or the blame.

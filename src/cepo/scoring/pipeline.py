@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
-from ..methods.method import OTHER_MODEL, STUDENT, Context, Evidence, KnownGroup, Tools
+from ..methods.method import OTHER_MODEL, STUDENT, Context, Evidence, KnownGroup, Labels, Tools
 from ..methods.options import MethodOptions
 from ..methods.placement import Placement, PlacementInputs
 from ..references.contents import Part
@@ -232,17 +232,19 @@ class Pipeline:
     ) -> Evidence:
         """What a method makes of what was read for it."""
         method = options.chosen
-        if method.labels is not None:
-            return self._labelled(options, groups, prompts, completions)
-        return method.evidence(read.logps, read.present)
-
-    def _labelled(
-        self, options: MethodOptions, groups: Sequence[Group], prompts: Sequence[Prompt], completions: Completions
-    ) -> Evidence:
-        """Evidence by what is known of the tokens."""
-        labels = options.chosen.labels
-        assert labels is not None  # its callers know
+        if method.needs_teachers or not method.places:
+            return method.evidence(read.logps, read.present)
         values = torch.zeros(completions.completion_ids.shape, dtype=torch.float32)
+        if method.labels is not None:
+            self._label(values, options, method.labels, groups, prompts)
+        values = values.to(completions.completion_ids.device)
+        nothing = torch.zeros_like(values, dtype=torch.bool)
+        return Evidence(values, nothing, torch.ones_like(nothing[:, 0]))
+
+    def _label(
+        self, values: Tensor, options: MethodOptions, labels: Labels, groups: Sequence[Group], prompts: Sequence[Prompt]
+    ) -> None:
+        """Put evidence by what is known of the tokens into (N, T) values."""
         row = 0
         for group, prompt in zip(groups, prompts, strict=True):
             texts = [token_texts(self.encoder.processing_class, rollout.ids) for rollout in group.rollouts]
@@ -251,9 +253,6 @@ class Pipeline:
             for place, found in enumerate(labels(known, options)):
                 values[row + place, : len(found)] = torch.tensor(found, dtype=torch.float32)
             row += len(group.rollouts)
-        values = values.to(completions.completion_ids.device)
-        nothing = torch.zeros_like(values, dtype=torch.bool)
-        return Evidence(values, nothing, torch.ones_like(nothing[:, 0]))
 
     def _cut(self, text: str, part: Part, tokens: int) -> str:
         return cut_text(self.encoder.processing_class, text, part, tokens)

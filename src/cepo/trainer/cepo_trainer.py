@@ -102,7 +102,8 @@ class CEPOTrainer(
         self.method = args.chosen
         # Answers are compared with solutions for the method, or for people who want to see credit.
         needs_solution = self.method.needs_solution or args.credit_samples_every > 0
-        self._collects = needs_solution or (args.log_completions and has_solutions(train_dataset))
+        saved = args.log_completions and has_solutions(train_dataset)
+        self._collects = needs_solution or self.method.places or saved
         if train_dataset is not None:
             owns_prompts = kwargs.get("environment_factory") is not None  # then the prompts come from the environment
             check_dataset(
@@ -142,7 +143,7 @@ class CEPOTrainer(
         self._teachers = Teachers(self, args, self._processes)
         self.add_callback(FollowPolicy(self._teachers))
         self.add_callback(LastingTrouble())
-        if needs_solution:
+        if needs_solution or self.method.places:
             self._encoder = PromptEncoder(self.processing_class, self._is_vlm, self._template_options())
 
     # Construction -----------------------------------------------------------------------------------------------------
@@ -201,6 +202,8 @@ class CEPOTrainer(
         if self.model.training and self._collects:
             solutions = [
                 check_solution(row, f"a row of the training set (prompt {row['prompt']!r})", self.args.answer_extractor)
+                if "solution" in row or self.method.needs_solution
+                else ""
                 for row in inputs
             ]
             self._batch = self._collect(inputs, prompts, completions, solutions, rewards_per_func)
