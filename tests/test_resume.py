@@ -1,6 +1,7 @@
 """Coming back: the latest whole checkpoint, to the bit, and adapters that are trained on."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from cepo import cli
+from cepo.commands import accuracy
 from cepo.scoring.teacher_weights import TeacherWeights
 from cepo.trainer.checkpoints import MARK, find_checkpoint, last_whole_checkpoint
 
@@ -128,6 +130,37 @@ def test_a_run_that_comes_back_ends_as_if_it_had_never_left(whole, tmp_path, ste
     assert run(out, resume_from_checkpoint="true") == 0
     same_end(whole, out)
     assert not (out / "checkpoint-4" / MARK).exists()
+
+
+def test_a_run_that_was_at_its_end_makes_no_step_more(whole, tmp_path, capsys):
+    """Killed while its accuracy was measured: that is all there is left to do."""
+    out = tmp_path / "out"
+    shutil.copytree(whole / "checkpoint-4", out / "checkpoint-4")
+    capsys.readouterr()
+    assert run(out, resume_from_checkpoint="true") == 0
+    same_end(whole, out)
+    assert [path.name for path in out.glob("checkpoint-*")] == ["checkpoint-4"]
+    assert "step 5" not in capsys.readouterr().out
+
+
+def test_a_signal_while_accuracy_is_measured_says_what_there_is(tmp_path, monkeypatch, capsys):
+    """After training: the model is saved already."""
+    asked = []
+
+    def stopped(self, doing, problems, **options):
+        asked.append(doing)
+        if doing.endswith("after training"):
+            os.kill(os.getpid(), signal.SIGTERM)
+        return measured(self, doing, problems, **options)
+
+    measured = accuracy.Measure._ask
+    monkeypatch.setattr(accuracy.Measure, "_ask", stopped)
+    out = tmp_path / "out"
+    assert run(out, max_steps=1) == 130
+    assert asked[-1] == "greedy answers after training"
+    assert (out / "model.safetensors").is_file()
+    assert f"The trained model is in {out}; `cepo evaluate --model_name_or_path {out}`" in capsys.readouterr().out
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_a_save_that_fails_leaves_no_checkpoint_to_go_on_from_and_keeps_the_one_before(tmp_path, monkeypatch, capsys):

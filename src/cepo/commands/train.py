@@ -13,11 +13,15 @@ from rich.text import Text
 from transformers.trainer_callback import PrinterCallback
 from trl import get_peft_config, get_quantization_config
 
+from ..compare.jobs import stopped_by_signals
+from ..data.checks import has_solutions
 from ..data.embedded import EMBEDDED
 from ..data.evaluation import Accuracy
 from ..data.files import write_whole
 from ..data.guarded import RewardError
 from ..data.loading import holds_adapters, load_adapters, model_errors_named, require_chat_template
+from ..data.saved import FOLDER
+from ..tasks.figures import NAME as FIGURES
 from ..trainer.arguments import Sources, TrainArguments, check_sources, config_of, option_names, parse
 from ..trainer.cepo_trainer import CEPOTrainer
 from ..trainer.checkpoints import check_output_dir, disk_problem, last_whole_checkpoint
@@ -29,7 +33,7 @@ from .accuracy import AccuracyCurve, BeforeTraining, Measure, Measured
 from .curves import draw_curves
 from .dry_run import prepare_dry_run, wants_dry_run
 from .launch import FLAG, is_launched, options_in, prepare_launch
-from .progress import StopOnInterrupt, progress_on
+from .progress import INTERRUPTED, StopOnInterrupt, progress_on
 
 # What was trained on, for commands that come later.
 RUN_FILE = "run.json"
@@ -138,9 +142,21 @@ def _train(
 
     trainer.save_model(args.output_dir, _internal_call=True)  # which pushes nothing: accuracy is not known yet
     trainer.save_state()
-    after = measure("after training")
+    try:
+        with stopped_by_signals():
+            after = measure("after training")
+    except KeyboardInterrupt:
+        console.print(
+            f"Stopped before its accuracy was known. The trained model is in {args.output_dir}; `cepo evaluate "
+            f"--model_name_or_path {args.output_dir}` measures it.",
+            highlight=False,
+            markup=False,
+        )
+        return INTERRUPTED
     if trainer.accelerator.is_main_process:
         _write_summary(trainer, before, curve.points, after, time.monotonic() - started, console)
+        if has_solutions(sources.train_dataset):
+            _print_next(script_args, Path(args.output_dir), console)
     trainer.create_model_card(_model_name(args))
     if args.push_to_hub:
         trainer.push_to_hub(commit_message="Model save", revision=args.hub_revision)
@@ -241,6 +257,17 @@ def _write_summary(
     parts = ", ".join(f"{name} {value:.0f}" for name, value in summary["seconds"].items() if name != "total")
     console.print(f"{seconds:.0f} seconds in total: {parts}", highlight=False)
     console.print(f"The model, its logs, summary.json and curves.png are in {folder}", highlight=False)
+
+
+def _print_next(script_args: TrainArguments, folder: Path, console: Console) -> None:
+    """The command that shows the run's credit, of the rollouts that it saved or of new ones."""
+    name, config = script_args.dataset_name, script_args.dataset_config
+    if any((folder / FOLDER).glob("step-*.parquet")):
+        rest = f"--from {folder}"
+    else:
+        rest = f"--model_name_or_path {folder}" + (f" --dataset_config {config}" if config else "")
+        rest += "" if name == FIGURES else f" --dataset_name {name}"
+    console.print(f"Which tokens get the credit: cepo explain {rest}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _finite(value: Any) -> Any:

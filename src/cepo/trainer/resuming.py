@@ -57,6 +57,12 @@ class ResumingTrainer(GRPOTrainer):
             self._load_beside(checkpoint)
             self._resumed_from = checkpoint
 
+    def _run_epoch(self, *args, **kwargs):
+        if self.state.global_step >= self.state.max_steps:  # resumed at its end: TRL's would make a step more
+            self.control.should_training_stop = True
+            return None
+        return super()._run_epoch(*args, **kwargs)
+
     def _save_in_hand(self, folder: Path) -> None:
         """Rollouts that are not used up, and numbers that are not logged yet, of this process."""
         args = self.args
