@@ -7,7 +7,7 @@ from datasets import Dataset, DatasetDict, Features, Image, List, Value
 from PIL import Image as Picture
 
 from cepo import cli, load_figures, policy_path
-from cepo.data.checks import DatasetError
+from cepo.data.checks import DatasetError, check_dataset
 from cepo.data.formats import FORMATS, DatasetOptions
 from cepo.data.loading import LoadingError, load_split
 
@@ -192,6 +192,38 @@ def test_mappings_that_cannot_be(tmp_path, options, message):
     with pytest.raises(ValueError) as error:  # noqa: PT011
         load_split(folder, "train", options=DatasetOptions(**options))
     assert message in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("written", "read"),
+    [([7, 8], ["7", "8"]), (["7", 8], ["7", "8"]), ([8, "x"], ["8", "x"]), ([7.5, 1.0], ["7.5", "1"])],
+    ids=str,
+)
+def test_solutions_that_are_numbers_are_read_as_people_write_them(tmp_path, written, read):
+    turns = [{"role": "user", "content": "How many?"}]
+    path = tmp_path / "train.jsonl"
+    path.write_text("\n".join(json.dumps({"prompt": turns, "solution": solution}) for solution in written))
+    data = load_split(str(path), "train")
+    assert data["solution"][:] == read
+    check_dataset(data, needs_solution=True)
+
+
+def test_images_that_nobody_would_look_at_are_refused(tmp_path):
+    """A column of another name, as names of files or as images; and one image where TRL takes a list."""
+    PICTURES[0].save(tmp_path / "a.png")
+    turns = [{"role": "user", "content": "How many?"}]
+    for column, message in {
+        "img": r"no column 'image' or 'images', and 'img' names images that nobody would look at; it has 'prompt'",
+        "images": "'images' holds one image a row, for which the column is 'image'",
+    }.items():
+        path = tmp_path / f"{column}.jsonl"
+        path.write_text(json.dumps({"prompt": turns, "solution": "7", column: "a.png"}))
+        with pytest.raises(DatasetError, match=message):
+            check_dataset(load_split(str(path), "train"), needs_solution=True)
+    held = load_split(str(tmp_path / "images.jsonl"), "train").rename_column("images", "figure")
+    with pytest.raises(DatasetError, match="'figure' holds images that nobody"):
+        check_dataset(held, needs_solution=False)
+    check_dataset(held.rename_column("figure", "image"), needs_solution=True)
 
 
 def test_places_for_images_that_are_not_there(tmp_path):

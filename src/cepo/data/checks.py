@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import pyarrow
@@ -14,6 +15,7 @@ from .images import check_header, check_parts, image_columns, undecoded
 
 # How many rows of a stream are looked at; rows further on are checked when they arrive.
 _STREAM_ROWS = 8
+_IMAGE_FILES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 # Arguments of reward functions beside the columns, and of those that are methods.
 _TAKEN = frozenset({"prompts", "completions", "trainer_state", "log_extra", "log_metric", "environments", "self"})
 
@@ -126,9 +128,15 @@ def _check_text(dataset: Dataset, name: str) -> None:
 
 def _check_images(dataset: Dataset, name: str) -> None:
     """Images that are not there, or that no one should decode; both would show in the middle of training."""
-    for column in image_columns(dataset):
+    found = image_columns(dataset)
+    if not {"image", "images"} & set(dataset.column_names):
+        _refuse_unread_images(dataset, list(found), name)
+    for column, several in found.items():
         if column not in ("image", "images"):
             continue
+        if several != (column == "images"):
+            holds, other = ("lists of images", "images") if several else ("one image a row", "image")
+            raise DatasetError(f"{name}: '{column}' holds {holds}, for which the column is '{other}'. Rename it.")
         first: dict[bool, int] = {}
         for number, row in enumerate(undecoded(dataset.select_columns([column]))):
             value = row[column]
@@ -141,6 +149,20 @@ def _check_images(dataset: Dataset, name: str) -> None:
             for image in value if isinstance(value, list) else [value]:
                 if image:
                     check_header(image, f"row {number} of {name}: '{column}'")
+
+
+def _refuse_unread_images(dataset: Dataset, images: list[str], name: str) -> None:
+    """A set whose images nobody would look at, for the name of their column."""
+    texts = [c for c, feature in dataset.features.items() if getattr(feature, "dtype", None) == "string"]
+    firsts: dict[str, Any] = next(iter(dataset.select_columns(texts)), {}) if texts else {}
+    named = [column for column, text in firsts.items() if Path(text or "").suffix.lower() in _IMAGE_FILES]
+    if images or named:
+        column = (images or named)[0]
+        raise DatasetError(
+            f"{name} has no column 'image' or 'images', and '{column}' {'holds images' if images else 'names images'} "
+            f"that nobody would look at; it has {_listed(dataset.column_names)}. Rename it to 'image' ('images' if it "
+            "holds lists), or leave it out."
+        )
 
 
 def _listed(columns: list[str]) -> str:

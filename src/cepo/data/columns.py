@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from datasets import Dataset, Features, Image, IterableDataset, List, Value
+from datasets import Dataset, Features, Image, IterableDataset, Json, List, Value
 
 from .errors import DatasetError
 
@@ -85,12 +85,12 @@ def read_dataset(
         DatasetError: Naming the column, the row and the fix; for a stream as its rows arrive.
     """
     if columns is None and not drop_incomplete:
-        return dataset
+        return _with_text_solutions(dataset)
     dataset = with_features(dataset)
     present = dataset.column_names
     if columns is None:
         images = tuple(column for column in ("image", "images") if column in present)
-        return _without_incomplete(dataset, Columns(images=images), name, notes)
+        return _with_text_solutions(_without_incomplete(dataset, Columns(images=images), name, notes))
     columns.check(present, name)
     if drop_incomplete:
         dataset = _without_incomplete(dataset, columns, name, notes)
@@ -126,6 +126,20 @@ def _without_incomplete(dataset: Any, columns: Columns, name: str, notes: list[s
     if notes is not None and isinstance(dataset, Dataset) and len(whole) < len(dataset):
         notes.append(f"{name}: {len(dataset) - len(whole)} of {len(dataset)} rows left out, which lack something")
     return whole
+
+
+def _with_text_solutions(dataset: Any) -> Any:
+    """Solutions that are numbers, or numbers and texts, as people write them."""
+    feature = (dataset.features or {}).get("solution")
+    if not isinstance(feature, Json) and not str(getattr(feature, "dtype", "")).startswith(("int", "uint", "float")):
+        return dataset
+    features = Features({**dataset.features, "solution": Value("string")})
+
+    def read(row: dict[str, Any]) -> dict[str, Any]:
+        solution = row["solution"]
+        return {"solution": None if solution is None or solution != solution else _text(solution)}
+
+    return map_rows(dataset, read, features)
 
 
 def _prompt_feature(columns: Columns, features: Any) -> Any:
