@@ -148,6 +148,10 @@ def test_what_is_not_given_is_what_the_method_says(method):
 def test_an_unknown_method_says_what_there_is():
     with pytest.raises(ValueError, match=r"unknown method 'ppo'; there are cepo, .*rlsd, grpo.*package\.module:name"):
         MethodOptions(method="ppo")
+    with pytest.raises(ValueError, match=r"unknown method 'cepoo'; did you mean cepo\?; there are"):
+        MethodOptions(method="cepoo")
+    with pytest.raises(ValueError, match=r"unknown method 'own\.mine'; did you mean own:mine\?; there are"):
+        MethodOptions(method="own.mine")
     with pytest.raises(ValueError, match="cannot import 'no_such_module:method'"):
         MethodOptions(method="no_such_module:method")
     with pytest.raises(ValueError, match=r"no cepo\.methods\.Method but a function"):
@@ -356,6 +360,39 @@ def test_a_method_without_teachers_is_its_placement_alone(
         assert tokens[first:].all()
     assert (logged(trainer, "cepo/rows_scored"), logged(trainer, "cepo/coefficient")) == ([0.0], [1.0])
     assert logged(trainer, "cepo/credit/moved") == [1.0]
+
+
+BROKEN = """
+from cepo.methods import Method, Placement
+
+def flat(inputs, options, step):
+    return Placement.of(inputs, inputs.advantages)
+
+def asks(inputs, options, step):
+    return options.nonesuch
+
+flat_method = Method(name="flat", summary="of a wrong shape", placement=flat)
+asks_method = Method(name="asks", summary="for what is not there", placement=asks)
+"""
+
+
+def test_what_a_method_of_ones_own_raises_is_one_line_with_its_place(tmp_path, documented, capsys):
+    (tmp_path / "broken.py").write_text(BROKEN)
+    small = ["--max_steps=1", "--per_device_train_batch_size=8", "--num_generations=4", "--max_completion_length=8"]
+    arguments = [*small, "--figures_problems=8", "--eval_problems=0", "--output_dir=out", "--reward_funcs"]
+    for name, said in {
+        "flat": r"ValueError: a placement's advantages must have the shape \(8, \d+\) of tokens, got \(8,\) "
+        r"\(broken\.py, line 5\)",
+        "asks": r"AttributeError: .*nonesuch.* \(broken\.py, line 8\)",
+    }.items():
+        reward = f"{half_right.__module__}.half_right"
+        assert cli.main(["train", "--method", f"broken:{name}_method", *arguments, reward]) == 2
+        error = capsys.readouterr().err
+        assert re.search(rf"cepo: error: method broken:{name}_method: placement raised {said}; --traceback", error)
+        assert "Traceback" not in error
+    (tmp_path / "halved.py").write_text("from cepo.methods import Method\n\nmine = Method(name='mine')\n")
+    with pytest.raises(ValueError, match=r"cannot import 'halved:mine': it raised TypeError: .*\(halved\.py, line 3\)"):
+        MethodOptions(method="halved:mine")
 
 
 def test_a_placement_with_another_shape_is_refused_by_name():

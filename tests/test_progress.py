@@ -103,7 +103,7 @@ def test_rollouts_that_are_learned_from_twice_are_sampled_once(monkeypatch):
 
 def test_what_is_not_known_is_a_dash(monkeypatch):
     shown = follow([(1, log_of(**{"cepo/right": None, "reward": None, "step_time": None}))], monkeypatch)
-    assert shown.console.file.getvalue() == "step  1/10  reward -  right -  lambda -  tokens 20  - left\n"
+    assert shown.console.file.getvalue() == "step  1/10  reward -  right -  lambda -  length 20  - left\n"
 
 
 def test_only_a_terminal_gets_the_live_line(monkeypatch):

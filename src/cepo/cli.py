@@ -92,6 +92,7 @@ def _run(command: str, arguments: list[str], traceback: bool) -> int:
         return 2
     from .data.checks import DatasetError
     from .data.guarded import RewardError
+    from .methods.faults import MethodError
     from .trainer.guarded import GradientError
 
     try:
@@ -99,7 +100,7 @@ def _run(command: str, arguments: list[str], traceback: bool) -> int:
     except KeyboardInterrupt:
         print("\ncepo: stopped", file=sys.stderr)
         return 130
-    except (DatasetError, RewardError) as error:  # what no check could see beforehand: a row of a stream, a reward
+    except (DatasetError, RewardError, MethodError) as error:  # what no check could see: a row of a stream, a function
         if traceback:
             raise
         more = "; --traceback shows how it came there" if error.__cause__ is not None else ""

@@ -83,7 +83,10 @@ def prepare_dry_run(arguments: list[str], own: set[str]) -> Callable[[Console], 
         layout = _layout(launching, findings)
     with _as_if(layout.processes):
         script_args, args, model_args = parse([*rest, *_on_a_cpu(rest, config)], ignoring=launching)
-    if script_args.dataset_name not in EMBEDDED and not any(_says(rest, config, name) for name in ("bf16", "use_cpu")):
+    assumed = script_args.dataset_name not in EMBEDDED and not any(
+        _says(rest, config, name) for name in ("bf16", "use_cpu")
+    )
+    if assumed:
         args.bf16 = True  # as it is with a GPU
     _describe(script_args, args, model_args, layout, findings)
     lengths = _look_at_data(script_args, args, model_args, findings)
@@ -92,6 +95,8 @@ def prepare_dry_run(arguments: list[str], own: set[str]) -> Callable[[Console], 
     with findings.trying():
         memory = _memory(script_args, args, model_args, layout, lengths, findings)
     given = _given(script_args, args, model_args)
+    if assumed:
+        given = given.replace("bf16: true", "bf16: true (as on a GPU)")
 
     def show(console: Console) -> int:
         for name, text in findings.lines:

@@ -62,9 +62,9 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
         return suite.prepare(arguments)
     options = make_parser().parse_args(arguments)
     quiet_libraries()
-    shipped = options.model_name_or_path is None
-    name = policy_path() if shipped else options.model_name_or_path
+    name = options.model_name_or_path or policy_path()
     resolved = Path(resolve_model(name))
+    shipped = resolved == Path(policy_path())
     # Beside the model, if it is a folder of the user's.
     beside = resolved if resolved.is_dir() and not shipped else Path()
     output = (options.output_dir or beside) / "evaluation.json"
@@ -104,6 +104,12 @@ def _evaluate(options, model, processing_class, dataset, reward_func, output: Pa
     output.parent.mkdir(parents=True, exist_ok=True)
     write_whole(output, json.dumps(result, indent=2) + "\n")
     console.print(evaluation_table(found, f"{len(dataset)} problems, 95 % intervals"), soft_wrap=False)
+    if Path(options.dataset_name).is_file():
+        console.print(
+            f"{options.dataset_name} is one file: of a model that was trained on it, this is no held-out accuracy",
+            highlight=False,
+            markup=False,
+        )
     console.print(f"one of its answers: {found[0].answers[0]}", highlight=False, markup=False)
     console.print(f"written to {output}", highlight=False)
     return 0

@@ -136,7 +136,7 @@ class Progress(TrainerCallback):
 
 
 class ProgressLines(Progress):
-    """One line a step, for files and pipes."""
+    """One line for every log, for files and pipes."""
 
     def __init__(self, console: Console):
         super().__init__()
@@ -148,7 +148,7 @@ class ProgressLines(Progress):
             f"reward {_number(standing.reward)}",
             f"right {_number(standing.right)}",
             f"lambda {_number(standing.coefficient)}",
-            f"tokens {_number(standing.length, '.0f')}",
+            f"length {_number(standing.length, '.0f')}",
             f"{_clock(standing.left)} left",
         ]
         self.console.print("  ".join(parts), highlight=False)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -30,3 +31,8 @@ EMBEDDED: dict[str, EmbeddedDataset] = {}
 def register_dataset(dataset: EmbeddedDataset) -> None:
     """Make a task's data set known by its name."""
     EMBEDDED[dataset.name] = dataset
+
+
+def policy_of(name: str) -> str:
+    """The folder of the policy that comes with a task, where a model is called by the task's name; else the name."""
+    return EMBEDDED[name].policy() if name in EMBEDDED and not Path(name).exists() else name

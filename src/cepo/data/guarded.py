@@ -7,15 +7,14 @@ is, and a string or a tensor fails far from the function that returned it.
 import functools
 import inspect
 import math
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from numbers import Real
-from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
+
+from ..methods.faults import plain, raised
 
 _LARGEST = torch.finfo(torch.float32).max  # rewards are float32 in TRL
 
@@ -132,30 +131,16 @@ def _named(name: str, function: Callable[..., Any]) -> Iterator[None]:
 
 
 def _failure(name: str, function: Callable[..., Any], error: Exception) -> RewardError:
-    said = str(error).strip().splitlines()
-    text = f"the reward function {name!r} raised {type(error).__name__}{f': {said[0]}' if said else ''}"
-    frames = _frames(error.__traceback__)
-    if frames:
-        own = getattr(inspect.unwrap(_plain(function)), "__code__", None)
-        frame = next((f for f in reversed(frames) if own and f.filename == own.co_filename), frames[-1])
-        return RewardError(f"{text} ({Path(frame.filename).name}, line {frame.lineno})")
-    if isinstance(error, TypeError):  # it was not even entered
-        text += "; it is called with prompts, completions, completion_ids, the columns and more, so it has to take "
-        text += "**kwargs"
+    said, entered = raised(function, error, __file__)
+    text = f"the reward function {name!r} {said}"
+    if isinstance(error, TypeError) and not entered:
+        if "required" in str(error):
+            text += "; what TRL does not give it comes from the data set, which has no such column"
+        else:
+            text += "; it is called with prompts, completions, completion_ids, the columns and more, so it has to take "
+            text += "**kwargs"
     return RewardError(text)
 
 
-def _frames(trace: TracebackType | None) -> list[traceback.FrameSummary]:
-    """Those below this file."""
-    return [frame for frame in traceback.extract_tb(trace) if frame.filename != __file__]
-
-
-def _plain(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function inside partials and objects that are called."""
-    while isinstance(function, functools.partial):
-        function = function.func
-    return function if inspect.isroutine(function) else type(function).__call__
-
-
 def _is_async(function: Callable[..., Any]) -> bool:
-    return inspect.iscoroutinefunction(_plain(function))
+    return inspect.iscoroutinefunction(plain(function))

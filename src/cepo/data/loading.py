@@ -29,7 +29,7 @@ from torch import nn
 from ..references.importing import imported
 from ..scoring.prompts import tokenizer_of
 from .columns import map_rows, read_dataset, with_features
-from .embedded import EMBEDDED
+from .embedded import EMBEDDED, policy_of
 from .formats import FORMATS, DatasetOptions
 from .images import ImageFolder, check_places, checked_stream
 from .json_depth import check_depth, check_depths
@@ -53,6 +53,7 @@ def resolve_model(name: str, option: str = "model_name_or_path") -> str:
     Raises:
         LoadingError: If it is a path at which there is no model.
     """
+    name = policy_of(name)
     path = Path(name).expanduser()
     if path.exists():
         if not (path / "config.json").is_file() and not (path / "adapter_config.json").is_file():

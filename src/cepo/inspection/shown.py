@@ -14,8 +14,8 @@ _RULES = {
     "lowest_reward": "the answer of the rejected rollout with the lowest reward (the paper's rule)",
     "most_common": "the group's most common wrong answer",
     "own": "a rejected rollout's own answer; for the others the most common wrong one",
-    "mixture": "the group's distinct wrong answers, their mean probability",
-    "own_or_mixture": "a rejected rollout's own answer; for the others the mixture of all wrong ones",
+    "mixture": "the group's distinct wrong answers, {most} at most, their mean probability",
+    "own_or_mixture": "a rejected rollout's own answer; for the others the mixture of the wrong ones, {most} at most",
 }
 _SHOWN_OPTIONS = ("evidence_coefficient", "evidence_clip", "hint_template", "positive_content", "negative_content")
 _FALLBACKS: dict[Fallback, str] = {
@@ -58,7 +58,7 @@ def explain_variant(variant: Variant) -> str:
 
 def explain_rule(variant: Variant) -> str:
     """Whose answer is r-, in words; "" for a method that does not let one choose."""
-    return _RULES[variant.rule] if variant.rule else ""
+    return _RULES[variant.rule].format(most=variant.options.max_negatives) if variant.rule else ""
 
 
 def explain_options(variant: Variant) -> str:

@@ -1,10 +1,14 @@
 """The methods by name. A room above this one may register its own, and users name theirs by import path."""
 
-import importlib
 import os
 import sys
+from dataclasses import replace
+from difflib import get_close_matches
 from functools import cache
+from importlib import import_module
+from typing import Any
 
+from .faults import guarded_stage, raised
 from .method import Method
 
 # A line for each method: the file in this room whose `METHOD` it is.
@@ -23,8 +27,11 @@ _FILES = (
     "vppo",
 )
 
+# Functions that may be the user's, whose errors are then named.
+_STAGES = ("references", "contexts", "evidence", "labels", "refuses", "selects", "placement")
+
 METHODS: dict[str, Method] = {
-    method.name: method for method in (importlib.import_module(f"{__package__}.{file}").METHOD for file in _FILES)
+    method.name: method for method in (import_module(f"{__package__}.{file}").METHOD for file in _FILES)
 }
 
 
@@ -48,8 +55,11 @@ def find_method(name: str) -> Method:
     if name in METHODS:
         return METHODS[name]
     if ":" not in name:
+        module, _, attribute = name.rpartition(".")
+        close = [f"{module}:{attribute}"] if module else get_close_matches(name, METHODS, n=1, cutoff=0.88)
+        meant = f"; did you mean {close[0]}?" if close else ""
         raise ValueError(
-            f"unknown method {name!r}; there are {', '.join(METHODS)}, and your own by its import path, "
+            f"unknown method {name!r}{meant}; there are {', '.join(METHODS)}, and your own by its import path, "
             "package.module:name"
         )
     return _imported(name)
@@ -61,9 +71,17 @@ def _imported(path: str) -> Method:
     if os.getcwd() not in sys.path:  # as for reward functions: a file beside the run
         sys.path.append(os.getcwd())
     try:
-        found = getattr(importlib.import_module(module), attribute)
+        found = getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:
         raise ValueError(f"method: cannot import {path!r}: {error}") from error
+    except Exception as error:
+        raise ValueError(f"method: cannot import {path!r}: it {raised(None, error, __file__)[0]}") from error
     if not isinstance(found, Method):
         raise ValueError(f"method: {path!r} is no cepo.methods.Method but a {type(found).__name__}")
-    return found
+    stages = {name: getattr(found, name) for name in _STAGES}
+    own: dict[str, Any] = {
+        name: guarded_stage(stage, f"method {path}: {name}")
+        for name, stage in stages.items()
+        if stage is not None and not str(getattr(stage, "__module__", "")).startswith("cepo.")
+    }
+    return replace(found, **own) if own else found

@@ -9,7 +9,7 @@ from typing import Any
 from trl import ModelConfig, ScriptArguments, TrlParser
 
 from ..data.checks import check_dataset
-from ..data.embedded import EMBEDDED
+from ..data.embedded import EMBEDDED, policy_of
 from ..data.formats import DatasetOptions
 from ..data.lengths import prompt_length, without_long_prompts
 from ..data.loading import (
@@ -126,7 +126,9 @@ def parse(arguments: list[str], ignoring: Collection[str] = ()) -> tuple[TrainAr
         raise ValueError(_unknown_option([*strangers, *unknown], parser))
     script_args, training_args, model_args = parsed
     if not model_args.model_name_or_path:
-        raise ValueError("which model? Give --model_name_or_path a folder or a name on the Hub.")
+        known = ", ".join(f"{name}, the shipped policy" for name in EMBEDDED)
+        raise ValueError(f"which model? Give --model_name_or_path a folder, a name on the Hub, or {known}.")
+    model_args.model_name_or_path = policy_of(model_args.model_name_or_path)
     if isinstance(script_args.reward_funcs, str):  # one name in a YAML file
         script_args.reward_funcs = [script_args.reward_funcs]
     if not script_args.reward_funcs:
