@@ -232,6 +232,10 @@ def infinite(prompts, **kwargs):
     return [math.inf] + [0.0] * (len(prompts) - 1)
 
 
+def wants_a_column(prompts, key, **kwargs):
+    raise AssertionError("it is not called without the column")
+
+
 def silent(prompts, **kwargs):
     return [None] * len(prompts)
 
@@ -267,6 +271,12 @@ def test_a_run_whose_verifier_fails_says_so_saves_and_goes_on(tmp_path, capsys):
     assert f"Go on with: --resume_from_checkpoint {saved}" in printed.out
     assert run(tmp_path, breaks_later, resume_from_checkpoint=saved) == 0
     assert json.loads((tmp_path / "summary.json").read_text())["steps"] == 4
+
+
+def test_a_column_that_a_reward_function_wants_and_the_data_lacks(tmp_path, capsys):
+    assert run(tmp_path, wants_a_column) == 2
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert "missing 1 required positional argument: 'key'; what TRL does not give it comes from the data set" in line
 
 
 def test_what_a_step_saved_at_its_end_is_not_written_over(tmp_path, capsys):

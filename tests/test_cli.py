@@ -106,6 +106,19 @@ def test_evaluate_gives_accuracy_with_its_interval(trained, capsys, tmp_path):
     assert "pass@3" in printed
 
 
+def test_one_file_of_problems_and_the_shipped_policy_by_its_name(tmp_path, monkeypatch, capsys):
+    """Whose rows a model may have seen in training, which is said."""
+    monkeypatch.chdir(tmp_path)
+    row = {"prompt": [{"role": "user", "content": "What is a?"}], "solution": 7}
+    Path("rows.jsonl").write_text("\n".join([json.dumps(row)] * 2))
+    arguments = ["--dataset_name=rows.jsonl", "--max_completion_length=4", "--temperatures=0"]
+    assert cli.main(["evaluate", *arguments, "--model_name_or_path=figures"]) == 0
+    assert "rows.jsonl is one file: of a model that was trained on it, this is no held-out" in capsys.readouterr().out
+    assert json.loads(Path("evaluation.json").read_text())["temperatures"][0]["problems"] == 2
+    assert cli.main(["train", "--dataset_name=rows.jsonl"]) == 2
+    assert "a name on the Hub, or figures, the shipped policy" in capsys.readouterr().err
+
+
 def test_a_yaml_file_sets_options_and_flags_win(tmp_path, capsys):
     config = tmp_path / "run.yaml"
     config.write_text(
