@@ -39,7 +39,7 @@ def print_credit(console: Console, shown: Sequence[Shown], variant: Variant, *, 
             line(Text.assemble((f"{visible(role)}: ", "dim"), visible(text)))
         for place, (rollout, inspected) in enumerate(zip(one.group.rollouts, one.inspected, strict=True)):
             attempt, credit = one.group.attempts[one.group.first + place], inspected.credit[variant]
-            if place == 0:
+            if place == 0 and credit.references.positive:  # else nobody was told anything
                 line(f"r+ {credit.references.positive}")
             negatives, fallback = explain_references(credit)
             line()
