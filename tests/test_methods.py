@@ -346,8 +346,8 @@ def test_a_method_of_ones_own_from_the_command_line(tmp_path, own_method, capsys
 def test_a_method_without_teachers_is_its_placement_alone(
     tmp_path, text_figures, text_model_path, documented, loss_inputs
 ):
-    """No `solution` column is needed, and the loss is given what the placement says, not GRPO's."""
-    rows = text_figures.remove_columns("solution")
+    """No `solution` is needed, no conversation, and the loss is given what the placement says, not GRPO's."""
+    rows = text_figures.remove_columns("solution").map(lambda row: {"prompt": row["prompt"][-1]["content"]})
     trainer = train(tmp_path, rows, text_model_path, half_right, method=documented("last_third"), max_steps=1)
     (batch,) = loss_inputs
     mask, placed = batch["completion_mask"].bool(), batch["advantages"]

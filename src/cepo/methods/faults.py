@@ -13,7 +13,7 @@ class MethodError(ValueError):
 
 
 def raised(function: Callable[..., Any] | None, error: Exception, beside: str) -> tuple[str, bool]:
-    """ "raised KeyError: 'x' (file.py, line 3)", and whether the function was entered at all.
+    """Words such as: raised KeyError: 'x' (file.py, line 3); and whether the function was entered at all.
 
     Args:
         function: The user's; None: a file of theirs, whose last line is named.

@@ -144,7 +144,8 @@ class CEPOTrainer(
         self.add_callback(FollowPolicy(self._teachers))
         self.add_callback(LastingTrouble())
         if needs_solution or self.method.places:
-            self._encoder = PromptEncoder(self.processing_class, self._is_vlm, self._template_options())
+            template = self._template_options() if needs_solution else {}  # without teachers nothing is read again
+            self._encoder = PromptEncoder(self.processing_class, self._is_vlm, template)
 
     # Construction -----------------------------------------------------------------------------------------------------
 
