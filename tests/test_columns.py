@@ -6,10 +6,12 @@ import pytest
 from datasets import Dataset, DatasetDict, Features, Image, List, Value
 from PIL import Image as Picture
 
-from cepo import cli, load_figures, policy_path
-from cepo.data.checks import DatasetError, check_dataset
+from cepo import CEPOConfig, CEPOTrainer, cli, load_figures, policy_path
+from cepo.data.checks import DatasetError, check_dataset, unread_images
 from cepo.data.formats import FORMATS, DatasetOptions
 from cepo.data.loading import LoadingError, load_split
+
+from .test_trainer import half_right
 
 PICTURES = [Picture.new("RGB", (32, 32), color) for color in ("red", "green", "blue")]
 BOXED = "\n\nReason step by step, and put your final answer in \\boxed{}."
@@ -208,22 +210,43 @@ def test_solutions_that_are_numbers_are_read_as_people_write_them(tmp_path, writ
     check_dataset(data, needs_solution=True)
 
 
-def test_images_that_nobody_would_look_at_are_refused(tmp_path):
+def test_numbers_among_solutions_that_are_none_stay_as_they_are(tmp_path):
+    """Truth values, structures, and those of a stream, whose images would be decoded for it."""
+    turns = [{"role": "user", "content": "How many?"}]
+    for number, solutions in enumerate(([True, "x"], [{"a": 1}, "x"])):
+        path = tmp_path / f"{number}.jsonl"
+        path.write_text("\n".join(json.dumps({"prompt": turns, "solution": solution}) for solution in solutions))
+        with pytest.raises(DatasetError, match="'solution' is not text"):
+            check_dataset(load_split(str(path), "train"), needs_solution=True)
+    path.write_text(json.dumps({"prompt": turns, "solution": 7}))
+    with pytest.raises(DatasetError, match="row 0 of the training set: 'solution' is not text but 7"):
+        check_dataset(load_split(str(path), "train", streaming=True), needs_solution=True)
+    notes = []
+    assert load_split(str(path), "train", notes=notes).column_names == ["prompt", "solution"]
+    assert notes == [f"the split 'train' of {path}: solutions that are numbers are read as text"]
+
+
+def test_images_that_a_vision_model_would_not_see_are_named(tmp_path, caplog):
     """A column of another name, as names of files or as images; and one image where TRL takes a list."""
     PICTURES[0].save(tmp_path / "a.png")
     turns = [{"role": "user", "content": "How many?"}]
-    for column, message in {
-        "img": r"no column 'image' or 'images', and 'img' names images that nobody would look at; it has 'prompt'",
-        "images": "'images' holds one image a row, for which the column is 'image'",
-    }.items():
-        path = tmp_path / f"{column}.jsonl"
-        path.write_text(json.dumps({"prompt": turns, "solution": "7", column: "a.png"}))
-        with pytest.raises(DatasetError, match=message):
-            check_dataset(load_split(str(path), "train"), needs_solution=True)
-    held = load_split(str(tmp_path / "images.jsonl"), "train").rename_column("images", "figure")
-    with pytest.raises(DatasetError, match="'figure' holds images that nobody"):
-        check_dataset(held, needs_solution=False)
-    check_dataset(held.rename_column("figure", "image"), needs_solution=True)
+
+    def rows(**others):
+        path = tmp_path / "rows.jsonl"
+        path.write_text(json.dumps({"prompt": turns, "solution": "7", **others}))
+        return load_split(str(path), "train")
+
+    assert "text alone; 'img' names images: call it 'image'" in unread_images(rows(img="a.png"))
+    with pytest.raises(DatasetError, match="'images' holds one image a row, for which the column is 'image'"):
+        check_dataset(rows(images="a.png"), needs_solution=True)
+    held = rows(image="a.png").rename_column("image", "figure")
+    assert "'figure' holds images" in unread_images(held)
+    for seen in (rows(image="a.png"), rows(), rows(site="https://a.b/c.png"), rows(img=None), rows(note="see a.png.")):
+        assert unread_images(seen) is None
+        check_dataset(seen, needs_solution=True)
+    args = CEPOConfig(output_dir=str(tmp_path / "out"), per_device_train_batch_size=2, num_generations=2)
+    CEPOTrainer(policy_path(), half_right, args, held)
+    assert "so the policy sees text alone; 'figure' holds images" in caplog.text
 
 
 def test_places_for_images_that_are_not_there(tmp_path):

@@ -152,6 +152,8 @@ def test_an_unknown_method_says_what_there_is():
         MethodOptions(method="cepoo")
     with pytest.raises(ValueError, match=r"unknown method 'own\.mine'; did you mean own:mine\?; there are"):
         MethodOptions(method="own.mine")
+    with pytest.raises(ValueError, match=r"unknown method 'own\.py'; there are"):
+        MethodOptions(method="own.py")
     with pytest.raises(ValueError, match="cannot import 'no_such_module:method'"):
         MethodOptions(method="no_such_module:method")
     with pytest.raises(ValueError, match=r"no cepo\.methods\.Method but a function"):
@@ -300,7 +302,6 @@ def documented(tmp_path, monkeypatch):
         code = re.search(rf"```python\n(# {name}\.py\n.*?)```", (DOCS / "methods.md").read_text(), re.S)[1]
         (tmp_path / f"{name}.py").write_text(code)
         names.append(name)
-        return f"{name}:{name.removeprefix('my_')}_method"
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -311,7 +312,8 @@ def documented(tmp_path, monkeypatch):
 
 @pytest.fixture
 def own_method(documented):
-    return documented("my_method").replace(":method_method", ":only_more_method")
+    documented("my_method")
+    return "my_method:only_more_method"
 
 
 @pytest.mark.parametrize("method", ["cepo", "rlsd"])
@@ -347,9 +349,14 @@ def test_a_method_without_teachers_is_its_placement_alone(
     tmp_path, text_figures, text_model_path, documented, loss_inputs
 ):
     """No `solution` is needed, no conversation, and the loss is given what the placement says, not GRPO's."""
-    rows = text_figures.remove_columns("solution").map(lambda row: {"prompt": row["prompt"][-1]["content"]})
-    trainer = train(tmp_path, rows, text_model_path, half_right, method=documented("last_third"), max_steps=1)
-    (batch,) = loss_inputs
+    documented("last_third")
+    plain = text_figures.map(lambda row: {"prompt": row["prompt"][-1]["content"], "solution": None})
+    options = {"method": "last_third:last_third_method", "max_steps": 1, "log_completions": True}
+    train(tmp_path / "plain", plain, text_model_path, half_right, **options)
+    trainer = train(tmp_path, plain.remove_columns("solution"), text_model_path, half_right, **options)
+    batch, same = loss_inputs
+    assert torch.equal(batch["advantages"], same["advantages"])
+    assert not list(tmp_path.rglob("step-*.parquet"))  # what nobody could read again
     mask, placed = batch["completion_mask"].bool(), batch["advantages"]
     assert placed.shape == mask.shape
     for row, kept in zip(placed, mask, strict=True):
@@ -372,7 +379,11 @@ def asks(inputs, options, step):
     return options.nonesuch
 
 flat_method = Method(name="flat", summary="of a wrong shape", placement=flat)
+def bare(inputs, options, step):
+    return inputs.evidence
+
 asks_method = Method(name="asks", summary="for what is not there", placement=asks)
+bare_method = Method(name="bare", summary="no placement", placement=bare)
 """
 
 
@@ -390,15 +401,29 @@ def test_what_a_method_of_ones_own_raises_is_one_line_with_its_place(tmp_path, d
         error = capsys.readouterr().err
         assert re.search(rf"cepo: error: method broken:{name}_method: placement raised {said}; --traceback", error)
         assert "Traceback" not in error
+    assert cli.main(["train", "--method", "broken:bare_method", *arguments, reward]) == 2
+    assert "method bare: its placement returned a Tensor; Placement.of makes a Placement" in capsys.readouterr().err
+    (tmp_path / "unclosed.py").write_text("mine = (\n")
+    with pytest.raises(ValueError, match=r"it raised SyntaxError: .*\(unclosed\.py, line 1\)$"):
+        MethodOptions(method="unclosed:mine")
     (tmp_path / "halved.py").write_text("from cepo.methods import Method\n\nmine = Method(name='mine')\n")
     with pytest.raises(ValueError, match=r"cannot import 'halved:mine': it raised TypeError: .*\(halved\.py, line 3\)"):
         MethodOptions(method="halved:mine")
+
+
+def test_stages_that_would_never_run_are_refused():
+    with pytest.raises(ValueError, match="method both: evidence is of contexts or of labels"):
+        replace(METHODS["oracle"], name="both", contexts=METHODS["rlsd"].contexts)
+    with pytest.raises(ValueError, match="method idle: without contexts there are no log-probs"):
+        replace(METHODS["grpo"], name="idle", evidence=METHODS["cscr"].evidence)
 
 
 def test_a_placement_with_another_shape_is_refused_by_name():
     inputs = inputs_of([[0.1, 0.2]] * 3, [1.0, -1.0, 0.0])
     with pytest.raises(ValueError, match=r"advantages must have the shape \(3, 2\) of tokens, got \(3,\)"):
         Placement.of(inputs, inputs.advantages)
+    with pytest.raises(ValueError, match=r"at_bound must have the shape \(3, 2\) of tokens, got \(3, 1\)"):
+        Placement.of(inputs, inputs.evidence, inputs.mask[:, :1])
     with pytest.raises(ValueError, match=r"scale must have the shape \(3,\) of rollouts, got \(3, 2\)"):
         replace(Placement.of(inputs, inputs.evidence), scale=inputs.evidence)
 

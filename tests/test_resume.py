@@ -159,7 +159,10 @@ def test_a_signal_while_accuracy_is_measured_says_what_there_is(tmp_path, monkey
     assert run(out, max_steps=1) == 130
     assert asked[-1] == "greedy answers after training"
     assert (out / "model.safetensors").is_file()
-    assert f"The trained model is in {out}; `cepo evaluate --model_name_or_path {out}`" in capsys.readouterr().out
+    assert (out / "README.md").is_file()
+    assert f"before its accuracy was known; cepo evaluate measures it. The trained model is in {out}" in (
+        capsys.readouterr().out
+    )
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 

@@ -18,7 +18,7 @@ from trl import ModelConfig, get_peft_config
 from trl.cli.accelerate_config import resolve_accelerate_config_argument
 
 from ..data.checks import check_dataset, check_method, check_size
-from ..data.embedded import EMBEDDED
+from ..data.embedded import EMBEDDED, policy_of
 from ..data.formats import FORMATS
 from ..data.lengths import prompt_length
 from ..data.loading import LoadingError, load_processor, load_reward_funcs, looks_like_path, need_solutions
@@ -326,7 +326,7 @@ def _memory(
         lengths = Lengths(lengths.prompt, 0, lengths.completion)
     other = None
     if args.teacher_model_name_or_path is not None:
-        other = Skeleton.of(find_config(args.teacher_model_name_or_path)[0], dtype)
+        other = Skeleton.of(find_config(policy_of(args.teacher_model_name_or_path))[0], dtype)
     memory = memory_of(
         skeleton,
         args,

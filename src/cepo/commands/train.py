@@ -2,8 +2,10 @@
 
 import json
 import math
+import shlex
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -14,13 +16,13 @@ from transformers.trainer_callback import PrinterCallback
 from trl import get_peft_config, get_quantization_config
 
 from ..compare.jobs import stopped_by_signals
-from ..data.checks import has_solutions
 from ..data.embedded import EMBEDDED
 from ..data.evaluation import Accuracy
 from ..data.files import write_whole
 from ..data.guarded import RewardError
 from ..data.loading import holds_adapters, load_adapters, model_errors_named, require_chat_template
 from ..data.saved import FOLDER
+from ..methods.faults import MethodError
 from ..tasks.figures import NAME as FIGURES
 from ..trainer.arguments import Sources, TrainArguments, check_sources, config_of, option_names, parse
 from ..trainer.cepo_trainer import CEPOTrainer
@@ -124,7 +126,7 @@ def _train(
         return interrupt.status
     except Exception as error:
         interrupt.restore()
-        if not isinstance(error, RewardError) and (problem := disk_problem(error)) is not None:
+        if not isinstance(error, (RewardError, MethodError)) and (problem := disk_problem(error)) is not None:
             last = last_whole_checkpoint(Path(args.output_dir))
             goes_on = f"Go on with: --resume_from_checkpoint {last}" if last else "No checkpoint is whole."
             console.print(f"Stopped: {problem}. {goes_on}", highlight=False, markup=False)
@@ -142,21 +144,23 @@ def _train(
 
     trainer.save_model(args.output_dir, _internal_call=True)  # which pushes nothing: accuracy is not known yet
     trainer.save_state()
-    try:
-        with stopped_by_signals():
+    # Several processes measure together: none may leave the others alone.
+    with stopped_by_signals() if trainer.accelerator.num_processes == 1 else nullcontext():
+        try:
             after = measure("after training")
-    except KeyboardInterrupt:
-        console.print(
-            f"Stopped before its accuracy was known. The trained model is in {args.output_dir}; `cepo evaluate "
-            f"--model_name_or_path {args.output_dir}` measures it.",
-            highlight=False,
-            markup=False,
-        )
-        return INTERRUPTED
+        except KeyboardInterrupt:
+            console.print(
+                f"Stopped before its accuracy was known; cepo evaluate measures it. The trained model is in "
+                f"{args.output_dir}",
+                highlight=False,
+                markup=False,
+                soft_wrap=True,
+            )
+            trainer.create_model_card(_model_name(args))
+            return INTERRUPTED
     if trainer.accelerator.is_main_process:
         _write_summary(trainer, before, curve.points, after, time.monotonic() - started, console)
-        if has_solutions(sources.train_dataset):
-            _print_next(script_args, Path(args.output_dir), console)
+        _print_next(script_args, Path(args.output_dir), console)
     trainer.create_model_card(_model_name(args))
     if args.push_to_hub:
         trainer.push_to_hub(commit_message="Model save", revision=args.hub_revision)
@@ -261,13 +265,15 @@ def _write_summary(
 
 def _print_next(script_args: TrainArguments, folder: Path, console: Console) -> None:
     """The command that shows the run's credit, of the rollouts that it saved or of new ones."""
-    name, config = script_args.dataset_name, script_args.dataset_config
     if any((folder / FOLDER).glob("step-*.parquet")):
-        rest = f"--from {folder}"
-    else:
-        rest = f"--model_name_or_path {folder}" + (f" --dataset_config {config}" if config else "")
-        rest += "" if name == FIGURES else f" --dataset_name {name}"
-    console.print(f"Which tokens get the credit: cepo explain {rest}", highlight=False, markup=False, soft_wrap=True)
+        rest = ["--from", str(folder)]
+    elif script_args.dataset_name == FIGURES:
+        config = script_args.dataset_config
+        rest = ["--model_name_or_path", str(folder), *(["--dataset_config", config] if config else [])]
+    else:  # it would take all the options that tell how the data are read
+        return
+    command = shlex.join(["cepo", "explain", *rest])
+    console.print(f"Which tokens get the credit: {command}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _finite(value: Any) -> Any:

@@ -15,6 +15,7 @@ from .images import check_header, check_parts, image_columns, undecoded
 
 # How many rows of a stream are looked at; rows further on are checked when they arrive.
 _STREAM_ROWS = 8
+_WORDS = frozenset({"prompt", "solution"})
 _IMAGE_FILES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 # Arguments of reward functions beside the columns, and of those that are methods.
 _TAKEN = frozenset({"prompts", "completions", "trainer_state", "log_extra", "log_metric", "environments", "self"})
@@ -129,8 +130,6 @@ def _check_text(dataset: Dataset, name: str) -> None:
 def _check_images(dataset: Dataset, name: str) -> None:
     """Images that are not there, or that no one should decode; both would show in the middle of training."""
     found = image_columns(dataset)
-    if not {"image", "images"} & set(dataset.column_names):
-        _refuse_unread_images(dataset, list(found), name)
     for column, several in found.items():
         if column not in ("image", "images"):
             continue
@@ -151,18 +150,27 @@ def _check_images(dataset: Dataset, name: str) -> None:
                     check_header(image, f"row {number} of {name}: '{column}'")
 
 
-def _refuse_unread_images(dataset: Dataset, images: list[str], name: str) -> None:
-    """A set whose images nobody would look at, for the name of their column."""
-    texts = [c for c, feature in dataset.features.items() if getattr(feature, "dtype", None) == "string"]
-    firsts: dict[str, Any] = next(iter(dataset.select_columns(texts)), {}) if texts else {}
-    named = [column for column, text in firsts.items() if Path(text or "").suffix.lower() in _IMAGE_FILES]
-    if images or named:
-        column = (images or named)[0]
-        raise DatasetError(
-            f"{name} has no column 'image' or 'images', and '{column}' {'holds images' if images else 'names images'} "
-            f"that nobody would look at; it has {_listed(dataset.column_names)}. Rename it to 'image' ('images' if it "
-            "holds lists), or leave it out."
-        )
+def unread_images(dataset: Any) -> str | None:
+    """What to say of a data set whose images a vision model does not see, for the name of their column."""
+    columns = dataset.column_names if isinstance(dataset, Dataset) else []
+    if not columns or {"image", "images"} & set(columns):
+        return None
+    held = next(iter(image_columns(dataset)), None)
+    texts = [c for c, f in dataset.features.items() if type(f) is Value and "string" in f.dtype and c not in _WORDS]
+    rows = list(islice(dataset.select_columns(texts), _STREAM_ROWS)) if texts else []
+    named = next((column for column in texts if _name_images([row[column] for row in rows])), None)
+    column = held or named
+    if column is None:
+        return None
+    return (
+        f"The data set has no column 'image' or 'images', so the policy sees text alone; '{column}' "
+        f"{'holds' if held else 'names'} images: call it 'image' ('images' if it holds lists) to have them seen."
+    )
+
+
+def _name_images(texts: list[str | None]) -> bool:
+    known = [text for text in texts if text]
+    return bool(known) and all("://" not in text and Path(text).suffix.lower() in _IMAGE_FILES for text in known)
 
 
 def _listed(columns: list[str]) -> str:
@@ -182,8 +190,11 @@ def check_method(dataset: Any, options: MethodOptions) -> None:
 
 
 def has_solutions(dataset: Any) -> bool:
-    """Whether every row has a solution. Of a stream nobody knows."""
+    """Whether every row has a solution, and no prompt is plain text, so that credit can be shown. Of a stream nobody
+    knows."""
     if not isinstance(dataset, Dataset) or "solution" not in dataset.column_names:
+        return False
+    if isinstance(dataset.features.get("prompt"), Value):
         return False
     return all(isinstance(solution, str) and solution.strip() for solution in dataset["solution"])
 

@@ -85,12 +85,13 @@ def read_dataset(
         DatasetError: Naming the column, the row and the fix; for a stream as its rows arrive.
     """
     if columns is None and not drop_incomplete:
-        return _with_text_solutions(dataset)
+        return _with_text_solutions(dataset, name, notes)
     dataset = with_features(dataset)
     present = dataset.column_names
     if columns is None:
         images = tuple(column for column in ("image", "images") if column in present)
-        return _with_text_solutions(_without_incomplete(dataset, Columns(images=images), name, notes))
+        whole = _without_incomplete(dataset, Columns(images=images), name, notes)
+        return _with_text_solutions(whole, name, notes)
     columns.check(present, name)
     if drop_incomplete:
         dataset = _without_incomplete(dataset, columns, name, notes)
@@ -128,18 +129,24 @@ def _without_incomplete(dataset: Any, columns: Columns, name: str, notes: list[s
     return whole
 
 
-def _with_text_solutions(dataset: Any) -> Any:
-    """Solutions that are numbers, or numbers and texts, as people write them."""
-    feature = (dataset.features or {}).get("solution")
-    if not isinstance(feature, Json) and not str(getattr(feature, "dtype", "")).startswith(("int", "uint", "float")):
+def _with_text_solutions(dataset: Any, name: str, notes: list[str] | None) -> Any:
+    """Solutions that are numbers, or numbers and texts, as people write them; of a stream they stay as they are."""
+    if not isinstance(dataset, Dataset):  # its images would be decoded before anyone has looked at them
         return dataset
-    features = Features({**dataset.features, "solution": Value("string")})
-
-    def read(row: dict[str, Any]) -> dict[str, Any]:
-        solution = row["solution"]
-        return {"solution": None if solution is None or solution != solution else _text(solution)}
-
-    return map_rows(dataset, read, features)
+    feature = dataset.features.get("solution")
+    if isinstance(feature, Json):
+        known = [solution for solution in dataset["solution"] if solution is not None]
+        numbers = all(isinstance(value, (int, float, str)) and not isinstance(value, bool) for value in known)
+    else:
+        numbers = type(feature) is Value and feature.dtype.startswith(("int", "uint", "float"))
+    if not numbers:
+        return dataset
+    if notes is not None:
+        notes.append(f"{name}: solutions that are numbers are read as text")
+    texts = [None if value is None or value != value else _text(value) for value in dataset["solution"]]
+    place = dataset.column_names.index("solution")
+    changed = dataset.remove_columns("solution").add_column("solution", texts, feature=Value("string"))
+    return changed.select_columns([*dataset.column_names[:place], "solution", *dataset.column_names[place + 1 :]])
 
 
 def _prompt_feature(columns: Columns, features: Any) -> Any:

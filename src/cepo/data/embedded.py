@@ -35,4 +35,5 @@ def register_dataset(dataset: EmbeddedDataset) -> None:
 
 def policy_of(name: str) -> str:
     """The folder of the policy that comes with a task, where a model is called by the task's name; else the name."""
-    return EMBEDDED[name].policy() if name in EMBEDDED and not Path(name).exists() else name
+    model = any((Path(name) / file).is_file() for file in ("config.json", "adapter_config.json"))
+    return EMBEDDED[name].policy() if name in EMBEDDED and not model else name

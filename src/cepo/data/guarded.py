@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from ..methods.faults import plain, raised
+from ..methods.faults import file_of, plain, raised
 
 _LARGEST = torch.finfo(torch.float32).max  # rewards are float32 in TRL
 
@@ -131,7 +131,7 @@ def _named(name: str, function: Callable[..., Any]) -> Iterator[None]:
 
 
 def _failure(name: str, function: Callable[..., Any], error: Exception) -> RewardError:
-    said, entered = raised(function, error, __file__)
+    said, entered = raised(error, file_of(function), __file__)
     text = f"the reward function {name!r} {said}"
     if isinstance(error, TypeError) and not entered:
         if "required" in str(error):

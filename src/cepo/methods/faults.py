@@ -7,17 +7,19 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 
 class MethodError(ValueError):
     """A stage of a method that is not ours failed; the message names the method, the stage, and the line."""
 
 
-def raised(function: Callable[..., Any] | None, error: Exception, beside: str) -> tuple[str, bool]:
-    """Words such as: raised KeyError: 'x' (file.py, line 3); and whether the function was entered at all.
+def raised(error: Exception, file: str | None, beside: str) -> tuple[str, bool]:
+    """Words such as: raised KeyError: 'x' (file.py, line 3); and whether the user's code was entered at all.
 
     Args:
-        function: The user's; None: a file of theirs, whose last line is named.
         error: What came out of it.
+        file: The user's, whose last line is named; where it has no part, the last line of all.
         beside: The file that called it, whose own lines tell nothing.
     """
     said = str(error).strip().splitlines()
@@ -25,9 +27,16 @@ def raised(function: Callable[..., Any] | None, error: Exception, beside: str) -
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename not in (beside, __file__)]
     if not frames:
         return text, False
-    own = getattr(inspect.unwrap(plain(function)), "__code__", None) if function else None
-    frame = next((f for f in reversed(frames) if own and f.filename == own.co_filename), frames[-1])
+    if isinstance(error, SyntaxError):  # which says its place itself
+        return text, True
+    frame = next((frame for frame in reversed(frames) if frame.filename == file), frames[-1])
     return f"{text} ({Path(frame.filename).name}, line {frame.lineno})", True
+
+
+def file_of(function: Callable[..., Any]) -> str | None:
+    """Where a function is written, if that is known."""
+    code = getattr(inspect.unwrap(plain(function)), "__code__", None)
+    return code and code.co_filename
 
 
 def plain(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -46,12 +55,12 @@ def guarded_stage(stage: Callable[..., Any], called: str) -> Callable[..., Any]:
     """
 
     @functools.wraps(stage, updated=())
-    def run(*args: Any) -> Any:
+    def run(*args: Any, **kwargs: Any) -> Any:
         try:
-            return stage(*args)
-        except MethodError:
+            return stage(*args, **kwargs)
+        except (MethodError, torch.OutOfMemoryError):  # the second one has a meaning of its own for others
             raise
         except Exception as error:
-            raise MethodError(f"{called} {raised(stage, error, __file__)[0]}") from error
+            raise MethodError(f"{called} {raised(error, file_of(stage), __file__)[0]}") from error
 
     return run

@@ -21,6 +21,7 @@ from ..references.answers import reference_answer
 from ..references.choosing import choose_references
 from ..references.contents import Part, with_contents
 from ..references.groups import Attempt, References
+from .faults import MethodError
 from .placement import Place, Placement, PlacementInputs, negative_weights, uniform
 from .shared_options import SharedOptions
 
@@ -194,7 +195,7 @@ class Facts:
     passes: str = ""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Method:
     """How one method places credit.
 
@@ -245,6 +246,12 @@ class Method:
     presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     variants: Sequence[Mapping[str, Any]] = ({},)
 
+    def __post_init__(self):
+        if self.contexts is not None and self.labels is not None:
+            raise ValueError(f"method {self.name}: evidence is of contexts or of labels; leave one of them out")
+        if self.contexts is None and self.evidence is not contrast:
+            raise ValueError(f"method {self.name}: without contexts there are no log-probs for its evidence stage")
+
     @property
     def needs_teachers(self) -> bool:
         return self.contexts is not None
@@ -262,6 +269,9 @@ class Method:
     def place(self, inputs: PlacementInputs, options: SharedOptions, step: int) -> Placement:
         """Token advantages at an optimiser step, `negative_advantage_weight` included."""
         placed = self.placement(inputs, options, step)
+        if not isinstance(placed, Placement):
+            kind = type(placed).__name__
+            raise MethodError(f"method {self.name}: its placement returned a {kind}; Placement.of makes a Placement")
         if options.blame == 1:
             return placed
         return placed.weighted(negative_weights(placed.rollout_advantages, options.blame))

@@ -98,10 +98,11 @@ class Placement:
             advantages: (B, T) A_t; those outside of the mask count as 0.
             at_bound: (B, T) bool, the tokens that a bound has stopped; None: none.
         """
-        bound = torch.zeros_like(inputs.mask) if at_bound is None else at_bound & inputs.mask
-        # A (B,) advantage is told by its shape, rather than spread over tokens by chance.
-        placed = advantages.masked_fill(~inputs.mask, 0.0) if advantages.shape == inputs.mask.shape else advantages
-        return cls(placed, inputs.advantages, inputs.advantages.abs(), bound, inputs.mask)
+        bound = torch.zeros_like(inputs.mask) if at_bound is None else at_bound
+        # Shapes are looked at before anything is spread over tokens by chance.
+        placed = cls(advantages, inputs.advantages, inputs.advantages.abs(), bound, inputs.mask)
+        kept = advantages.masked_fill(~inputs.mask, 0.0)
+        return replace(placed, advantages=kept, at_bound=bound & inputs.mask)
 
     @property
     def shift(self) -> Tensor:

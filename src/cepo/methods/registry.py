@@ -2,10 +2,12 @@
 
 import os
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from difflib import get_close_matches
 from functools import cache
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 from .faults import guarded_stage, raised
@@ -55,14 +57,21 @@ def find_method(name: str) -> Method:
     if name in METHODS:
         return METHODS[name]
     if ":" not in name:
-        module, _, attribute = name.rpartition(".")
-        close = [f"{module}:{attribute}"] if module else get_close_matches(name, METHODS, n=1, cutoff=0.88)
+        module, _, attribute = name.removesuffix(".py").rpartition(".")
+        spelt = module and attribute and "/" not in name
+        close = [f"{module}:{attribute}"] if spelt else get_close_matches(name, METHODS, n=1, cutoff=0.88)
         meant = f"; did you mean {close[0]}?" if close else ""
         raise ValueError(
             f"unknown method {name!r}{meant}; there are {', '.join(METHODS)}, and your own by its import path, "
             "package.module:name"
         )
     return _imported(name)
+
+
+def _file_of(module: str) -> str | None:
+    with suppress(Exception):  # a package around it may be what failed
+        return getattr(find_spec(module), "origin", None)
+    return None
 
 
 @cache
@@ -75,7 +84,8 @@ def _imported(path: str) -> Method:
     except (ImportError, AttributeError) as error:
         raise ValueError(f"method: cannot import {path!r}: {error}") from error
     except Exception as error:
-        raise ValueError(f"method: cannot import {path!r}: it {raised(None, error, __file__)[0]}") from error
+        said, _ = raised(error, _file_of(module), __file__)
+        raise ValueError(f"method: cannot import {path!r}: it {said}") from error
     if not isinstance(found, Method):
         raise ValueError(f"method: {path!r} is no cepo.methods.Method but a {type(found).__name__}")
     stages = {name: getattr(found, name) for name in _STAGES}

@@ -155,7 +155,8 @@ class SharedOptions:
     @property
     def blame(self) -> float:
         """The factor of rollouts with A < 0: `negative_advantage_weight`, resolved."""
-        return 1.0 if self.negative_advantage_weight is None else self.negative_advantage_weight
+        assert self.negative_advantage_weight is not None  # `MethodOptions` has put in what the method says
+        return self.negative_advantage_weight
 
     def hint_content(self) -> HintContent:
         """What hints carry; what is not read is the answer."""

@@ -5,7 +5,7 @@ Dimensions: N rollouts of all groups together, C contexts, T completion tokens.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from random import Random
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
+from ..methods.faults import MethodError
 from ..methods.method import OTHER_MODEL, STUDENT, Context, Evidence, KnownGroup, Labels, Tools
 from ..methods.options import MethodOptions
 from ..methods.placement import Placement, PlacementInputs
@@ -232,27 +233,37 @@ class Pipeline:
     ) -> Evidence:
         """What a method makes of what was read for it."""
         method = options.chosen
-        if method.needs_teachers or not method.places:
-            return method.evidence(read.logps, read.present)
-        values = torch.zeros(completions.completion_ids.shape, dtype=torch.float32)
         if method.labels is not None:
-            self._label(values, options, method.labels, groups, prompts)
-        values = values.to(completions.completion_ids.device)
-        nothing = torch.zeros_like(values, dtype=torch.bool)
-        return Evidence(values, nothing, torch.ones_like(nothing[:, 0]))
+            return self._labelled(options, method.labels, groups, prompts, completions)
+        if method.places and not method.needs_teachers:
+            return no_evidence(completions.completion_ids)
+        return method.evidence(read.logps, read.present)
 
-    def _label(
-        self, values: Tensor, options: MethodOptions, labels: Labels, groups: Sequence[Group], prompts: Sequence[Prompt]
-    ) -> None:
-        """Put evidence by what is known of the tokens into (N, T) values."""
+    def _labelled(
+        self,
+        options: MethodOptions,
+        labels: Labels,
+        groups: Sequence[Group],
+        prompts: Sequence[Prompt],
+        completions: Completions,
+    ) -> Evidence:
+        """Evidence by what is known of the tokens."""
+        values = torch.zeros(completions.completion_ids.shape, dtype=torch.float32)
         row = 0
         for group, prompt in zip(groups, prompts, strict=True):
             texts = [token_texts(self.encoder.processing_class, rollout.ids) for rollout in group.rollouts]
             advantages = [rollout.advantage for rollout in group.rollouts]
             known = KnownGroup(group.row, texts, group.attempts, advantages, text_length(prompt))
             for place, found in enumerate(labels(known, options)):
+                if len(found) > len(texts[place]):
+                    raise MethodError(
+                        f"method {options.method}: labels gave {len(found)} numbers for a rollout of "
+                        f"{len(texts[place])} tokens"
+                    )
                 values[row + place, : len(found)] = torch.tensor(found, dtype=torch.float32)
             row += len(group.rollouts)
+        unread = no_evidence(completions.completion_ids)
+        return replace(unread, values=values.to(unread.values))
 
     def _cut(self, text: str, part: Part, tokens: int) -> str:
         return cut_text(self.encoder.processing_class, text, part, tokens)
@@ -269,6 +280,12 @@ def _select(logps: Tensor, plan: Plan, places: list[dict[Context, int]]) -> Read
     )
     picked = logps.gather(0, source.unsqueeze(-1).expand(-1, -1, logps.shape[-1]))
     return Read(plan, picked, present.to(logps.device), own.to(logps.device))
+
+
+def no_evidence(completion_ids: Tensor) -> Evidence:
+    """For a method that asks nothing of the (N, T) tokens: 0, and every rollout counts as scored."""
+    nothing = torch.zeros_like(completion_ids, dtype=torch.bool)
+    return Evidence(nothing.float(), nothing, torch.ones_like(nothing[:, 0]))
 
 
 def advantages_of(groups: Sequence[Group]) -> Tensor:

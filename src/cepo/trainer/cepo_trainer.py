@@ -5,6 +5,7 @@ texts and rewards (and gathers the rewards of groups that span processes); `_gen
 batch, to which the evidence is added; `_compute_loss` is given (B, T) token advantages, which TRL's losses accept.
 """
 
+import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -17,13 +18,13 @@ from datasets import Dataset
 from torch import Tensor
 from trl.models.utils import _ForwardRedirection
 
-from ..data.checks import check_dataset, check_method, check_size, check_solution, has_solutions
+from ..data.checks import check_dataset, check_method, check_size, check_solution, has_solutions, unread_images
 from ..data.loading import freeze_vision_tower, require_chat_template
 from ..data.saved import rows_of, save_rows
 from ..distillation.losses import student_divergence, teacher_states
 from ..references.answers import final_answer, text_of_completion
 from ..references.groups import Fallback, Messages
-from ..scoring.pipeline import verdicts_of
+from ..scoring.pipeline import no_evidence, verdicts_of
 from ..scoring.prompts import PromptEncoder, tokenizer_of
 from ..scoring.requests import Prompt
 from ..scoring.score import Completions
@@ -47,6 +48,8 @@ from .shared_update import SharedPromptTrainer
 from .teachers import FollowPolicy, Teachers
 from .token_advantages import TokenAdvantageTrainer
 from .visible_log import VisibleTrainer
+
+_logger = logging.getLogger(__name__)
 
 
 class CEPOTrainer(
@@ -102,8 +105,10 @@ class CEPOTrainer(
         self.method = args.chosen
         # Answers are compared with solutions for the method, or for people who want to see credit.
         needs_solution = self.method.needs_solution or args.credit_samples_every > 0
-        saved = args.log_completions and has_solutions(train_dataset)
-        self._collects = needs_solution or self.method.places or saved
+        self._needs_solution = needs_solution
+        # Whether rollouts are saved: those that `cepo explain --from` can read again.
+        self._saves = args.log_completions and (needs_solution or has_solutions(train_dataset))
+        self._collects = needs_solution or self.method.places or self._saves
         if train_dataset is not None:
             owns_prompts = kwargs.get("environment_factory") is not None  # then the prompts come from the environment
             check_dataset(
@@ -128,6 +133,8 @@ class CEPOTrainer(
                 "processing_class pads on the right, so images would be looked for in the wrong places; load it with "
                 "padding_side='left'"
             )
+        if self._is_vlm and self.accelerator.is_main_process and (unseen := unread_images(train_dataset)):
+            _logger.warning(unseen)
         self._correctness_index = self._find_reward("correctness_reward") or 0
         self._first_error_index = self._find_first_error_reward()
         self._skips = self._decide_skipping()
@@ -143,9 +150,8 @@ class CEPOTrainer(
         self._teachers = Teachers(self, args, self._processes)
         self.add_callback(FollowPolicy(self._teachers))
         self.add_callback(LastingTrouble())
-        if needs_solution or self.method.places:
-            template = self._template_options() if needs_solution else {}  # without teachers nothing is read again
-            self._encoder = PromptEncoder(self.processing_class, self._is_vlm, template)
+        if needs_solution:
+            self._encoder = PromptEncoder(self.processing_class, self._is_vlm, self._template_options())
 
     # Construction -----------------------------------------------------------------------------------------------------
 
@@ -203,8 +209,8 @@ class CEPOTrainer(
         if self.model.training and self._collects:
             solutions = [
                 check_solution(row, f"a row of the training set (prompt {row['prompt']!r})", self.args.answer_extractor)
-                if "solution" in row or self.method.needs_solution
-                else ""
+                if self._needs_solution
+                else str(row.get("solution") or "")
                 for row in inputs
             ]
             self._batch = self._collect(inputs, prompts, completions, solutions, rewards_per_func)
@@ -305,6 +311,9 @@ class CEPOTrainer(
         advantages, mask = batch["advantages"], trained_tokens(batch)
         groups, rows = self._batch.groups(batch)
         verdicts = verdicts_of(groups).to(advantages)
+        if not self.method.needs_solution:  # nothing is known of the tokens, and nobody reads them
+            self._take_evidence(batch, no_evidence(batch["completion_ids"]), verdicts)
+            return 0.0
         wanted = (self.method.wanted(advantages, verdicts, self.args) & mask.any(dim=1)).tolist()
         owners = [index for index, group in enumerate(groups) for _ in group.rollouts]
         prompts, completions = self._prompts(batch, rows), Completions(batch["completion_ids"], mask, owners)
@@ -398,7 +407,7 @@ class CEPOTrainer(
 
     def _keep_samples(self, batch: dict[str, Any]) -> None:
         """Save the rollouts, and draw the page of their credit, where the options ask for it."""
-        step, every, saves = self.state.global_step, self.args.credit_samples_every, self.args.log_completions
+        step, every, saves = self.state.global_step, self.args.credit_samples_every, self._saves
         draws = every > 0 and step % every == 0
         if self._batch is None or step == self._kept_step or not (draws or saves):
             return
