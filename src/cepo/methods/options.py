@@ -76,11 +76,11 @@ class MethodOptions(SharedOptions):
             for name in ("method", "answer_extractor", *DEFAULTED)
             if (value := getattr(self, name)) is not None
         }
-        unread = [name for name in SELECTIVE if name not in method.options and getattr(self, name) is not None]
+        unread = [name for name in SELECTIVE if not reads(method, name) and getattr(self, name) is not None]
         if unread:
             raise ValueError(f"method={self.method!r} does not read {', '.join(unread)}; leave it out")
         for name in DEFAULTED:
-            if getattr(self, name) is None and (name in method.options or name not in SELECTIVE):
+            if getattr(self, name) is None and reads(method, name):
                 setattr(self, name, default_of(method, name))
         self._check()
 
@@ -165,6 +165,11 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
+def reads(method: Method, name: str) -> bool:
+    """Whether a method reads an option; those that are not selective are every method's, or not a method's at all."""
+    return name not in SELECTIVE or name in method.options
+
+
 def default_of(method: Method, name: str) -> Any:
     """The value of an option that a method reads, where the user gives none; None: there is none."""
     return method.defaults.get(name, DEFAULTS.get(name))
@@ -172,7 +177,7 @@ def default_of(method: Method, name: str) -> Any:
 
 def default_text(name: str) -> str:
     """Where a default comes from, in words: the common one, and each method's that has another."""
-    readers = [method for method in METHODS.values() if name not in SELECTIVE or name in method.options]
+    readers = [method for method in METHODS.values() if reads(method, name)]
     values: dict[str, list[str]] = {}
     for method in readers:
         values.setdefault(_shown(default_of(method, name)), []).append(method.name)
@@ -248,5 +253,5 @@ def preset_options(name: str, method: str | None = None) -> dict[str, Any]:
 
 def readable(values: Mapping[str, Any], method: str) -> dict[str, Any]:
     """Those of the options that a method reads, or that are not a method's."""
-    reads = find_method(method).options
-    return {name: value for name, value in values.items() if name not in SELECTIVE or name in reads}
+    chosen = find_method(method)
+    return {name: value for name, value in values.items() if reads(chosen, name)}
