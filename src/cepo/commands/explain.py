@@ -12,6 +12,7 @@ from datasets import IterableDataset
 from rich.console import Console
 
 from ..data.checks import check_dataset
+from ..data.embedded import holds_model
 from ..data.files import write_whole
 from ..data.images import broken_images_named
 from ..data.loading import load_policy, load_reward_funcs, load_split, load_teacher_model
@@ -202,7 +203,7 @@ def _model_of(run: Path, step: int) -> str:
     checkpoints = {int(m[1]): path for path in run.iterdir() if (m := _CHECKPOINT.fullmatch(path.name))}
     if step in checkpoints:
         return str(checkpoints[step])
-    if (run / "config.json").is_file() or (run / "adapter_config.json").is_file():
+    if holds_model(run):
         return str(run)
     if checkpoints:
         return str(checkpoints[max(checkpoints)])

@@ -33,7 +33,11 @@ def register_dataset(dataset: EmbeddedDataset) -> None:
     EMBEDDED[dataset.name] = dataset
 
 
+def holds_model(path: str | Path) -> bool:
+    """Whether a folder holds a model, or PEFT adapters of one."""
+    return any((Path(path) / file).is_file() for file in ("config.json", "adapter_config.json"))
+
+
 def policy_of(name: str) -> str:
     """The folder of the policy that comes with a task, where a model is called by the task's name; else the name."""
-    model = any((Path(name) / file).is_file() for file in ("config.json", "adapter_config.json"))
-    return EMBEDDED[name].policy() if name in EMBEDDED and not model else name
+    return EMBEDDED[name].policy() if name in EMBEDDED and not holds_model(name) else name

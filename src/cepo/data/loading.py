@@ -29,7 +29,7 @@ from torch import nn
 from ..references.importing import imported
 from ..scoring.prompts import tokenizer_of
 from .columns import map_rows, read_dataset, with_features
-from .embedded import EMBEDDED, policy_of
+from .embedded import EMBEDDED, holds_model, policy_of
 from .formats import FORMATS, DatasetOptions
 from .images import ImageFolder, check_places, checked_stream
 from .json_depth import check_depth, check_depths
@@ -56,7 +56,7 @@ def resolve_model(name: str, option: str = "model_name_or_path") -> str:
     name = policy_of(name)
     path = Path(name).expanduser()
     if path.exists():
-        if not (path / "config.json").is_file() and not (path / "adapter_config.json").is_file():
+        if not holds_model(path):
             raise LoadingError(f"{option}: {name} holds no model (neither config.json nor adapter_config.json)")
         return str(path)
     if looks_like_path(name):
