@@ -144,6 +144,7 @@ BAD_CONFIGS = [
     ("arms: {a: {method: grpo}}\ntune_seeds: 0", "tune_seeds must be a number from 1 on, not 0"),
     ("arms: {a: {method: grpo}}\nagainst: [b]", "against: there is no arm 'b', only a"),
     ("arms: {a: {method: grpo}}\nagainst: a", "against must be a list of arms, not 'a'"),
+    ("arms: {a: {method: grpo}}\nbase: {dry_run: true}", "arm a: dry_run is for all arms at once"),
 ]
 
 
@@ -176,6 +177,20 @@ def test_arms_flags_and_what_a_method_implies(tmp_path, capsys, monkeypatch):
     assert result["differences"]["method"] == {"1": "sdpo", "grpo": "grpo", "cepo": "cepo"}
     assert "- teacher_ema_decay: 0.95: 1;" in (tmp_path / "out" / "compare.md").read_text()
     assert any(note.startswith("Rollouts without advantage are left out") for note in result["notes"])
+
+
+def test_a_dry_run_says_what_would_be_run_and_writes_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(compare, "run_all", lambda *_: pytest.fail("a run was started"))
+    monkeypatch.chdir(tmp_path)
+    arguments = ["compare", "--methods", "grpo,cepo", "--seeds", "4", "--dry_run"]
+    assert cli.main(arguments) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "- method: 'grpo': grpo; 'cepo': cepo" in said
+    assert "8 runs would be made in comparison. Nothing was started" in said
+    assert cli.main([*arguments, "--tune_learning_rate", "1e-4,2e-4,3e-4", "--tune_beyond", "1"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "12 runs to choose learning rates, more for an arm whose best is an outermost one, and 8 runs" in said
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_arms_preset_goes_over_the_base_and_its_own_options_over_both(tmp_path, monkeypatch):

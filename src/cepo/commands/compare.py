@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from rich.console import Console
+from transformers.hf_argparser import string_to_bool
 
 from ..compare.arms import (
     CONFIG_KEYS,
@@ -91,6 +92,14 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("the run").add_argument
     add("--jobs", type=positive, default=None, help="runs at a time (none: one for each core, as memory allows)")
     add("--output_dir", type=Path, default=Path("comparison"), help="a second call with it goes on there")
+    add(
+        "--dry_run",
+        type=string_to_bool,
+        nargs="?",
+        const=True,
+        default=False,
+        help="check all arms and say what would be run; nothing is written",
+    )
     return parser
 
 
@@ -146,6 +155,8 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
     for note in notes:
         print(f"cepo: {one_line(note)}", file=sys.stderr)
     plan = Plan(options.output_dir, base, arms, first_seed, tuning, options.jobs, differences, notes, against)
+    if options.dry_run:
+        return lambda console: _say(plan, console)
     plan.folder.mkdir(parents=True, exist_ok=True)
 
     def compare(console: Console) -> int:
@@ -160,6 +171,22 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
             return INTERRUPTED
 
     return compare
+
+
+def _say(plan: Plan, console: Console) -> int:
+    """What would be run."""
+    _print_differences(plan, console)
+    reported = sum(arm.seeds for arm in plan.arms)
+    trials = len(plan.arms) * len(plan.tuning.rates) * plan.tuning.seeds
+    more = ", more for an arm whose best is an outermost one," if plan.tuning.beyond else ""
+    tuning = f"{trials} runs to choose learning rates{more} and " if trials else ""
+    console.print(
+        f"{tuning}{reported} runs would be made in {plan.folder}. Nothing was started: this is a dry run. What one run "
+        "takes says cepo train --dry_run.",
+        highlight=False,
+        markup=False,
+    )
+    return 0
 
 
 def _compare(plan: Plan, lock: TextIO, console: Console) -> int:

@@ -208,6 +208,8 @@ def check_arms(arms: list[Arm]) -> tuple[Differences, list[str]]:
         for own in ("seed", "output_dir"):
             if own in arm.options:
                 raise ValueError(f"arm {arm.name}: {own} is chosen for each run; leave it out")
+        if "dry_run" in arm.options:
+            raise ValueError(f"arm {arm.name}: dry_run is for all arms at once; give cepo compare --dry_run")
         with _named(arm.name):
             parsed[arm.name] = parse(command_line({**arm.options, "output_dir": "unused"}))
     seen = []
