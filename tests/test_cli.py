@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from cepo import cli, policy_path
+from cepo.data import evaluation
 from cepo.methods import METHODS
 from cepo.trainer.arguments import parse
 
@@ -179,6 +180,21 @@ def test_accuracy_of_adapters_is_measured(tmp_path):
     assert summary["before"]["sampled"]["entropy"]["nats"] > 0
 
 
+def test_so_many_held_out_answers_are_sampled_at_a_time(tmp_path, monkeypatch):
+    seen = []
+
+    def sample(policy, processing_class, conversations, *rest, **options):
+        seen.append(len(conversations))
+        return real(policy, processing_class, conversations, *rest, **options)
+
+    real = evaluation.sample
+    monkeypatch.setattr(evaluation, "sample", sample)
+    small = ["--max_steps=1", "--per_device_train_batch_size=8", "--figures_problems=16", "--eval_problems=4"]
+    small += ["--max_completion_length=8", "--eval_samples=2", "--eval_sampled_problems=3", "--eval_batch_size=3"]
+    assert cli.main(["train", *small, "--report_to=none", "--output_dir", str(tmp_path)]) == 0
+    assert seen == [3, 1, 3, 3] * 2  # greedy, sampled; before, after; per_device_eval_batch_size is 8 there
+
+
 def write_rows(path, rows):
     path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
     return str(path)
@@ -246,6 +262,8 @@ def mistakes(tmp_path, text_model_path, without_template):
         ),
         "too few rows": ([*own([GOOD], "g.jsonl"), "--per_device_train_batch_size=16"], ["1 rows"]),
         "unknown difficulty": (["--dataset_config", "harder"], ["harder", "hard"]),
+        "no answer at a time": (["--eval_batch_size", "0"], ["eval_batch_size must be 1 or more, not 0"]),
+        "fewer problems than none": (["--eval_problems", "-1"], ["eval_problems must be 0 or more, not -1"]),
     }
 
 
@@ -276,6 +294,8 @@ CASES = [
     "too few rows",
     "unknown difficulty",
     "unknown preset",
+    "no answer at a time",
+    "fewer problems than none",
 ]
 
 

@@ -92,7 +92,7 @@ class Measure:
                     trainer.top_p,
                     trainer.top_k,
                     trainer.chat_template_kwargs,
-                    max(self.script_args.eval_batch_size, trainer.args.per_device_eval_batch_size),
+                    self.script_args.eval_batch_size,
                 ),
                 samples=samples,
                 seed=trainer.args.seed,

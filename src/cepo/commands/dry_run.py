@@ -335,7 +335,7 @@ def _memory(
         mixed=args.bf16 and dtype == torch.float32,
         device=device,
         other=other,
-        answers=max(script_args.eval_batch_size, args.per_device_eval_batch_size) if script_args.eval_problems else 0,
+        answers=script_args.eval_batch_size if script_args.eval_problems else 0,
     )
     if model_args.load_in_4bit or model_args.load_in_8bit:
         memory.notes.append("weights are counted as if they were not quantised")

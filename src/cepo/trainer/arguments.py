@@ -52,7 +52,7 @@ class TrainArguments(DatasetOptions, ScriptArguments):
         metadata={"help": "Sampled answers to a held-out problem, before and after, for accuracy, pass@k and entropy."},
     )
     eval_sampled_problems: int = field(default=100, metadata={"help": "How many of the held-out problems get these."})
-    eval_batch_size: int = field(default=200, metadata={"help": "Held-out answers sampled at a time."})
+    eval_batch_size: int = field(default=200, metadata={"help": "Held-out answers sampled at a time, for accuracy."})
     preset: str | None = field(
         default=None,
         metadata={
@@ -75,6 +75,13 @@ class TrainArguments(DatasetOptions, ScriptArguments):
         default=0, metadata={"help": "Measure greedy accuracy every so many steps too; 0: before and after only."}
     )
     figures_problems: int = field(default=2000, metadata={"help": "Training problems to make, for the figures task."})
+
+
+# The least that each may be.
+_COUNTS = {
+    **{"eval_problems": 0, "eval_samples": 0, "eval_sampled_problems": 1, "eval_batch_size": 1},
+    **{"accuracy_every": 0, "figures_problems": 1},
+}
 
 
 class _Parser(TrlParser):
@@ -125,6 +132,9 @@ def parse(arguments: list[str], ignoring: Collection[str] = ()) -> tuple[TrainAr
     if strangers or unknown:
         raise ValueError(_unknown_option([*strangers, *unknown], parser))
     script_args, training_args, model_args = parsed
+    for name, least in _COUNTS.items():
+        if getattr(script_args, name) < least:
+            raise ValueError(f"{name} must be {least} or more, not {getattr(script_args, name)}")
     if not model_args.model_name_or_path:
         known = ", ".join(f"{name}, the shipped policy" for name in EMBEDDED)
         raise ValueError(f"which model? Give --model_name_or_path a folder, a name on the Hub, or {known}.")
