@@ -90,7 +90,7 @@ bench: $(READY)  ## speed against TRL and the reference way, into benchmarks/res
 bench-quick: $(READY)  ## a coarse version, in under five minutes, into benchmarks/results/quick
 	$(VENV)/bin/python -m benchmarks --quick --output_dir benchmarks/results/quick
 
-pictures: $(READY)  ## docs/credit-map.png, figure.png and prediction.png (Chromium)
+pictures: $(READY)  ## docs/credit-map.png, figure.png, outcome.png and prediction.png (Chromium)
 	$(VENV)/bin/python scripts/draw_pictures.py
 
 docs: $(READY)  ## the parts of README.md and docs/ that are made from the code

@@ -1,11 +1,11 @@
 """Draw the pictures of README and docs that no command of ours leaves: all of them, or those that are named.
 
     python scripts/draw_pictures.py
-    python scripts/draw_pictures.py credit-map figure prediction
+    python scripts/draw_pictures.py credit-map figure outcome prediction
 
-credit-map: rollouts of `cepo explain`, as Debian's Chromium shows them. figure: a problem of the figures task.
-prediction: what `cepo gradients` said of each arm before training, beside what training made of it, with the rank
-correlation.
+credit-map: rollouts of `cepo explain`, as Debian's Chromium shows them. figure: a problem of the figures task. outcome:
+what the comparison of docs/comparison.md found. prediction: what `cepo gradients` said of each arm before training,
+beside what training made of it, with the rank correlation.
 """
 
 import json
@@ -13,15 +13,18 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 from scipy.stats import spearmanr
 
 from cepo import cli, load_figures
+from cepo.compare.statistics import Estimate
 from cepo.tasks.figures import problem_of
 from cepo.tasks.figures.drawing import draw
 
 DOCS = Path(__file__).parents[1] / "docs"
+_UNTRAINED = ("base", "tempered")
 
 
 def credit_map(picture: Path) -> None:
@@ -57,6 +60,50 @@ def figure(picture: Path) -> None:
     draw(problem_of(load_figures("train", 4)[3]), scale=5).save(picture)
 
 
+def pictures_of() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def read(name: str) -> dict:
+    return json.loads((DOCS / name).read_text())
+
+
+def outcome(picture: Path) -> None:
+    """Left, how accuracy grows in the arms of the question; right, all arms against GRPO at the end."""
+    comparison = read("comparison.json")
+    colours = {"cepo_added": "#c1271c", "blame 0.05": "#d98a00", "grpo": "#2066ba"}
+    sheet, (left, right) = pictures_of().subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+    for name, colour in colours.items():
+        curves = [run["accuracy"] for run in comparison["runs"][name]]
+        steps = [step for step, _ in curves[0]]
+        found = [Estimate.of([100 * curve[place][1] for curve in curves]) for place in range(len(steps))]
+        left.plot(steps, [one.mean for one in found], color=colour, marker="o")
+        left.fill_between(
+            steps, [one.low for one in found], [one.high for one in found], color=colour, alpha=0.15, linewidth=0
+        )
+        left.annotate(name, (steps[-1], found[-1].mean), xytext=(6, -3), textcoords="offset points", color=colour)
+    left.set(xlabel="optimiser step", ylabel="right, % of greedy answers to held-out problems")
+    left.margins(x=0.2)
+    rows = [row for row in comparison["arms"] if row["paired_difference_to_grpo"] and row["name"] not in _UNTRAINED]
+    rows.sort(key=lambda row: row["paired_difference_to_grpo"]["final"]["mean"])
+    for place, row in enumerate(rows):
+        final = {key: 100 * value for key, value in row["paired_difference_to_grpo"]["final"].items()}
+        colour = colours.get(row["name"], "#444")
+        right.plot([final["low"], final["high"]], [place, place], color=colour)
+        right.plot(final["mean"], place, "o", color=colour)
+    right.axvline(0, color="#999", linewidth=1)
+    right.set_yticks(range(len(rows)), [row["name"] for row in rows])
+    right.set(xlabel="final greedy accuracy minus GRPO's, points, 95 %")
+    for axis in (left, right):
+        axis.spines[["top", "right"]].set_visible(False)
+    sheet.savefig(picture, dpi=120)
+
+
 def predictions(gradients: dict, comparison: dict) -> list[dict]:
     """For each arm that both know: its name, Adam's column as a ratio to GRPO, and the final difference to GRPO."""
     foretold = {row["name"]: row["adam"] for row in gradients["rows"]}
@@ -71,15 +118,15 @@ def predictions(gradients: dict, comparison: dict) -> list[dict]:
     ]
 
 
+def rank_correlation(found: list[dict]) -> Any:
+    """Spearman's, of what was foretold and what came."""
+    return spearmanr([one["predicted"]["value"] for one in found], [one["difference"]["mean"] for one in found])
+
+
 def prediction(picture: Path) -> None:
     """A scatter with both intervals. GRPO itself stands at (1, 0)."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    found = predictions(*(json.loads((DOCS / name).read_text()) for name in ("gradients-long.json", "comparison.json")))
-    sheet, axis = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    found = predictions(read("gradients-long.json"), read("comparison.json"))
+    sheet, axis = pictures_of().subplots(figsize=(8, 5), layout="constrained")
     axis.axvline(1, color="#999", linewidth=1)
     axis.axhline(0, color="#999", linewidth=1)
     for one in found:
@@ -87,19 +134,38 @@ def prediction(picture: Path) -> None:
         across = [[x["value"] - x["low"]], [x["high"] - x["value"]]]
         up = [[100 * (y["mean"] - y["low"])], [100 * (y["high"] - y["mean"])]]
         axis.errorbar(x["value"], 100 * y["mean"], xerr=across, yerr=up, fmt="o", color="#2066ba", elinewidth=0.7)
-        axis.annotate(one["name"], (x["value"], 100 * y["mean"]), xytext=(4, 4), textcoords="offset points", fontsize=8)
-    ranks = spearmanr([one["predicted"]["value"] for one in found], [one["difference"]["mean"] for one in found])
+    ranks = rank_correlation(found)
     axis.set(
         xlabel="before training: alignment after Adam's normalisation, ratio to GRPO",
         ylabel="after training: greedy accuracy minus GRPO's, points",
         title=f"rank correlation over {len(found)} arms {ranks.statistic:.2f}, p = {ranks.pvalue:.2g}",
     )
     axis.spines[["top", "right"]].set_visible(False)
+    label(axis, [(one["name"], one["predicted"]["value"], 100 * one["difference"]["mean"]) for one in found])
     sheet.savefig(picture, dpi=120)
     print(f"{len(found)} arms, Spearman's rank correlation {ranks.statistic:.2f}, p = {ranks.pvalue:.2g}")
+    for left_out in found:
+        ranks = rank_correlation([one for one in found if one is not left_out])
+        print(f"  without {left_out['name']}: {ranks.statistic:.2f}, p = {ranks.pvalue:.2g}")
 
 
-PICTURES = {"credit-map": credit_map, "figure": figure, "prediction": prediction}
+def label(axis: Any, points: list[tuple[str, float, float]]) -> None:
+    """A name beside each point, where it covers no other name."""
+    places = [(5, 4, "left"), (5, -11, "left"), (-5, 4, "right"), (-5, -11, "right"), (5, 14, "left"), (5, -21, "left")]
+    taken: list[Any] = []
+    axis.figure.canvas.draw()
+    for name, x, y in points:
+        for across, up, side in places:
+            text = axis.annotate(name, (x, y), xytext=(across, up), textcoords="offset points", fontsize=8, ha=side)
+            box = text.get_window_extent()
+            if not any(box.overlaps(other) for other in taken):
+                break
+            if (across, up, side) != places[-1]:
+                text.remove()
+        taken.append(box)
+
+
+PICTURES = {"credit-map": credit_map, "figure": figure, "outcome": outcome, "prediction": prediction}
 
 if __name__ == "__main__":
     for name in sys.argv[1:] or PICTURES:

@@ -313,8 +313,12 @@ def percent(estimate: Mapping[str, float | None] | None, *, signed: bool = False
     """A mean and its interval in percent, "" for None."""
     if estimate is None or estimate["mean"] is None:
         return ""
-    form = "+.1f" if signed else ".1f"
-    mean = format(100 * estimate["mean"], form)
+
+    def shown(share: float) -> str:
+        # 100 * 0.2375 is 23.749999999999996, and means 23.75.
+        return format(round(100 * share, 9), "+.1f" if signed else ".1f")
+
+    mean = shown(estimate["mean"])
     if estimate["low"] is None or estimate["high"] is None:
         return mean
-    return f"{mean} [{format(100 * estimate['low'], form)}, {format(100 * estimate['high'], form)}]"
+    return f"{mean} [{shown(estimate['low'])}, {shown(estimate['high'])}]"
