@@ -19,12 +19,12 @@ from PIL import Image
 from scipy.stats import spearmanr
 
 from cepo import cli, load_figures
-from cepo.compare.statistics import Estimate
+from cepo.compare.statistics import BASE, TEMPERED, Run, band
+from cepo.inspection.pictures import plain_text
 from cepo.tasks.figures import problem_of
 from cepo.tasks.figures.drawing import draw
 
 DOCS = Path(__file__).parents[1] / "docs"
-_UNTRAINED = ("base", "tempered")
 
 
 def credit_map(picture: Path) -> None:
@@ -60,36 +60,30 @@ def figure(picture: Path) -> None:
     draw(problem_of(load_figures("train", 4)[3]), scale=5).save(picture)
 
 
-def pictures_of() -> Any:
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    return pyplot
-
-
 def read(name: str) -> dict:
     return json.loads((DOCS / name).read_text())
 
 
+@plain_text
 def outcome(picture: Path) -> None:
     """Left, how accuracy grows in the arms of the question; right, all arms against GRPO at the end."""
+    from matplotlib import pyplot
+
     comparison = read("comparison.json")
     colours = {"cepo_added": "#c1271c", "blame 0.05": "#d98a00", "grpo": "#2066ba"}
-    sheet, (left, right) = pictures_of().subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+    sheet, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
     for name, colour in colours.items():
-        curves = [run["accuracy"] for run in comparison["runs"][name]]
-        steps = [step for step, _ in curves[0]]
-        found = [Estimate.of([100 * curve[place][1] for curve in curves]) for place in range(len(steps))]
-        left.plot(steps, [one.mean for one in found], color=colour, marker="o")
-        left.fill_between(
-            steps, [one.low for one in found], [one.high for one in found], color=colour, alpha=0.15, linewidth=0
-        )
-        left.annotate(name, (steps[-1], found[-1].mean), xytext=(6, -3), textcoords="offset points", color=colour)
+        points = band([Run(run["seed"], run["accuracy"], run["seconds"]) for run in comparison["runs"][name]])
+        steps = [step for step, _ in points]
+        means, lows, highs = ([100 * getattr(one, key) for _, one in points] for key in ("mean", "low", "high"))
+        left.plot(steps, means, color=colour, marker="o")
+        left.fill_between(steps, lows, highs, color=colour, alpha=0.15, linewidth=0)
+        left.annotate(name, (steps[-1], means[-1]), xytext=(6, -3), textcoords="offset points", color=colour)
     left.set(xlabel="optimiser step", ylabel="right, % of greedy answers to held-out problems")
     left.margins(x=0.2)
-    rows = [row for row in comparison["arms"] if row["paired_difference_to_grpo"] and row["name"] not in _UNTRAINED]
+    rows = [
+        row for row in comparison["arms"] if row["paired_difference_to_grpo"] and row["name"] not in (BASE, TEMPERED)
+    ]
     rows.sort(key=lambda row: row["paired_difference_to_grpo"]["final"]["mean"])
     for place, row in enumerate(rows):
         final = {key: 100 * value for key, value in row["paired_difference_to_grpo"]["final"].items()}
@@ -123,10 +117,13 @@ def rank_correlation(found: list[dict]) -> Any:
     return spearmanr([one["predicted"]["value"] for one in found], [one["difference"]["mean"] for one in found])
 
 
+@plain_text
 def prediction(picture: Path) -> None:
     """A scatter with both intervals. GRPO itself stands at (1, 0)."""
+    from matplotlib import pyplot
+
     found = predictions(read("gradients-long.json"), read("comparison.json"))
-    sheet, axis = pictures_of().subplots(figsize=(8, 5), layout="constrained")
+    sheet, axis = pyplot.subplots(figsize=(8, 5), layout="constrained")
     axis.axvline(1, color="#999", linewidth=1)
     axis.axhline(0, color="#999", linewidth=1)
     for one in found:
@@ -155,13 +152,12 @@ def label(axis: Any, points: list[tuple[str, float, float]]) -> None:
     taken: list[Any] = []
     axis.figure.canvas.draw()
     for name, x, y in points:
+        text = axis.annotate(name, (x, y), xytext=places[0][:2], textcoords="offset points", fontsize=8)
         for across, up, side in places:
-            text = axis.annotate(name, (x, y), xytext=(across, up), textcoords="offset points", fontsize=8, ha=side)
+            text.set(position=(across, up), horizontalalignment=side)
             box = text.get_window_extent()
             if not any(box.overlaps(other) for other in taken):
                 break
-            if (across, up, side) != places[-1]:
-                text.remove()
         taken.append(box)
 
 

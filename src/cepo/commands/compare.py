@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from rich.console import Console
-from transformers.hf_argparser import string_to_bool
 
 from ..compare.arms import (
     CONFIG_KEYS,
@@ -43,7 +42,7 @@ from ..compare.tuning import Tried, Tuning, rate_note, tune
 from ..data.files import write_whole
 from ..data.visible import one_line, visible
 from ..methods.registry import METHODS
-from .options import make_command_parser, not_negative, positive
+from .options import SWITCH, make_command_parser, not_negative, positive
 
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
 
@@ -92,14 +91,7 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("the run").add_argument
     add("--jobs", type=positive, default=None, help="runs at a time (none: one for each core, as memory allows)")
     add("--output_dir", type=Path, default=Path("comparison"), help="a second call with it goes on there")
-    add(
-        "--dry_run",
-        type=string_to_bool,
-        nargs="?",
-        const=True,
-        default=False,
-        help="check all arms and say what would be run; nothing is written",
-    )
+    add("--dry_run", **SWITCH, help="check all arms and say what would be run; nothing is written")
     return parser
 
 

@@ -45,6 +45,10 @@ def shown_default(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
+# --name and --name true, as options of cepo train are switched on.
+SWITCH: dict[str, Any] = {"type": string_to_bool, "nargs": "?", "const": True, "default": False}
+
+
 class CommandParser(argparse.ArgumentParser):
     """Options by group, a help page in the house's style, and errors of one line."""
 
@@ -87,10 +91,7 @@ def add_model(parser: argparse.ArgumentParser) -> Any:
     )
     group.add_argument(
         "--trust_remote_code",
-        type=string_to_bool,
-        nargs="?",
-        const=True,
-        default=False,
+        **SWITCH,
         help="run code that comes with the model; read it first",
     )
     return group

@@ -32,6 +32,12 @@ _BUDGET = (
     *("steps_per_generation", "num_iterations", "max_completion_length", "temperature", "top_p", "top_k"),
     *("dataset_test_split", "eval_problems", "eval_samples", "eval_sampled_problems", "accuracy_every"),
 )
+# Options of `cepo train` that no arm has, and why.
+_NO_ARMS = {
+    "seed": "chosen for each run; leave it out",
+    "output_dir": "chosen for each run; leave it out",
+    "dry_run": "for all arms at once; give cepo compare --dry_run",
+}
 CONFIG_KEYS = {"base", "arms", "seeds", "first_seed", "tune_learning_rate", "tune_seeds", "tune_beyond", "against"}
 # For each option in which arms differ, its value in each arm.
 Differences = dict[str, dict[str, Any]]
@@ -205,11 +211,9 @@ def check_arms(arms: list[Arm]) -> tuple[Differences, list[str]]:
     """
     parsed = {}
     for arm in arms:
-        for own in ("seed", "output_dir"):
+        for own, why in _NO_ARMS.items():
             if own in arm.options:
-                raise ValueError(f"arm {arm.name}: {own} is chosen for each run; leave it out")
-        if "dry_run" in arm.options:
-            raise ValueError(f"arm {arm.name}: dry_run is for all arms at once; give cepo compare --dry_run")
+                raise ValueError(f"arm {arm.name}: {own} is {why}")
         with _named(arm.name):
             parsed[arm.name] = parse(command_line({**arm.options, "output_dir": "unused"}))
     seen = []

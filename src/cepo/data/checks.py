@@ -189,7 +189,7 @@ def check_method(dataset: Any, options: MethodOptions) -> None:
         raise DatasetError(f"method={options.method!r} cannot train on this data set: {reason}")
 
 
-def has_solutions(dataset: Any) -> bool:
+def can_be_explained(dataset: Any) -> bool:
     """Whether every row has a solution, and no prompt is plain text, so that credit can be shown. Of a stream nobody
     knows."""
     if not isinstance(dataset, Dataset) or "solution" not in dataset.column_names:

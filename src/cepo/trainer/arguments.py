@@ -76,12 +76,15 @@ class TrainArguments(DatasetOptions, ScriptArguments):
     )
     figures_problems: int = field(default=2000, metadata={"help": "Training problems to make, for the figures task."})
 
-
-# The least that each may be.
-_COUNTS = {
-    **{"eval_problems": 0, "eval_samples": 0, "eval_sampled_problems": 1, "eval_batch_size": 1},
-    **{"accuracy_every": 0, "figures_problems": 1},
-}
+    def __post_init__(self):
+        counts = {
+            0: ("eval_problems", "eval_samples", "accuracy_every"),
+            1: ("eval_sampled_problems", "eval_batch_size", "figures_problems"),
+        }
+        for least, names in counts.items():
+            for name in names:
+                if getattr(self, name) < least:
+                    raise ValueError(f"{name} must be {least} or more, not {getattr(self, name)}")
 
 
 class _Parser(TrlParser):
@@ -132,9 +135,6 @@ def parse(arguments: list[str], ignoring: Collection[str] = ()) -> tuple[TrainAr
     if strangers or unknown:
         raise ValueError(_unknown_option([*strangers, *unknown], parser))
     script_args, training_args, model_args = parsed
-    for name, least in _COUNTS.items():
-        if getattr(script_args, name) < least:
-            raise ValueError(f"{name} must be {least} or more, not {getattr(script_args, name)}")
     if not model_args.model_name_or_path:
         known = ", ".join(f"{name}, the shipped policy" for name in EMBEDDED)
         raise ValueError(f"which model? Give --model_name_or_path a folder, a name on the Hub, or {known}.")

@@ -18,7 +18,7 @@ from datasets import Dataset
 from torch import Tensor
 from trl.models.utils import _ForwardRedirection
 
-from ..data.checks import check_dataset, check_method, check_size, check_solution, has_solutions, unread_images
+from ..data.checks import can_be_explained, check_dataset, check_method, check_size, check_solution, unread_images
 from ..data.loading import freeze_vision_tower, require_chat_template
 from ..data.saved import rows_of, save_rows
 from ..distillation.losses import student_divergence, teacher_states
@@ -107,7 +107,7 @@ class CEPOTrainer(
         needs_solution = self.method.needs_solution or args.credit_samples_every > 0
         self._needs_solution = needs_solution
         # Whether rollouts are saved: those that `cepo explain --from` can read again.
-        self._saves = args.log_completions and (needs_solution or has_solutions(train_dataset))
+        self._saves = args.log_completions and (needs_solution or can_be_explained(train_dataset))
         self._collects = needs_solution or self.method.places or self._saves
         if train_dataset is not None:
             owns_prompts = kwargs.get("environment_factory") is not None  # then the prompts come from the environment
