@@ -4,8 +4,9 @@
     python scripts/draw_pictures.py credit-map figure outcome prediction
 
 credit-map: rollouts of `cepo explain`, as Debian's Chromium shows them. figure: a problem of the figures task. outcome:
-what the comparison of docs/comparison.md found. prediction: what `cepo gradients` said of each arm before training,
-beside what training made of it, with the rank correlation.
+what the comparison of docs/comparison.md found; printed: in how many seeds the choice is ahead, how many runs
+collapsed. prediction: what `cepo gradients` said of each arm before training, beside what training made of it, with the
+rank correlation.
 """
 
 import json
@@ -19,7 +20,7 @@ from PIL import Image
 from scipy.stats import spearmanr
 
 from cepo import cli, load_figures
-from cepo.compare.statistics import BASE, TEMPERED, Run, band
+from cepo.compare.statistics import BASE, TEMPERED, Estimate, Run, band, percent
 from cepo.inspection.pictures import plain_text
 from cepo.tasks.figures import problem_of
 from cepo.tasks.figures.drawing import draw
@@ -96,6 +97,37 @@ def outcome(picture: Path) -> None:
     for axis in (left, right):
         axis.spines[["top", "right"]].set_visible(False)
     sheet.savefig(picture, dpi=120)
+    for line in seeds_counted(comparison):
+        print(line)
+
+
+def seeds_counted(comparison: dict, choice: str = "cepo_added") -> list[str]:
+    """In how many seeds the choice ends ahead; how many runs collapsed; the lead where neither of a pair did.
+
+    A run has collapsed if its greedy answers end below half of the untrained policy's accuracy.
+    """
+    finals = {
+        arm: {run["seed"]: run["accuracy"][-1][1] for run in found}
+        for arm, found in comparison["runs"].items()
+        if arm not in (BASE, TEMPERED)
+    }
+    untrained = next(row["final"]["mean"] for row in comparison["arms"] if row["name"] == BASE)
+    lines = []
+    for arm, found in finals.items():
+        collapsed = [seed for seed, final in found.items() if final < untrained / 2]
+        line = (
+            f"{arm}, rate {comparison['options'][arm]['learning_rate']:g}: {len(collapsed)} of {len(found)} collapsed"
+        )
+        pairs = {seed: finals[choice][seed] - final for seed, final in found.items() if seed in finals[choice]}
+        if arm != choice and len(pairs) > 1:
+            line += f"; {choice} is ahead in {sum(gap > 0 for gap in pairs.values())} of {len(pairs)} seeds"
+            kept = [gap for seed, gap in pairs.items() if seed not in collapsed]
+            if len(kept) < len(pairs):
+                line += (
+                    f", in those that did not collapse by {percent(Estimate.of(kept).as_dict(), signed=True)} points"
+                )
+        lines.append(line)
+    return lines
 
 
 def predictions(gradients: dict, comparison: dict) -> list[dict]:
