@@ -20,7 +20,7 @@ from cepo.commands import compare
 from cepo.compare import jobs, tuning
 from cepo.compare.jobs import BusyError, Job, job_of, locked
 from cepo.compare.report import comparison_table
-from cepo.compare.statistics import Estimate, Run, band, mean_curves, percent, summarise, table
+from cepo.compare.statistics import Estimate, Run, band, mean_curves, of_shared_seeds, percent, summarise, table
 from cepo.methods.options import preset_options, readable
 from cepo.tasks.figures import policy_path
 
@@ -108,6 +108,17 @@ def test_curves_are_means_over_the_runs_that_have_them():
     other = Run(1, [(0, 0.5)], 1.0, {"entropy": [(1, 0.4)]})
     found = mean_curves([one, other, Run(2, [(0, 0.5)], 1.0)])
     assert found == {"entropy": [(1, pytest.approx(0.3)), (2, 0.4)]}
+
+
+def test_curves_of_arms_are_of_the_seeds_that_all_have():
+    arms = {"grpo": [run(seed, 0.1, 0.2) for seed in (0, 1, 2)], "cepo": [run(seed, 0.1, 0.2) for seed in (2, 0)]}
+    found = of_shared_seeds(arms | {"failed": []})
+    assert {name: [one.seed for one in runs] for name, runs in found.items()} == {
+        "grpo": [0, 2],
+        "cepo": [2, 0],
+        "failed": [],
+    }
+    assert of_shared_seeds({}) == {}
 
 
 def test_intervals_hold_the_mean_as_often_as_they_say():

@@ -9,7 +9,7 @@ from rich.text import Text
 
 from ..inspection.pictures import plain_text
 from ..inspection.tables import plain_table
-from .statistics import CURVES, MEASURES, Run, band, mean_curves, measure_names, percent
+from .statistics import CURVES, MEASURES, Run, band, mean_curves, measure_names, of_shared_seeds, percent
 
 
 def comparison_table(rows: Sequence[Mapping[str, Any]]) -> Table:
@@ -39,6 +39,8 @@ def comparison_table(rows: Sequence[Mapping[str, Any]]) -> Table:
 def draw_comparison(arms: Mapping[str, Sequence[Run]], rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Write the picture of `cepo compare`: accuracy over steps, differences to GRPO, and metrics over training.
 
+    Metrics are means over the seeds that all arms have; accuracy is over all seeds of an arm.
+
     Args:
         arms: The finished runs of each arm.
         rows: What `summarise` made of them.
@@ -55,7 +57,8 @@ def draw_comparison(arms: Mapping[str, Sequence[Run]], rows: Sequence[Mapping[st
     upper, lower = figure.subfigures(2, 1, height_ratios=[1.6, 1], squeeze=False)[:, 0]
     accuracy, differences = upper.subplots(1, 2, width_ratios=[1.3, 1])
     others = lower.subplots(1, max(1, len(shown)), squeeze=False)[0, : len(shown)]
-    colours = {name: f"C{number % 10}" for number, name in enumerate(arms)}
+    shared = of_shared_seeds(arms)
+    colours = {name: _colour(number) for number, name in enumerate(arms)}
     for number, (name, runs) in enumerate(arms.items()):
         if not runs:
             continue
@@ -65,7 +68,7 @@ def draw_comparison(arms: Mapping[str, Sequence[Run]], rows: Sequence[Mapping[st
         accuracy.plot(steps, [100 * e.mean for _, e in points], label=f"{name} ({len(runs)} seeds)", **style)
         low, high = ([100 * getattr(e, bound) for _, e in points] for bound in ("low", "high"))
         accuracy.fill_between(steps, low, high, color=colours[name], alpha=0.08, linewidth=0)
-        curves = mean_curves(runs)
+        curves = mean_curves(shared[name])
         for axis, metric in zip(others, shown, strict=True):
             if metric in curves:
                 axis.plot(*zip(*curves[metric], strict=True), linewidth=1.2, **style)
@@ -74,6 +77,9 @@ def draw_comparison(arms: Mapping[str, Sequence[Run]], rows: Sequence[Mapping[st
     _draw_differences(differences, rows, colours)
     for axis, label in zip(others, shown.values(), strict=True):
         axis.set(title=label, xlabel="optimiser step")
+    seeds = max(map(len, shared.values()), default=0)
+    if shown and any(len(runs) > seeds for runs in arms.values()):
+        lower.suptitle(f"means over the {seeds} seeds that all arms have", fontsize=10)
     for axis in (accuracy, differences, *others):
         axis.spines[["top", "right"]].set_visible(False)
         axis.title.set_fontsize(10)
@@ -81,7 +87,14 @@ def draw_comparison(arms: Mapping[str, Sequence[Run]], rows: Sequence[Mapping[st
     pyplot.close(figure)
 
 
-def _draw_differences(axis: Any, rows: Sequence[Mapping[str, Any]], colours: Mapping[str, str]) -> None:
+def _colour(number: int) -> Any:
+    """Ten strong colours, then ten light ones."""
+    from matplotlib import colormaps
+
+    return colormaps["tab20"](2 * (number % 10) + number // 10 % 2)
+
+
+def _draw_differences(axis: Any, rows: Sequence[Mapping[str, Any]], colours: Mapping[str, Any]) -> None:
     """Paired differences to GRPO with their intervals, a line for each arm."""
     compared = [row for row in rows if row["paired_difference_to_grpo"]]
     for place, row in enumerate(compared):

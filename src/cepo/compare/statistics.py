@@ -27,7 +27,7 @@ BASE, TEMPERED = "base", "tempered"
 
 # What is drawn over training beside accuracy: TRL's and our metrics, and how to call them.
 CURVES = {
-    "entropy": "entropy, nats a token",
+    "entropy": "entropy in the update, nats a token",
     "completions/mean_length": "completion length, tokens",
     "frac_reward_zero_std": "groups without variance, share",
     "cepo/credit/at_bound": "tokens at a bound, share",
@@ -276,6 +276,13 @@ def band(runs: Sequence[Run]) -> list[tuple[int, Estimate]]:
     """Mean accuracy at each evaluated step and its interval over seeds."""
     steps = sorted({step for run in runs for step, _ in run.accuracy})
     return [(step, Estimate.of([value for run in runs for at, value in run.accuracy if at == step])) for step in steps]
+
+
+def of_shared_seeds(arms: Mapping[str, Sequence[Run]]) -> dict[str, list[Run]]:
+    """The runs of the seeds that every arm with runs has. Seeds differ by more than arms do, in some metrics."""
+    seeds = [{run.seed for run in runs} for runs in arms.values() if runs]
+    shared = set.intersection(*seeds) if seeds else set()
+    return {name: [run for run in runs if run.seed in shared] for name, runs in arms.items()}
 
 
 def mean_curves(runs: Sequence[Run]) -> dict[str, list[tuple[int, float]]]:
