@@ -6,7 +6,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -380,22 +380,24 @@ def _part_cells(part: Mapping[str, Any]) -> list[str]:
 _PART_HEADS = ("tokens, rollouts", "number", "share of signal", "share of noise")
 
 
+def _placement_table(title: str, heads: Iterable[str]) -> Table:
+    shown = plain_table(f"{title}, 95 % intervals")
+    shown.add_column("placement", overflow="fold", min_width=20)
+    for head in heads:
+        shown.add_column(head, no_wrap=True, justify="right")
+    return shown
+
+
 def _tables(rows: Sequence[Mapping[str, Any]], parts: Sequence[Mapping[str, Any]]) -> list[Table]:
     """For a terminal of 80 columns."""
-    shown = plain_table("ratios to GRPO, 95 % intervals")
-    shown.add_column("placement", overflow="fold", min_width=20)
-    for head in _HEADS.values():
-        shown.add_column(head, no_wrap=True, justify="right")
+    shown = _placement_table("ratios to GRPO", _HEADS.values())
     for row in rows:
         name, alignment, adam, _, angle = _cells(row)
         norm = "-" if row["norm"]["value"] is None else f"{row['norm']['value']:.2f}"
         shown.add_row(name, alignment, adam, norm, angle)
     others = []
     for heads, lines in _against_tables(rows):
-        beside = plain_table(f"{heads[0]}, 95 % intervals")
-        beside.add_column("placement", overflow="fold", min_width=20)
-        for head in heads[1:]:
-            beside.add_column(head, no_wrap=True, justify="right")
+        beside = _placement_table(heads[0], heads[1:])
         for line in lines:
             beside.add_row(*line)
         others.append(beside)
