@@ -120,15 +120,17 @@ def test_attention_is_transformers(heads, shared, queries, masked, monkeypatch):
 
 
 def test_with_gradient_it_is_transformers_own(monkeypatch):
+    shapes, plain = [], torch.nn.functional.scaled_dot_product_attention
+    monkeypatch.setattr(
+        torch.nn.functional,
+        "scaled_dot_product_attention",
+        lambda query, key, value, **options: shapes.append(query.shape) or plain(query, key, value, **options),
+    )
+    attend(4, 2, 1, torch.ones(3, 1, 1, 11, dtype=torch.bool))
     with keys_read_as_they_lie():
-        shapes, plain = [], torch.nn.functional.scaled_dot_product_attention
-        monkeypatch.setattr(
-            torch.nn.functional,
-            "scaled_dot_product_attention",
-            lambda query, key, value, **options: shapes.append(query.shape[1]) or plain(query, key, value, **options),
-        )
         attend(4, 2, 1, torch.ones(3, 1, 1, 11, dtype=torch.bool))
-    assert shapes == [4]
+    assert len(shapes) == 2
+    assert shapes[0] == shapes[1]
 
 
 def test_it_ends_with_what_was_there_before():

@@ -15,6 +15,7 @@ from cepo.scoring.passes import (
     ScoringModel,
     SharedPrompt,
     branched_states,
+    cache_argument,
     hidden_states,
     why_not_shared,
 )
@@ -256,16 +257,16 @@ def test_a_cache_that_branches_wrongly_is_found_out(monkeypatch):
     model = tiny_models.make("qwen3")
     prompts, requests = a_batch("qwen3")
     policy = policy_of(model)
-    forward = model.base_model.forward
+    forward, called = model.base_model.forward, cache_argument(model.base_model)
 
-    def misplaced(*args, position_ids=None, past_key_values=None, **kwargs):
-        wrong = None if position_ids is None else position_ids * (past_key_values.get_seq_length() == 0)
-        return forward(*args, position_ids=wrong, past_key_values=past_key_values, **kwargs)
+    def misplaced(*args, position_ids=None, **kwargs):
+        wrong = None if position_ids is None else position_ids * (kwargs[called].get_seq_length() == 0)
+        return forward(*args, position_ids=wrong, **kwargs)
 
-    def broken(*args, past_key_values=None, **kwargs):
-        if past_key_values is not None and past_key_values.get_seq_length() > 0:
+    def broken(*args, **kwargs):
+        if kwargs.get(called) is not None and kwargs[called].get_seq_length() > 0:
             raise RuntimeError("no cache\nat all")
-        return forward(*args, past_key_values=past_key_values, **kwargs)
+        return forward(*args, **kwargs)
 
     shared = SharedPrompt(policy, 1000)
     with evaluating(model):

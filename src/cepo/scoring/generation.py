@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from .decoding import grow_in_place, keys_read_as_they_lie
-from .passes import ScoringModel, why_trial_failed
+from .passes import ScoringModel, cache_argument, why_trial_failed
 from .requests import TOKEN_TYPES
 
 # Rows are dropped from the cache, which copies it, when so large a part of those that are held has ended.
@@ -99,13 +99,14 @@ class _Passes:
 
     def __init__(self, sparing: Sparing, model: PreTrainedModel, ends: Tensor, prompts: SharedPrompts | None):
         self._sparing, self._model, self._ends, self._prompts = sparing, model, ends, prompts
+        self._called = cache_argument(model)
         self._trying = False
         self._first = False  # whether the pass at hand runs prompts
         self._held = self._ended = torch.zeros(0, dtype=torch.long)  # rows in the cache; (B,) which have ended
 
     def before(self, model: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:  # noqa: ARG002
         """Leave out rows whose numbers are known or not needed."""
-        cache: Any = kwargs.get("past_key_values")
+        cache: Any = kwargs.get(self._called)
         ids = kwargs.get("input_ids")
         if self._trying or ids is None or type(cache) is not DynamicCache:
             return None
@@ -127,7 +128,7 @@ class _Passes:
 
     def after(self, model: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:  # noqa: ARG002
         """Logits for all rows; those of rows that have ended are nobody's."""
-        cache: Any = kwargs.get("past_key_values")
+        cache: Any = kwargs.get(self._called)
         if self._trying or type(cache) is not DynamicCache or "input_ids" not in kwargs:
             return None
         if self._first:
@@ -160,7 +161,7 @@ class _Passes:
         self._trying = True
         try:
             cache = DynamicCache(config=self._model.config)
-            output = self._model(**{**self._few(kwargs), "past_key_values": cache})
+            output = self._model(**{**self._few(kwargs), self._called: cache})
             self._spread(output, cache)
             return output.logits
         finally:

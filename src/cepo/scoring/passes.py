@@ -91,7 +91,7 @@ class ScoringModel:
         """Run tokens for their keys and values alone."""
         self.before_pass("cache")
         with self.autocast():
-            self.model(past_key_values=cache, use_cache=True, logits_to_keep=1, **inputs)
+            self.model(**{cache_argument(self.unwrapped): cache}, use_cache=True, logits_to_keep=1, **inputs)
 
     def positions(self, inputs: dict[str, Any]) -> Tensor:
         """Position ids of a prompt, (n, P), or (d, n, P) where positions have several dimensions (M-RoPE)."""
@@ -102,12 +102,17 @@ class ScoringModel:
         if not hasattr(self.unwrapped, "_prepare_position_ids_for_generation"):
             return "it does not tell its positions"
         known = inspect.signature(self.unwrapped.forward).parameters
-        if missing := {"position_ids", "past_key_values", "logits_to_keep"} - known.keys():
+        if missing := {"position_ids", cache_argument(self.unwrapped), "logits_to_keep"} - known.keys():
             return f"its forward pass takes no {' or '.join(sorted(missing))}"
         others = {type(layer) for layer in DynamicCache(config=self.unwrapped.config).layers} - _BRANCHING_LAYERS
         if others:
             return f"its cache has layers that are not keys and values: {', '.join(t.__name__ for t in others)}"
         return None
+
+
+def cache_argument(model: nn.Module) -> str:
+    """What this model's forward pass calls its cache: `cache` since transformers 5.24, `past_key_values` before."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
 _BRANCHING_LAYERS = {DynamicLayer, DynamicSlidingWindowLayer}
@@ -199,14 +204,15 @@ def branched_states(model: PreTrainedModel, prompts: Sequence[Prompt], requests:
     inputs = _inputs(rows, [requests[first].context[:-1] for first in firsts], device, left=True)
     mask, positions = inputs["attention_mask"], ScoringModel(model, model).positions(inputs)
     cache = DynamicCache(config=model.config)
-    model.base_model(past_key_values=cache, use_cache=True, position_ids=positions, **inputs)
+    called = cache_argument(model)
+    model.base_model(**{called: cache}, use_cache=True, position_ids=positions, **inputs)
     own, own_mask = _pad([request.context[-1:] + request.completion for request in requests], device)
     places = torch.tensor(owners, device=device)
     output = model.base_model(
         input_ids=own,
         attention_mask=torch.cat([mask[places], own_mask], dim=1),
         position_ids=_following(positions[..., -1:], places, own),
-        past_key_values=Branches(cache, places),
+        **{called: Branches(cache, places)},
     )
     return torch.cat(_completions_of(output.last_hidden_state, [1] * len(requests), requests))
 
@@ -307,7 +313,7 @@ class SharedPrompt:
             input_ids=ids,
             attention_mask=torch.cat([mask[rows], own_mask], dim=1),
             position_ids=_following(last, rows, ids),
-            past_key_values=Branches(cache, rows),
+            **{cache_argument(self.model.unwrapped): Branches(cache, rows)},
         )
         return dict(zip(requests, _completions_of(log_probs, starts, requests), strict=True))
 

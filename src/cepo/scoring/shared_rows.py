@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
 
-from .passes import Branches, ScoringModel
+from .passes import Branches, ScoringModel, cache_argument
 from .requests import distinct_prompts
 
 # Of log-probs and entropies.
@@ -72,7 +72,8 @@ def branched(model: PreTrainedModel, rows: Rows) -> Found:
     """(B, T) log-probs [nats] and entropies [nats] of the completions; the prompts' cache stays in the graph."""
     inputs, positions = _prompts(model, rows)
     cache = DynamicCache(config=model.config)
-    model(past_key_values=cache, use_cache=True, logits_to_keep=1, position_ids=positions, **inputs)
+    called = cache_argument(model)
+    model(**{called: cache}, use_cache=True, logits_to_keep=1, position_ids=positions, **inputs)
     owners, last = rows.owners, rows.width - 1
     ids, own = rows.ids[:, last:], rows.mask[:, last:]
     return _of_completions(
@@ -81,7 +82,7 @@ def branched(model: PreTrainedModel, rows: Rows) -> Found:
         input_ids=ids,
         attention_mask=torch.cat([inputs["attention_mask"][owners], own], dim=1),
         position_ids=positions[..., owners, -1:] + 1 + torch.arange(ids.shape[1], device=ids.device),
-        past_key_values=Branches(cache, owners),
+        **{called: Branches(cache, owners)},
     )
 
 

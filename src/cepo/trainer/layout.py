@@ -37,6 +37,12 @@ def _inside_adapters(model: Any) -> PreTrainedModel:
     return model.get_base_model() if is_peft_model(model) else model
 
 
+def checkpoints_activations(model: PreTrainedModel) -> bool:
+    """Whether a pass with gradient would keep no activations, and no cache. The name changed in transformers 5.24."""
+    known = hasattr(type(model), "is_activation_checkpointing")
+    return bool(model.training and (model.is_activation_checkpointing if known else model.is_gradient_checkpointing))
+
+
 def layout_of(trainer: GRPOTrainer) -> WholeWeights:
     """Of a trainer whose model is wrapped."""
     if trainer.is_fsdp_enabled:

@@ -30,7 +30,7 @@ from ..scoring.shared_rows import (
     why_not_shared,
 )
 from .batches import Batch, images_of_rows, known_images, select_rows
-from .layout import inner_model, is_sharded
+from .layout import checkpoints_activations, inner_model, is_sharded
 
 _logger = logging.getLogger(__name__)
 
@@ -91,7 +91,7 @@ class SharedPromptTrainer(GRPOTrainer):
             return whole()
         unwrapped = self.accelerator.unwrap_model(model)
         inner = inner_model(self, model)
-        checkpoints = bool(inner.is_gradient_checkpointing and inner.training and torch.is_grad_enabled())
+        checkpoints = checkpoints_activations(inner) and torch.is_grad_enabled()
         if checkpoints and not packing_pays(inner, rows):
             return whole()
         way = packed if checkpoints else branched
@@ -145,7 +145,7 @@ class SharedPromptTrainer(GRPOTrainer):
         inner = inner_model(self, self.model)
         if why_not_branched(batch.prompts, [*batch.student, *batch.teacher]) is not None:
             return batch
-        if self._shares is None and inner.is_gradient_checkpointing and inner.training:
+        if self._shares is None and checkpoints_activations(inner):
             self._say("the update runs every prompt once per rollout: gradient checkpointing leaves no cache.")
             self._shares = False
             return batch
