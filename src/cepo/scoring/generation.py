@@ -8,8 +8,9 @@ rounding and the same random draws, so that the same seed samples the same.
 Dimensions: B rows, U distinct prompts, V vocabulary.
 """
 
+import inspect
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
 from .decoding import grow_in_place, keys_read_as_they_lie
+from .image_features import ImageFeatures
 from .passes import ScoringModel, cache_argument, why_trial_failed
 from .requests import TOKEN_TYPES
 
@@ -51,6 +53,7 @@ class Sparing:
 
     say: Callable[[str], None]
     shares: bool | None = None
+    _features: ImageFeatures | None = None
 
     @contextmanager
     def generating(
@@ -75,11 +78,18 @@ class Sparing:
             model.register_forward_hook(passes.after, with_kwargs=True),
         ]
         try:
-            with keys_read_as_they_lie():
+            with keys_read_as_they_lie(), self._seeing_once(model):
                 yield
         finally:
             for hook in hooks:
                 hook.remove()
+
+    def _seeing_once(self, model: PreTrainedModel) -> AbstractContextManager[None]:
+        """Since transformers 5.24 `generate` runs the tower for all rows, before any pass; here once an image."""
+        if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
+            return nullcontext()
+        self._features = self._features or ImageFeatures(self.say)
+        return self._features.kept_for_now(model)
 
     def decide(self, expected: Tensor, shared: Callable[[], Tensor], dtype: torch.dtype) -> None:
         """Compare the logits of shared prompts with those of whole ones."""
@@ -149,7 +159,9 @@ class _Passes:
     def _few(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         assert self._prompts is not None
         firsts = torch.tensor(self._prompts.firsts, device=self._held.device)
-        return {**_rows(kwargs, firsts), **self._prompts.images}
+        few = {**_rows(kwargs, firsts), **self._prompts.images}
+        few.pop("mm_encoder_outputs", None)  # since transformers 5.24: the features of all rows
+        return few
 
     def _spread(self, output: Any, cache: DynamicCache) -> None:
         assert self._prompts is not None

@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import wraps
 from typing import Any
 
 import torch
@@ -25,16 +26,21 @@ _Pieces = dict[str, Any]
 
 def frozen_tower(model: PreTrainedModel) -> nn.Module | None:
     """The module that makes image features of which none depends on anything that is trained; None if there is none."""
+    base = steady_tower(model)
+    return None if base is None or any(p.requires_grad for part in _seeing(base) for p in part.parameters()) else base
+
+
+def steady_tower(model: PreTrainedModel) -> nn.Module | None:
+    """The module that makes the same image features again while weights stay; None if there is none."""
     base = model.base_model
-    if not hasattr(base, "get_image_features"):
+    if not hasattr(base, "get_image_features") or getattr(base, "language_model", None) is None:
         return None
-    text = getattr(base, "language_model", None)
-    if text is None:
-        return None
-    seeing = [child for child in base.children() if child is not text]
-    if not seeing or any(has_dropout(child) for child in seeing):
-        return None
-    return None if any(p.requires_grad for child in seeing for p in child.parameters()) else base
+    parts = _seeing(base)
+    return None if not parts or any(map(has_dropout, parts)) else base
+
+
+def _seeing(base: nn.Module) -> list[nn.Module]:
+    return [child for child in base.children() if child is not base.language_model]
 
 
 @dataclass
@@ -59,12 +65,30 @@ class ImageFeatures:
     @contextmanager
     def kept(self, model: PreTrainedModel) -> Iterator[None]:
         """What `model` sees here it runs its tower for once, if that is frozen."""
-        base: Any = frozen_tower(model) if self._works is not False else None
-        if base is None or "get_image_features" in vars(base):
+        with self._kept_of(frozen_tower(model)):
+            yield
+
+    @contextmanager
+    def kept_for_now(self, model: PreTrainedModel) -> Iterator[None]:
+        """The same where nothing is trained meanwhile, frozen or not, as while it samples. Forgets them afterwards."""
+        try:
+            with self._kept_of(steady_tower(model)):
+                yield
+        finally:
+            self.forget()
+
+    @contextmanager
+    def _kept_of(self, base: Any) -> Iterator[None]:
+        if base is None or self._works is False or "get_image_features" in vars(base):
             yield
             return
         original = base.get_image_features
-        base.get_image_features = lambda *args, **kwargs: self._features(original, args, kwargs)
+
+        @wraps(original)  # `generate` asks for its signature
+        def once(*args: Any, **kwargs: Any) -> Any:
+            return self._features(original, args, kwargs)
+
+        base.get_image_features = once
         try:
             yield
         finally:
@@ -166,6 +190,8 @@ def _split(output: Any, count: int, patches: list[int]) -> list[_Pieces] | None:
     pieces: list[_Pieces] = [{} for _ in range(count)]
 
     def parts(value: Any) -> Sequence[Any] | None:
+        if isinstance(value, tuple | list) and all(isinstance(one, Tensor) for one in value):  # of a layer
+            return value if [len(one) for one in value] in (tokens, patches) else None
         if not isinstance(value, Tensor) or value.dim() == 0:
             return None
         for lengths in ([1] * count, tokens, patches):
@@ -198,7 +224,10 @@ def _join(form: Any, pieces: Sequence[_Pieces]) -> Any:
         if isinstance(value, Tensor):
             fields[name] = torch.cat(parts)
         elif isinstance(parts[0], tuple):
-            fields[name] = type(value)(torch.cat(column) for column in zip(*parts, strict=True))
+            columns = zip(value, zip(*parts, strict=True), strict=True)
+            fields[name] = type(value)(
+                torch.cat(column) if isinstance(one, Tensor) else type(one)(column) for one, column in columns
+            )
         else:
             fields[name] = type(value)(parts)
     return type(form)(**fields)
