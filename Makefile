@@ -1,10 +1,11 @@
 # `make train` and `make test` set up the environment first, when it is missing or out of date.
 PYTHON ?= python3
 VENV := .venv
+NEWEST := .venv-newest
 READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup train evaluate test test-slow test-processes test-sharded test-eval test-kill fuzz soak test-smollm smollm credit gradients ceiling comparison bench bench-quick pictures docs lint format policy clean
+.PHONY: help setup train evaluate test test-newest test-slow test-processes test-sharded test-eval test-kill fuzz soak test-smollm smollm credit gradients ceiling comparison bench bench-quick pictures docs lint format policy clean
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -26,8 +27,16 @@ train: $(READY)  ## train the shipped policy on the figures task with CEPO (minu
 evaluate: $(READY)  ## accuracy of the model that `make train` left
 	@$(VENV)/bin/cepo evaluate --model_name_or_path cepo-figures
 
+QUICK := -n 2 --dist loadfile -m "not slow and not processes and not sharded and not lmms and not smollm and not kill and not fuzz"
+
 test: $(READY)  ## the tests
-	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile -m "not slow and not processes and not sharded and not lmms and not smollm and not kill and not fuzz"
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest $(QUICK)
+
+test-newest:  ## the same tests with the newest libraries that pip finds, in .venv-newest
+	@test -x $(NEWEST)/bin/python || $(PYTHON) -m venv $(NEWEST)
+	@$(NEWEST)/bin/python -m pip install --quiet --upgrade --upgrade-strategy eager --editable '.[dev]'
+	@$(NEWEST)/bin/python -m pip install --quiet --upgrade --no-deps trackio
+	OMP_NUM_THREADS=1 $(NEWEST)/bin/python -m pytest $(QUICK)
 
 test-slow: $(READY)  ## the tests that take longer: two processes, a whole run from the command line
 	$(VENV)/bin/python -m pytest -m slow
@@ -109,4 +118,4 @@ policy: $(READY)  ## make the shipped policy anew (an hour)
 	$(VENV)/bin/python scripts/make_figures_policy.py --output_dir src/cepo/tasks/figures/policy
 
 clean:  ## remove the environment and what runs left
-	rm -rf $(VENV) smollm2 smollm-data cepo-figures credit gradients explain.html build .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(NEWEST) smollm2 smollm-data cepo-figures credit gradients explain.html build .pytest_cache .mypy_cache .ruff_cache

@@ -188,7 +188,9 @@ def config_of(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
 def _unknown_option(unknown: list[str], parser: TrlParser) -> str:
     from difflib import get_close_matches
 
-    option = next((text for text in unknown if text.startswith("--")), unknown[0]).partition("=")[0]
+    option = next((text for text in unknown if text.startswith("--")), "").partition("=")[0]
+    if not option:
+        return f"what is {unknown[0]!r}? An option takes one value; several stand in a file (--config), as [one, two]"
     known = [flag for action in parser._actions for flag in action.option_strings]
     close = get_close_matches(option, known, n=1)
     return f"unknown option {option}" + (f"; did you mean {close[0]}?" if close else "")
