@@ -20,6 +20,7 @@ import numpy
 import pandas
 import torch
 from safetensors.torch import load_file
+from transformers import Trainer
 
 from cepo import policy_path
 
@@ -195,7 +196,9 @@ def started(arguments, folder):
 
 # What must come out the same ------------------------------------------------------------------------------------------
 
-_SECONDS = ("second", "time", "runtime", "per_sec", "versions", "flos")
+_SECONDS = ["second", "time", "runtime", "per_sec", "versions", "flos"]
+# Newer versions of transformers give the mean loss of the steps since the last start.
+_SECONDS += ["train_loss"] if "_initial_global_step" in Trainer._finalize_training.__code__.co_names else []
 
 
 def outcome(out):

@@ -104,7 +104,9 @@ class ResumingTrainer(GRPOTrainer):
         self._step, self._buffered_inputs = found["micro_batch"], found["rollouts"]
         for name, values in found["metrics"].items():
             self._metrics["train"][name] = values
-        self._tr_loss, self._total_loss_scalar = found["loss"], found["loss_logged"]
+        self._tr_loss = found["loss"]
+        if not hasattr(self, "_initial_global_step"):  # newer versions of transformers take the mean of what they ran
+            self._total_loss_scalar = found["loss_logged"]
         self._globalstep_last_logged = found["last_logged"]
         for name, kept in (found["completions"] or {}).items():
             if isinstance(kept, dict):
