@@ -126,11 +126,20 @@ def test_with_gradient_it_is_transformers_own(monkeypatch):
         "scaled_dot_product_attention",
         lambda query, key, value, **options: shapes.append(query.shape) or plain(query, key, value, **options),
     )
-    attend(4, 2, 1, torch.ones(3, 1, 1, 11, dtype=torch.bool))
+    own, handed_on = ALL_ATTENTION_FUNCTIONS["sdpa"], []
+    monkeypatch.setitem(
+        ALL_ATTENTION_FUNCTIONS, "sdpa", lambda *args, **options: handed_on.append(1) or own(*args, **options)
+    )
+    mask = torch.ones(3, 1, 1, 11, dtype=torch.bool)
+    attend(4, 2, 1, mask)
     with keys_read_as_they_lie():
-        attend(4, 2, 1, torch.ones(3, 1, 1, 11, dtype=torch.bool))
-    assert len(shapes) == 2
-    assert shapes[0] == shapes[1]
+        attend(4, 2, 1, mask)
+        assert len(handed_on) == 2
+        assert len(shapes) == 2
+        assert shapes[0] == shapes[1]
+        with torch.no_grad():
+            attend(4, 2, 1, mask)
+        assert len(handed_on) == 2
 
 
 def test_it_ends_with_what_was_there_before():

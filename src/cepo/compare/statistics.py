@@ -321,11 +321,10 @@ def percent(estimate: Mapping[str, float | None] | None, *, signed: bool = False
     if estimate is None or estimate["mean"] is None:
         return ""
 
-    def shown(share: float) -> str:
-        # 100 * 0.2375 is 23.749999999999996, and means 23.75.
-        return format(round(100 * share, 9), "+.1f" if signed else ".1f")
+    mean, low, high = (share_in_percent(estimate[name], signed=signed) for name in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]" if low and high else mean
 
-    mean = shown(estimate["mean"])
-    if estimate["low"] is None or estimate["high"] is None:
-        return mean
-    return f"{mean} [{shown(estimate['low'])}, {shown(estimate['high'])}]"
+
+def share_in_percent(share: float | None, *, signed: bool = False) -> str:
+    """To a tenth, "" for None. 100 * 0.2375 is 23.749999999999996, and means 23.75."""
+    return "" if share is None else format(round(100 * share, 9), "+.1f" if signed else ".1f")

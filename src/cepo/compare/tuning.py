@@ -9,7 +9,7 @@ from typing import Any, TextIO
 from rich.console import Console
 
 from .jobs import Job, job_of, run_all
-from .statistics import Estimate, load_run, percent
+from .statistics import load_run, share_in_percent
 
 # Far from those that are reported.
 FIRST_SEED = 1000
@@ -122,8 +122,6 @@ def rate_note(name: str, tried: Tried) -> str:
     best = tried.best
     if best is None:
         return f"{name}: no learning rate went through"
-    listing = ", ".join(
-        f"{rate:g}: {percent(Estimate.of([score]).as_dict())}" for rate, score in sorted(tried.scores.items())
-    )
+    listing = ", ".join(f"{rate:g}: {share_in_percent(score)}" for rate, score in sorted(tried.scores.items()))
     edge = "" if further_rate(list(tried.jobs), best) is None else " It is the last of those tried."
     return f"{name}: learning rate {best:g} (average accuracy on other seeds: {listing}).{edge}"

@@ -65,21 +65,22 @@ class ImageFeatures:
     @contextmanager
     def kept(self, model: PreTrainedModel) -> Iterator[None]:
         """What `model` sees here it runs its tower for once, if that is frozen."""
-        with self._kept_of(frozen_tower(model)):
+        with self._kept_of(frozen_tower, model):
             yield
 
     @contextmanager
     def kept_for_now(self, model: PreTrainedModel) -> Iterator[None]:
         """The same where nothing is trained meanwhile, frozen or not, as while it samples. Forgets them afterwards."""
         try:
-            with self._kept_of(steady_tower(model)):
+            with self._kept_of(steady_tower, model):
                 yield
         finally:
             self.forget()
 
     @contextmanager
-    def _kept_of(self, base: Any) -> Iterator[None]:
-        if base is None or self._works is False or "get_image_features" in vars(base):
+    def _kept_of(self, tower: Callable[[Any], Any], model: PreTrainedModel) -> Iterator[None]:
+        base = tower(model) if self._works is not False else None
+        if base is None or "get_image_features" in vars(base):
             yield
             return
         original = base.get_image_features
