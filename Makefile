@@ -92,6 +92,7 @@ ceiling: $(READY)  ## what the shipped policy reaches when it is taught right so
 comparison: $(READY)  ## the comparison of docs/preregistration.md, hours; goes on where it was stopped
 	$(VENV)/bin/cepo compare --config docs/comparison.yaml --output_dir comparison
 	$(VENV)/bin/cepo compare --config docs/comparison-default.yaml --output_dir comparison-default
+	$(VENV)/bin/cepo compare --config docs/comparison-longer.yaml --output_dir comparison-longer
 
 bench: $(READY)  ## speed against TRL and the reference way, into benchmarks/results (two hours; GPU if there is one)
 	$(VENV)/bin/python -m benchmarks

@@ -329,6 +329,16 @@ def test_a_mistake_in_a_process_of_its_own(tmp_path):
         (["explain", "--index", "-1"], "index must not be negative"),
         (["explain", "--show", "cepo best"], "choose one of grpo, 'cepo lowest_reward'"),
         (["explain", "--hint_template", "no place"], "{answer}"),
+        (["explain", "--method_kwargs", "{}"], "--method_kwargs are the constants of --method"),
+        (
+            ["explain", "--method", "vppo", "--method_kwargs", '{"margn": 1}'],
+            "has no margn; it has prefix_value, margin",
+        ),
+        (
+            ["explain", "--method", "examples.new_method:METHOD", "--show", "rlsd", "--evidence_clip", "2"],
+            "evidence_clip",
+        ),
+        (["credit", "--method", "grpo"], "there is no evidence to measure"),
         (["explain", "--evidence_clip", "1.5"], "evidence_clip"),
         (["explain", "--from", "./nowhere"], "--from: there is no such folder: ./nowhere"),
         (["credit", "--num_generations", "1"], "at least 2"),
@@ -486,21 +496,46 @@ def test_explain_the_rollouts_of_a_run(tmp_path, capsys):
         "step-00001.html",
     ]
     output = tmp_path / "explain.html"
-    assert cli.main(["explain", "--from", run, "--step=0", "--output_dir", str(tmp_path)]) == 0
-    assert "sampled at step 0" in output.read_text(encoding="utf-8")
+    # A method that asks what is known of tokens, with a constant of its own: nothing of a right rollout's worth.
+    own = ["--method", "vppo", "--method_kwargs", '{"prefix_value": 0.25, "margin": 0}']
+    assert cli.main(["explain", "--from", run, "--step=0", *own, "--output_dir", str(tmp_path)]) == 0
+    page = output.read_text(encoding="utf-8")
+    assert "sampled at step 0" in page
+    assert "prefix_value 0.25" in page
     capsys.readouterr()
+    about = json.loads((tmp_path / "run" / "run.json").read_text())
+    (tmp_path / "run" / "run.json").write_text(json.dumps(about | {"dataset_name": "rows.jsonl"}))
+    assert cli.main(["explain", "--from", run]) == 2
+    assert "no such file or folder: rows.jsonl. The run was given that name" in capsys.readouterr().err
     assert cli.main(["explain", "--from", run, "--step=9"]) == 2
     assert "it has 0, 1" in capsys.readouterr().err
 
 
+def test_explain_says_where_nothing_is_placed(tmp_path, monkeypatch, capsys):
+    """All wrong: GRPO and CEPO place nothing there, a method that blames such groups does."""
+    (tmp_path / "verifier.py").write_text("def nobody(completions, **columns):\n    return [0.0] * len(completions)\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    common = ["explain", "--num_generations=2", "--reward_funcs", "verifier.nobody", "--output_dir", str(tmp_path)]
+    assert cli.main(common) == 0
+    said = capsys.readouterr().out
+    assert "0 of 2 rollouts are right" in said
+    assert "No token has an advantage by cepo own_or_mixture of 4; try another --index or --seed." in said
+    assert cli.main([*common, "--method", "examples.new_method:METHOD", "--method_kwargs", '{"blame": 0.2}']) == 0
+    assert "No token has an advantage" not in capsys.readouterr().out
+    page = (tmp_path / "explain.html").read_text(encoding="utf-8")
+    assert "blame 0.2" in page
+    assert '"advantages":[-0.2,-0.2,' in page
+
+
 def test_credit_measures_and_leaves_numbers_and_a_picture(tmp_path, capsys):
     arguments = ["--num_prompts=4", "--num_generations=4", "--resamples=20", "--hints", "plain"]
+    arguments += ["--method", "examples.new_method:METHOD"]
     assert cli.main(["credit", *arguments, "--output_dir", str(tmp_path / "credit")]) == 0
     result = json.loads((tmp_path / "credit" / "credit.json").read_text())
-    assert {row["rollouts"] for row in result["rows"]} == {"correct", "wrong"}
+    assert {row["rollouts"] for row in result["rows"]} == {"right", "wrong"}
     told = {name for name, method in METHODS.items() if method.contexts and method.variants}
     own_rules = {"lowest_reward", "most_common", "own", "mixture", "own_or_mixture"}  # CEPO's
-    expected = (told - {"cepo", "cepo_added", "distilled_rl"}) | own_rules | {"grpo"}
+    expected = (told - {"cepo", "cepo_added", "distilled_rl"}) | own_rules | {"grpo", "blame_all_wrong"}
     of_answers = [row for row in result["rows"] if row["content"] == "answer"]
     assert {row["rule"] for row in of_answers} == expected
     # Told more than an answer, some rules are read again.
@@ -518,7 +553,13 @@ def test_credit_measures_and_leaves_numbers_and_a_picture(tmp_path, capsys):
     assert {"answer, default", "rollout, plain", "prefix, plain", "suffix, default", "nothing"} < set(names)
     for row in result["following"]:
         assert all(row[side]["low"] <= row[side]["accuracy"] <= row[side]["high"] for side in ("right", "wrong"))
-    grpo = [row for row in result["rows"] if row["rule"] == "grpo"]
-    assert [row["auroc"]["value"] for row in grpo] == [0.5, 0.5]
+    for rule in ("grpo", "blame_all_wrong"):  # neither has evidence in a group with right and wrong rollouts
+        assert [row["auroc"]["value"] for row in result["rows"] if row["rule"] == rule] == [0.5, 0.5]
     assert (tmp_path / "credit" / "credit.png").stat().st_size > 10_000
-    assert "does the policy follow what it is told" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "does the policy follow what it is told" in said
+    assert said.count("evidence at mistakes against filler") == 1  # the first; the others are in the file
+    assert "the tables of 2 other hints are in credit.md" in said
+    written = (tmp_path / "credit" / "credit.md").read_text(encoding="utf-8")
+    assert written.count("## told: ") == 3
+    assert "- AUROC: the chance that" in written

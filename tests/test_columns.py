@@ -286,7 +286,7 @@ def test_a_run_and_its_credit(tmp_path, capsys):
     assert cli.main(["train", "--config", str(config), "--config", str(second), *mapping, *model]) == 0
     printed = capsys.readouterr().out
     assert "1 of 8 prompts left out, of more than 120 tokens" in printed
-    assert "1 steps of 2 prompts x 4 rollouts" in printed
+    assert "1 step of 2 prompts x 4 rollouts" in printed
     assert cli.main(["explain", "--from", str(out), "--num_prompts", "1", "--output_dir", str(out)]) == 0
     page = (out / "explain.html").read_text()
     assert "data:image/png" in page

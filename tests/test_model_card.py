@@ -1,13 +1,14 @@
 """What the card of a model says of the run that made it, and what it keeps to itself."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 import transformers.trainer
 from huggingface_hub import ModelCard
 
-from cepo import cli
+from cepo import cli, load_figures
 from cepo.methods import METHODS, MethodOptions
 from cepo.trainer.model_card import completed, method_options, paper_of, shown_command, without_paths
 
@@ -52,6 +53,20 @@ def test_a_card_says_what_was_run(trained):
     assert "| pass@2, 3 problems |" in text
     assert "Training has not come to its end" not in text
     assert "None" not in text
+
+
+def test_the_first_lines_of_use_run(trained, tmp_path, monkeypatch, capsys):
+    """The model was trained on pictures, and these show it one."""
+    text, data = card_of(trained)
+    assert "license" not in data
+    assert "licence" not in text
+    (lines,) = re.findall(r"```python\n(.*?)\n```", text, re.DOTALL)
+    row = load_figures("test", 1)[0]
+    row["image"].save(tmp_path / "picture.png")
+    (tmp_path / "out").symlink_to(trained)
+    monkeypatch.chdir(tmp_path)
+    exec(lines.replace('"..."', repr(row["prompt"][0]["content"])), {})
+    assert re.search(r"\d\d and \d\d leave", capsys.readouterr().out)  # as it was taught
 
 
 def test_a_card_holds_no_path_of_the_machine(trained):

@@ -460,7 +460,7 @@ def test_in_a_browser_a_phone_shows_all_of_it(width, height, opened, emulated):
     assert browser.execute_script(overflow) == 0
     token = browser.find_elements("css selector", "#rollout-0-1 .token")[1]
     box = browser.execute_script("return arguments[0].getBoundingClientRect().toJSON()", token)
-    assert min(box["width"], box["height"]) >= 24
+    assert box["height"] >= 24
     browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", token)
     box = browser.execute_script("return arguments[0].getBoundingClientRect().toJSON()", token)
     at = {"x": box["x"] + box["width"] / 2, "y": box["y"] + box["height"] / 2}
@@ -475,4 +475,9 @@ def test_in_a_browser_a_phone_shows_all_of_it(width, height, opened, emulated):
     script = "return [arguments[0], document.getElementById('details')].map(n => n.getBoundingClientRect())"
     tapped, details = browser.execute_script(script, token)
     assert tapped["bottom"] <= details["top"]
+    for label, place in (("next token", 3), ("next token", 4), ("previous token", 3)):
+        button = browser.find_element("css selector", f'#details button[aria-label="{label}"]')
+        assert min(button.size.values()) >= 24
+        button.click()
+        assert f"token {place} of 43" in browser.find_element("id", "details").text
     assert browser.execute_script(overflow) == 0

@@ -42,6 +42,7 @@ from ..compare.tuning import Tried, Tuning, rate_note, tune
 from ..data.files import write_whole
 from ..data.visible import one_line, visible
 from ..methods.registry import METHODS
+from . import quiet_libraries
 from .options import SWITCH, make_command_parser, not_negative, positive
 
 INTERRUPTED = 130  # exit status after Ctrl-C, as shells have it
@@ -213,6 +214,7 @@ def _add_tempered(plan: Plan, arms: list[Arm], runs: dict[str, list[Run]], conso
     options = next((arm.options for arm in arms if arm.name == REFERENCE), None)
     if options is None or not runs.get(REFERENCE):
         return []
+    quiet_libraries()
     with console.status(TEMPERED) as status:
         found = tempered_runs(runs[REFERENCE], options, plan.folder, status.update)
     if found is None:

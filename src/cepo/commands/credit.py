@@ -24,6 +24,7 @@ from ..data.visible import visible
 from ..inspection.console import PlainConsole
 from ..inspection.following import Answered, Told, following
 from ..inspection.inspect import Inspected, Variant, all_variants, inspect_with
+from ..inspection.labelled import COLUMNS as LABELLED_COLUMNS
 from ..inspection.labelled import (
     MISTAKE_HEADS,
     MIXTURES,
@@ -35,7 +36,7 @@ from ..inspection.labelled import (
     origin_cells,
 )
 from ..inspection.quality_picture import draw_credit_quality
-from ..inspection.tables import markdown_table
+from ..inspection.tables import counted, markdown_table
 from ..inspection.unlabelled import (
     AMOUNT_HEADS,
     KIND_HEADS,
@@ -45,10 +46,11 @@ from ..inspection.unlabelled import (
     kind_cells,
     looked_at,
 )
+from ..inspection.unlabelled import COLUMNS as UNLABELLED_COLUMNS
 from ..methods.cscr import HINT_TEMPLATE as CSCR_HINT
 from ..methods.cscr import SAID_RIGHT, SAID_WRONG
 from ..methods.options import MethodOptions
-from ..methods.registry import METHODS
+from ..methods.registry import METHODS, find_method
 from ..methods.rlcsd import HINT_TEMPLATE as RLCSD_HINT
 from ..methods.rlcsd import asserted
 from ..references.groups import Attempt, Group
@@ -70,6 +72,7 @@ from .options import (
     credit_options,
     load_rows,
     make_command_parser,
+    own_method,
     positive,
     verifier_of,
 )
@@ -110,6 +113,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--contents", nargs="+", choices=list(CONTENTS), default=list(CONTENTS), help="what hints tell")
     add("--methods", nargs="+", choices=list(METHODS), default=None, help="only these (none: all that can be read)")
     add("--method", default=None, help="a method of your own to measure beside ours: package.module:name")
+    add("--method_kwargs", default=None, help="constants of --method, as JSON")
     add("--resamples", type=positive, default=1000, help="bootstrap samples for the intervals")
     add(
         "--output_dir",
@@ -129,6 +133,10 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
     options = make_parser().parse_args(arguments)
     quiet_libraries()
     credit_options(options, *CREDIT, "hint_template")
+    if "method" in own_method(options):
+        own = find_method(options.method)
+        if own.contexts is None and own.labels is None:
+            raise ValueError(f"--method {options.method}: without contexts and labels there is no evidence to measure")
     wordings = {name: HINTS[name] for name in options.hints}
     if options.hint_template is not None:
         wordings["yours"] = (options.hint_template, options.hint_template)
@@ -187,12 +195,15 @@ def _measure(
     # A file is as wide as it needs to be.
     page = console if console.is_terminal else PlainConsole(file=console.file, width=170)
     for content, wording in ((content, wording) for content in options.contents for wording in wordings):
-        variants = _variants(options, content, wordings[wording], first=wording == next(iter(wordings)))
+        first = wording == next(iter(wordings))
+        variants = _variants(options, content, wordings[wording], list(groups[0].row), first=first)
         with console.status(f"reading the rollouts again, told {content}, {wording} hint"):
             inspected = _inspect(options, model, processing_class, groups, variants)
         own = describe_them(draws, content, wording, variants, inspected)
         results += own
-        for title, heads, left, cells in _tables(own, labelled):
+        for title, heads, left, cells in (
+            _tables(own, labelled) if len(results) == len(own) else ()
+        ):  # the others: credit.md
             page.print(_made(f"{title}; told: {content}, {wording} hint; 95 % intervals", heads, left, cells))
     told = _told(processing_class, HINTS | wordings) if labelled else _told_greedily(options.contents, wordings)
     asked = sampling if labelled else replace(sampling, temperature=0.0)
@@ -208,6 +219,7 @@ def _measure(
             extractor=options.answer_extractor or "auto",
         )
     page.print(_following_table(followed, asked))
+    page.print("\n".join(_columns(labelled)), highlight=False, markup=False)
     options.output_dir.mkdir(parents=True, exist_ok=True)
     result = {
         "model": options.model_name_or_path or "shipped",
@@ -229,7 +241,9 @@ def _measure(
     if labelled:
         draw_credit_quality(results, options.output_dir / "credit.png")
     files = "credit.json, credit.md and credit.png" if labelled else "credit.json and credit.md"
-    console.print(f"{result['seconds']:.0f} s; {files} are in {options.output_dir}", highlight=False)
+    others = len({(row["content"], row["hint"]) for row in results}) - 1
+    elsewhere = f"the tables of {counted(others, 'other hint')} are in credit.md; " if others else ""
+    console.print(f"{result['seconds']:.0f} s; {elsewhere}{files} are in {options.output_dir}", highlight=False)
     return 0
 
 
@@ -292,16 +306,21 @@ def _told(processing_class: Any, wordings: Wordings) -> list[Told]:
     ]
 
 
-def _variants(options: argparse.Namespace, content: str, wording: tuple[str, str], *, first: bool) -> list[Variant]:
+def _variants(
+    options: argparse.Namespace, content: str, wording: tuple[str, str], columns: list[str], *, first: bool
+) -> list[Variant]:
     """What is read: every method at first, those with a choice of hint afterwards, and with texts some of CEPO's rules.
 
-    A method whose hint has a wording of its own keeps it, and is not read again.
+    A method whose hint has a wording of its own keeps it, and is not read again. Methods that know what is asked here
+    are not asked, unless they are the user's own.
     """
-    given = {**credit_options(options, *CREDIT), **({} if options.method is None else {"method": options.method})}
+    given = {**credit_options(options, *CREDIT), **own_method(options)}
+    own = given.get("method")
     everyone = [
         variant
-        for variant in all_variants(given, mixtures=MIXTURES)
-        if options.methods is None or variant.method.name in {*options.methods, given.get("method")}
+        for variant in all_variants(given, mixtures=MIXTURES, columns=columns)
+        if variant.options.method == own
+        or (variant.method.labels is None and (options.methods is None or variant.method.name in options.methods))
     ]
     house = [variant for variant in everyone if variant.options.hint_template == DEFAULT_HINT_TEMPLATE]
     of_answer, of_text = wording
@@ -343,7 +362,7 @@ def _unlabelled_rows(processing_class: Any, groups: list[Group]) -> Rows:
     def rows(draws, content, wording, variants, inspected) -> list[dict[str, Any]]:
         found = []
         for variant in variants:
-            for name, correct in (("correct", True), ("wrong", False)):
+            for name, correct in (("right", True), ("wrong", False)):
                 chosen = [
                     (index, place, inspected[index][place].credit[variant])
                     for index, group in enumerate(groups)
@@ -351,7 +370,7 @@ def _unlabelled_rows(processing_class: Any, groups: list[Group]) -> Rows:
                     if attempt.correct is correct
                 ]
                 # GRPO reads nothing, and a verifier that gives parts of a reward may call nobody right.
-                if not chosen or not variant.method.contexts:
+                if not chosen or not (variant.method.contexts or variant.method.labels):
                     continue
                 read = [
                     Read(one.evidence.double().numpy(), one.moved.numpy(), *known[index][place], correct, index)
@@ -388,6 +407,11 @@ def _tables(rows: list[dict[str, Any]], labelled: bool) -> list[tuple[str, Seque
     ]
 
 
+def _columns(labelled: bool) -> tuple[str, ...]:
+    """What the columns of the tables are."""
+    return LABELLED_COLUMNS if labelled else UNLABELLED_COLUMNS
+
+
 _FOLLOWING_HEADS = ("told", "right one followed", "wrong one followed")
 
 
@@ -406,9 +430,10 @@ def _following_table(rows: list[dict[str, Any]], sampling: Sampling) -> Table:
 
 
 def _markdown(rows: list[dict[str, Any]], followed: list[dict[str, Any]], labelled: bool) -> str:
-    parts = []
+    parts = ["# The credit of rollouts\n\n", "\n".join(_columns(labelled)), "\n\nIn brackets: 95 % intervals.\n\n"]
     for told in dict.fromkeys((row["content"], row["hint"]) for row in rows):
         own = [row for row in rows if (row["content"], row["hint"]) == told]
         first, *others = [markdown_table(heads, cells) for _, heads, _, cells in _tables(own, labelled)]
-        parts += [f"told: {told[0]}, {told[1]} hint\n\n{first}\n", *(f"{table}\n" for table in others)]
+        parts += [f"## told: {told[0]}, {told[1]} hint\n\n{first}\n", *(f"{table}\n" for table in others)]
+    parts.append("## Does the policy follow what it is told?\n\n")
     return "".join([*parts, markdown_table(_FOLLOWING_HEADS, [_following_cells(row) for row in followed])])

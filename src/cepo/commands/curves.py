@@ -26,7 +26,9 @@ def draw_curves(
     figure, axes = pyplot.subplots(1, len(_CURVES), figsize=(14, 3.2), layout="constrained")
     for axis, (key, name, unit) in zip(axes, _CURVES, strict=True):
         points = [(entry["step"], entry[key]) for entry in steps if entry.get(key) is not None]
-        axis.plot([x for x, _ in points], [y for _, y in points], color="#0b5394", linewidth=1.5)
+        axis.plot(
+            [x for x, _ in points], [y for _, y in points], color="#0b5394", linewidth=1.5, label="rollouts, sampled"
+        )
         axis.set(title=name, xlabel="optimiser step", ylabel=unit)
         axis.spines[["top", "right"]].set_visible(False)
     if greedy:

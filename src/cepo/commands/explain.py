@@ -3,7 +3,7 @@
 import argparse
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from ..data.checks import check_dataset
 from ..data.embedded import holds_model
 from ..data.files import write_whole
 from ..data.images import broken_images_named
-from ..data.loading import load_policy, load_reward_funcs, load_split, load_teacher_model
+from ..data.loading import LoadingError, load_policy, load_reward_funcs, load_split, load_teacher_model
 from ..data.sampling import RewardFunc, Sampling, sampled_groups, seeded
 from ..data.saved import SavedError, load_saved, restore
 from ..inspection.inspect import Variant, all_variants, inspect_with
@@ -38,6 +38,7 @@ from .options import (
     dataset_options,
     load_rows,
     make_command_parser,
+    own_method,
     port,
     positive,
     verifier_of,
@@ -70,6 +71,7 @@ def make_parser() -> argparse.ArgumentParser:
     add_credit(parser, *CREDIT)
     add = parser.add_argument_group("output").add_argument
     add("--method", default=None, help="a method of your own to show beside ours: package.module:name")
+    add("--method_kwargs", default=None, help="constants of --method, as JSON")
     add(
         "--show",
         default=f"cepo {DEFAULT_RULE}",
@@ -106,12 +108,11 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
     if options.port is not None and not options.open:
         raise ValueError("--port is for --open, which was not given")
     quiet_libraries()
-    given = credit_options(options, *CREDIT)
+    given = {**credit_options(options, *CREDIT), **own_method(options)}
     if options.method is not None:
-        given["method"] = options.method
         options.show = find_method(options.method).name
     (reward_func,) = load_reward_funcs(options.reward_funcs or verifier_of(options.dataset_name))
-    if options.show not in METHODS:  # what there is of those depends on the data
+    if options.method is None and options.show not in METHODS:  # what there is of those depends on the data
         _variant(options.show, all_variants(given))  # refused before anything is loaded
     server = PageServer(options.port) if options.open else None  # before anything that takes long
     job = _of_run(options) if options.run else _of_dataset(options)
@@ -139,11 +140,17 @@ def _variant(name: str, variants: Sequence[Variant]) -> Variant:
         name = f"cepo {DEFAULT_RULE}"
     if name not in short and name in METHODS and METHODS[name].needs_other_model:
         raise ValueError(f"--show {name} needs --teacher_model_name_or_path, a model with the same vocabulary")
-    if name not in short:
+    if name not in short and name in METHODS:
         raise ValueError(
-            f"there is no {name!r} to show; choose one of {', '.join(repr(s) if ' ' in s else s for s in short)}"
+            f"--show {name}: that method has nothing to say of this data set; choose one of {_listed(short)}"
         )
+    if name not in short:
+        raise ValueError(f"there is no {name!r} to show; choose one of {_listed(short)}")
     return short[name]
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(repr(name) if " " in name else name for name in names)
 
 
 def _of_dataset(options: argparse.Namespace) -> _Job:
@@ -177,13 +184,18 @@ def _of_run(options: argparse.Namespace) -> _Job:
     data |= {"dataset_split": options.dataset_split, "figures_problems": 2000}
     if (run / RUN_FILE).is_file():
         data |= json.loads((run / RUN_FILE).read_text(encoding="utf-8"))
-    dataset = load_split(
-        data["dataset_name"],
-        data["dataset_split"],
-        config=data["dataset_config"],
-        size=data["figures_problems"],
-        options=dataset_options(data),
-    )
+    try:
+        dataset = load_split(
+            data["dataset_name"],
+            data["dataset_split"],
+            config=data["dataset_config"],
+            size=data["figures_problems"],
+            options=dataset_options(data),
+        )
+    except LoadingError as error:
+        raise SavedError(
+            f"--from: {error}. The run was given that name; a file is looked for from the folder that this is run in"
+        ) from error
     if isinstance(dataset, IterableDataset):
         raise SavedError(f"--from: {data['dataset_name']} is a stream, in which rows cannot be found again")
     model, processing_class = load_policy(name, trust_remote_code=options.trust_remote_code)
@@ -267,8 +279,9 @@ def _explain(
     right = sum(attempt.correct is True for group in groups for attempt in group.attempts)
     total = sum(len(group.attempts) for group in groups)
     console.print(f"{right} of {total} rollouts are right", highlight=False)
-    if not 0 < right < total:
-        console.print("All are alike, so there is no advantage to place; try another --index or --seed.")
+    if not any(one.credit[selected].advantages.any() for rollouts in inspected for one in rollouts):
+        other = "--step" if options.run else "--index or --seed"
+        console.print(f"No token has an advantage by {selected.name}; try another {other}.", highlight=False)
     console.print(f"written to {output}", highlight=False, markup=False)
     if server is not None:
         open_page(server, page, console)

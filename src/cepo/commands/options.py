@@ -13,7 +13,8 @@ from transformers.hf_argparser import string_to_bool
 from ..data.embedded import EMBEDDED
 from ..data.formats import DatasetOptions
 from ..data.loading import load_split
-from ..methods.options import DEFAULTED, MethodOptions, default_text, readable
+from ..methods.options import DEFAULTED, MethodOptions, constants_of, default_text, readable
+from ..methods.registry import find_method
 from ..tasks.figures import NAME as FIGURES
 from ..tasks.figures import VARIANTS
 
@@ -183,6 +184,23 @@ def credit_options(options: argparse.Namespace, *names: str) -> dict[str, Any]:
     """
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     MethodOptions(**readable(given, MethodOptions.method))
+    return given
+
+
+def own_method(options: argparse.Namespace) -> dict[str, Any]:
+    """`--method` and its `--method_kwargs`, where they were given.
+
+    Raises:
+        ValueError: If there is no such method, or it does not take these constants.
+    """
+    if options.method is None:
+        if options.method_kwargs is not None:
+            raise ValueError("--method_kwargs are the constants of --method, which was not given")
+        return {}
+    given = {"method": options.method}
+    if options.method_kwargs is not None:
+        given["method_kwargs"] = options.method_kwargs
+    constants_of(find_method(options.method), options.method_kwargs)
     return given
 
 

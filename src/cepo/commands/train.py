@@ -22,9 +22,12 @@ from ..data.files import write_whole
 from ..data.guarded import RewardError
 from ..data.loading import holds_adapters, load_adapters, model_errors_named, require_chat_template
 from ..data.saved import FOLDER
+from ..inspection.tables import counted
 from ..methods.faults import MethodError
+from ..methods.registry import METHODS
 from ..tasks.figures import NAME as FIGURES
 from ..trainer.arguments import Sources, TrainArguments, check_sources, config_of, option_names, parse
+from ..trainer.cepo_config import CEPOConfig
 from ..trainer.cepo_trainer import CEPOTrainer
 from ..trainer.checkpoints import check_output_dir, disk_problem, last_whole_checkpoint
 from ..trainer.guarded import GradientError
@@ -160,7 +163,7 @@ def _train(
             return INTERRUPTED
     if trainer.accelerator.is_main_process:
         _write_summary(trainer, before, curve.points, after, time.monotonic() - started, console)
-        _print_next(script_args, Path(args.output_dir), console)
+        _print_next(script_args, args, console)
     trainer.create_model_card(_model_name(args))
     if args.push_to_hub:
         trainer.push_to_hub(commit_message="Model save", revision=args.hub_revision)
@@ -206,7 +209,7 @@ def _headline(trainer: CEPOTrainer, script_args: TrainArguments) -> Text:
     return Text.assemble(
         (args.method, "bold"),
         f" on {script_args.dataset_name}: a policy of {parameters:.1f} M parameters, "
-        f"{trainer.args.max_steps if trainer.args.max_steps > 0 else 'all'} steps of {prompts} prompts x "
+        f"{counted(args.max_steps, 'step') if args.max_steps > 0 else 'all steps'} of {counted(prompts, 'prompt')} x "
         f"{args.num_generations} rollouts, seed {args.seed}",
     )
 
@@ -259,12 +262,14 @@ def _write_summary(
     write_whole(folder / "summary.json", json.dumps(_finite(summary), indent=2) + "\n")
     draw_curves(history, folder / "curves.png", title=f"{args.method}, seed {args.seed}", greedy=curve)
     parts = ", ".join(f"{name} {value:.0f}" for name, value in summary["seconds"].items() if name != "total")
-    console.print(f"{seconds:.0f} seconds in total: {parts}", highlight=False)
+    rest = "; the rest is evaluation, loading and saving"
+    console.print(f"{seconds:.0f} seconds in total: {parts}{rest}", highlight=False)
     console.print(f"The model, its logs, summary.json and curves.png are in {folder}", highlight=False)
 
 
-def _print_next(script_args: TrainArguments, folder: Path, console: Console) -> None:
+def _print_next(script_args: TrainArguments, args: CEPOConfig, console: Console) -> None:
     """The command that shows the run's credit, of the rollouts that it saved or of new ones."""
+    folder = Path(args.output_dir)
     if any((folder / FOLDER).glob("step-*.parquet")):
         rest = ["--from", str(folder)]
     elif script_args.dataset_name == FIGURES:
@@ -272,6 +277,13 @@ def _print_next(script_args: TrainArguments, folder: Path, console: Console) -> 
         rest = ["--model_name_or_path", str(folder), *(["--dataset_config", config] if config else [])]
     else:  # it would take all the options that tell how the data are read
         return
+    if args.method not in METHODS:
+        rest += ["--method", args.method]
+        constants = args.method_kwargs
+        if constants is not None:
+            rest += ["--method_kwargs", constants if isinstance(constants, str) else json.dumps(constants)]
+    elif args.method not in (CEPOConfig.method, "grpo") and not args.chosen.needs_other_model:
+        rest += ["--show", args.method]
     command = shlex.join(["cepo", "explain", *rest])
     console.print(f"Which tokens get the credit: {command}", highlight=False, markup=False, soft_wrap=True)
 

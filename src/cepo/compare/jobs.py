@@ -18,6 +18,7 @@ import torch
 from rich.console import Console
 
 from ..data.files import write_whole
+from ..inspection.tables import counted
 
 _LOCK = "lock"
 
@@ -148,12 +149,12 @@ def run_all(work: list[Job], jobs: int | None, lock: TextIO, console: Console) -
                 running.remove(job)
                 stepped = stepped or job.done
                 ended = total - len(waiting) - len(running)
-                left = (time.monotonic() - started) / ended * (total - ended)
+                left = counted(round((time.monotonic() - started) / ended * (total - ended) / 60), "minute")
                 if not job.done:
                     job.failure = _failure(job)
                 state = "done" if job.done else f"FAILED: {job.failure}"
                 console.print(
-                    f"{ended}/{total} {job.arm}, seed {job.seed}: {state}; about {left / 60:.0f} minutes left",
+                    f"{ended}/{total} {job.arm}, seed {job.seed}: {state}; about {left} left",
                     highlight=False,
                     markup=False,
                 )

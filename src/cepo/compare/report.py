@@ -8,7 +8,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..inspection.pictures import plain_text
-from ..inspection.tables import plain_table
+from ..inspection.tables import counted, plain_table
 from .statistics import CURVES, MEASURES, Run, band, mean_curves, measure_names, of_shared_seeds, percent
 
 
@@ -65,7 +65,7 @@ def draw_comparison(arms: Mapping[str, Sequence[Run]], rows: Sequence[Mapping[st
         style: dict[str, Any] = {"color": colours[name], "linestyle": ("-", "--", "-.", ":")[number % 4]}
         points = band(runs)
         steps = [step for step, _ in points]
-        accuracy.plot(steps, [100 * e.mean for _, e in points], label=f"{name} ({len(runs)} seeds)", **style)
+        accuracy.plot(steps, [100 * e.mean for _, e in points], label=f"{name} ({counted(len(runs), 'seed')})", **style)
         low, high = ([100 * getattr(e, bound) for _, e in points] for bound in ("low", "high"))
         accuracy.fill_between(steps, low, high, color=colours[name], alpha=0.08, linewidth=0)
         curves = mean_curves(shared[name])

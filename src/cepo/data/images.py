@@ -172,7 +172,10 @@ def check_header(image: dict[str, Any], place: str) -> None:
     if not image["bytes"] and "://" in path:
         return
     if not image["bytes"] and not Path(path).is_file():
-        raise DatasetError(f"{place} names a file that does not exist: {path!r}")
+        raise DatasetError(
+            f"{place} names a file that does not exist: {path!r}. Put it there, drop the row, or name "
+            "the folder that all images lie in with --image_folder"
+        )
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's own of large images

@@ -74,26 +74,37 @@ def all_variants(
     """GRPO first, then every other method with each of its variants.
 
     Args:
-        given: The user's options of methods; a method of their own among them comes along.
+        given: The user's options of methods; a method of their own among them comes along, and `method_kwargs` are of
+            the method that it names.
         mixtures: Sizes of mixtures, each a variant of its own; empty: as `given` has it.
         columns: Of the data set, for methods that ask what is known of its tokens; None: these are left out.
+
+    Raises:
+        ValueError: If the method that `given` names refuses these columns, as its reason has it.
     """
     given = dict(given or {})
     chosen = given.pop("method", None)
+    constants = {name: given.pop(name) for name in ("method_kwargs",) if name in given}
     names = [*METHODS, *([chosen] if chosen and chosen not in METHODS else [])]
     variants = []
     for name in sorted(names, key=lambda name: name != "grpo"):
         method = METHODS[name] if name in METHODS else MethodOptions(method=name).chosen
         if method.needs_other_model and "teacher_model_name_or_path" not in given:
             continue
-        if method.labels is not None and (
-            columns is None or (method.refuses is not None and method.refuses(columns, MethodOptions(method=name)))
-        ):
-            continue
+        its = {**given, **constants} if name == chosen else given
+        if method.labels is not None:
+            if columns is None:
+                continue
+            options = MethodOptions(**{**readable(its, name), "method": name})
+            reason = method.refuses and method.refuses(columns, options)
+            if reason and name == chosen:
+                raise ValueError(f"method {method.name!r} has nothing to say of this data set: {reason}")
+            if reason:
+                continue
         for own in method.variants:
             sizes = mixtures if mixtures and "mixture" in str(own.get("negative_reference")) else [None]
             for size in sizes:
-                sized = given if size is None else {**given, "max_negatives": size}
+                sized = its if size is None else {**its, "max_negatives": size}
                 variants.append(make_variant(name, sized, own))
     return variants
 

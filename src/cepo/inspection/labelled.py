@@ -12,7 +12,7 @@ from ..references.groups import Group
 from ..scoring.prompts import token_texts
 from ..tasks.figures import GroupKind, believed_tokens, group_kinds
 from .inspect import Credit, Inspected, Variant
-from .quality import Estimate, Tokens, concatenated, measure
+from .quality import SIGN_TOLERANCE, Estimate, Tokens, concatenated, measure
 from .tables import interval
 
 # How many wrong answers a mixture may have.
@@ -93,7 +93,7 @@ def _rows(
     ]
     rows = []
     for variant in variants:
-        for name, correct in (("correct", True), ("wrong", False)):
+        for name, correct in (("right", True), ("wrong", False)):
             chosen = [one for one in everyone if one.correct == correct]
             credit = [one.inspected.credit[variant] for one in chosen]
             found: dict[str, dict[str, Estimate]] = {
@@ -171,6 +171,18 @@ def _tokens(one: _One, variant: Variant, sought: tuple[GroupKind, ...], *, belie
     )
 
 
+# What the columns of the tables are, for people.
+COLUMNS = (
+    "- rule: the method, and whose answer is r-; of 4: at most so many wrong answers in a mixture",
+    "- rollouts: the right ones or the wrong ones",
+    "- AUROC: the chance that a decisive token has more |evidence| than filler has; 0.5: nothing tells them apart",
+    "- decisive: in a wrong rollout the wrong digits of its mistakes, in a right one those that a wrong one of its "
+    "group got wrong; filler: the words",
+    "- of readings, of arithmetic: the same for one kind of mistake",
+    "- filler, nats: mean |evidence| at filler, which is noise in the credit",
+    f"- wrong sign: the share of decisive tokens with more than {SIGN_TOLERANCE} nats against the verdict",
+    "- contexts: how often a rollout is read, once without a hint included",
+)
 MISTAKE_HEADS = (
     *("rule", "rollouts", "AUROC", "of readings", "of arithmetic", "filler, nats"),
     *("wrong sign, readings", "wrong sign, arithmetic", "contexts"),

@@ -28,7 +28,7 @@ def draw_credit_quality(rows: list[dict[str, Any]], path: Path) -> None:
         squeeze=False,
         sharex="col",
     )
-    marks = {"correct": ("#2066ba", "o", -0.14), "wrong": ("#cc6600", "s", 0.14)}
+    marks = {"right": ("#2066ba", "o", -0.14), "wrong": ("#cc6600", "s", 0.14)}
     for line, one in zip(axes, told, strict=True):
         for axis, (measure, title) in zip(line, panels, strict=True):
             for row in own[one]:

@@ -18,6 +18,11 @@ def interval(estimate: Mapping[str, float | None], form: str, *, nothing: str = 
     return f"{value} [{low}, {high}]"
 
 
+def counted(number: int, thing: str) -> str:
+    """A number of things: 1 seed, 8 seeds."""
+    return f"{number} {thing}{'' if number == 1 else 's'}"
+
+
 def plain_table(caption: str, *, gap: int = 1) -> Table:
     """A table without lines between its columns, so that a terminal of 80 columns holds several."""
     return Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, gap, 0, 0), caption=caption, caption_justify="left")

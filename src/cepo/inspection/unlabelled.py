@@ -141,6 +141,17 @@ def describe(rollouts: Sequence[Read], *, resamples: int = 1000, seed: int = 0) 
     }
 
 
+# What the columns of the tables are, for people.
+COLUMNS = (
+    "- rule: the method, and whose answer is r-; of 4: at most so many wrong answers in a mixture",
+    "- rollouts: the right ones or the wrong ones, and their number",
+    "- fallback: the share of rollouts for which the rule could not be followed",
+    "- moved: the share of tokens that do not get their rollout's advantage",
+    "- evidence, nats: mean |evidence| of a token",
+    f"- against: of the tokens with more than {SIGN_TOLERANCE} nats, the share against the verdict; half is chance",
+    "- before, between, box: mean |evidence| before the answer is first written, from there to the box, and in it",
+    "- digits, words and so on: of each kind its share of all |evidence|, and behind the stroke of all tokens",
+)
 AMOUNT_HEADS = ("rule", "rollouts", "number", "fallback", "moved", "evidence, nats", "against", *PLACES)
 KIND_HEADS = ("rule", "rollouts", *(f"{kind}s" if kind != "end" else kind for kind in KINDS))
 

@@ -73,7 +73,7 @@ class MethodOptions(SharedOptions):
         #: What the user gave, method included: of use to another method that is shown beside this one.
         self.given: dict[str, Any] = {
             name: value
-            for name in ("method", "answer_extractor", *DEFAULTED)
+            for name in ("method", "method_kwargs", "answer_extractor", *DEFAULTED)
             if (value := getattr(self, name)) is not None
         }
         unread = [name for name in SELECTIVE if not reads(method, name) and getattr(self, name) is not None]

@@ -40,6 +40,17 @@ _FOLDERS = re.compile(r"(?:file://|(?<![\w./]))/(?:[^/\s'\",;:]+/)+")
 _TOKENS = re.compile(r"hf_[A-Za-z0-9]{8,}")
 _CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
 _SECRET = re.compile(r"(^|_)(token|password|secret|api_key)$")
+# TRL's first lines of use, which ask text of a model; what was trained on pictures needs one.
+_QUICK_START = re.compile(r"```python\nfrom transformers import pipeline\n.*?\n```", re.DOTALL)
+_WITH_PICTURE = """\
+```python
+from transformers import pipeline
+
+content = [{{"type": "image", "path": "picture.png"}}, {{"type": "text", "text": "..."}}]  # one of the data set's
+generator = pipeline("image-text-to-text", model={name}, device_map="auto")
+output = generator(text=[{{"role": "user", "content": content}}], max_new_tokens={tokens}, return_full_text=False)[0]
+print(output["generated_text"])
+```"""
 # Of TRL's options, those without which a number cannot be read.
 _RUN = ("learning_rate", "num_generations", "max_completion_length", "temperature", "loss_type", "beta", "seed")
 
@@ -202,13 +213,24 @@ class CardTrainer(GRPOTrainer):
         model = getattr(self.model.config, "_name_or_path", "")
         steps, of = self.state.global_step, self.state.max_steps
         section = run_section(self.args, facts, model=model, steps=steps, of=of, rewards=rewards)
-        write_whole(path, completed(path.read_text(encoding="utf-8"), section, model_name))
+        card = completed(path.read_text(encoding="utf-8"), section, model_name)
+        if hasattr(self.model.config, "vision_config"):
+            card = with_picture(card, self.args.hub_model_id or model_name, self.args.max_completion_length)
+        write_whole(path, card)
+
+
+def with_picture(card: str, model_name: str, tokens: int) -> str:
+    """A card whose first lines of use ask the model about a picture, with room for an answer of so many tokens."""
+    lines = _WITH_PICTURE.format(name=json.dumps(model_name), tokens=tokens)
+    return _QUICK_START.sub(lambda _: lines, card)
 
 
 def completed(card: str, section: str, model_name: str) -> str:
-    """TRL's card with a section before its versions, cepo's among these, and without models that are named None."""
+    """TRL's card with a section before its versions, cepo's among these; without models named None, and without
+    a licence that nobody filled in."""
     nobody = "This model is a fine-tuned version of [None](https://huggingface.co/None)"
     card = card.replace(nobody, "This model was trained from one that is not on the Hub")
+    card = card.replace("\nlicence: license\n", "\n", 1)
     card = card.replace('model="None"', f"model={json.dumps(model_name)}")
     versions = "### Framework versions\n\n"
     return card.replace(versions, f"{section}\n{versions}- cepo: {version('cepo')}\n")
