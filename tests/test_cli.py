@@ -520,7 +520,10 @@ def test_explain_says_where_nothing_is_placed(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "0 of 2 rollouts are right" in said
     assert "No token has an advantage by cepo own_or_mixture of 4; try another --index or --seed." in said
-    assert cli.main([*common, "--method", "examples.new_method:METHOD", "--method_kwargs", '{"blame": 0.2}']) == 0
+    own = [*common, "--method", "examples.new_method:METHOD", "--method_kwargs", '{"blame": 0.2}']
+    assert cli.main([*own, "--show", "grpo"]) == 0
+    assert "No token has an advantage by grpo" in capsys.readouterr().out
+    assert cli.main(own) == 0
     assert "No token has an advantage" not in capsys.readouterr().out
     page = (tmp_path / "explain.html").read_text(encoding="utf-8")
     assert "blame 0.2" in page

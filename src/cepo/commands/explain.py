@@ -74,8 +74,8 @@ def make_parser() -> argparse.ArgumentParser:
     add("--method_kwargs", default=None, help="constants of --method, as JSON")
     add(
         "--show",
-        default=f"cepo {DEFAULT_RULE}",
-        help="method to show first, and its rule for r-: grpo, rlsd, 'cepo own'",
+        default=None,
+        help="what to show first, and its rule for r-: grpo, rlsd, 'cepo own' (none: --method, else our default)",
     )
     add("--output_dir", type=Path, default=Path(), help="where explain.html goes")
     add("--terminal", action="store_true", help="print to the terminal, and write no page")
@@ -109,10 +109,11 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
         raise ValueError("--port is for --open, which was not given")
     quiet_libraries()
     given = {**credit_options(options, *CREDIT), **own_method(options)}
-    if options.method is not None:
-        options.show = find_method(options.method).name
+    own = None if options.method is None else find_method(options.method).name
+    if options.show is None:
+        options.show = own or f"cepo {DEFAULT_RULE}"
     (reward_func,) = load_reward_funcs(options.reward_funcs or verifier_of(options.dataset_name))
-    if options.method is None and options.show not in METHODS:  # what there is of those depends on the data
+    if options.show not in (own, *METHODS):  # what there is of those depends on the data
         _variant(options.show, all_variants(given))  # refused before anything is loaded
     server = PageServer(options.port) if options.open else None  # before anything that takes long
     job = _of_run(options) if options.run else _of_dataset(options)
