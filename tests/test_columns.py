@@ -179,6 +179,7 @@ def test_rows_in_trls_columns_are_left_out_too(tmp_path):
     [
         ({"dataset_columns": {"prompt": "nosuch", "solution": "a"}}, "no column 'nosuch' for the prompt; it has 'q'"),
         ({"dataset_columns": {"question": "q"}}, "dataset_columns must map prompt, solution, images, choices"),
+        ({"dataset_columns": {"prompt": "q", "solutoin": "s"}}, "there is no 'solutoin'"),
         ({"dataset_columns": "{"}, "dataset_columns: '{' is not JSON"),
         ({"dataset_columns": {"prompt": 3}}, "prompt must be the name of a column"),
         ({"dataset_format": "nosuch"}, "dataset_format: there is no 'nosuch'; choose of trl, geometry3k"),

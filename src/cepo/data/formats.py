@@ -160,7 +160,9 @@ def _mapping(given: Any) -> dict[str, Any]:
     if given is None:
         return {}
     if not isinstance(given, dict) or not set(given) <= set(_PARTS):
-        raise ValueError(f"dataset_columns must map {', '.join(_PARTS)} to names of columns, got {given!r}")
+        odd = [repr(part) for part in given if part not in _PARTS] if isinstance(given, Mapping) else []
+        unknown = f"; there is no {', '.join(odd)}" if odd else ""
+        raise ValueError(f"dataset_columns must map {', '.join(_PARTS)} to names of columns, got {given!r}{unknown}")
     for part, column in given.items():
         several = part == "images" and isinstance(column, list) and all(isinstance(one, str) for one in column)
         if not isinstance(column, str) and not several:

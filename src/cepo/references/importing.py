@@ -18,4 +18,7 @@ def imported(option: str, path: str) -> Any:
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        raise ValueError(f"{option}: cannot import {path!r}: {error}") from error
+        # The module itself is not there, rather than one that it imports.
+        missing = isinstance(error, ModuleNotFoundError) and error.name and f"{module}.".startswith(f"{error.name}.")
+        where = ", nor is it a file in the folder that this is run from" if missing else ""
+        raise ValueError(f"{option}: cannot import {path!r}: {error}{where}") from error
