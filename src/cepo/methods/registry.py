@@ -1,7 +1,5 @@
 """The methods by name. A room above this one may register its own, and users name theirs by import path."""
 
-import os
-import sys
 from contextlib import suppress
 from dataclasses import replace
 from difflib import get_close_matches
@@ -10,6 +8,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
 
+from ..references.importing import ImportPathError, imported
 from .faults import guarded_stage, raised
 from .method import Method
 
@@ -76,15 +75,12 @@ def _file_of(module: str) -> str | None:
 
 @cache
 def _imported(path: str) -> Method:
-    module, _, attribute = path.partition(":")
-    if os.getcwd() not in sys.path:  # as for reward functions: a file beside the run
-        sys.path.append(os.getcwd())
     try:
-        found = getattr(import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
-        raise ValueError(f"method: cannot import {path!r}: {error}") from error
+        found = imported("method", path)
+    except ImportPathError:
+        raise
     except Exception as error:
-        said, _ = raised(error, _file_of(module), __file__)
+        said, _ = raised(error, _file_of(path.partition(":")[0]), __file__)
         raise ValueError(f"method: cannot import {path!r}: it {said}") from error
     if not isinstance(found, Method):
         raise ValueError(f"method: {path!r} is no cepo.methods.Method but a {type(found).__name__}")
