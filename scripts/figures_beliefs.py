@@ -4,8 +4,8 @@
     python scripts/figures_beliefs.py cepo-figures    # and a trained one
     python scripts/figures_beliefs.py cepo-figures --variants default    # beliefs, and no other variants: a minute each
 
-Two tables in Markdown for each: accuracy by variant, greedy and of 8 samples; and what stands where a wrong belief may
-be held, where the numbers before are right.
+For each: accuracy by variant, greedy and of 8 samples, and how often greedy answers read each printed label rightly, first
+to last; then what stands where a wrong belief may be held, where the numbers before are right.
 """
 
 import argparse
@@ -43,6 +43,21 @@ def held(problems: list[Problem], found: Evaluation) -> dict[str, Counter]:
     return counts
 
 
+def labels_read(problems: list[Problem], found: Evaluation) -> list[float]:
+    """The share of answers with the right number for the first label, the second and so on; of problems with one."""
+    shares = []
+    for place in range(max(len(problem.labels) for problem in problems)):
+        asked = [(p, text) for p, text in zip(problems, found.answers, strict=True) if len(p.labels) > place]
+        right = [_number(problem, text, 3 * place + 1) == str(problem.labels[place]) for problem, text in asked]
+        shares.append(sum(right) / len(right))
+    return shares
+
+
+def _number(problem: Problem, text: str, place: int) -> str | None:
+    spans = [span for span in annotate(problem, text).spans if span.kind != "answer"]
+    return text[spans[place].start : spans[place].end] if place < len(spans) else None
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", help="folders of trained models")
@@ -56,7 +71,7 @@ def main() -> None:
     for name in (policy_path(), *options.models):
         model, processor = load_policy(name)
         print(f"\n{'shipped policy' if name == policy_path() else name}\n")
-        print(f"| variant | greedy | sampled | pass@{options.samples} |\n|---|---|---|---|")
+        print(f"| variant | greedy | sampled | pass@{options.samples} | labels read |\n|---|---|---|---|---|")
         of_default: list[Evaluation] = []
         problems: list[Problem] = []
         for variant in options.variants:
@@ -72,10 +87,12 @@ def main() -> None:
                 )
                 for temperature in (0.0, 1.0)
             ]
+            asked = [problem_of(row) for row in data]
             if variant == "default":
-                of_default, problems = both, [problem_of(row) for row in data]
+                of_default, problems = both, asked
             cells = (both[0].accuracy, both[1].accuracy, both[1].pass_at(options.samples))
-            print(f"| {variant} | {' | '.join(map(str, cells))} |", flush=True)
+            read = ", ".join(f"{share:.0%}" for share in labels_read(asked, both[0]))
+            print(f"| {variant} | {' | '.join(map(str, cells))} | {read} |", flush=True)
         if not problems:
             continue
         print("\n| number at a case | answers | as believed | right | cases |\n|---|---|---|---|---|")
