@@ -4,7 +4,7 @@
     python scripts/figures_beliefs.py cepo-figures    # and a trained one
     python scripts/figures_beliefs.py cepo-figures --variants default    # beliefs, and no other variants: a minute each
 
-For each: accuracy by variant, greedy and of 8 samples, and how often greedy answers read each printed label rightly, from
+For each: accuracy by variant, greedy and of 8 samples, and how often greedy answers read each label rightly, from
 the first to the last; then what stands where a wrong belief may be held, where the numbers before are right.
 """
 
