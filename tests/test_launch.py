@@ -134,7 +134,7 @@ def test_two_processes_from_a_yaml_file(tmp_path):
     config.write_text(f"accelerate_config: {CPU}\nnum_processes: 2\neval_problems: 0\noutput_dir: {tmp_path / 'out'}\n")
     done = run("--config", str(config), *SMALL)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("steps of 4 prompts x 4 rollouts") == 1  # 8 rollouts of each process
+    assert done.stdout.count("1 step of 4 prompts x 4 rollouts") == 1  # 8 rollouts of each process
 
 
 # Signals --------------------------------------------------------------------------------------------------------------
