@@ -2,7 +2,7 @@
 
     python scripts/figures_beliefs.py            # the shipped policy
     python scripts/figures_beliefs.py cepo-figures    # and a trained one
-    python scripts/figures_beliefs.py cepo-figures --variants default    # beliefs, and no other variants: a minute each
+    python scripts/figures_beliefs.py cepo-figures --variants default    # beliefs alone: two minutes each
 
 For each: accuracy by variant, greedy and of 8 samples, and how often greedy answers read each label rightly, from
 the first to the last; then what stands where a wrong belief may be held, where the numbers before are right.
@@ -20,10 +20,14 @@ from cepo.tasks.figures import Case, Problem, annotate, cases_of, figures_reward
 VARIANTS = ("default", "readings", "arithmetic", "easy", "long", "hard", "blank")
 
 
+def numbers_of(problem: Problem, text: str) -> list[str]:
+    """The numbers of a completion's steps: known angle, label and result of each."""
+    return [text[span.start : span.end] for span in annotate(problem, text).spans if span.kind != "answer"]
+
+
 def written(problem: Problem, case: Case, text: str) -> int | None:
     """The number of a completion at a case; None where one of its step before it is wrong, or where it is missing."""
-    spans = [span for span in annotate(problem, text).spans if span.kind != "answer"]
-    numbers = [text[span.start : span.end] for span in spans][3 * case.step : 3 * case.step + 3]
+    numbers = numbers_of(problem, text)[3 * case.step : 3 * case.step + 3]
     before = [(problem.start, *problem.angles)[case.step], problem.labels[case.step]][: 1 + (case.kind == "arithmetic")]
     if numbers[: len(before)] != [str(number) for number in before] or len(numbers) <= len(before):
         return None
@@ -45,17 +49,13 @@ def held(problems: list[Problem], found: Evaluation) -> dict[str, Counter]:
 
 def labels_read(problems: list[Problem], found: Evaluation) -> list[float]:
     """The share of answers with the right number for the first label, the second and so on; of problems with one."""
-    shares = []
-    for place in range(max(len(problem.labels) for problem in problems)):
-        asked = [(p, text) for p, text in zip(problems, found.answers, strict=True) if len(p.labels) > place]
-        right = [_number(problem, text, 3 * place + 1) == str(problem.labels[place]) for problem, text in asked]
-        shares.append(sum(right) / len(right))
-    return shares
-
-
-def _number(problem: Problem, text: str, place: int) -> str | None:
-    spans = [span for span in annotate(problem, text).spans if span.kind != "answer"]
-    return text[spans[place].start : spans[place].end] if place < len(spans) else None
+    right: list[list[bool]] = []
+    for problem, text in zip(problems, found.answers, strict=True):
+        read = numbers_of(problem, text)[1::3]
+        right += [[] for _ in range(len(problem.labels) - len(right))]
+        for place, label in enumerate(problem.labels):
+            right[place].append(read[place : place + 1] == [str(label)])
+    return [sum(those) / len(those) for those in right]
 
 
 def main() -> None:

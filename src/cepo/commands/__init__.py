@@ -1,10 +1,10 @@
 """The commands of `cepo`: each module has `prepare(arguments)`, which refuses mistakes and returns the job."""
 
+import warnings
+
 
 def quiet_libraries() -> None:
     """Keep the progress bars and notes of the libraries below out of what a person reads."""
-    import warnings
-
     import datasets
     import transformers
 

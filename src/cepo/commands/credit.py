@@ -149,6 +149,7 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
     dataset = dataset.select(range(min(options.num_prompts, len(dataset))))
     with broken_images_named(dataset, f"the split {options.dataset_split!r}"):
         rows = list(dataset)
+    all_variants(own_method(options), columns=list(rows[0]))  # a method that refuses these data does so before sampling
     model, processing_class = load_policy(
         options.model_name_or_path or policy_path(), trust_remote_code=options.trust_remote_code
     )
@@ -200,11 +201,10 @@ def _measure(
         with console.status(f"reading the rollouts again, told {content}, {wording} hint"):
             inspected = _inspect(options, model, processing_class, groups, variants)
         own = describe_them(draws, content, wording, variants, inspected)
+        if not results:  # the others are in credit.md
+            for title, heads, left, cells in _tables(own, labelled):
+                page.print(_made(f"{title}; told: {content}, {wording} hint; 95 % intervals", heads, left, cells))
         results += own
-        for title, heads, left, cells in (
-            _tables(own, labelled) if len(results) == len(own) else ()
-        ):  # the others: credit.md
-            page.print(_made(f"{title}; told: {content}, {wording} hint; 95 % intervals", heads, left, cells))
     told = _told(processing_class, HINTS | wordings) if labelled else _told_greedily(options.contents, wordings)
     asked = sampling if labelled else replace(sampling, temperature=0.0)
     with console.status("does the policy follow hints?"), seeded(options.seed):

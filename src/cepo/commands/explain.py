@@ -3,7 +3,7 @@
 import argparse
 import json
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -139,19 +139,14 @@ def _variant(name: str, variants: Sequence[Variant]) -> Variant:
     short = {variant.short: variant for variant in variants}
     if name == "cepo":
         name = f"cepo {DEFAULT_RULE}"
-    if name not in short and name in METHODS and METHODS[name].needs_other_model:
+    if name in short:
+        return short[name]
+    others = f"choose one of {', '.join(repr(s) if ' ' in s else s for s in short)}"
+    if name not in METHODS:
+        raise ValueError(f"there is no {name!r} to show; {others}")
+    if METHODS[name].needs_other_model:
         raise ValueError(f"--show {name} needs --teacher_model_name_or_path, a model with the same vocabulary")
-    if name not in short and name in METHODS:
-        raise ValueError(
-            f"--show {name}: that method has nothing to say of this data set; choose one of {_listed(short)}"
-        )
-    if name not in short:
-        raise ValueError(f"there is no {name!r} to show; choose one of {_listed(short)}")
-    return short[name]
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(repr(name) if " " in name else name for name in names)
+    raise ValueError(f"--show {name}: that method has nothing to say of this data set; {others}")
 
 
 def _of_dataset(options: argparse.Namespace) -> _Job:

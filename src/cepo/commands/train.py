@@ -277,9 +277,9 @@ def _print_next(script_args: TrainArguments, args: CEPOConfig, console: Console)
         rest = ["--model_name_or_path", str(folder), *(["--dataset_config", config] if config else [])]
     else:  # it would take all the options that tell how the data are read
         return
-    if args.method not in METHODS:
+    constants = args.method_kwargs
+    if args.method not in METHODS or constants is not None:
         rest += ["--method", args.method]
-        constants = args.method_kwargs
         if constants is not None:
             rest += ["--method_kwargs", constants if isinstance(constants, str) else json.dumps(constants)]
     elif args.method not in (CEPOConfig.method, "grpo") and not args.chosen.needs_other_model:

@@ -83,15 +83,14 @@ def all_variants(
         ValueError: If the method that `given` names refuses these columns, as its reason has it.
     """
     given = dict(given or {})
-    chosen = given.pop("method", None)
-    constants = {name: given.pop(name) for name in ("method_kwargs",) if name in given}
+    chosen, constants = given.pop("method", None), given.pop("method_kwargs", None)
     names = [*METHODS, *([chosen] if chosen and chosen not in METHODS else [])]
     variants = []
     for name in sorted(names, key=lambda name: name != "grpo"):
         method = METHODS[name] if name in METHODS else MethodOptions(method=name).chosen
         if method.needs_other_model and "teacher_model_name_or_path" not in given:
             continue
-        its = {**given, **constants} if name == chosen else given
+        its = {**given, "method_kwargs": constants} if name == chosen else given
         if method.labels is not None:
             if columns is None:
                 continue

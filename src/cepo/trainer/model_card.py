@@ -41,7 +41,7 @@ _TOKENS = re.compile(r"hf_[A-Za-z0-9]{8,}")
 _CREDENTIALS = re.compile(r"(?<=://)[^/@\s]+@")
 _SECRET = re.compile(r"(^|_)(token|password|secret|api_key)$")
 # TRL's first lines of use, which ask text of a model; what was trained on pictures needs one.
-_QUICK_START = re.compile(r"```python\nfrom transformers import pipeline\n.*?\n```", re.DOTALL)
+_QUICK_START = re.compile(r"```python\nfrom transformers import pipeline\n.*?model=(\".*?\").*?\n```", re.DOTALL)
 _WITH_PICTURE = """\
 ```python
 from transformers import pipeline
@@ -214,15 +214,14 @@ class CardTrainer(GRPOTrainer):
         steps, of = self.state.global_step, self.state.max_steps
         section = run_section(self.args, facts, model=model, steps=steps, of=of, rewards=rewards)
         card = completed(path.read_text(encoding="utf-8"), section, model_name)
-        if hasattr(self.model.config, "vision_config"):
-            card = with_picture(card, self.args.hub_model_id or model_name, self.args.max_completion_length)
+        if self._is_vlm:
+            card = with_picture(card, self.args.max_completion_length)
         write_whole(path, card)
 
 
-def with_picture(card: str, model_name: str, tokens: int) -> str:
+def with_picture(card: str, tokens: int) -> str:
     """A card whose first lines of use ask the model about a picture, with room for an answer of so many tokens."""
-    lines = _WITH_PICTURE.format(name=json.dumps(model_name), tokens=tokens)
-    return _QUICK_START.sub(lambda _: lines, card)
+    return _QUICK_START.sub(lambda found: _WITH_PICTURE.format(name=found[1], tokens=tokens), card)
 
 
 def completed(card: str, section: str, model_name: str) -> str:
