@@ -4,7 +4,7 @@ GRPO learns nothing from such a group: without variance its advantages are 0. He
 same for every token; any other rollout keeps its advantage. No teacher reads anything. This is the boring control for
 methods that learn from such groups by evidence, as `cepo_added` does.
 
-    cepo train --method examples.new_method:METHOD --negative_advantage_weight 0.3    # from the repository's root: 3 minutes
+    cepo train --method examples.new_method:METHOD --negative_advantage_weight 0.3    # from the root, 3 minutes
 """
 
 from dataclasses import dataclass, replace
