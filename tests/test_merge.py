@@ -1,6 +1,7 @@
 """`cepo merge`: the folder loads without PEFT and says what model and adapters said."""
 
 import json
+import re
 
 import pytest
 import torch
@@ -8,9 +9,12 @@ from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
 from cepo import cli, policy_path
-from cepo.data.loading import load_policy
+from cepo.data import merging
+from cepo.data.loading import load_merged, load_policy
 from cepo.data.sampling import conversation_of
 from cepo.scoring.prompts import PromptEncoder
+
+from .tiny_models import IMAGE_MODELS, TEXT_MODELS
 
 KINDS = {
     "lora": {},
@@ -20,18 +24,18 @@ KINDS = {
 }
 
 
-def adapters(folder, base, auto, **settings):
+def adapters(folder, base, auto, processor_of=None, **settings):
     """Adapters that say something: their second factor is not zero, as it is at the start."""
     torch.manual_seed(3)
-    model = get_peft_model(
-        auto.from_pretrained(base), LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", **settings)
-    )
+    settings = {"target_modules": "all-linear", **settings}
+    model = get_peft_model(auto.from_pretrained(base), LoraConfig(r=4, lora_alpha=8, **settings))
+    names = ("lora_B", "lora_embedding_A", "modules_to_save", "trainable_tokens_delta")
     with torch.no_grad():
         for name, weight in model.named_parameters():
-            if "lora_B" in name or "modules_to_save" in name:
+            if any(part in name for part in names):
                 weight.add_(torch.randn_like(weight) * 0.05)
     model.save_pretrained(folder)
-    AutoProcessor.from_pretrained(base).save_pretrained(folder)
+    AutoProcessor.from_pretrained(processor_of or base).save_pretrained(folder)
     return str(folder)
 
 
@@ -46,7 +50,9 @@ def test_of_a_policy_that_reads_images(kind, tmp_path, figures, capsys):
     path = adapters(tmp_path / "adapters", base, AutoModelForImageTextToText, **KINDS[kind])
     output = tmp_path / "merged"
     assert cli.main(["merge", "--model_name_or_path", path, "--output_dir", str(output)]) == 0
-    assert f"parameters in float32, in {output}" in capsys.readouterr().out.replace("\n", "")
+    assert f"parameters in float32, in {output}; log-probs of a prompt within " in (
+        capsys.readouterr().out.replace("\n", "")
+    )
     assert not (output / "adapter_config.json").exists()
 
     merged = AutoModelForImageTextToText.from_pretrained(output)
@@ -85,6 +91,82 @@ def test_of_a_text_model_in_another_type_and_in_parts(kind, tmp_path, text_model
         assert json.loads((output / "config.json").read_text())["dtype"] == dtype
         merged = AutoModelForCausalLM.from_pretrained(output, dtype="float32")
         assert (log_probs(merged, ids) - log_probs(both, ids)).abs().max() < most
+
+
+TIED = {
+    "head": {"target_modules": ["q_proj", "lm_head"]},
+    "embedding": {"target_modules": ["q_proj", "embed_tokens"]},
+    "both": {"target_modules": ["q_proj", "lm_head", "embed_tokens"]},
+    "dora of the embedding": {"target_modules": ["q_proj", "embed_tokens"], "use_dora": True},
+    "a head of its own": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+    "an embedding of its own": {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+    "tied adapters": {"target_modules": ["q_proj", "lm_head"], "ensure_weight_tying": True},
+    "tied copies": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"], "ensure_weight_tying": True},
+    "some tokens": {"target_modules": ["q_proj"], "trainable_token_indices": [7, 8]},
+}
+STAY_TIED = ("tied adapters", "tied copies", "some tokens")
+
+
+@pytest.fixture(scope="module", params=["qwen3", "gemma3", "qwen3_vl"])
+def tied_base(request, tmp_path_factory):
+    """A model whose head is its embedding."""
+    torch.manual_seed(0)
+    model = (TEXT_MODELS | IMAGE_MODELS)[request.param]()
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = True
+    config = model.config
+    # The shipped tokenizer's prompt has to be read.
+    config.get_text_config().vocab_size = len(AutoProcessor.from_pretrained(policy_path()).tokenizer)
+    model = type(model)(config)
+    folder = tmp_path_factory.mktemp(request.param)
+    model.save_pretrained(folder)
+    return str(folder), AutoModelForImageTextToText if request.param in IMAGE_MODELS else AutoModelForCausalLM
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
+@pytest.mark.parametrize("kind", TIED)
+def test_of_a_head_that_is_the_embedding(kind, tied_base, tmp_path, text_model_path, capsys, recwarn):
+    """Adapters on one of them leave the other as it was; in the folder as in what `cepo evaluate` makes of them."""
+    base, auto = tied_base
+    path = adapters(tmp_path / "adapters", base, auto, text_model_path, **TIED[kind])
+    both = PeftModel.from_pretrained(auto.from_pretrained(base), path)
+    output, ids = tmp_path / "merged", torch.arange(8, 40)[None]
+    capsys.readouterr(), recwarn.clear()
+    assert cli.main(["merge", "--model_name_or_path", path, "--output_dir", str(output)]) == 0
+    printed = capsys.readouterr()
+    assert float(re.search(r"within (\S+) nats", printed.out)[1]) < 1e-4
+    assert not [str(one.message) for one in recwarn if "tie" in str(one.message)]
+    expected = log_probs(both, ids)
+    assert (log_probs(auto.from_pretrained(base), ids) - expected).abs().max() > 0.05
+    for model in (auto.from_pretrained(output), load_merged(path)):
+        assert (log_probs(model, ids) - expected).abs().max() < 1e-4
+        tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
+        assert tied == model.config.tie_word_embeddings == (kind in STAY_TIED)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_a_folder_that_is_another_model_is_not_left(dtype, tmp_path, text_model_path, monkeypatch, capsys):
+    """As when a weight is lost on its way to the disk: here one layer's."""
+    merge = merging.merge_weights
+
+    def spoilt(model):
+        merged = merge(model)
+        with torch.no_grad():
+            merged.model.layers[0].mlp.down_proj.weight.mul_(-20)
+        return merged
+
+    monkeypatch.setattr(merging, "merge_weights", spoilt)
+    path = adapters(tmp_path / "adapters", text_model_path, AutoModelForCausalLM)
+    arguments = ["--model_name_or_path", path, "--output_dir", str(tmp_path / "out"), "--dtype", dtype]
+    assert cli.main(["merge", *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(rf"{path} merged into {text_model_path} is another model: .* nats off on average. Nothing", line)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapters"]
+    monkeypatch.undo()
+    (tmp_path / "out.part").mkdir()  # of a merge that was killed
+    (tmp_path / "out.part" / "model-00001-of-00009.safetensors").write_bytes(b"half")
+    assert cli.main(["merge", *arguments]) == 0
+    assert not list((tmp_path / "out").glob("model-*-of-00009.safetensors"))
 
 
 def test_a_base_that_has_moved_is_named(tmp_path, text_model_path, capsys):

@@ -50,7 +50,7 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
         kind = str(merged.dtype).removeprefix("torch.")
         console.print(
             f"{merged.base} with {options.model_name_or_path}: {merged.parameters:,} parameters in {kind}, "
-            f"in {options.output_dir}",
+            f"in {options.output_dir}; log-probs of a prompt within {merged.difference:.1g} nats of the adapters'",
             highlight=False,
             markup=False,
         )

@@ -1,11 +1,13 @@
 """Models, datasets and reward functions by the names a user gives them."""
 
 import os
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import (
     Dataset,
     DatasetDict,
@@ -203,12 +205,68 @@ def load_merged(path: str | Path, base: str | None = None, **options: Any) -> An
     Raises:
         LoadingError: If no base is named or it cannot be loaded, or its weights cannot hold what the adapters do.
     """
+    check_mergeable(path)
+    return merge_weights(load_adapters(path, base, is_trainable=False, **options))
+
+
+def check_mergeable(path: str | Path) -> None:
+    """Refuse adapters that are no part of a model's weights.
+
+    Raises:
+        LoadingError: Naming their kind.
+    """
     from peft import PeftConfig
 
     config = PeftConfig.from_pretrained(path)
     if config.is_prompt_learning:
         raise LoadingError(f"{path} holds {config.peft_type.value}, which is read beside a model and cannot be merged")
-    return load_adapters(path, base, is_trainable=False, **options).merge_and_unload(safe_merge=True)
+
+
+def adapts_tied_embeddings(model: Any) -> bool:
+    """Whether adapters of a PEFT model change an embedding or head whose weight the two share."""
+    inner = model.get_base_model()
+    embedding, head = inner.get_input_embeddings(), inner.get_output_embeddings()
+    if head is None or _without_adapters(embedding).weight is not _without_adapters(head).weight:
+        return False
+    return _without_adapters(embedding) is not embedding or _without_adapters(head) is not head
+
+
+def _without_adapters(module: Any) -> Any:
+    """The layer inside PEFT's wrappers."""
+    while (inside := getattr(module, "base_layer", getattr(module, "original_module", None))) is not None:
+        module = inside
+    return module
+
+
+def merge_weights(model: Any) -> Any:
+    """The model of a PEFT model, with the adapters added to its weights.
+
+    PEFT adds an adapter to the one weight that a tied embedding and head share, where the adapter changed the output
+    of one of them, so the two are untied before that. Where they end up equal they are tied again.
+
+    Args:
+        model: The PEFT model; its layers are those of the result.
+    """
+    unties = adapts_tied_embeddings(model)
+    inner = model.get_base_model()
+    if unties:
+        head = _without_adapters(inner.get_output_embeddings())
+        head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+    configs = [inner.config, inner.config.get_text_config()]
+    ties = [getattr(config, "tie_word_embeddings", False) for config in configs]
+    with warnings.catch_warnings():
+        # Of tied weights that adapters change, at length, with code that unties them.
+        warnings.filterwarnings("ignore", message="Model with `tie_word_embeddings=True`")
+        warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied")
+        merged = model.merge_and_unload(safe_merge=True)
+    if unties:
+        embedding, head = merged.get_input_embeddings(), merged.get_output_embeddings()
+        equal = torch.equal(embedding.weight, head.weight)
+        if equal:
+            head.weight = embedding.weight
+        for config, tied in zip(configs, ties, strict=True):
+            config.tie_word_embeddings = tied and equal
+    return merged
 
 
 def load_adapters(path: str | Path, base: str | None = None, *, is_trainable: bool = True, **options: Any) -> Any:
@@ -233,7 +291,10 @@ def load_adapters(path: str | Path, base: str | None = None, *, is_trainable: bo
         model = create_model_from_path(base, **options)
     except OSError as error:
         raise LoadingError(base_error(path, base, error)) from error
-    return PeftModel.from_pretrained(model, path, is_trainable=is_trainable)
+    with warnings.catch_warnings():
+        # `merge_weights` unties what PEFT warns of here.
+        warnings.filterwarnings("ignore", message="Model has `tie_word_embeddings=True` and a tied layer")
+        return PeftModel.from_pretrained(model, path, is_trainable=is_trainable)
 
 
 def base_error(adapters: str | Path, base: str, error: OSError) -> str:
