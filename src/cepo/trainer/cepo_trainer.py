@@ -41,7 +41,7 @@ from .loggers import LoggedTrainer
 from .metrics import credit_metrics, verdict_shares
 from .model_card import CEPO_PAPER, CardTrainer
 from .processes import Processes
-from .refusals import check_adapters, check_distillation, check_whole_groups
+from .refusals import check_adapters, check_distillation, check_vllm_weights, check_whole_groups
 from .resuming import ResumingTrainer
 from .sequence_level import SequenceLevelTrainer
 from .shared_update import SharedPromptTrainer
@@ -142,6 +142,7 @@ class CEPOTrainer(
             freeze_vision_tower(self.model)
         if args.distils_whole:
             check_distillation(self, args.method)
+        check_vllm_weights(self)
         check_whole_groups(args, self.accelerator.num_processes)
         if self.method.needs_teachers or args.distils_whole:
             check_layout(self)

@@ -1,7 +1,9 @@
 """Models and batches with which a method would not do what its name says; refused before training."""
 
+from accelerate.utils import is_peft_model
 from trl import GRPOTrainer
 
+from ..data.loading import adapts_tied_embeddings
 from .cepo_config import CEPOConfig
 
 
@@ -17,6 +19,22 @@ def check_adapters(trainer: GRPOTrainer, method: str) -> None:
         raise ValueError(
             f"method={method!r} reads rollouts again with other prompts, which {', '.join(kinds)} does not allow: it "
             "puts tokens of its own before each prompt. Use LoRA, or method='grpo'"
+        )
+
+
+def check_vllm_weights(trainer: GRPOTrainer) -> None:
+    """Refuse adapters with which vLLM would sample from another model.
+
+    TRL adds adapters to the weights that vLLM gets, and an embedding and a head that are tied share one weight.
+
+    Raises:
+        ValueError: Naming the options and the fix.
+    """
+    if trainer.args.use_vllm and is_peft_model(trainer.model) and adapts_tied_embeddings(trainer.model):
+        raise ValueError(
+            "use_vllm: adapters change the embedding or the LM head, which are tied in this model, and vLLM would get "
+            "one weight for both; leave them out of target_modules and modules_to_save (lora_target_modules, "
+            "lora_modules_to_save), or set use_vllm to False"
         )
 
 
