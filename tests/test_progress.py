@@ -97,8 +97,37 @@ def test_evaluation_between_steps_changes_no_rate(monkeypatch):
 def test_rollouts_that_are_learned_from_twice_are_sampled_once(monkeypatch):
     again = {"step_time": 1.0}
     shown = follow([(1, log_of()), (2, again), (3, log_of()), (4, again)], monkeypatch, num_iterations=2)
-    assert [one.step for one in shown.standings] == [1, 3]
-    assert shown.standings[-1].rate == pytest.approx(20 * 4 * 3 / 5)
+    assert [one.step for one in shown.standings] == [1, 2, 3, 4]
+    assert shown.standings[-2].rate == pytest.approx(20 * 4 * 3 / 5)
+
+
+def test_every_logged_step_is_shown(monkeypatch):
+    """One that reuses rollouts has no reward in TRL's log; the time left goes on from one with rollouts to the next."""
+    again = {"step_time": 1.0, "cepo/coefficient": 0.5}
+    logs = [(1, log_of()), (2, again), (3, log_of(reward=0.75)), (4, again), (5, again)]
+    shown = follow(logs, monkeypatch, seconds=(0, 10))
+    assert [one.reward for one in shown.standings] == [0.5, None, 0.75, None, None]
+    assert [one.left for one in shown.standings] == [None, None, 7 * 5, 6 * 5, 5 * 5]
+    lines = shown.console.file.getvalue().splitlines()
+    assert lines[3] == "step  4/10  reward -  right -  lambda 0.50  length -  0:30 left"
+    live = LiveLine(Console(file=io.StringIO(), width=120, force_terminal=True, color_system=None))
+    for standing in shown.standings:
+        live.show(standing)
+    drawn = live._live.get_renderable()
+    live._console.print(drawn)
+    assert "5/10  reward 0.75  right 25%  lambda 0.50" in live._console.file.getvalue()  # of step 3's rollouts
+
+
+def test_a_run_whose_rollouts_serve_for_four_steps(tmp_path):
+    options = ["--max_steps=6", "--gradient_accumulation_steps=1", "--steps_per_generation=4", "--eval_problems=0"]
+    done = subprocess.run(
+        command("train", *SMALL, *options, "--save_strategy=no", "--output_dir=out"),
+        cwd=tmp_path, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    lines = [line.split("  ") for line in done.stdout.splitlines() if line.startswith("step")]
+    assert [line[0] for line in lines] == [f"step {step}/6" for step in range(1, 7)]
+    assert [line[1] != "reward -" for line in lines] == [True, False, False, False, True, False]
 
 
 def test_what_is_not_known_is_a_dash(monkeypatch):

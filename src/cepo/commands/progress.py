@@ -7,7 +7,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 from rich.console import Console
@@ -26,14 +26,15 @@ _SHORTEST_BAR, _LONGEST_BAR = 4, 40  # columns
 
 
 def seconds_left(ended: Sequence[tuple[int, float]], steps: int) -> float | None:
-    """What a run still takes, by the median of its last steps; None before the second, for the first tells little.
+    """Time until the run ends [seconds], by the median of its last steps; None before the second step with rollouts.
 
     Args:
-        ended: Steps, and when each ended [seconds].
-        steps: Of the run.
+        ended: Steps that sampled rollouts, and when each ended [seconds]: the steps between two of them, which reuse
+            rollouts and take less time, are counted with the time of both.
+        steps: Steps until the end, from the step that is shown.
     """
     each = [(later - sooner) / (step - before) for (before, sooner), (step, later) in itertools.pairwise(ended)]
-    return statistics.median(each) * (steps - ended[-1][0]) if each else None
+    return statistics.median(each) * steps if each else None
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Standing:
 
     Attributes:
         step, steps: Done, and in all.
-        reward: Mean over the step's rollouts.
+        reward: Mean over the rollouts that the step sampled; None where it reuses those of an earlier step.
         right: Share of right rollouts among those with a verdict.
         coefficient: lambda.
         length: Mean of the completions [tokens].
@@ -87,7 +88,7 @@ class Progress(TrainerCallback):
     """Follows what is logged; entered while training goes on."""
 
     def __init__(self) -> None:
-        self._ended: list[tuple[int, float]] = []  # the last steps that were logged with a reward, and when
+        self._ended: list[tuple[int, float]] = []  # the last steps that sampled rollouts, and when
         self._logged: list[_Logged] = []
         self._step = 0
 
@@ -117,26 +118,25 @@ class Progress(TrainerCallback):
         steps, length = state.global_step - self._step, logs.get("completions/mean_length")
         self._step = state.global_step
         self._logged = [*self._logged[-_STEPS:], _Logged(steps, (logs["step_time"] or 0.0) * steps, length)]
-        if "reward" not in logs:  # learned from rollouts of an earlier step
-            return
-        self._ended = [*self._ended[-_STEPS:], (state.global_step, time.monotonic())]
+        if length is not None:
+            self._ended = [*self._ended[-_STEPS:], (state.global_step, time.monotonic())]
         rollouts = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
         self.show(
             Standing(
                 step=state.global_step,
                 steps=state.max_steps,
-                reward=logs["reward"],
+                reward=logs.get("reward"),
                 right=logs.get("cepo/right"),
                 coefficient=logs.get("cepo/coefficient"),
                 length=length,
                 rate=tokens_a_second(self._logged, rollouts / args.num_iterations),
-                left=seconds_left(self._ended, state.max_steps),
+                left=seconds_left(self._ended, state.max_steps - state.global_step),
             )
         )
 
 
 class ProgressLines(Progress):
-    """One line for every log, for files and pipes."""
+    """One line for every log, for files and pipes; a step that reuses rollouts has no reward, as in TRL's log."""
 
     def __init__(self, console: Console):
         super().__init__()
@@ -157,13 +157,14 @@ class ProgressLines(Progress):
 class LiveLine(Progress):
     """One line for all steps, with a bar, for a terminal. It stays when training has ended.
 
-    It is drawn when there is something new, by no thread of its own.
+    It is drawn when there is something new, by no thread of its own. While rollouts are reused their reward stays.
     """
 
     def __init__(self, console: Console):
         super().__init__()
         self._console = console
         self._live = Live(console=console, auto_refresh=False, vertical_overflow="crop")
+        self._sampled: Standing | None = None  # the last step that sampled rollouts
 
     def __exit__(self, *error: object) -> None:
         self._live.stop()
@@ -188,6 +189,10 @@ class LiveLine(Progress):
                 self._live.start(refresh=True)
 
     def show(self, standing: Standing) -> None:
+        if standing.length is not None:
+            self._sampled = standing
+        elif self._sampled is not None:
+            standing = replace(standing, reward=self._sampled.reward, right=self._sampled.right)
         self._live.update(live_line(standing, self._console.width), refresh=True)
 
 
