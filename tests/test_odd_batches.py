@@ -181,7 +181,7 @@ def test_a_distillation_whose_teacher_has_no_numbers_skips_the_step(
 def test_nothing_but_the_end(tmp_path, text_figures, text_model_path, monkeypatch, method):
     """Every completion is the end token alone, by the sampler's own options."""
     monkeypatch.setattr(CEPOTrainer, "_place", spy := Spy(CEPOTrainer._place))
-    end = {"forced_eos_token_id": _end_of(text_model_path)}
+    end = {"sequence_bias": [[[_end_of(text_model_path)], 100.0]]}
     options = {"max_completion_length": 1, "generation_kwargs": end}
     trainer = step(tmp_path, text_figures, text_model_path, method, **options)
     assert is_sound(trainer)

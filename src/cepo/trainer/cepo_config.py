@@ -11,6 +11,7 @@ from ..methods.kinds import check_kinds
 from ..methods.options import DEFAULTED, MethodOptions, default_text, preset_options
 from ..methods.shared_options import Help, option
 from .loggers import check_loggers
+from .trl_options import generation_kwargs_problem
 
 SharedPrompt = Literal["auto", "always", "never"]
 _COUNTS = (
@@ -103,6 +104,7 @@ class CEPOConfig(MethodOptions, GRPOConfig):
         GRPOConfig.__post_init__(self)
         check_loggers(self.report_to)
         self._refuse_what_would_do_nothing()
+        self._refuse_generation_kwargs()
         self._refuse_other_means()
         self._refuse_another_correction()
         if self.skip_zero_advantage:
@@ -114,6 +116,12 @@ class CEPOConfig(MethodOptions, GRPOConfig):
             value = getattr(self, name)
             if value is not None and (not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name} must be a whole number from 1 on, got {value!r}")
+
+    def _refuse_generation_kwargs(self) -> None:
+        """Keys that change where a completion ends or what its tokens are, without TRL's mask and loss knowing it."""
+        problem = generation_kwargs_problem(self.generation_kwargs or {}, vars(self))
+        if problem is not None:
+            raise ValueError(f"generation_kwargs: {problem}")
 
     def _refuse_other_means(self) -> None:
         """A weight in a mean over all tokens says nothing in a mean over each rollout's."""

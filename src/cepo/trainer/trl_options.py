@@ -4,8 +4,11 @@
 loss of its own (`CEPOConfig.distils_whole`).
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
+
+from transformers import GenerationConfig
 
 Kind = Literal["exact", "refused", "known"]
 
@@ -39,7 +42,8 @@ TRL_OPTIONS: dict[str, Standing] = {
     **dict.fromkeys(("num_generations", "num_generations_eval", "max_completion_length", "shuffle_dataset"), _EXACT),
     **dict.fromkeys(("pad_to_multiple_of", "generation_batch_size", "steps_per_generation"), _EXACT),
     "temperature": Standing("exact", "exact", "of the policy's and the teachers' distributions alike"),
-    **dict.fromkeys(("top_p", "top_k", "min_p", "generation_kwargs", "repetition_penalty"), _SAMPLING),
+    **dict.fromkeys(("top_p", "top_k", "min_p", "repetition_penalty"), _SAMPLING),
+    "generation_kwargs": Standing("known", "known", "of sampling alone; keys with which training breaks are refused"),
     "chat_template_kwargs": Standing("exact", "exact", "teachers' prompts are made with them too"),
     **dict.fromkeys(
         ("cache_implementation", "use_transformers_paged"), Standing("exact", "exact", "of sampling alone")
@@ -96,3 +100,82 @@ TRL_OPTIONS: dict[str, Standing] = {
     **dict.fromkeys(("log_completions", "log_multimodal", "num_completions_to_print", "log_unique_prompts"), _EXACT),
     "log_completions_hub_repo": _EXACT,
 }
+
+
+@dataclass(frozen=True)
+class Breaking:
+    """A key of `generation_kwargs` with which training breaks.
+
+    Attributes:
+        reason, fix: For people.
+        harmless: Values with which it does not.
+    """
+
+    reason: str
+    fix: str = "leave it out"
+    harmless: tuple[Any, ...] = (None,)
+
+
+_TOKENIZER = "generate needs a tokenizer for it, which TRL does not pass"
+_ONE_ROW = "generate takes it for a batch of one completion alone"
+_COUNT = "TRL expects one completion for each prompt of the batch"
+_END_TOKENS = "set eos_token_id in the generation_config.json of the model"
+# Other keys change the distribution that is sampled from, as top_k does; or where all completions are cut (max_time),
+# which leaves no padding in the mask; or what follows the end of one (pad_token_id), which the mask leaves out.
+_BREAKING = {
+    "eos_token_id": Breaking(
+        "padding after ends that TRL's completion mask does not know would be trained", _END_TOKENS
+    ),
+    "stop_strings": Breaking(_TOKENIZER, _END_TOKENS),
+    "token_healing": Breaking(_TOKENIZER, harmless=(None, False)),
+    "forced_eos_token_id": Breaking("the policy would be trained on a token that it did not sample"),
+    "num_beams": Breaking("completions would not be samples of the policy, as the loss takes them", harmless=(None, 1)),
+    "do_sample": Breaking("all completions of a prompt would be the same", harmless=(True,)),
+    "num_return_sequences": Breaking(_COUNT, "set num_generations", harmless=(None, 1)),
+    "return_dict_in_generate": Breaking("TRL reads token ids alone", harmless=(None, False)),
+    "prompt_lookup_num_tokens": Breaking(_ONE_ROW),
+    "assistant_early_exit": Breaking(_ONE_ROW),
+}
+# Where vLLM samples, which returns no padding: its stop and stop_token_ids end completions, and the mask is right.
+_UNKNOWN_TO_VLLM = "vLLM's SamplingParams has no such key"
+_BREAKING_IN_VLLM = {
+    "eos_token_id": Breaking(_UNKNOWN_TO_VLLM, "set stop_token_ids", harmless=()),
+    "stop_strings": Breaking(_UNKNOWN_TO_VLLM, "set stop", harmless=()),
+    "n": Breaking(_COUNT, "set num_generations", harmless=()),
+    "logprobs": Breaking("TRL would take the most likely token's log-prob for the sampled one's", harmless=(0,)),
+}
+# With mask_truncated_completions, which takes completions for truncated that do not end in the model's end tokens.
+_UNSEEN = Breaking(
+    "mask_truncated_completions would leave out completions that end so", "leave one of the two out", (None, [], False)
+)
+_UNSEEN_ENDS = dict.fromkeys(("stop", "stop_token_ids", "ignore_eos"), _UNSEEN)
+# Keys that another option has to agree with: TRL's losses and log-probs read that option.
+_OPTION_OF = {
+    "max_new_tokens": "max_completion_length",
+    "max_tokens": "max_completion_length",
+    "temperature": "temperature",
+}
+
+
+def generation_kwargs_problem(given: Mapping[str, Any], options: Mapping[str, Any]) -> str | None:
+    """Why a run cannot train with these `generation_kwargs`: the key, the reason and the fix; None if it can.
+
+    Args:
+        given: The `generation_kwargs`.
+        options: The other options of the run by name: use_vllm, mask_truncated_completions, those of `_OPTION_OF`.
+    """
+    breaking = _BREAKING_IN_VLLM if options["use_vllm"] else _BREAKING
+    if options["use_vllm"] and options["mask_truncated_completions"]:
+        breaking = breaking | _UNSEEN_ENDS
+    known = GenerationConfig()
+    for key, value in given.items():
+        option, found = _OPTION_OF.get(key), breaking.get(key)
+        if option is not None:
+            if value != options[option]:
+                return f"{key} {value!r} contradicts {option} {options[option]!r}, which the loss reads; set {option}"
+        elif found is not None:
+            if value not in found.harmless:
+                return f"{key}: {found.reason}; {found.fix}"
+        elif not options["use_vllm"] and not hasattr(known, key):
+            return f"{key}: transformers' GenerationConfig has no such key; leave it out"
+    return None
