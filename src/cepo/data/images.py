@@ -1,7 +1,7 @@
-"""Images that a data set names or holds: where their files may lie, and what they say of themselves before one is
-decoded.
+"""Images that a data set names or holds: where their files may lie, what their headers say before one is decoded, and
+the pixels that a model's processor gets.
 
-Nothing here trusts a name or a header.
+No name and no header is trusted.
 """
 
 import warnings
@@ -14,8 +14,10 @@ from typing import Any
 
 import datasets.config
 import huggingface_hub.constants
+import numpy as np
 import pyarrow.compute
 from datasets import Dataset, Image, IterableDataset, List
+from PIL import ExifTags, ImageOps, TiffImagePlugin
 from PIL import Image as Pictures
 
 from .errors import DatasetError
@@ -26,6 +28,8 @@ LARGEST_IMAGE = 64_000_000
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
 # Those whose further frames are a film; the second one of an MPO is the same picture for the other eye, or smaller.
 _FILMS = ("PNG", "WEBP", "GIF")
+# Those whose 16-bit grey Pillow holds in mode I, white being 65535.
+_GREY_16 = ("PNG", "PPM")
 # What transformers' chat templates load from, in a part of a turn.
 _NAMING = ("image", "url", "path", "base64", "image_url", "video", "audio")
 
@@ -144,6 +148,7 @@ def checked_stream(dataset: IterableDataset, folder: ImageFolder, name: str) -> 
         check_parts(row.get("prompt"), f"row {number} of {name}")
         for column in columns:
             place = f"row {number} of {name}: '{column}'"
+            check_nulls(row[column], place)
             for image in _listed(row[column]):
                 if image["path"] and not image["bytes"]:
                     image["path"] = folder.find(image["path"], place)
@@ -158,19 +163,41 @@ def _listed(value: Any) -> list[dict[str, Any]]:
     return [image for image in (value if isinstance(value, list) else [value]) if image]
 
 
-def check_header(image: dict[str, Any], place: str) -> None:
+def check_nulls(value: Any, place: str) -> None:
+    """Refuse a list of images that holds null: models have no place for an image that is missing.
+
+    Args:
+        value: Of a column of images: an image, a list of images, or None.
+        place: Row and column, for errors.
+
+    Raises:
+        DatasetError: With the position of the null in the list.
+    """
+    for position, image in enumerate(value if isinstance(value, list) else []):
+        if image is None or (isinstance(image, dict) and not image.get("bytes") and not image.get("path")):
+            raise DatasetError(
+                f"{place} holds null at position {position} of its list. Put an image there, take the null out of the "
+                "list, or drop the row"
+            )
+
+
+def check_header(image: dict[str, Any], place: str) -> tuple[int, int] | None:
     """Refuse an image by what its first bytes say; its pixels are not decoded.
 
     Args:
         image: `bytes`, or the `path` of a file; an address is not looked at.
         place: Row and column, for errors.
 
+    Returns:
+        Width and height [pixels]; None for an address.
+
     Raises:
-        DatasetError: If it is none of the formats that are known, too large, or a film.
+        DatasetError: If it is none of the formats that are known, too large, a film, or of values that do not say
+            which of them is white.
     """
     path = image["path"] or ""
     if not image["bytes"] and "://" in path:
-        return
+        return None
     if not image["bytes"] and not Path(path).is_file():
         raise DatasetError(
             f"{place} names a file that does not exist: {path!r}. Put it there, drop the row, or name "
@@ -182,6 +209,7 @@ def check_header(image: dict[str, Any], place: str) -> None:
             with Pictures.open(BytesIO(image["bytes"]) if image["bytes"] else path, formats=_FORMATS) as picture:
                 width, height = picture.size
                 film = picture.format in _FILMS and getattr(picture, "is_animated", False)
+                unscaled = _unknown_scale(picture)
     except Pictures.DecompressionBombError:
         raise DatasetError(f"{place} is an image of more pixels than the {LARGEST_IMAGE:,} that are decoded") from None
     except Exception as error:  # what decoders raise at bytes that anybody wrote has no one kind
@@ -195,6 +223,124 @@ def check_header(image: dict[str, Any], place: str) -> None:
         raise DatasetError(
             f"{place} is a film, of which one frame alone would be seen; give the frame, or drop the row"
         )
+    if unscaled:
+        raise DatasetError(f"{place} {unscaled}")
+    return width, height
+
+
+def _unknown_scale(picture: Pictures.Image) -> str | None:
+    """Why the scale of a picture's values is not known, and the fix; None if it is."""
+    held = None
+    if picture.mode == "F":
+        held = "floating-point values"
+    elif picture.mode == "I" and picture.format not in _GREY_16:
+        held = "signed or 32-bit grey values"
+    elif picture.mode.startswith("I;16"):
+        # Pillow neither scales 12-bit values to 16 bits, nor inverts 16-bit values of which 0 is white.
+        tags = getattr(picture, "tag_v2", {})
+        if tags.get(TiffImagePlugin.BITSPERSAMPLE, (16,)) != (16,):
+            held = "grey values of fewer than 16 bits in 16"
+        elif tags.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION, 1) == 0:
+            held = "16-bit grey values that are 0 at white"
+    return held and f"has {held}, whose scale is not known here; save it with 8 bits a channel, or drop the row"
+
+
+def opaque_image(image: Pictures.Image, place: str) -> Pictures.Image:
+    """An image composited on white, upright, and with 8 bits a channel, as viewers show it.
+
+    Processors only convert images to RGB. That drops the alpha channel, and a transparent background mostly has black
+    pixels; it clips 16-bit grey at 255; and it does not apply the EXIF orientation.
+
+    Args:
+        image: As Pillow decoded it.
+        place: What to call the image in errors.
+
+    Returns:
+        The same object if it is opaque, upright and has 8 bits or fewer; else an image in RGB or 8-bit grey.
+
+    Raises:
+        DatasetError: If its values do not say which of them is white.
+    """
+    if unscaled := _unknown_scale(image):
+        raise DatasetError(f"{place} {unscaled}")
+    if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:  # `datasets` applies it to the files that it decodes
+        image = ImageOps.exif_transpose(image)
+    transparent = image.info.get("transparency")
+    if image.mode.startswith("I"):
+        values = np.asarray(image)
+        # The high byte, which Pillow takes of 16-bit colours too.
+        return Pictures.fromarray(np.where(values == transparent, 255, values >> 8).astype(np.uint8))
+    if not image.has_transparency_data:
+        return image
+    front = image.convert("RGBA")
+    return Pictures.alpha_composite(Pictures.new("RGBA", front.size, "white"), front).convert("RGB")
+
+
+def with_opaque_images(row: dict[str, Any]) -> dict[str, Any]:
+    """A row in TRL's columns whose images, in `image`, `images` and the turns of `prompt`, are `opaque_image`s.
+
+    It is called where rows become conversations, because all rows pass there: rows of data sets loaded by name or given
+    as objects, of streams, and of data loader workers. A transform on the data set is lost by `map`, `cast_column` and
+    `save_to_disk`, and `map` encodes transformed images again.
+
+    Raises:
+        DatasetError: If a list of images holds null, or an image's values do not say which of them is white.
+    """
+    prompt = row.get("prompt")
+    place = f"of the row with the prompt {str(prompt)[:200]}"
+    for column in ("image", "images"):
+        check_nulls(row.get(column), f"'{column}' {place}")
+
+    def opaque(value: Any) -> Any:
+        if isinstance(value, Pictures.Image):
+            return opaque_image(value, f"an image {place}")
+        return [opaque(one) for one in value] if isinstance(value, list) else value
+
+    made: dict[str, Any] = {column: opaque(row[column]) for column in ("image", "images") if column in row}
+    if isinstance(prompt, list):
+        made["prompt"] = [
+            turn | {"content": [part | {"image": opaque(part["image"])} if "image" in part else part for part in parts]}
+            if isinstance(parts := turn.get("content"), list)
+            else turn
+            for turn in prompt
+        ]
+    return row | made
+
+
+def refused_size(processing_class: Any, sizes: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], str] | None:
+    """Find an image size that the processor refuses, as Qwen's refuses an aspect ratio above 200.
+
+    The processor is tried on blank images of the three most extreme sizes: highest aspect ratio, shortest side, fewest
+    pixels. A processor that takes those takes the sizes between them.
+
+    Args:
+        processing_class: The model's processor. A tokenizer refuses no size.
+        sizes: Widths and heights [pixels].
+
+    Returns:
+        The first refused size and the processor's message; None if no size is refused.
+    """
+    image_processor = getattr(processing_class, "image_processor", None)
+    known = list(dict.fromkeys(sizes))
+    if image_processor is None or not known:
+        return None
+
+    def refusal(size: tuple[int, int]) -> str | None:
+        try:
+            image_processor(images=[Pictures.new("RGB", size, "white")], return_tensors="pt")
+        except Exception as error:  # its type differs by processor, and by the library that resizes
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            return f"{type(image_processor).__name__} refuses: {reason}"
+        return None
+
+    extremes = {
+        max(known, key=lambda size: max(size) / min(size)),
+        min(known, key=min),
+        min(known, key=lambda size: size[0] * size[1]),
+    }
+    found = [(size, reason) for size in known if size in extremes and (reason := refusal(size))]
+    # A processor that refuses an ordinary square too cannot be tried like this; the reason is not the size.
+    return found[0] if found and refusal((256, 256)) is None else None
 
 
 def check_parts(prompt: Any, place: str) -> None:

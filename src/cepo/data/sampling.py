@@ -24,6 +24,7 @@ from ..scoring.prompts import left_padding, text_of, tokenizer_of, with_parts
 from ..scoring.requests import TOKEN_TYPES, distinct_prompts
 from ..scoring.score import evaluating
 from .guarded import guarded
+from .images import with_opaque_images
 
 _logger = logging.getLogger(__name__)
 
@@ -67,6 +68,7 @@ def conversation_of(row: dict[str, Any], processing_class: Any) -> Messages:
     """The prompt of a dataset row, its images in place where the model reads images."""
     if not isinstance(processing_class, ProcessorMixin):
         return row["prompt"]
+    row = with_opaque_images(row)
     images = row.get("images") or ([row["image"]] if row.get("image") is not None else [])
     return with_parts(row["prompt"], images)
 

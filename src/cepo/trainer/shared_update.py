@@ -12,6 +12,7 @@ from trl import GRPOTrainer
 from trl.models.utils import _ForwardRedirection
 from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
 
+from ..data.images import with_opaque_images
 from ..distillation.losses import DistillationBatch
 from ..scoring.generation import SharedPrompts, Sparing
 from ..scoring.head import Head, sampled_log_probs
@@ -201,6 +202,8 @@ class SharedPromptTrainer(GRPOTrainer):
 
     def _generate_and_score_completions(self, inputs):
         self._features.forget()
+        if self._is_vlm:
+            inputs = [with_opaque_images(row) for row in inputs]
         self._in_order = super()._generate_and_score_completions(inputs)  # to which evidence will be added
         return self._in_order
 
