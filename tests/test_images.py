@@ -10,11 +10,12 @@ from datasets import Dataset, Image, IterableDataset, List
 from PIL import Image as Pictures
 from PIL import ImageFile
 
-from cepo import cli
-from cepo.data.checks import DatasetError, check_dataset
+from cepo import cli, policy_path
+from cepo.data import checks
+from cepo.data.checks import DatasetError, check_dataset, check_image_sizes
 from cepo.data.formats import DatasetOptions
 from cepo.data.images import LARGEST_IMAGE, broken_images_named
-from cepo.data.loading import load_split
+from cepo.data.loading import load_processor, load_split
 
 from .test_trainer import make
 
@@ -225,3 +226,98 @@ def test_prompts_name_no_images_themselves(tmp_path, key, streaming):
     data = load_split(str(tmp_path / "rows.jsonl"), "train", streaming=streaming)
     with pytest.raises(DatasetError, match=f"row 10 of .*names an {key} within a turn, '/etc/passwd'"):
         list(data) if streaming else check_dataset(data, needs_solution=False)
+
+
+# Lists that hold null, and sides that a processor refuses -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_null_among_images_is_refused_by_row(places, streaming):
+    names = [["in.png", "sub/in.png"]] * 3 + [["in.png", None]]
+    data = load(places, *names, column="images", streaming=streaming)
+    with pytest.raises(DatasetError, match=r"row 3 of .*: 'images' holds null at position 1 of its list"):
+        list(data) if streaming else check_dataset(data, needs_solution=True)
+
+
+@pytest.mark.parametrize("null", [None, {"bytes": None, "path": None}])
+def test_a_null_is_refused_without_a_file(tmp_path, null):
+    rows = [{"prompt": PROMPT, "solution": "1", "images": [{"bytes": picture(), "path": None}] * 2} for _ in range(3)]
+    rows[1]["images"] = [null, {"bytes": picture(), "path": None}]
+    data = Dataset.from_list(rows).cast_column("images", List(Image()))
+    with pytest.raises(DatasetError, match="row 1 of the training set: 'images' holds null at position 0"):
+        make(tmp_path, data, method="grpo")
+    stream = IterableDataset.from_generator(
+        lambda: ({**row, "images": [Pictures.new("RGB", (9, 9)), None]} for row in rows)
+    )
+    trainer = make(tmp_path, stream, method="grpo", max_steps=1, max_completion_length=4)
+    with pytest.raises(
+        DatasetError, match=r"'images' of the row with the prompt .*How many.* holds null at position 1"
+    ):
+        trainer.train()
+
+
+def banners(*sizes, column="image"):
+    values = [{"bytes": picture(size=size), "path": None} for size in sizes]
+    rows = [{"prompt": PROMPT, "solution": "1", column: [value] if column == "images" else value} for value in values]
+    return Dataset.from_list(rows).cast_column(column, List(Image()) if column == "images" else Image())
+
+
+@pytest.mark.parametrize("column", ["image", "images"])
+def test_sides_that_the_processor_refuses_are_named_before_training(tmp_path, monkeypatch, column):
+    data = banners((24, 16), (30, 40), (900, 3), (16, 24), (3, 900), column=column)
+    refused = (
+        f"row 2 of the training set: '{column}' has an image of 900 x 3 pixels, which Qwen2VLImageProcessor refuses: "
+        r"absolute aspect ratio must be smaller than 200, got 300.0. Pad or crop it, or drop the row"
+    )
+    monkeypatch.setattr(ImageFile.ImageFile, "load", None)  # whoever decodes fails
+    with pytest.raises(DatasetError, match=refused):
+        make(tmp_path, data, method="grpo")
+    make(tmp_path, data.select([0, 1, 3]), method="grpo")
+
+
+def test_each_header_is_read_once(tmp_path, monkeypatch):
+    data, read = banners((24, 16), (30, 40), (24, 16)), []
+    header = checks.check_header
+    monkeypatch.setattr(checks, "check_header", lambda image, place: read.append(place) or header(image, place))
+    make(tmp_path, data, method="grpo")
+    assert len(read) == 3
+
+
+def test_the_rule_is_the_processors():
+    """Its own limit is what counts; a processor that takes no image at all, like this, says nothing of sizes."""
+
+    class Narrow:
+        def image_processor(self, images, **_):
+            if max(images[0].size) > 1.5 * min(images[0].size):
+                raise ValueError("too narrow\nat all")
+
+    class Odd:
+        def image_processor(self, images, **_):
+            raise TypeError("an argument is missing")
+
+    data = banners((24, 16), (100, 70), (70, 140), (8, 8))
+    with pytest.raises(
+        DatasetError, match=r"row 2 of it: 'image' has an image of 70 x 140 .* refuses: too narrow\. Pad"
+    ):
+        check_image_sizes(data, Narrow(), "it")
+    check_image_sizes(data.select([0, 1, 3]), Narrow())
+    check_image_sizes(data, Odd())
+    check_image_sizes(data, load_processor(policy_path()).tokenizer)
+    check_image_sizes(data.to_iterable_dataset(), Narrow())
+
+
+BAD_ROWS = [((900, 3), ["bad.png"], "an image of 900 x 3 pixels"), ((24, 16), ["bad.png", None], "null at position 1")]
+
+
+@pytest.mark.parametrize(("size", "names", "words"), BAD_ROWS)
+def test_train_names_the_row(tmp_path, capsys, size, names, words):
+    (tmp_path / "good.png").write_bytes(picture())
+    (tmp_path / "bad.png").write_bytes(picture(size=size))
+    rows = [{"prompt": PROMPT, "solution": "1", "images": images} for images in (*[["good.png"]] * 4, names)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    flags = ["--model_name_or_path", "figures", "--dataset_name", str(tmp_path / "rows.jsonl"), "--max_steps", "1"]
+    flags += ["--per_device_train_batch_size", "4", "--num_generations", "4", "--output_dir", str(tmp_path / "out")]
+    assert cli.main(["train", *flags]) == 2
+    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "row 4 of the training set: 'images' " in error
+    assert words in error

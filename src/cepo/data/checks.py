@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import pyarrow
 from datasets import Dataset, IterableDataset, Value
@@ -11,7 +12,7 @@ from datasets import Dataset, IterableDataset, Value
 from ..methods.options import MethodOptions
 from ..references.answers import reference_answer
 from .errors import DatasetError
-from .images import check_header, check_parts, image_columns, undecoded
+from .images import check_header, check_nulls, check_parts, image_columns, refused_size, undecoded
 
 # How many rows of a stream are looked at; rows further on are checked when they arrive.
 _STREAM_ROWS = 8
@@ -127,16 +128,23 @@ def _check_text(dataset: Dataset, name: str) -> None:
                     ) from error
 
 
-def _check_images(dataset: Dataset, name: str) -> None:
+# The distinct image sizes of data sets whose headers were read, each with its first row, by column: reading the headers
+# of a large set takes minutes, and its processor is known only later.
+_Sizes = dict[str, dict[tuple[int, int], int]]
+_SIZES: WeakKeyDictionary[Dataset, _Sizes] = WeakKeyDictionary()
+
+
+def _check_images(dataset: Dataset, name: str) -> _Sizes:
     """Images that are not there, or that no one should decode; both would show in the middle of training."""
-    found = image_columns(dataset)
-    for column, several in found.items():
+    sizes: _Sizes = {}
+    for column, several in image_columns(dataset).items():
         if column not in ("image", "images"):
             continue
         if several != (column == "images"):
             holds, other = ("lists of images", "images") if several else ("one image a row", "image")
             raise DatasetError(f"{name}: '{column}' holds {holds}, for which the column is '{other}'. Rename it.")
         first: dict[bool, int] = {}
+        sizes[column] = {}
         for number, row in enumerate(undecoded(dataset.select_columns([column]))):
             value = row[column]
             first.setdefault(bool(value), number)
@@ -145,9 +153,36 @@ def _check_images(dataset: Dataset, name: str) -> None:
                     f"row {first[False]} of {name} has no image in '{column}', and row {first[True]} has one: a batch "
                     "cannot hold both. Give every row an image, or drop those without (--drop_incomplete_rows true)."
                 )
+            place = f"row {number} of {name}: '{column}'"
+            check_nulls(value, place)
             for image in value if isinstance(value, list) else [value]:
-                if image:
-                    check_header(image, f"row {number} of {name}: '{column}'")
+                if image and (size := check_header(image, place)):
+                    sizes[column].setdefault(size, number)
+    _SIZES[dataset] = sizes
+    return sizes
+
+
+def check_image_sizes(dataset: Any, processing_class: Any, name: str = "the training set") -> None:
+    """Refuse images whose sides the processor refuses. Headers are read; no image is decoded.
+
+    Args:
+        dataset: With TRL's columns. The rows of a stream are not known before they arrive; they are not checked.
+        processing_class: The model's processor. A tokenizer refuses no image.
+        name: What to call the dataset in messages.
+
+    Raises:
+        DatasetError: Naming the row, the column and the processor's reason.
+    """
+    if not isinstance(dataset, Dataset):
+        return
+    sizes = _SIZES[dataset] if dataset in _SIZES else _check_images(dataset, name)
+    for column, rows in sizes.items():
+        if refused := refused_size(processing_class, rows):
+            (width, height), reason = refused
+            raise DatasetError(
+                f"row {rows[width, height]} of {name}: '{column}' has an image of {width} x {height} pixels, which "
+                f"{reason}. Pad or crop it, or drop the row"
+            )
 
 
 def unread_images(dataset: Any) -> str | None:

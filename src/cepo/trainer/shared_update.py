@@ -12,6 +12,7 @@ from trl import GRPOTrainer
 from trl.models.utils import _ForwardRedirection
 from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
 
+from ..data.checks import check_image_sizes
 from ..data.images import with_opaque_images
 from ..distillation.losses import DistillationBatch
 from ..scoring.generation import SharedPrompts, Sparing
@@ -55,6 +56,8 @@ class SharedPromptTrainer(GRPOTrainer):
         self._sparing = Sparing(self._say)
         self._features = ImageFeatures(self._say)
         super().__init__(*args, **kwargs)
+        if self._is_vlm:  # the processor is known from here on
+            check_image_sizes(self.train_dataset, self.processing_class)
 
     def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
         whole = super()._get_per_token_logps_and_entropies
