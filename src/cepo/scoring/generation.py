@@ -34,12 +34,12 @@ class SharedPrompts:
     Attributes:
         firsts: For each of the U prompts a row that has it.
         owners: For each of the B rows the index of its prompt.
-        images: Of the U prompts, as the model takes them.
+        images: Of the U prompts, as the model takes them, on its device: tensors, or what else its processor makes.
     """
 
     firsts: Sequence[int]
     owners: Sequence[int]
-    images: dict[str, Tensor]
+    images: dict[str, Any]
 
 
 @dataclass

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -182,14 +183,20 @@ class SharedPromptTrainer(GRPOTrainer):
         """Which rows have which prompt; None where none is shared."""
         if not known_images(fields):
             return None
-        batch: Batch = {name: value for name, value in fields.items() if isinstance(value, Tensor)}
+        try:
+            batch: Batch = {name: _stacked(value) for name, value in fields.items() if name not in TOKEN_TYPES}
+        except RuntimeError:  # images of different shapes, which TRL pads
+            return None
         if images is not None:
             batch["num_images"] = [len(of_row or []) for of_row in images]
+        if not _splits_by_row(batch, len(prompt_ids)):
+            return None
         shown = images_of_rows(batch)
         firsts, owners = distinct_prompts(prompt_ids, shown.same)
         if len(firsts) == len(owners):
             return None
-        return SharedPrompts(firsts, owners, shown.of(firsts) if batch else {})
+        device = inner_model(self, self.model).device
+        return SharedPrompts(firsts, owners, {name: value.to(device) for name, value in shown.of(firsts).items()})
 
     def _say(self, line: str) -> None:
         if self.accelerator.is_main_process:
@@ -256,3 +263,22 @@ def rows_of(batch: Batch, width: int) -> Rows | None:
         images.of(firsts),
     )
     return rows if rows.why_whole() is None else None
+
+
+def _stacked(values: Any) -> Tensor:
+    """A field of a processor's output as a tensor: processors return tensors, lists of tensors, or nested lists.
+
+    Raises:
+        RuntimeError: If the shapes differ.
+    """
+    if isinstance(values, list | tuple) and values and isinstance(values[0], Tensor | np.ndarray | list | tuple):
+        return torch.stack([_stacked(one) for one in values])
+    return torch.as_tensor(values)
+
+
+def _splits_by_row(batch: Batch, rows: int) -> bool:
+    """Whether TRL can split `pixel_values` by rows; it counts the tiles of images after sampling only."""
+    pixels = batch.get("pixel_values")
+    if pixels is None or "image_grid_thw" in batch or "image_position_ids" in batch:
+        return True
+    return "spatial_shapes" not in batch and len(pixels) in (rows, sum(batch.get("num_images", ())))
