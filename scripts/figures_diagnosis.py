@@ -19,7 +19,7 @@ from cepo.commands import quiet_libraries
 from cepo.data.evaluation import evaluate_accuracy
 from cepo.data.loading import load_policy
 from cepo.data.sampling import Sampling, conversation_of, sample, seeded
-from cepo.references.answers import reference_answer
+from cepo.references.extraction import reference_answer
 from cepo.references.groups import Messages
 from cepo.references.hints import DEFAULT_HINT_TEMPLATE, add_hint, fill_hint
 from cepo.scoring.prompts import left_padding, token_texts

@@ -8,16 +8,9 @@ from hypothesis import strategies as st
 from math_verify import parse, verify
 
 from cepo.data.sampling import text_of_messages
-from cepo.references.answers import (
-    _compared,
-    final_answer,
-    normalised,
-    reference_answer,
-    same_answer,
-    text_of_completion,
-)
+from cepo.references.equality import _compared, same_answer
+from cepo.references.extraction import boxed, final_answer, normalised, reference_answer, text_of_completion
 from cepo.references.hints import add_hint
-from cepo.references.reading import boxed
 
 
 @pytest.mark.parametrize(

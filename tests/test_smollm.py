@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from cepo.data.checks import check_dataset
 from cepo.data.loading import load_split
-from cepo.references.answers import final_answer
+from cepo.references.extraction import final_answer
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 

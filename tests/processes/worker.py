@@ -38,7 +38,7 @@ from transformers.utils.logging import disable_progress_bar as disable_loading_b
 
 from cepo import CEPOConfig, CEPOTrainer, load_figures, policy_path
 from cepo.data.saved import load_saved
-from cepo.references.answers import reference_answer
+from cepo.references.extraction import reference_answer
 from cepo.scoring.pipeline import Pipeline
 
 WORLD, RANK = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))

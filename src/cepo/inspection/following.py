@@ -9,8 +9,9 @@ from transformers import PreTrainedModel
 
 from ..data.evaluation import RIGHT, Accuracy
 from ..data.sampling import Sampling, sample, verdicts
-from ..references.answers import final_answer, same_answer
 from ..references.choosing import choose_references
+from ..references.equality import same_answer
+from ..references.extraction import final_answer
 from ..references.groups import Attempt, Group
 from ..references.hints import add_hint, fill_hint
 from ..scoring.prompts import text_of

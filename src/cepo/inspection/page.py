@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..data.sampling import images_of_messages, text_of_messages
 from ..methods.placement import NEAR
-from ..references.answers import reference_answer
+from ..references.extraction import reference_answer
 from ..references.groups import Attempt
 from .inspect import Credit, Variant
 from .shown import Shown, explain_options, explain_references, explain_rule, explain_variant

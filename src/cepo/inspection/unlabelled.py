@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from ..references.answers import last_box_place
+from ..references.extraction import last_box_place
 from ..references.groups import Ids
 from ..scoring.prompts import token_texts, tokenizer_of
 from .quality import SIGN_TOLERANCE, Floats, bootstrap, weighted_mean

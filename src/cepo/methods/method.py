@@ -17,9 +17,9 @@ from typing import Any
 from torch import Tensor
 
 from ..credit import evidence, mean_probability, unscorable
-from ..references.answers import reference_answer
 from ..references.choosing import choose_references
 from ..references.contents import Part, with_contents
+from ..references.extraction import reference_answer
 from ..references.groups import Attempt, References
 from .faults import MethodError
 from .placement import Place, Placement, PlacementInputs, negative_weights, uniform

@@ -12,8 +12,8 @@ from typing import Any, get_args
 from ..credit import Schedule, evidence_coefficient
 from ..references.choosing import DEFAULT_RULE, NegativeRule
 from ..references.contents import NegativeContent, Part, PositiveContent
+from ..references.extraction import find_extractor
 from ..references.hints import DEFAULT_HINT_TEMPLATE, require_placeholder
-from ..references.reading import find_extractor
 from .kinds import check_kinds
 from .method import Method
 from .registry import METHODS, find_method

@@ -22,7 +22,8 @@ from typing import Literal
 
 import torch
 
-from ..references.answers import reference_answer
+from ..references.equality import accepted_by_any_grader
+from ..references.extraction import reference_answer
 from ..references.groups import Attempt, References
 from .method import TEACHER, Context, Facts, Method, Tools
 from .placement import Placement, PlacementInputs
@@ -73,9 +74,13 @@ def asserted(text: str, answer: str) -> str:
 def references(attempts: Sequence[Attempt], solution: str, options: SharedOptions, tools: Tools) -> list[References]:
     """For each rollout one right sibling and up to K wrong ones that gave an answer, drawn anew, never itself."""
     right = [place for place, attempt in enumerate(attempts) if attempt.correct]
-    wrong = [place for place, attempt in enumerate(attempts) if attempt.correct is False and attempt.answer]
-
     reference = reference_answer(solution, options.answer_extractor)
+    # An answer that any grader accepts may be correct: the verifier was too strict.
+    wrong = [
+        place
+        for place, attempt in enumerate(attempts)
+        if attempt.correct is False and attempt.answer and not accepted_by_any_grader(attempt.answer, reference)
+    ]
 
     def told(place: int) -> str:
         # A right sibling that announced no answer borrows that of the solution.

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Literal, get_args
 
-from .answers import reference_answer, same_answer
+from .equality import accepted_by_any_grader, same_answer
+from .extraction import reference_answer
 from .groups import Attempt, Fallback, References
 
 NegativeRule = Literal["lowest_reward", "most_common", "own", "mixture", "own_or_mixture"]
@@ -19,11 +20,12 @@ def choose_references(
     max_negatives: int = 4,
     extractor: str = "auto",
     same: Callable[[str, str], bool] = same_answer,
+    accepted: Callable[[str, str], bool] = accepted_by_any_grader,
 ) -> list[References]:
     """The references of every rollout of a group (paper, algorithm step 2).
 
-    Only the answer of a rollout that the verifier rejected can be r-; an answer that equals r+ or was not announced
-    cannot. Spellings of one answer count as one. Ties go to the rollout that comes first.
+    Only the answer of a rollout that the verifier rejected can be r-; an answer that any grader takes for r+, or that
+    was not announced, cannot. Spellings of one answer count as one. Ties go to the rollout that comes first.
 
     Args:
         attempts: The G rollouts of the group.
@@ -35,6 +37,7 @@ def choose_references(
         max_negatives: K, the most negatives of a mixture.
         extractor: How the solution's answer is read; see `final_answer`.
         same: Tells whether two answers are the same.
+        accepted: Tells whether an answer may be the correct one after all, so that it cannot be r-.
 
     Raises:
         ValueError: If the rule is unknown or `max_negatives` is below 1.
@@ -46,7 +49,7 @@ def choose_references(
     positive = reference_answer(solution, extractor)
 
     rejected = [place for place, attempt in enumerate(attempts) if attempt.correct is False]
-    usable = [place for place in rejected if (answer := attempts[place].answer) and not same(answer, positive)]
+    usable = [place for place in rejected if (answer := attempts[place].answer) and not accepted(answer, positive)]
     if not usable:
         reason: Fallback = "no_wrong_answer" if rejected else "no_rejected"
         return [References(positive, (), reason)] * len(attempts)

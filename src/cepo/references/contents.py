@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from .answers import same_answer
+from .equality import same_answer
 from .groups import Attempt, References
 
 PositiveContent = Literal["answer", "solution", "rollout"]

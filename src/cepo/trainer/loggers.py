@@ -23,7 +23,7 @@ from trl.trainer import grpo_trainer
 from ..data.sampling import text_of_messages
 from ..data.visible import one_line, visible
 from ..inspection.tables import markdown_table
-from ..references.answers import text_of_completion
+from ..references.extraction import text_of_completion
 
 _logger = logging.getLogger(__name__)
 

@@ -1,0 +1,147 @@
+"""The graders of other projects, behind limits: math-verify, mathruler and sympy, on formulas that they finish.
+
+An answer is untrusted text: what would take long is not asked, and a library that fails gives no verdict.
+"""
+
+import logging
+import math
+import re
+import threading
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+from latex2sympy2_extended import NormalizationConfig
+from math_verify import LatexExtractionConfig, parse, verify
+from math_verify.utils import timeout
+
+_logger = logging.getLogger(__name__)
+_SECONDS = 3  # for one comparison by a library
+# Without units: math-verify takes the `ab` of `2ab` and the `t` of `2t` for units.
+FORMULA = [
+    LatexExtractionConfig(
+        normalization_config=NormalizationConfig(), boxed_match_priority=0, try_extract_without_anchor=False
+    )
+]
+# The extraction of TRL's `accuracy_reward`.
+TRL = [
+    LatexExtractionConfig(
+        normalization_config=NormalizationConfig(units=True),
+        boxed_match_priority=0,
+        try_extract_without_anchor=False,
+    )
+]
+_WORD = re.compile(r"[^\W\d_]{2,}")
+COMMAND = re.compile(r"\\[A-Za-z]+")
+_FORMULA_WORDS = frozenset(
+    "sin cos tan cot sec csc log ln exp max min mod pi sqrt gcd lcm inf deg degree or and pmatrix bmatrix vmatrix "
+    "matrix array".split()
+)
+_DATE = re.compile(r"[0-9]{1,4}([-/.])[0-9]{1,2}\1[0-9]{1,4}")
+_TIME = re.compile(r"[0-9]{1,2}:[0-9]{2}(?::[0-9]{2})?(?:\s?[ap]\.?m\.?)?", re.IGNORECASE)
+LONGEST_FORMULA = 200  # characters
+# What sympy would work out for longer than anyone waits: long numbers, large powers, towers, factorials.
+_HEAVY = re.compile(
+    r"[0-9]{40}|\^\s*\{?\s*-?[0-9]{4}"
+    r"|[0-9)}]\s*\^\s*\{\s*-?\(?[0-9][^}]{0,60}\^|\^\{[^}]{0,60}(?:[0-9]\s*(?:\\cdot|\\times|\*)|!)"
+    r"|\*\*|[0-9]{3,}\s*!|!\s*!|\\[dt]?binom(?!\{\w{1,3}\}\{\w{1,3}\})|\\(?:sum|prod|int|lim)\b"
+)
+_EXPONENT = re.compile(r"\^\s*\{?\s*-?([0-9]{1,3})")
+_LARGEST_POWER = 10_000
+DEEPEST = 12  # braces and brackets within each other
+
+
+def is_mathematics(answer: str) -> bool:
+    """Whether an answer is a formula: no word, date or time in it, and not too much for sympy."""
+    if not answer or not is_light(answer) or _DATE.fullmatch(answer) or _TIME.fullmatch(answer):
+        return False
+    products = re.search(r"[0-9+*/^=\\<>-]", answer) is not None  # then `xy` and `abc` are products of variables
+    words = _WORD.findall(COMMAND.sub(" ", answer))
+    return all(word.lower() in _FORMULA_WORDS or (products and len(word) <= 3) for word in words)
+
+
+def is_light(answer: str) -> bool:
+    if len(answer) > LONGEST_FORMULA or _HEAVY.search(answer) or depth_of(answer) > DEEPEST:
+        return False
+    powers = [int(power) for power in _EXPONENT.findall(answer)]  # ((9^{99})^{99})^{99} has that many factors
+    return math.prod(power for power in powers if power) <= _LARGEST_POWER
+
+
+def depth_of(text: str) -> int:
+    deepest = depth = 0
+    for character in text:
+        depth += 1 if character in "{([" else -1 if character in "})]" else 0
+        deepest = max(deepest, depth)
+    return deepest
+
+
+def _limit() -> int | None:
+    """The time limits of math-verify are signals, which only the main thread may set."""
+    if threading.current_thread() is threading.main_thread():
+        return _SECONDS
+    for name in ("math_verify.parser", "math_verify.grader"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    return None
+
+
+@lru_cache(maxsize=4096)
+def parsed_formula(answer: str, units: bool) -> tuple[Any, ...]:
+    config = TRL if units else FORMULA
+    return tuple(parse(f"\\boxed{{{answer}}}", extraction_config=config, parsing_timeout=_limit()))
+
+
+def math_verify_accepts(one: str, other: str, config: Any) -> bool:
+    def compare() -> bool:
+        parsed = [list(parsed_formula(answer, config is TRL)) for answer in (one, other)]
+        if not all(parsed):
+            return False
+        # `verify` takes its first argument for the gold answer and is not symmetric; either direction will do.
+        limit = _limit()
+        same = verify(*parsed, timeout_seconds=limit) or verify(*reversed(parsed), timeout_seconds=limit)
+        return bool(same) and (config is TRL or not _far_apart(parsed[0][0], parsed[1][0]))
+
+    return _attempt("math-verify", compare, one, other)
+
+
+def mathruler_accepts(one: str, other: str) -> bool:
+    from mathruler.grader import grade_answer
+
+    def compare() -> bool:
+        return timeout(_limit())(grade_answer)(one, other) or timeout(_limit())(grade_answer)(other, one)
+
+    return _attempt("mathruler", compare, one, other)
+
+
+def same_equation(one: list[str], other: list[str]) -> bool:
+    """Whether the sides of two equations differ by expressions that are multiples of each other."""
+
+    def compare() -> bool:
+        from sympy import simplify
+
+        parsed = [[parsed_formula(side, False) for side in sides] for sides in (one, other)]
+        if not all(side for sides in parsed for side in sides):
+            return False
+        first, second = (sides[0][0] - sides[1][0] for sides in parsed)
+        if not (first.free_symbols and second.free_symbols):
+            return False
+        ratio = timeout(_limit())(simplify)(first / second)
+        return bool(ratio.is_number and ratio.is_finite and ratio != 0)
+
+    return _attempt("sympy", compare, str(one), str(other))
+
+
+def _far_apart(one: Any, other: Any) -> bool:
+    """Whether two expressions are numbers that differ: math-verify rounds to six digits behind the point."""
+    if not (getattr(one, "is_number", False) and getattr(other, "is_number", False)):
+        return False
+    difference = abs((one - other).evalf(30))
+    return bool(difference > 1e-9 * max(abs(one.evalf(30)), abs(other.evalf(30))))
+
+
+def _attempt(library: str, compare: Callable[[], bool], one: str, other: str) -> bool:
+    """The library's verdict; False where it fails, since no answer of a model may end a run."""
+    try:
+        return compare()
+    except Exception as error:
+        _logger.debug("%s could not compare %r and %r: %s", library, one, other, error)
+        return False

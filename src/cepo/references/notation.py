@@ -1,0 +1,227 @@
+"""One spelling for answers that are written in many: Unicode, LaTeX commands, spaces, short fractions."""
+
+import re
+import unicodedata
+
+_SUPERSCRIPTS = dict(zip("⁰¹²³⁴⁵⁶⁷⁸⁹⁺⁻", "0123456789+-", strict=True))
+_SUPERSCRIPT = re.compile(f"[{''.join(_SUPERSCRIPTS)}]+")
+_SIGNS = {
+    **{"°": r"\degree ", "º": r"\degree ", "˚": r"\degree ", "×": r"\times ", "÷": r"\div ", "·": r"\cdot "},
+    **{"⋅": r"\cdot ", "∙": r"\cdot ", "√": r"\sqrt ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne "},
+    **{"±": r"\pm ", "∓": r"\mp ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∠": r"\angle ", "△": r"\triangle "},
+    **{"≈": r"\approx ", "′": "'", "″": "''", "’": "'", "∅": r"\emptyset ", "。": ".", "⟨": r"\langle "},
+    **{"⟩": r"\rangle ", "ℝ": r"\mathbb{R}", "⌊": r"\lfloor ", "⌋": r"\rfloor ", "\u2044": "/", "∣": "|"},
+    **{"，": ",", "；": ";", "：": ":", "（": "(", "）": ")"},
+}
+_TOKEN = re.compile(r"\\\\|\\[A-Za-z]+|\\.|\s+|.", re.DOTALL)
+_BLANKS = frozenset(("\\ ", *r"\, \; \: ~ \quad \qquad \thinspace \enspace \space".split()))
+_NOTHING = frozenset(
+    r"\! \left \right \middle \big \Big \bigg \Bigg \bigl \bigr \Bigl \Bigr \displaystyle \textstyle \scriptstyle "
+    r"\limits \nolimits \strut \mathstrut \rm \bf \it \bfseries \boldmath \tiny \small \normalsize \large \Large "
+    r"\LARGE \huge \Huge \footnotesize \( \) \[ \] $ `".split()
+)
+_FRACTIONS = frozenset(r"\frac \dfrac \tfrac \cfrac \sfrac \nicefrac".split())
+_TEXTS = frozenset(
+    r"\text \textbf \textit \textrm \textsf \texttt \textup \textnormal \mathrm \mathbf \mathit \mathsf \mathnormal "
+    r"\mathbin \mathop \mathord \operatorname \mbox \hbox \boldsymbol \bm \emph \underline \boxed \fbox "
+    r"\ensuremath".split()
+)
+_RENAMED = {
+    **{r"\leq": r"\le", r"\geq": r"\ge", r"\leqslant": r"\le", r"\geqslant": r"\ge", r"\neq": r"\ne", r"\lt": "<"},
+    **{r"\gt": ">", r"\%": "%", r"\lbrace": r"\{", r"\rbrace": r"\}", r"\lparen": "(", r"\rparen": ")", r"\&": " and "},
+    **{r"\lbrack": "[", r"\rbrack": "]", r"\lvert": "|", r"\rvert": "|", r"\vert": "|", r"\mid": "|", r"\colon": ":"},
+    **{
+        r"\lor": " or ",
+        r"\vee": " or ",
+        r"\land": " and ",
+        r"\varnothing": r"\emptyset",
+        r"\dots": "...",
+        r"\ldots": "...",
+    },
+    **{r"\cdots": "...", r"\ast": r"\cdot", r"\infin": r"\infty", r"\textdegree": r"\degree", r"\#": "", r"\_": "_"},
+    **{r"\simeq": r"\approx", r"\thickapprox": r"\approx", r"\measuredangle": r"\angle", r"\lang": r"\langle"},
+    **{
+        r"\rang": r"\rangle",
+        r"\textpm": r"\pm",
+        r"\$": r"\dollar",
+        r"\implies": r"\Rightarrow",
+        r"\union": r"\cup",
+        r"\bigcup": r"\cup",
+    },
+}
+_LENGTH = re.compile(
+    r"\\(?:mkern|mskip|kern|hspace\*?|vspace|[vh]?phantom)\s?(?:\{[^{}]*\}|-?[\d.]+ ?(?:mu|em|ex|pt|mm|cm))"
+)
+_DEEPEST = 40
+
+
+def plain(answer: str) -> str:
+    r"""An answer in one spelling of LaTeX.
+
+    ``½`` and ``\tfrac12`` become ``\frac{1}{2}``, ``45°`` and ``45 ^ { \circ }`` become ``45\degree``; ``\mathrm{cm}``
+    becomes ``\text{cm}``. Commands of size, spacing and brackets, and spaces that separate nothing, disappear.
+    """
+    answer = answer.replace(" != ", r" \ne ")
+    text = _LENGTH.sub(" ", re.sub(r"(\\\\)\[[^\]]{1,8}\]", r"\1", answer))
+    text = _SUPERSCRIPT.sub(lambda found: "^{" + "".join(map(_SUPERSCRIPTS.__getitem__, found[0])) + "}", text)
+    if not text.isascii():
+        text = "".join(map(_ascii, text))
+    tokens = [" " if token in _BLANKS or token.isspace() else token for token in _TOKEN.findall(text)]
+    return _tidy(_written(_Reader([token for token in tokens if token not in _NOTHING]), 0))
+
+
+def _ascii(character: str) -> str:
+    if character in _SIGNS:
+        return _SIGNS[character]
+    if character.isascii():
+        return character
+    name = unicodedata.name(character, "")
+    if name.startswith("GREEK SMALL LETTER ") and name.count(" ") == 3:
+        return f"\\{name.rpartition(' ')[2].lower()} "
+    if name.startswith("VULGAR FRACTION"):
+        above, _, below = unicodedata.normalize("NFKC", character).partition("\u2044")
+        return f" \\frac{{{above}}}{{{below}}}"
+    folded = unicodedata.normalize("NFKC", character)
+    return folded if folded.isascii() else character
+
+
+class _Reader:
+    """Tokens, read from the left."""
+
+    def __init__(self, tokens: list[str]):
+        self._tokens, self._next = tokens, 0
+
+    def next(self) -> str | None:
+        if self._next >= len(self._tokens):
+            return None
+        self._next += 1
+        return self._tokens[self._next - 1]
+
+    def back(self) -> None:
+        self._next -= 1
+
+    def skip_blanks(self) -> None:
+        while self._next < len(self._tokens) and self._tokens[self._next] == " ":
+            self._next += 1
+
+    def in_parentheses(self) -> list[str] | None:
+        """The tokens up to the closing parenthesis, which is consumed; None, and nothing consumed, if there is none."""
+        depth = 1
+        for place in range(self._next, len(self._tokens)):
+            depth += {"(": 1, ")": -1}.get(self._tokens[place], 0)
+            if depth == 0:
+                inside, self._next = self._tokens[self._next : place], place + 1
+                return inside
+        return None
+
+    def until(self, closing: str) -> list[str]:
+        """The tokens up to `closing`, which is consumed."""
+        found = []
+        while (token := self.next()) is not None and token != closing:
+            found.append(token)
+        return found
+
+
+def _written(reader: _Reader, depth: int) -> str:
+    """The rest of a group in one spelling; its closing brace is consumed."""
+    parts: list[str] = []
+    while (token := reader.next()) is not None and token != "}":
+        parts.append(_one(token, reader, depth))
+    return "".join(parts)
+
+
+def _one(token: str, reader: _Reader, depth: int) -> str:
+    if token == "{":
+        inside = _written(reader, depth + 1) if depth < _DEEPEST else ""
+        return inside if inside in (",", ":", ";", ".", "=", "-", "+") else "{" + inside + "}"  # 1{,}234, 3{:}45
+    if token in _FRACTIONS:
+        above = _argument(reader, depth)
+        return rf"\frac{{{above}}}{{{_argument(reader, depth)}}}"
+    if token == r"\sqrt":
+        reader.skip_blanks()
+        after = reader.next()
+        if after == "[":
+            index = "".join(reader.until("]")).strip()
+            return rf"\sqrt[{index}]{{{_argument(reader, depth)}}}"
+        if after == "(" and (root := reader.in_parentheses()) is not None:  # sqrt(3), as programs write it
+            return rf"\sqrt{{{_written(_Reader(root), depth + 1)}}}"
+        if after is not None:
+            reader.back()
+        return rf"\sqrt{{{_argument(reader, depth, whole_number=True)}}}"
+    if token in _TEXTS:
+        inside = _argument(reader, depth)
+        # `\mathbf{x = 3}` and `\textbf{31}` are formulas, `\mathrm{m/s^2}` is text.
+        return inside if re.search(r"[=\\]|^[\s\d.,:;+-]*$", inside) else rf"\text{{{inside}}}"
+    if token == "^":
+        power = _argument(reader, depth, whole_number=True)
+        if power.strip() in (r"\circ", r"\degree", "o", r"\text{o}", "0 \\circ"):
+            return r"\degree "
+        return "''" if power.strip() == r"\prime\prime" else "'" if power.strip() == r"\prime" else f"^{{{power}}}"
+    token = _RENAMED.get(token, token)
+    return f"{token} " if token[0] == "\\" and token[-1].isalpha() else token
+
+
+def _argument(reader: _Reader, depth: int, *, whole_number: bool = False) -> str:
+    """What a command takes: a group, a command with its own arguments, or one character (a whole number of digits)."""
+    reader.skip_blanks()
+    token = reader.next()
+    if whole_number and token is not None and (token == "-" or token.isdigit()):
+        digits = [token]
+        while (token := reader.next()) is not None and token.isdigit():
+            digits.append(token)
+        if token is not None:
+            reader.back()
+        return "".join(digits)
+    if token is None or depth > _DEEPEST:
+        return ""
+    if token == "}":
+        reader.back()
+        return ""
+    if token == "{":
+        return _written(reader, depth + 1).strip()
+    return _one(token, reader, depth + 1).strip()
+
+
+_MULTIPLE = re.compile(r"(\d) ?(?:\\text\{\s?)?(thousand|million|billion|trillion)\b\}?", re.IGNORECASE)
+_ZEROS = {"thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+_MEANINGLESS_SPACE = re.compile(r"(?<=[^A-Za-z0-9}.,;])\s+|\s+(?=[^A-Za-z0-9\\{])")
+_AFTER_COMMAND = re.compile(r"(\\[A-Za-z]+)\s+(?=[^A-Za-z])")
+
+
+def _tidy(text: str) -> str:
+    """Blanks only where they separate words, numbers or commands."""
+    text = re.sub(r"\s+", " ", text).strip()
+    text = re.sub(r"(^|[(\[,{]\s?)\+\s?(?=[\d\\.(a-zA-Z])", r"\1", text)  # (3, +\infty)
+    text = _MULTIPLE.sub(lambda found: rf"{found[1]}\cdot 10^{{{_ZEROS[found[2].lower()]}}}", text)
+    # `\pi r`, where the space ends the command, and `3 \pi` stay as they are; `( 1 , 2 )` becomes `(1,2)`.
+    return _AFTER_COMMAND.sub(r"\1", _MEANINGLESS_SPACE.sub("", text))
+
+
+def without_text_commands(text: str) -> str:
+    r"""An answer as words: `\text{(E) } 12` becomes `(E) 12`."""
+    before = None
+    while before != text:
+        before, text = text, re.sub(r"\\text\{((?:[^{}]|\{[^{}]*\})*)\}", r" \1 ", text)
+    return re.sub(r"\s+", " ", text).strip()
+
+
+def split_outside(text: str, separators: re.Pattern[str]) -> list[str]:
+    """The parts of a text between separators that stand in no brackets or braces."""
+    parts, start, depth = [], 0, 0
+    position = 0
+    while position < len(text):
+        character = text[position]
+        if character == "\\" and text[position : position + 2] in (r"\{", r"\}"):
+            depth += 1 if text[position + 1] == "{" else -1
+            position += 2
+            continue
+        if character in "{([":
+            depth += 1
+        elif character in "})]":
+            depth -= 1
+        elif depth == 0 and (found := separators.match(text, position)) and found.end() > position:
+            parts.append(text[start:position])
+            start = position = found.end()
+            continue
+        position += 1
+    return [*parts, text[start:]]
