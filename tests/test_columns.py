@@ -95,13 +95,65 @@ CHOICES = {"dataset_columns": {"prompt": "q", "solution": "a", "choices": "optio
 
 
 @pytest.mark.parametrize(
-    ("answer", "expected"), [(1, "B"), ("cat", "A"), ("B", "B"), ("something else", "something else")]
+    ("answer", "expected"), [(0, "A"), (3, "C"), ("cat", "A"), ("B", "B"), ("something else", "something else")]
 )
 def test_choices_are_lettered_and_so_is_the_answer(tmp_path, answer, expected):
     row = {"q": "Which?", "a": answer, "options": ["cat", "dog", "7"]}
     data = load_split(saved(tmp_path / "d", [row]), "train", options=DatasetOptions(**CHOICES))
     assert data[0]["prompt"][0]["content"] == "Which?\nA. cat\nB. dog\nC. 7"
     assert data[0]["solution"] == expected
+
+
+ANIMALS = ["cat", "dog", "hen", "cow"]
+
+
+@pytest.mark.parametrize(
+    ("answers", "choices", "expected", "line"),
+    [
+        ([0, 3, 2], ANIMALS, "ADC", "places counted from 0"),
+        ([1, 4, 2], ANIMALS, "ADB", "places counted from 1"),
+        (["1", "4", "2"], ANIMALS, "ADB", "places counted from 1"),
+        ([1, 4, 2], [1, 2, 3, 4], "ADB", "texts of choices"),
+        ([4, 1, 8], [1, 2, 4, 8], "CAD", "texts of choices"),
+        (["dog", "Cat"], ["(A) cat", "(B) dog"], "B?", "texts of choices"),
+        (["(b)", "a", "D."], ANIMALS, "BAD", "letters"),
+    ],
+)
+def test_keys_of_choices_are_decided_over_the_whole_column(tmp_path, answers, choices, expected, line):
+    rows = [{"q": "Which?", "a": f"{answer}", "options": [*map(str, choices)]} for answer in answers]
+    notes = []
+    data = load_split(saved(tmp_path / "d", rows), "train", options=DatasetOptions(**CHOICES), notes=notes)
+    for row, answer, letter in zip(data, answers, expected, strict=True):
+        assert row["solution"] == (f"{answer}" if letter == "?" else letter)
+    (said,) = notes
+    assert f"'a' is read as {line}" in said
+    assert ("1 that are none of their choices" in said) == ("?" in expected)
+
+
+@pytest.mark.parametrize("choices", [ANIMALS, ["4", "1", "3", "2"]])
+def test_keys_of_choices_that_can_be_read_in_two_ways_are_refused(tmp_path, choices):
+    rows = [{"q": "Which?", "a": answer, "options": choices} for answer in (1, 2, 1)]
+    with pytest.raises(DatasetError, match=r"'a' can be read in two ways: [12] among .* Say which with --choice_keys"):
+        load_split(saved(tmp_path / "d", rows), "train", options=DatasetOptions(**CHOICES))
+    for keys, letter in {"from_0": "B", "from_1": "A"}.items():
+        options = DatasetOptions(**CHOICES, choice_keys=keys)
+        data = load_split(saved(tmp_path / f"{keys}", rows), "train", options=options)
+        assert data[0]["solution"] == letter
+    with pytest.raises(ValueError, match="choice_keys: there is no 'places'"):
+        DatasetOptions(**CHOICES, choice_keys="places").columns_of("x")
+
+
+def test_free_problems_among_choices_are_read_row_by_row(tmp_path):
+    """As MathVision mixes them."""
+    rows = [{"q": "Which?", "a": "C", "options": ANIMALS}, {"q": "How many?", "a": "12", "options": []}]
+    notes = []
+    data = load_split(saved(tmp_path / "d", rows), "train", options=DatasetOptions(**CHOICES), notes=notes)
+    assert [row["solution"] for row in data] == ["C", "12"]
+    assert [row["prompt"][0]["content"] for row in data] == ["Which?\nA. cat\nB. dog\nC. hen\nD. cow", "How many?"]
+    assert "letters; 1 rows are free problems" in notes[0]
+    rows = [{"q": "How many?", "a": "12", "options": []}]
+    with pytest.raises(DatasetError, match="no row has choices in 'options'"):
+        load_split(saved(tmp_path / "e", rows), "train", options=DatasetOptions(**CHOICES))
 
 
 def test_choices_with_letters_of_their_own_and_a_template(tmp_path):

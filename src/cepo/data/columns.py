@@ -2,14 +2,25 @@
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
-from datasets import Dataset, Features, Image, IterableDataset, Json, List, Value
+from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Json, List, Value
 
 from .errors import DatasetError
 
 IMAGE_PLACE = "<image>"
+_NUMBERED_PLACE = re.compile(r"<image\s?\d{1,2}>")  # as MathVision and MMMU write it
+# What a column of solutions may hold of its choices; of several that are possible the first is taken, if they agree.
+CHOICE_KEYS = {
+    "letter": "letters",
+    "text": "texts of choices",
+    "from_0": "places counted from 0",
+    "from_1": "places counted from 1",
+}
+_LETTERED = re.compile(r"^\s*\(?[A-Z]\s?[).:]\s*")
+_STREAM_ROWS = 200  # of a stream, those by which keys of choices are told apart
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_][\w.]*)\}")
 
 
@@ -19,7 +30,8 @@ class Columns:
 
     Attributes:
         prompt, solution, choices: Columns; dots reach into one. The prompt is text or a conversation, the choices a
-            list, or text as it is.
+            list, or text as it is; a row without choices is a free problem.
+        choice_keys: What solutions are among choices, one of `CHOICE_KEYS`; None: decided over the whole column.
         images: Columns with an image or a list of images each.
         template: Text of the user turn.
         templated: Whether the user gave that template.
@@ -30,6 +42,7 @@ class Columns:
     solution: str = "solution"
     images: tuple[str, ...] = ()
     choices: str | None = None
+    choice_keys: str | None = None
     template: str = "{prompt}"
     templated: bool = False
     system: str | None = None
@@ -37,7 +50,7 @@ class Columns:
     @property
     def needed(self) -> tuple[str, ...]:
         """Columns in which every row must have something."""
-        return (self.prompt, self.solution, *self.images[:1], *([self.choices] if self.choices else []))
+        return (self.prompt, self.solution, *self.images[:1])
 
     def check(self, columns: Sequence[str], name: str) -> None:
         """Refuse a mapping that names columns which are not there, or that would tell the answer.
@@ -98,6 +111,8 @@ def read_dataset(
     replaced = [column for column in {"prompt", "solution", "images", *columns.images} if column in present]
     for column in columns.images:  # undecoded, so that no image is opened for this
         dataset = dataset.cast_column(column, _undecoded(dataset.features[column]))
+    if columns.choices:
+        columns = replace(columns, choice_keys=_choice_keys(dataset, columns, name, notes))
     kept = {column: feature for column, feature in dataset.features.items() if column not in replaced}
     made = {"prompt": _prompt_feature(columns, dataset.features), "solution": Value("string")}
     made |= {"images": List(Image())} if columns.images else {}
@@ -178,7 +193,7 @@ def _reader(columns: Columns, name: str) -> Callable[[dict[str, Any], int], dict
         solution = _get(row, columns.solution)
         made = {
             "prompt": _conversation(row, columns, choices, len(images), place),
-            "solution": _letter(solution, choices) if choices else _text(solution),
+            "solution": _letter(solution, choices, columns.choice_keys) or _text(solution),
         }
         return {**made, "images": images} if columns.images else made
 
@@ -215,15 +230,62 @@ def _letters(count: int) -> list[str]:
     return [chr(ord("A") + index) for index in range(count)]
 
 
-def _letter(solution: Any, choices: Any) -> str:
-    """The letter of the right choice, where the solution is its place or its text."""
-    if isinstance(choices, list):
-        if isinstance(solution, int) and 0 <= solution < len(choices):
-            return _letters(len(choices))[solution]
-        texts = [_text(choice).strip() for choice in choices]
-        if _text(solution).strip() in texts:
-            return _letters(len(choices))[texts.index(_text(solution).strip())]
-    return _text(solution)
+def _letter(solution: Any, choices: Any, keys: str | None) -> str | None:
+    """The letter of the correct choice; None for a free problem, and where the solution is none of the choices."""
+    if not isinstance(choices, list) or not choices:
+        return None
+    text = _text(solution).strip()
+    if keys == "letter":
+        found = re.fullmatch(r"\(?([A-Za-z])\)?[.:]?", text)
+        place = ord(found[1].upper()) - ord("A") if found else -1
+    elif keys == "text":
+        texts = [_LETTERED.sub("", _text(choice)).strip() for choice in choices]
+        wanted = [text, _LETTERED.sub("", text).strip()]
+        place = next((texts.index(one) for one in wanted if one in texts), -1)
+    else:
+        place = int(text) - (keys == "from_1") if re.fullmatch(r"\d{1,2}", text) else -1
+    return _letters(len(choices))[place] if 0 <= place < len(choices) else None
+
+
+def _choice_keys(dataset: Any, columns: Columns, name: str, notes: list[str] | None) -> str | None:
+    """What the solutions of a column are among their choices, one of `CHOICE_KEYS`; None: no row has a list of choices.
+
+    Raises:
+        DatasetError: If the column can be read in two ways.
+    """
+    assert columns.choices is not None
+    wanted = list({columns.solution.split(".")[0], columns.choices.split(".")[0]})
+    if isinstance(dataset, Dataset):
+        rows: Any = dataset.select_columns(wanted)
+    else:
+        rows = islice(dataset, _STREAM_ROWS)
+    pairs = [(_get(row, columns.solution), _get(row, columns.choices)) for row in rows]
+    listed = [(solution, choices) for solution, choices in pairs if isinstance(choices, list) and choices]
+    if not any(choices for _, choices in pairs):
+        raise DatasetError(f"{name}: no row has choices in '{columns.choices}'; leave it out of dataset_columns")
+    if not listed:
+        return None
+    if isinstance(dataset.features.get(columns.solution), ClassLabel):
+        return "from_0"
+    read = {keys: [_letter(solution, choices, keys) for solution, choices in listed] for keys in CHOICE_KEYS}
+    counts = {keys: sum(letter is not None for letter in letters) for keys, letters in read.items()}
+    given = columns.choice_keys
+    most = max(counts.values())
+    best = [given] if given else [keys for keys, count in counts.items() if count == most]
+    for keys in best[1:]:
+        for (solution, choices), one, other in zip(listed, read[best[0]], read[keys], strict=True):
+            if one != other:
+                raise DatasetError(
+                    f"{name}: '{columns.solution}' can be read in two ways: {solution!r} among {choices!r} is {one} as "
+                    f"{CHOICE_KEYS[best[0]]}, and {other} as {CHOICE_KEYS[keys]}. Say which with --choice_keys "
+                    f"{best[0]} or {keys}"
+                )
+    if notes is not None:
+        strays = len(listed) - counts[best[0]]
+        kept = f"; {strays} that are none of their choices stay as they are" if strays else ""
+        free = f"; {len(pairs) - len(listed)} rows are free problems" if len(pairs) > len(listed) else ""
+        notes.append(f"{name}: '{columns.solution}' is read as {CHOICE_KEYS[best[0]]}{kept}{free}")
+    return best[0]
 
 
 def _text(value: Any) -> str:
@@ -234,6 +296,9 @@ def _text(value: Any) -> str:
 def _listed(choices: Any) -> str:
     if not isinstance(choices, list):
         return _text(choices)
+    letters = _letters(len(choices))
+    if [_text(choice).strip() for choice in choices] == letters:  # the choices stand in the image
+        return f"Choices: {', '.join(letters)}"
     lines = []
     for letter, choice in zip(_letters(len(choices)), choices, strict=True):
         text = _text(choice)
@@ -253,15 +318,19 @@ def _conversation(row: dict[str, Any], columns: Columns, choices: Any, images: i
         messages = [*system, *({"role": turn["role"], "content": turn["content"]} for turn in prompt)]
     else:
         template = columns.template
-        if choices is not None and "{choices}" not in template:
+        if choices and "{choices}" not in template:
             template = template.replace("{prompt}", "{prompt}\n{choices}")
 
         def fill(found: re.Match[str]) -> str:
             if found[1] == "prompt":
                 return _text(prompt)
-            return _listed(choices) if found[1] == "choices" else _text(_get(row, found[1]))
+            return _listed(choices or []) if found[1] == "choices" else _text(_get(row, found[1]))
 
-        messages = [*system, {"role": "user", "content": _PLACEHOLDER.sub(fill, template)}]
+        content = _PLACEHOLDER.sub(fill, template)
+        if columns.images and (numbered := len(_NUMBERED_PLACE.findall(content))):
+            # One image may hold all that the numbers name.
+            content = _NUMBERED_PLACE.sub(IMAGE_PLACE if numbered == images else "", content).strip()
+        messages = [*system, {"role": "user", "content": content}]
     places = sum(turn["content"].count(IMAGE_PLACE) for turn in messages if isinstance(turn["content"], str))
     if places and places != images:
         source = f"in {', '.join(columns.images)}" if columns.images else "for no column of images is named"

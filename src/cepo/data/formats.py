@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from .columns import Columns
+from .columns import CHOICE_KEYS, Columns
 
 BOXED = "{prompt}\n\nReason step by step, and put your final answer in \\boxed{}."
 
@@ -54,6 +54,16 @@ FORMATS: dict[str, Format] = {
     ),
     "dapo_math": Format(("open-r1/DAPO-Math-17k-Processed",), {"prompt": "prompt", "solution": "solution"}),
     "deepmath": Format(("zwhe99/DeepMath-103K",), {"prompt": "question", "solution": "final_answer"}),
+    "mathvision": Format(
+        ("MathLLMs/MathVision",),
+        {"prompt": "question", "solution": "answer", "images": "decoded_image", "choices": "options"},
+        rows={"test": 3040, "testmini": 304},
+    ),
+    "wemath": Format(
+        ("We-Math/We-Math",),
+        {"prompt": "question", "solution": "answer", "images": "image_path", "choices": "option"},
+        rows={"testmini": 1740},
+    ),
     # What verl's examples write: a conversation, and the answer among what the reward needs.
     "verl": Format((), {"prompt": "prompt", "solution": "reward_model.ground_truth"}, "{prompt}"),
 }
@@ -82,6 +92,13 @@ class DatasetOptions:
         metadata={
             "help": "Text of the user turn, with {prompt}, {choices} or a column's name in braces; <image> is a place "
             "for an image. None: that of dataset_format."
+        },
+    )
+    choice_keys: str | None = field(
+        default=None,
+        metadata={
+            "help": f"What solutions are among choices: {', '.join(CHOICE_KEYS)}. None: decided over the whole column, "
+            "and refused where that is ambiguous."
         },
     )
     system_prompt: str | None = field(default=None, metadata={"help": "Text of a system turn before the prompt."})
@@ -129,6 +146,8 @@ class DatasetOptions:
         own = _mapping(self.dataset_columns)
         if name == "trl" and not own and self.prompt_template is None and self.system_prompt is None:
             return None
+        if self.choice_keys is not None and self.choice_keys not in CHOICE_KEYS:
+            raise ValueError(f"choice_keys: there is no {self.choice_keys!r}; choose of {', '.join(CHOICE_KEYS)}")
         known = FORMATS[name]
         merged = {**known.columns, **own}
         template = known.template if self.prompt_template is None else self.prompt_template
@@ -137,6 +156,7 @@ class DatasetOptions:
             solution=merged.get("solution", "solution"),
             images=_names(merged.get("images")),
             choices=merged.get("choices"),
+            choice_keys=self.choice_keys,
             template=template,
             templated=self.prompt_template is not None,
             system=self.system_prompt,
