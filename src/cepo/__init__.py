@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from . import credit
     from .data.evaluation import Accuracy, Evaluation, evaluate, evaluate_accuracy
+    from .data.rewards import answer_reward
     from .methods import METHODS, Method, MethodOptions
-    from .references.answers import final_answer, reference_answer, same_answer
     from .references.choosing import choose_references
+    from .references.equality import same_answer
+    from .references.extraction import final_answer, reference_answer
     from .references.groups import Attempt, References
     from .tasks.figures import load_figures, policy_path
     from .trainer.cepo_config import CEPOConfig
@@ -24,9 +26,10 @@ _HOME = {
     "Attempt": "references.groups",
     "References": "references.groups",
     "choose_references": "references.choosing",
-    "final_answer": "references.answers",
-    "reference_answer": "references.answers",
-    "same_answer": "references.answers",
+    "answer_reward": "data.rewards",
+    "final_answer": "references.extraction",
+    "reference_answer": "references.extraction",
+    "same_answer": "references.equality",
     "METHODS": "methods",
     "Method": "methods",
     "MethodOptions": "methods",
@@ -50,6 +53,7 @@ __all__ = [
     "Method",
     "MethodOptions",
     "References",
+    "answer_reward",
     "choose_references",
     "credit",
     "evaluate",

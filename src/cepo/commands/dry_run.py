@@ -17,7 +17,7 @@ from rich.table import Table
 from trl import ModelConfig, get_peft_config
 from trl.cli.accelerate_config import resolve_accelerate_config_argument
 
-from ..data.checks import check_dataset, check_method, check_size
+from ..data.checks import check_dataset, check_method, check_size, check_verifier
 from ..data.embedded import EMBEDDED, policy_of
 from ..data.formats import FORMATS
 from ..data.lengths import prompt_length
@@ -88,7 +88,7 @@ def prepare_dry_run(arguments: list[str], own: set[str]) -> Callable[[Console], 
     )
     if assumed:
         args.bf16 = True  # as it is with a GPU
-    _describe(script_args, args, model_args, layout, findings)
+    _describe(args, model_args, layout, findings)
     lengths = _look_at_data(script_args, args, model_args, findings)
     device = (script_args.device_memory or 0) * _GIB
     memory = None
@@ -175,9 +175,7 @@ def _layout(launching: Mapping[str, Any], findings: Findings) -> Layout:
     return layout
 
 
-def _describe(
-    script_args: TrainArguments, args: CEPOConfig, model_args: ModelConfig, layout: Layout, findings: Findings
-) -> None:
+def _describe(args: CEPOConfig, model_args: ModelConfig, layout: Layout, findings: Findings) -> None:
     group, rollouts = args.num_generations, args.generation_batch_size
     prompts = rollouts // group
     each = args.per_device_train_batch_size
@@ -195,8 +193,6 @@ def _describe(
         findings.problems.append(NO_FSDP1)
     if args.use_vllm:
         findings.unseen.append("vLLM, which is not asked here")
-    with findings.trying():
-        load_reward_funcs(script_args.reward_funcs)
     with findings.trying():
         get_peft_config(model_args)
 
@@ -235,7 +231,14 @@ def _look_at_data(
         findings.problems.append(str(error))
     if isinstance(data, Dataset):
         rows = len(data)
-        needs_solution = args.chosen.needs_solution or need_solutions(script_args.reward_funcs)
+        functions: list[Any] = []
+        with findings.trying():
+            functions = load_reward_funcs(script_args.reward_funcs)
+        needs_solution = args.chosen.needs_solution or need_solutions(functions)
+        with findings.trying():
+            for function in functions[:1]:
+                line, _ = check_verifier(function, data, args.answer_extractor)
+                findings.lines.append(("verifier", line or f"{script_args.reward_funcs[0]}, not asked before training"))
         with findings.trying():
             check_dataset(data, needs_solution=needs_solution, extractor=args.answer_extractor)
         with findings.trying():

@@ -149,7 +149,7 @@ def add_verifier(group: Any) -> None:
         "--reward_funcs",
         nargs=1,
         default=None,
-        help="the verifier: a name in trl.rewards, or module.function (none: accuracy_reward; figures: its own)",
+        help="the verifier: a name in trl.rewards, or module.function (none: answer_reward; figures: its own)",
     )
     group.add_argument(
         "--correctness_threshold", type=float, default=0.5, help="an answer is right if its reward is at least this"
@@ -157,9 +157,9 @@ def add_verifier(group: Any) -> None:
 
 
 def verifier_of(dataset_name: str) -> list[str]:
-    """The verifier where none is named: an embedded task's own, which its recipe names, or TRL's."""
+    """The verifier where none is named: an embedded task's own, which its recipe names, or `answer_reward`."""
     recipe = EMBEDDED[dataset_name].recipe() if dataset_name in EMBEDDED else {}
-    return list(recipe.get("reward_funcs", ["accuracy_reward"]))
+    return list(recipe.get("reward_funcs", ["answer_reward"]))
 
 
 def add_credit(parser: argparse.ArgumentParser, *names: str) -> None:

@@ -33,7 +33,7 @@ _COMMON = {
 _FOLLOWS = {
     "model_name_or_path": "figures: the shipped policy",
     "dataset_config": "figures: default",
-    "reward_funcs": "accuracy_reward; figures: its own",
+    "reward_funcs": "answer_reward; figures: its own",
     "reward_weights": "1 for each",
     "output_dir": "trainer_output; figures: cepo-figures",
     "max_steps": "-1, num_train_epochs decides; figures: 28",

@@ -10,12 +10,16 @@ import pyarrow
 from datasets import Dataset, IterableDataset, Value
 
 from ..methods.options import MethodOptions
-from ..references.answers import reference_answer
+from ..references.extraction import reference_answer
 from .errors import DatasetError
 from .images import check_header, check_nulls, check_parts, image_columns, refused_size, undecoded
+from .rewards import compares_answers, unreadable_solutions
 
 # How many rows of a stream are looked at; rows further on are checked when they arrive.
 _STREAM_ROWS = 8
+# A verifier that cannot read more than this share of the solutions is refused.
+_MOST_UNREADABLE = 0.1
+_VERIFIED_ROWS = 500
 _WORDS = frozenset({"prompt", "solution"})
 _IMAGE_FILES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
 # Arguments of reward functions beside the columns, and of those that are methods.
@@ -222,6 +226,42 @@ def check_method(dataset: Any, options: MethodOptions) -> None:
     reason = refuses and refuses(dataset.column_names or [], options)
     if reason:
         raise DatasetError(f"method={options.method!r} cannot train on this data set: {reason}")
+
+
+def check_verifier(
+    function: Any, dataset: Any, extractor: str = "auto", name: str = "the training set"
+) -> tuple[str, int]:
+    """How many of a data set's solutions a verifier can read, measured by their own answers.
+
+    Args:
+        function: A reward function.
+        dataset: In TRL's columns.
+        extractor: See `final_answer`.
+        name: What to call the data set in messages.
+
+    Returns:
+        One line, and the number of solutions that it cannot read; ("", 0) for a reward function that is not known to
+        compare with the `solution` column.
+
+    Raises:
+        DatasetError: If it does not accept the answer of more than a tenth of the solutions.
+    """
+    if not compares_answers(function) or not isinstance(dataset, Dataset) or "solution" not in dataset.column_names:
+        return "", 0
+    step = max(1, len(dataset) // _VERIFIED_ROWS)
+    found = {row: dataset["solution"][row] for row in range(0, len(dataset), step)}
+    rows, solutions = zip(*((row, text) for row, text in found.items() if isinstance(text, str)), strict=True)
+    unreadable = unreadable_solutions(function, solutions, extractor)
+    called = function.__name__
+    looked_at = f"{len(rows):,} solutions" if step == 1 else f"{len(rows):,} solutions looked at"
+    line = f"{called} reads {len(rows) - len(unreadable):,} of {looked_at}"
+    if not unreadable:
+        return line, 0
+    first = f"row {rows[unreadable[0]]} of {name}: {solutions[unreadable[0]][:60]!r}"
+    line += f" ({first} is the first that it does not); answer_reward reads numbers, formulas, units, choices and words"
+    if len(unreadable) > _MOST_UNREADABLE * len(rows):
+        raise DatasetError(f"reward_funcs: {line}. Take answer_reward")
+    return line, len(unreadable)
 
 
 def can_be_explained(dataset: Any) -> bool:

@@ -18,11 +18,12 @@ from transformers import PreTrainedModel, ProcessorMixin
 from ..methods.knowledge import knowledge_of
 from ..references.groups import Ids
 from ..scoring.entropy import token_entropies
-from ..scoring.prompts import PromptEncoder, text_of, token_texts
+from ..scoring.prompts import PromptEncoder, token_texts
 from ..scoring.requests import Request
 from .checks import DatasetError
 from .images import broken_images_named
-from .sampling import RewardFunc, Sampling, conversation_of, sample, seeded, verdicts
+from .rewards import answer_reward
+from .sampling import RewardFunc, Sampling, answer_texts, conversation_of, sample, seeded, verdicts
 
 _CONTENT = ("mistake", "decision")
 RIGHT = 0.5  # a reward of this and more counts as a right answer
@@ -217,7 +218,7 @@ def evaluate(
         sampling: How answers are sampled; at temperature 0 one answer to each problem is all there is.
         samples: Answers to each problem.
         seed: Of sampling. The caller's random state is left as it was.
-        reward_func: The verifier, as TRL's reward functions, whose `accuracy_reward` it is by default.
+        reward_func: The verifier, a reward function as TRL calls it; None: `answer_reward`.
         threshold: A reward of this and more is right. None is no verdict: wrong, and counted.
         on_progress: Called with the number of answers that are there.
         share: This process's, where several ask together; all get the same result. Sampled answers, but not greedy
@@ -229,11 +230,7 @@ def evaluate(
     Raises:
         VerdictError: If the verifier gave no verdict at all.
     """
-    judge = reward_func
-    if judge is None:
-        from trl.rewards import accuracy_reward
-
-        judge = accuracy_reward
+    judge = reward_func or answer_reward
     if sampling.temperature == 0:
         samples = 1
     share = share or Share()
@@ -257,7 +254,7 @@ def evaluate(
                 rows = {problem: dataset[problem] for problem in problems}
             conversations = {problem: conversation_of(row, processing_class) for problem, row in rows.items()}
             completions = sample(model, processing_class, [conversations[problem] for problem, _ in batch], sampling)
-            answers = [text_of(processing_class, ids) for ids in completions]
+            answers = answer_texts(processing_class, completions, sampling)
             judged = verdicts(judge, [rows[problem] for problem, _ in batch], answers, completions)
             for (problem, answer), ids, text, reward in zip(batch, completions, answers, judged, strict=True):
                 asked.append(_Asked(problem, answer, ids, text, None if reward is None else reward >= threshold))
@@ -279,8 +276,7 @@ def evaluate(
         raise VerdictError(
             f"{name} gave no verdict on any of {missing} answers, so there is no accuracy. To the solution "
             f"{str(dataset[first.problem].get('solution'))[:80]!r} the policy answered {first.text[-80:]!r}. "
-            "accuracy_reward judges mathematics alone: take --reward_funcs answer_reward, another function, or mend "
-            "the solutions"
+            "Take --reward_funcs answer_reward or another function, or correct the solutions"
         )
     texts = [one.text for one in everyone]
     return Evaluation(sampling.temperature, samples, tuple(right), texts, missing, *entropies)

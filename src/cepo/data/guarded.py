@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from ..methods.faults import file_of, plain, raised
+from .rewards import prepared
 
 _LARGEST = torch.finfo(torch.float32).max  # rewards are float32 in TRL
 
@@ -23,13 +24,15 @@ class RewardError(ValueError):
     """A reward function failed, or returned what is no reward; the message names it."""
 
 
-def guarded(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+def guarded(function: Callable[..., Any], name: str, thinking: str = "", extractor: str = "auto") -> Callable[..., Any]:
     """A reward function, async or not, that raises nothing but `RewardError` and returns what `rewards_of` lets pass.
 
     Args:
         function: As TRL calls it, by keywords, `prompts` among them.
         name: For messages.
+        thinking, extractor: See `prepared`.
     """
+    function = prepared(function, thinking, extractor)
 
     @functools.wraps(function, updated=())
     def judge(*args: Any, **kwargs: Any) -> Any:

@@ -35,7 +35,7 @@ from .embedded import EMBEDDED, holds_model, policy_of
 from .formats import FORMATS, DatasetOptions
 from .images import ImageFolder, check_places, checked_stream
 from .json_depth import check_depth, check_depths
-from .rewards import answer_reward
+from .rewards import answer_reward, compares_answers
 
 _FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
 
@@ -495,9 +495,9 @@ def load_reward_funcs(names: list[str]) -> list[Any]:
     return functions
 
 
-def need_solutions(names: Iterable[str]) -> bool:
-    """Whether one of these reward functions compares with the `solution` column, as far as its name tells."""
-    return any("accuracy" in name or name == answer_reward.__name__ for name in names)
+def need_solutions(functions: Iterable[Any]) -> bool:
+    """Whether one of these reward functions is known to compare with the `solution` column."""
+    return any(map(compares_answers, functions))
 
 
 # What transformers' vision-language models call their vision tower.

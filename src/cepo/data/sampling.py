@@ -17,10 +17,10 @@ import torch
 from PIL import Image
 from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin, TrainerState
 
-from ..references.answers import final_answer
+from ..references.extraction import final_answer
 from ..references.groups import Attempt, Group, Ids, Messages, Rollout
 from ..scoring.generation import SharedPrompts, Sparing
-from ..scoring.prompts import left_padding, text_of, tokenizer_of, with_parts
+from ..scoring.prompts import left_padding, text_of, thinking_opening, tokenizer_of, with_parts
 from ..scoring.requests import TOKEN_TYPES, distinct_prompts
 from ..scoring.score import evaluating
 from .guarded import guarded
@@ -137,13 +137,23 @@ def _shared(
     return SharedPrompts(firsts, owners, {name: value for name, value in few.items() if name not in tokens})
 
 
+def answer_texts(processing_class: Any, completions: Sequence[Ids], sampling: Sampling) -> list[str]:
+    """Completions as text, with the delimiter by which the prompt opens their thinking, where it does."""
+    opening = thinking_opening(processing_class, sampling.chat_template_kwargs or {})
+    return [opening + text_of(processing_class, ids) for ids in completions]
+
+
 def _until_end(ids: list[int], ends: set[int]) -> Ids:
     end = next((position for position, token in enumerate(ids) if token in ends), len(ids) - 1)
     return tuple(ids[: end + 1])
 
 
 def verdicts(
-    reward_func: RewardFunc, rows: Sequence[dict[str, Any]], texts: Sequence[str], completion_ids: Sequence[Ids]
+    reward_func: RewardFunc,
+    rows: Sequence[dict[str, Any]],
+    texts: Sequence[str],
+    completion_ids: Sequence[Ids],
+    extractor: str = "auto",
 ) -> list[float | None]:
     """What TRL's kind of reward function, async ones among them, says of one answer to each dataset row.
 
@@ -159,7 +169,7 @@ def verdicts(
         key: [row[key] for row in rows] for key in rows[0] if key not in ("prompt", "completion", "completion_ids")
     }
     name = getattr(reward_func, "__name__", type(reward_func).__name__)
-    found = guarded(reward_func, name)(
+    found = guarded(reward_func, name, extractor=extractor)(
         prompts=[row["prompt"] for row in rows],
         completions=completions,
         completion_ids=[list(ids) for ids in completion_ids],
@@ -205,8 +215,8 @@ def sampled_groups(
     each = [row for row in rows for _ in range(num_generations)]
     conversations = [conversation_of(row, processing_class) for row in rows]
     completions = sample(model, processing_class, [c for c in conversations for _ in range(num_generations)], sampling)
-    texts = [text_of(processing_class, ids) for ids in completions]
-    judged = zip(texts, verdicts(reward_func, each, texts, completions), strict=True)
+    texts = answer_texts(processing_class, completions, sampling)
+    judged = zip(texts, verdicts(reward_func, each, texts, completions, extractor), strict=True)
     attempts = [
         Attempt(final_answer(text, extractor), reward or 0.0, None if reward is None else reward >= threshold, text)
         for text, reward in judged

@@ -7,6 +7,7 @@ from typing import Any
 from transformers import ProcessorMixin
 
 from ..references.contents import Part
+from ..references.extraction import opens_thinking
 from ..references.groups import Ids, Messages
 from .requests import TOKEN_TYPES, Prompt, common_length, end_of_images
 
@@ -112,6 +113,24 @@ class PromptEncoder:
 
     def _typed(self, messages: Messages) -> Messages:
         return with_parts(messages) if self.is_vlm else messages
+
+
+def thinking_opening(processing_class: Any, options: dict[str, Any]) -> str:
+    """The delimiter with which the chat template opens the thinking of every completion; "" where it does not.
+
+    Args:
+        processing_class: Tokenizer or processor.
+        options: Further arguments of the chat template.
+    """
+    if not (options.get("chat_template") or getattr(processing_class, "chat_template", None)):
+        return ""
+    question = [{"role": "user", "content": "?"}]
+    messages = with_parts(question) if isinstance(processing_class, ProcessorMixin) else question
+    with_header, without = (
+        processing_class.apply_chat_template(messages, add_generation_prompt=add, tokenize=False, **options)
+        for add in (True, False)
+    )
+    return opens_thinking(with_header[common_length([with_header, without]) :])
 
 
 def left_padding(processing_class: Any) -> dict[str, Any]:

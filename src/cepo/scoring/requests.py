@@ -99,8 +99,8 @@ def batches_of(items: Sequence[Any], length: Callable[[Any], int], max_tokens: i
         yield items[start:]
 
 
-def common_length(sequences: Collection[Ids]) -> int:
-    """How many leading tokens all sequences have in common."""
+def common_length(sequences: Collection[Ids] | Collection[str]) -> int:
+    """How many leading tokens, or characters, all sequences have in common."""
     # The first and the last in lexicographic order differ earliest.
     first, last = min(sequences), max(sequences)
     return next((i for i, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first))

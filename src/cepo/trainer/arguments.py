@@ -36,9 +36,10 @@ class TrainArguments(DatasetOptions, ScriptArguments):
         metadata={"help": "figures (embedded), a JSON, CSV or parquet file, a folder, or a name on the Hub."},
     )
     reward_funcs: list[str] = field(
-        default_factory=lambda: ["accuracy_reward"],
+        default_factory=lambda: ["answer_reward"],
         metadata={
-            "help": "Names in trl.rewards, or import paths (module.function). The first one decides what is right."
+            "help": "answer_reward, names in trl.rewards, or import paths (module.function). The first one decides "
+            "which rollouts are correct."
         },
     )
     eval_problems: int = field(
@@ -228,7 +229,7 @@ def check_sources(script_args: TrainArguments, training_args: CEPOConfig, model_
     reward_funcs = load_reward_funcs(script_args.reward_funcs)
     # The verifiers compare with the solution, whatever the method. Where teachers need it, the trainer checks the
     # training set itself, and a second pass over every row would find nothing new.
-    judged, extractor = need_solutions(script_args.reward_funcs), training_args.answer_extractor
+    judged, extractor = need_solutions(reward_funcs), training_args.answer_extractor
     if not training_args.chosen.needs_teachers:
         check_dataset(train_dataset, needs_solution=judged, extractor=extractor)
     if held_out is not None:

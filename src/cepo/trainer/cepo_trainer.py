@@ -18,11 +18,19 @@ from datasets import Dataset
 from torch import Tensor
 from trl.models.utils import _ForwardRedirection
 
-from ..data.checks import can_be_explained, check_dataset, check_method, check_size, check_solution, unread_images
+from ..data.checks import (
+    can_be_explained,
+    check_dataset,
+    check_method,
+    check_size,
+    check_solution,
+    check_verifier,
+    unread_images,
+)
 from ..data.loading import freeze_vision_tower, require_chat_template
 from ..data.saved import rows_of, save_rows
 from ..distillation.losses import student_divergence, teacher_states
-from ..references.answers import final_answer, text_of_completion
+from ..references.extraction import final_answer, text_of_completion
 from ..references.groups import Fallback, Messages
 from ..scoring.pipeline import no_evidence, verdicts_of
 from ..scoring.prompts import PromptEncoder, tokenizer_of
@@ -70,12 +78,11 @@ class CEPOTrainer(
     Example:
 
     ```python
-    from cepo import CEPOConfig, CEPOTrainer, load_figures, policy_path
-    from trl.rewards import accuracy_reward
+    from cepo import CEPOConfig, CEPOTrainer, answer_reward, load_figures, policy_path
 
     trainer = CEPOTrainer(
         model=policy_path(),
-        reward_funcs=accuracy_reward,
+        reward_funcs=answer_reward,
         args=CEPOConfig(output_dir="out", max_steps=1),
         train_dataset=load_figures("train", 100),
     )
@@ -120,6 +127,10 @@ class CEPOTrainer(
             if isinstance(train_dataset, Dataset):
                 check_size(train_dataset, args.generation_batch_size, args.num_generations)
             check_method(train_dataset, args)
+            for function in reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]:
+                line, unreadable = check_verifier(function, train_dataset, args.answer_extractor)
+                if unreadable and args.process_index == 0:
+                    _logger.warning(line)
         self._batch: CompletionBatch | None = None
         self._kept_step: int | None = None
         # Seconds that this process spent since it started; `update` is the loss, forward and backward.
@@ -293,7 +304,7 @@ class CEPOTrainer(
         rewards_per_func: Tensor,
     ) -> CompletionBatch:
         """What the verifier said. Groups may span processes, so answers are gathered, as TRL gathers the rewards."""
-        texts = [text_of_completion(completion) for completion in completions]
+        texts = [self._thinking + text_of_completion(completion) for completion in completions]
         answers = [final_answer(text, self.args.answer_extractor) for text in texts]
         everyone = gather_object(list(zip(answers, texts, solutions, strict=True)))
         correctness = rewards_per_func[:, self._correctness_index].tolist()

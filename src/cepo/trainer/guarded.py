@@ -13,6 +13,7 @@ from transformers.trainer_callback import ExportableState
 from trl import GRPOTrainer
 
 from ..data.guarded import guarded, refuse_infinite
+from ..scoring.prompts import thinking_opening
 
 _logger = logging.getLogger(__name__)
 
@@ -88,8 +89,12 @@ class GuardedTrainer(GRPOTrainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        template = {"chat_template": self.chat_template, **(self.chat_template_kwargs or {})}
+        self._thinking = thinking_opening(self.processing_class, template)
         self.reward_funcs = [
-            function if isinstance(function, nn.Module) else guarded(function, name)
+            function
+            if isinstance(function, nn.Module)
+            else guarded(function, name, self._thinking, self.args.answer_extractor)
             for function, name in zip(self.reward_funcs, self.reward_func_names, strict=True)
         ]
         self._gradients = BadGradients(self.args.max_bad_gradients)
