@@ -58,7 +58,7 @@ class Measure:
                 temperature=self.trainer.temperature,
                 samples=self.script_args.eval_samples,
             )
-            parts = [f"{sampled.accuracy}{_beside(sampled.without_verdict)}"]
+            parts = [f"{sampled.accuracy}{_beside(sampled.without_verdict)}{_beside(sampled.cut_off)}"]
             if sampled.samples > 1:
                 parts.append(f"pass@{sampled.samples} {sampled.pass_at(sampled.samples)}")
             if entropy := sampled.content_entropy or sampled.entropy:
@@ -74,7 +74,7 @@ class Measure:
 
     def _say(self, when: str, greedy: Evaluation, of: str = "") -> None:
         accuracy = (str(greedy.accuracy), "bold")
-        beside = f"{of}{_beside(greedy.without_verdict)}"
+        beside = f"{of}{_beside(greedy.without_verdict)}{_beside(greedy.cut_off)}"
         self.console.print(Text.assemble(f"held-out accuracy {when}, greedy: ", accuracy, beside))
 
     def _ask(self, doing: str, problems: Any, *, temperature: float, samples: int) -> Evaluation:

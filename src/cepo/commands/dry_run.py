@@ -22,6 +22,7 @@ from ..data.embedded import EMBEDDED, policy_of
 from ..data.formats import FORMATS
 from ..data.lengths import prompt_length
 from ..data.loading import LoadingError, load_processor, load_reward_funcs, looks_like_path, need_solutions
+from ..data.sampling import check_special_tokens
 from ..inspection.tables import plain_table
 from ..planning.memory import PHASES, Layout, Lengths, Memory, memory_of
 from ..planning.models import Skeleton, find_config
@@ -266,6 +267,8 @@ def _lengths(
             findings.unseen.append("tokenizer and chat template, which are not on this machine")
         processor = None
     if processor is not None and isinstance(data, Dataset) and len(data):
+        with findings.trying():
+            check_special_tokens(data["prompt"], processor)
         with findings.trying():
             count = prompt_length(processor, args.chat_template_kwargs or {})
             some = data.select(range(min(_ROWS_READ, len(data))))

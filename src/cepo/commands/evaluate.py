@@ -143,6 +143,8 @@ def measures_of(one: Evaluation) -> list[tuple[str, str, str, str]]:
         unit = " nats" if form == ".3f" else ""
         lines.append((first, name, f"{estimate.value:{form}}{unit}", f"[{low:{form}}, {high:{form}}]"))
         first = ""
+    if one.clipped:
+        lines.append(("", "cut off", f"{one.clipped} of {len(one.answers)}", "by the length limit"))
     if one.missing:
         lines.append(("", "without a verdict", f"{one.missing} of {len(one.answers)}", "count as wrong"))
     return lines

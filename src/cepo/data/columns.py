@@ -108,7 +108,9 @@ def read_dataset(
     columns.check(present, name)
     if drop_incomplete:
         dataset = _without_incomplete(dataset, columns, name, notes)
-    replaced = [column for column in {"prompt", "solution", "images", *columns.images} if column in present]
+    # MathVision's `image` names the file that `decoded_image` holds; TRL would take it for a second image.
+    own = {"prompt", "solution", "images", *(["image"] if columns.images else []), *columns.images}
+    replaced = [column for column in own if column in present]
     for column in columns.images:  # undecoded, so that no image is opened for this
         dataset = dataset.cast_column(column, _undecoded(dataset.features[column]))
     if columns.choices:

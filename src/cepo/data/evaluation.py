@@ -23,7 +23,17 @@ from ..scoring.requests import Request
 from .checks import DatasetError
 from .images import broken_images_named
 from .rewards import answer_reward
-from .sampling import RewardFunc, Sampling, answer_texts, conversation_of, sample, seeded, verdicts
+from .sampling import (
+    RewardFunc,
+    Sampling,
+    answer_texts,
+    check_special_tokens,
+    conversation_of,
+    end_tokens,
+    sample,
+    seeded,
+    verdicts,
+)
 
 _CONTENT = ("mistake", "decision")
 RIGHT = 0.5  # a reward of this and more counts as a right answer
@@ -129,6 +139,7 @@ class Evaluation:
         missing: How many of them the verifier gave no verdict; they count as wrong.
         entropy: At all tokens; None for greedy answers, which are drawn from nothing.
         content_entropy: At the tokens that the task knows to carry the solution; None where it knows none.
+        clipped: How many answers the length limit cut off.
     """
 
     temperature: float
@@ -138,6 +149,7 @@ class Evaluation:
     missing: int = 0
     entropy: Entropy | None = None
     content_entropy: Entropy | None = None
+    clipped: int = 0
 
     @property
     def accuracy(self) -> Accuracy:
@@ -161,9 +173,14 @@ class Evaluation:
         """What is to be said of answers without a verdict; empty if there is none."""
         return f"{self.missing} of {len(self.answers)} without a verdict" if self.missing else ""
 
+    @property
+    def cut_off(self) -> str:
+        """What is to be said of answers that the length limit cut off; empty if there is none."""
+        return f"{self.clipped} of {len(self.answers)} cut off by the length limit" if self.clipped else ""
+
     def as_dict(self) -> dict[str, Any]:
         found = {"temperature": self.temperature, "samples": self.samples, **self.accuracy.as_dict()}
-        found["missing_verdicts"] = self.missing
+        found["missing_verdicts"], found["clipped"] = self.missing, self.clipped
         if self.samples > 1:
             found["pass_at"] = {"k": self.samples, **self.pass_at(self.samples).as_dict()}
         for name, entropy in (("entropy", self.entropy), ("content_entropy", self.content_entropy)):
@@ -231,6 +248,7 @@ def evaluate(
         VerdictError: If the verifier gave no verdict at all.
     """
     judge = reward_func or answer_reward
+    check_special_tokens(dataset["prompt"], processing_class, "the problems")
     if sampling.temperature == 0:
         samples = 1
     share = share or Share()
@@ -279,7 +297,9 @@ def evaluate(
             "Take --reward_funcs answer_reward or another function, or correct the solutions"
         )
     texts = [one.text for one in everyone]
-    return Evaluation(sampling.temperature, samples, tuple(right), texts, missing, *entropies)
+    ends = end_tokens(model, processing_class)
+    clipped = sum(not one.ids or one.ids[-1] not in ends for one in everyone)
+    return Evaluation(sampling.temperature, samples, tuple(right), texts, missing, *entropies, clipped)
 
 
 @dataclass(frozen=True)

@@ -107,10 +107,10 @@ def load_split(
     if "\0" in name:
         raise LoadingError(f"dataset_name: {name!r} names no file or data set")
     called, folder = f"the split {split!r} of {name}", ImageFolder.of(name, options.image_folder)
-    data = _written(name, split, config, streaming, ("image", "images", *options.image_columns), folder)
-    data = read_dataset(
-        data, options.columns_of(name), called, drop_incomplete=options.drop_incomplete_rows, notes=notes
-    )
+    columns = options.columns_of(name)
+    images = columns.images if columns and columns.images else ("image", "images")
+    data = _written(name, split, config, streaming, images, folder)
+    data = read_dataset(data, columns, called, drop_incomplete=options.drop_incomplete_rows, notes=notes)
     if isinstance(data, IterableDataset):
         return checked_stream(with_features(data), folder, called)
     check_places(data, folder, called)

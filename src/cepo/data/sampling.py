@@ -6,8 +6,9 @@ Dimensions: G rollouts of a prompt, T completion tokens.
 import asyncio
 import inspect
 import logging
+import re
 import statistics
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -20,9 +21,10 @@ from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin, Trai
 from ..references.extraction import final_answer
 from ..references.groups import Attempt, Group, Ids, Messages, Rollout
 from ..scoring.generation import SharedPrompts, Sparing
-from ..scoring.prompts import left_padding, text_of, thinking_opening, tokenizer_of, with_parts
+from ..scoring.prompts import left_padding, special_tokens, text_of, thinking_opening, tokenizer_of, with_parts
 from ..scoring.requests import TOKEN_TYPES, distinct_prompts
 from ..scoring.score import evaluating
+from .errors import DatasetError
 from .guarded import guarded
 from .images import with_opaque_images
 
@@ -82,13 +84,12 @@ def sample(
     # What else a model's own generation_config says would bend the distribution whose log-probs are taken.
     own = model.generation_config
     plain = {name: value for name, value in _PLAIN.items() if getattr(own, name, None) not in (None, value)}
-    # As in TRL, every end token that the model or its tokenizer declares ends an answer.
-    declared = model.generation_config.eos_token_id
-    ends = {tokenizer.eos_token_id, *(declared if isinstance(declared, list) else [declared])} - {None}
+    ends = end_tokens(model, processing_class)
     generation = GenerationConfig(
         max_new_tokens=sampling.max_completion_length,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=sorted(ends),
+        suppress_tokens=placeholder_ids(model.config) or None,
         **plain,
         **(random if sampling.temperature > 0 else {"do_sample": False}),
     )
@@ -103,6 +104,49 @@ def sample(
             rows = output[:, inputs["input_ids"].shape[1] :].tolist()
             completions += [_until_end(row, ends) for row in rows]
     return completions
+
+
+def end_tokens(model: PreTrainedModel, processing_class: Any) -> set[int]:
+    """Every token that ends an answer, as in TRL: those that the model or its tokenizer declares."""
+    declared = model.generation_config.eos_token_id
+    return {tokenizer_of(processing_class).eos_token_id, *(declared if isinstance(declared, list) else [declared])} - {
+        None
+    }
+
+
+def check_special_tokens(prompts: Iterable[Any], processing_class: Any, name: str = "the training set") -> None:
+    """Refuse prompts that hold a special token of the model as text: the tokenizer would take it for the token.
+
+    Args:
+        prompts: Conversations, or texts.
+        processing_class: The model's tokenizer or processor.
+        name: What to call their data set in messages.
+
+    Raises:
+        DatasetError: Naming the row and the token.
+    """
+    special = special_tokens(processing_class)
+    if not special:
+        return
+    pattern = re.compile("|".join(map(re.escape, special)))
+    found: dict[int, str] = {}
+    for row, prompt in enumerate(prompts):
+        texts = [prompt] if isinstance(prompt, str) else [text for _, text in text_of_messages(prompt or [])]
+        if match := pattern.search("\n".join(texts)):
+            found[row] = match[0]
+    if found:
+        row, token = next(iter(found.items()))
+        others = f" ({len(found)} rows do so)" if len(found) > 1 else ""
+        raise DatasetError(
+            f"row {row} of {name}: 'prompt' holds {token!r} as text, which the model's tokenizer takes for its special "
+            f"token{others}. Remove it from the text, or drop the row"
+        )
+
+
+def placeholder_ids(config: Any) -> list[int]:
+    """Tokens that stand for parts of images and videos: sampled, they would have no features. TRL suppresses them."""
+    names = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
+    return sorted({token for name in names if isinstance(token := getattr(config, name, None), int)})
 
 
 def _inputs_of(conversations: Sequence[Messages], processing_class: Any, sampling: Sampling) -> Any:
@@ -212,6 +256,7 @@ def sampled_groups(
     extractor: str = "auto",
 ) -> list[Group]:
     """A group of rollouts for each row of a dataset, judged and read as in training."""
+    check_special_tokens((row["prompt"] for row in rows), processing_class, "the problems")
     each = [row for row in rows for _ in range(num_generations)]
     conversations = [conversation_of(row, processing_class) for row in rows]
     completions = sample(model, processing_class, [c for c in conversations for _ in range(num_generations)], sampling)

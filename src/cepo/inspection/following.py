@@ -8,13 +8,13 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from ..data.evaluation import RIGHT, Accuracy
-from ..data.sampling import Sampling, sample, verdicts
+from ..data.sampling import Sampling, answer_texts, sample, verdicts
 from ..references.choosing import choose_references
 from ..references.equality import same_answer
 from ..references.extraction import final_answer
 from ..references.groups import Attempt, Group
 from ..references.hints import add_hint, fill_hint
-from ..scoring.prompts import text_of
+from ..scoring.prompts import without_special_tokens
 
 
 @dataclass(frozen=True)
@@ -111,11 +111,11 @@ def following(
         for side, chosen in cases.items():
             texts = [one.text(group, attempt) for group, attempt in chosen]
             hinted = [
-                add_hint(group.messages, fill_hint(one.template, text))
+                add_hint(group.messages, without_special_tokens(processing_class, fill_hint(one.template, text)))
                 for (group, _), text in zip(chosen, texts, strict=True)
             ]
             ids = sample(model, processing_class, hinted, sampling)
-            completions = [text_of(processing_class, each) for each in ids]
+            completions = answer_texts(processing_class, ids, sampling)
             judged = verdicts(reward_func, [dict(group.row) for group, _ in chosen], completions, ids)
             followed = [
                 float(

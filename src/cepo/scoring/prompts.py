@@ -1,7 +1,9 @@
 """Token ids of prompts, with and without hints, through the model's own chat template, as TRL makes the student's."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from transformers import ProcessorMixin
@@ -45,6 +47,38 @@ def with_parts(messages: Messages, images: Sequence[Any] = ()) -> Messages:
     return typed
 
 
+_PRIVATE = 0xF0000  # Unicode's private characters, of which no text makes use
+
+
+def special_tokens(processing_class: Any) -> list[str]:
+    """The special tokens of a model, those of images and turns among them, longest first."""
+    tokenizer = tokenizer_of(processing_class)
+    added = [token.content for token in getattr(tokenizer, "added_tokens_decoder", {}).values() if token.special]
+    return sorted({*tokenizer.all_special_tokens, *added}, key=lambda token: (-len(token), token))
+
+
+def with_texts(messages: Messages, change: Callable[[str], str]) -> Messages:
+    """A conversation whose texts are changed."""
+
+    def changed(content: Any) -> Any:
+        if isinstance(content, str):
+            return change(content)
+        parts = content or []
+        return [{**part, "text": change(part["text"])} if isinstance(part.get("text"), str) else part for part in parts]
+
+    return [{**turn, "content": changed(turn["content"])} if turn.get("content") else turn for turn in messages]
+
+
+def without_special_tokens(processing_class: Any, text: str) -> str:
+    """A text in which a blank breaks each special token: ``<|im_end|>`` becomes ``< |im_end|>``.
+
+    For conversations that a processor tokenises as a whole.
+    """
+    for token in special_tokens(processing_class):
+        text = text.replace(token, f"{token[0]} {token[1:]}")
+    return text
+
+
 @dataclass(frozen=True)
 class PromptEncoder:
     """Token ids of a prompt with a hint, through the model's own chat template, exactly as TRL makes the student's.
@@ -85,7 +119,8 @@ class PromptEncoder:
         if tail and prompt.ids[-len(tail) :] == tail:
             ids = prompt.ids[: -len(tail)] + after[shared:]
         else:  # the template or the tokenizer treats text apart from images in another way than together with them
-            ids = tuple(self._encoded(hinted)["input_ids"][0])
+            defused = with_texts(hinted, partial(without_special_tokens, self.processing_class))
+            ids = tuple(self._encoded(defused)["input_ids"][0])
         if ids[: prompt.images_end] != prompt.ids[: prompt.images_end]:
             raise ValueError(
                 "a prompt has an image after its last user turn's text, where the hint stands; put images first, or "
@@ -95,11 +130,27 @@ class PromptEncoder:
 
     def _text_ids(self, messages: Messages) -> Ids:
         """Token ids with one placeholder for each image."""
+        tokenizer = tokenizer_of(self.processing_class)
+        special = special_tokens(tokenizer)
+        # In the conversation, a special token is text: only those of the template count. A private character stands in
+        # its place while the template is filled in.
+        marks = {token: chr(_PRIVATE + place) for place, token in enumerate(special)}
+        pattern = re.compile("|".join(map(re.escape, special))) if special else None
+
+        def marked(text: str) -> str:
+            return pattern.sub(lambda found: marks[found[0]], text) if pattern else text
+
         text = self.processing_class.apply_chat_template(
-            self._typed(messages), add_generation_prompt=True, tokenize=False, **self.options
+            with_texts(self._typed(messages), marked), add_generation_prompt=True, tokenize=False, **self.options
         )
-        tokenizer = self.processing_class.tokenizer if self.is_vlm else self.processing_class
-        return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+        tokens = {mark: token for token, mark in marks.items()}
+        ids: list[int] = []
+        for piece in re.split(f"([{chr(_PRIVATE)}-{chr(_PRIVATE + len(special))}])", text):
+            if piece in tokens:
+                ids += tokenizer(tokens[piece], add_special_tokens=False, split_special_tokens=True)["input_ids"]
+            elif piece:
+                ids += tokenizer(piece, add_special_tokens=False)["input_ids"]
+        return tuple(ids)
 
     def _encoded(self, messages: Messages, **kwargs: Any) -> Any:
         return self.processing_class.apply_chat_template(

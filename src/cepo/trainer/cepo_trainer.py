@@ -28,6 +28,7 @@ from ..data.checks import (
     unread_images,
 )
 from ..data.loading import freeze_vision_tower, require_chat_template
+from ..data.sampling import check_special_tokens
 from ..data.saved import rows_of, save_rows
 from ..distillation.losses import student_divergence, teacher_states
 from ..references.extraction import final_answer, text_of_completion
@@ -146,6 +147,8 @@ class CEPOTrainer(
             )
         if self._is_vlm and self.accelerator.is_main_process and (unseen := unread_images(train_dataset)):
             _logger.warning(unseen)
+        if isinstance(train_dataset, Dataset) and "prompt" in train_dataset.column_names:
+            check_special_tokens(train_dataset["prompt"], self.processing_class)
         self._correctness_index = self._find_reward("correctness_reward") or 0
         self._first_error_index = self._find_first_error_reward()
         self._skips = self._decide_skipping()
@@ -238,6 +241,8 @@ class CEPOTrainer(
         started = time.perf_counter()
         self._generation_seconds = 0.0
         refuse_mixed_images(inputs)
+        if not isinstance(self.train_dataset, Dataset):  # rows of a stream are checked as they come
+            check_special_tokens([row["prompt"] for row in inputs], self.processing_class, "a batch of the stream")
         output = super()._generate_and_score_completions(inputs)
         if not self.model.training:
             return output

@@ -15,6 +15,10 @@ TROUBLES: dict[str, str] = {
         "without r-. Either answers are not found in completions, or those found equal the right one. Look at some "
         "with log_completions, and say with answer_extractor how answers are written"
     ),
+    "completions/clipped_ratio": (
+        "completions are cut off by max_completion_length before they end, so that most hold no answer. Raise "
+        "max_completion_length, or shorten the thinking (chat_template_kwargs)"
+    ),
     "cepo/verdicts/missing": (
         "rollouts have no verdict: the reward function that decides what is right returned None, as trl's "
         "accuracy_reward does where it cannot read the solution. Nothing is learned from these. Look at the solutions, "
