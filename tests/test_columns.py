@@ -351,3 +351,10 @@ def test_a_limit_that_nothing_meets(tmp_path, capsys):
     model = ["--model_name_or_path", policy_path(), "--output_dir", str(tmp_path / "out")]
     assert cli.main(["train", *options, *model, "--max_prompt_length", "5"]) == 2
     assert "max_prompt_length=5: every one of 8 prompts is longer" in capsys.readouterr().err
+
+
+def test_null_in_a_list_of_images_is_refused_by_row(tmp_path):
+    rows = [{"images": [PICTURES[0]], "problem": "Find x.", "answer": "1"}]
+    rows.append({"images": [PICTURES[0], None], "problem": "Find y.", "answer": "2"})
+    with pytest.raises(DatasetError, match=r"row 1 of .*: 'images' holds null at position 1"):
+        load_split(geometry(tmp_path / "d", rows), "train", options=DatasetOptions(dataset_format="geometry3k"))

@@ -309,15 +309,22 @@ def test_the_rule_is_the_processors():
 BAD_ROWS = [((900, 3), ["bad.png"], "an image of 900 x 3 pixels"), ((24, 16), ["bad.png", None], "null at position 1")]
 
 
+@pytest.mark.parametrize("more", [[], ["--max_prompt_length", "64"], ["--dry_run"]], ids=str)
 @pytest.mark.parametrize(("size", "names", "words"), BAD_ROWS)
-def test_train_names_the_row(tmp_path, capsys, size, names, words):
+def test_train_names_the_row(tmp_path, capsys, size, names, words, more):
     (tmp_path / "good.png").write_bytes(picture())
     (tmp_path / "bad.png").write_bytes(picture(size=size))
     rows = [{"prompt": PROMPT, "solution": "1", "images": images} for images in (*[["good.png"]] * 4, names)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     flags = ["--model_name_or_path", "figures", "--dataset_name", str(tmp_path / "rows.jsonl"), "--max_steps", "1"]
     flags += ["--per_device_train_batch_size", "4", "--num_generations", "4", "--output_dir", str(tmp_path / "out")]
-    assert cli.main(["train", *flags]) == 2
-    error = capsys.readouterr().err.strip().splitlines()[-1]
+    assert cli.main(["train", *flags, *more]) == 2
+    said = capsys.readouterr()
+    if more == ["--dry_run"]:
+        problems = [line for line in said.out.splitlines() if line.startswith("problem: ")]
+        assert len(problems) == 1, problems
+        (error,) = problems
+    else:
+        error = said.err.strip().splitlines()[-1]
     assert "row 4 of the training set: 'images' " in error
     assert words in error

@@ -17,7 +17,7 @@ from rich.table import Table
 from trl import ModelConfig, get_peft_config
 from trl.cli.accelerate_config import resolve_accelerate_config_argument
 
-from ..data.checks import check_dataset, check_method, check_size, check_verifier
+from ..data.checks import check_dataset, check_image_sizes, check_method, check_size, check_verifier
 from ..data.embedded import EMBEDDED, policy_of
 from ..data.formats import FORMATS
 from ..data.lengths import prompt_length
@@ -52,7 +52,9 @@ class Findings:
         try:
             yield
         except (ValueError, TypeError, OSError, ImportError) as error:
-            self.problems.append(str(error).strip() or type(error).__name__)
+            problem = str(error).strip() or type(error).__name__
+            if problem not in self.problems:
+                self.problems.append(problem)
 
 
 def wants_dry_run(arguments: list[str], config: Mapping[str, Any]) -> bool:
@@ -270,6 +272,7 @@ def _lengths(
         with findings.trying():
             check_special_tokens(data["prompt"], processor)
         with findings.trying():
+            check_image_sizes(data, processor)
             count = prompt_length(processor, args.chat_template_kwargs or {})
             some = data.select(range(min(_ROWS_READ, len(data))))
             lengths = [count(row) for row in some]

@@ -190,6 +190,13 @@ def _reader(columns: Columns, name: str) -> Callable[[dict[str, Any], int], dict
                 f"{place}: '{lacking}' is empty. Give it a value, or leave such rows out with --drop_incomplete_rows "
                 "true."
             )
+        for column in columns.images:
+            value = row.get(column)
+            if isinstance(value, list) and None in value:
+                raise DatasetError(
+                    f"{place}: '{column}' holds null at position {value.index(None)} of its images. Put the image "
+                    "there, or drop the row"
+                )
         images = _images(row, columns)
         choices = _get(row, columns.choices) if columns.choices else None
         solution = _get(row, columns.solution)

@@ -20,7 +20,7 @@ from ..references.groups import Ids
 from ..scoring.entropy import token_entropies
 from ..scoring.prompts import PromptEncoder, token_texts
 from ..scoring.requests import Request
-from .checks import DatasetError
+from .checks import DatasetError, check_image_sizes
 from .images import broken_images_named
 from .rewards import answer_reward
 from .sampling import (
@@ -249,6 +249,7 @@ def evaluate(
     """
     judge = reward_func or answer_reward
     check_special_tokens(dataset["prompt"], processing_class, "the problems")
+    check_image_sizes(dataset, processing_class, "the problems")
     if sampling.temperature == 0:
         samples = 1
     share = share or Share()

@@ -8,7 +8,7 @@ from typing import Any
 
 from trl import ModelConfig, ScriptArguments, TrlParser
 
-from ..data.checks import check_dataset
+from ..data.checks import check_dataset, check_image_sizes
 from ..data.embedded import EMBEDDED, policy_of
 from ..data.formats import DatasetOptions
 from ..data.lengths import prompt_length, without_long_prompts
@@ -236,6 +236,7 @@ def check_sources(script_args: TrainArguments, training_args: CEPOConfig, model_
         check_dataset(held_out, needs_solution=judged, name="the held-out split", extractor=extractor)
     if script_args.max_prompt_length is not None:
         processor = load_processor(model_name, trust_remote_code=training_args.trust_remote_code)
+        check_image_sizes(train_dataset, processor)  # before the processor counts their tokens
         length = prompt_length(processor, training_args.chat_template_kwargs or {})
         train_dataset = without_long_prompts(train_dataset, script_args.max_prompt_length, length, notes)
     return Sources(model_name, reward_funcs, train_dataset, held_out, notes)
