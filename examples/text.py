@@ -8,9 +8,8 @@ The right answer is read from the solution, and a wrong one from a rollout that 
 
 import argparse
 
-from cepo import CEPOConfig, CEPOTrainer
+from cepo import CEPOConfig, CEPOTrainer, answer_reward
 from cepo.data.loading import load_split
-from cepo.data.rewards import answer_reward
 
 
 def main():

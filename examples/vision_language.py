@@ -11,9 +11,8 @@ import argparse
 
 from peft import LoraConfig
 
-from cepo import CEPOConfig, CEPOTrainer
+from cepo import CEPOConfig, CEPOTrainer, answer_reward
 from cepo.data.loading import load_split
-from cepo.data.rewards import answer_reward
 
 
 def main():

@@ -222,26 +222,27 @@ def _look_at_data(
     name, split = script_args.dataset_name, script_args.dataset_train_split
     data, rows = None, None
     notes: list[str] = []
+    functions: list[Any] = []
+    with findings.trying():
+        functions = load_reward_funcs(script_args.reward_funcs)
+    verifier = script_args.reward_funcs[0]
     try:
         data = load_data(script_args, split, script_args.figures_problems, notes)
     except LoadingError as error:
         if name in EMBEDDED or looks_like_path(name) or Path(name).exists() or "has no split" in str(error):
             findings.problems.append(str(error))
         else:
-            findings.unseen.append(f"the data: {name} is not on this machine")
+            findings.unseen.append(f"the data: {name} is not on this machine, nor how many solutions {verifier} reads")
             rows = FORMATS[script_args.format_of(name)].rows.get(split)
     except ValueError as error:
         findings.problems.append(str(error))
     if isinstance(data, Dataset):
         rows = len(data)
-        functions: list[Any] = []
-        with findings.trying():
-            functions = load_reward_funcs(script_args.reward_funcs)
         needs_solution = args.chosen.needs_solution or need_solutions(functions)
         with findings.trying():
             for function in functions[:1]:
                 line, _ = check_verifier(function, data, args.answer_extractor)
-                findings.lines.append(("verifier", line or f"{script_args.reward_funcs[0]}, not asked before training"))
+                verifier = line or f"{verifier}; not called before training"
         with findings.trying():
             check_dataset(data, needs_solution=needs_solution, extractor=args.answer_extractor)
         with findings.trying():
@@ -252,6 +253,7 @@ def _look_at_data(
         findings.unseen.append("the rows of a stream")
     findings.lines.append(("data", f"{name}, {split}: {f'{rows:,}' if rows else 'so many'} rows"))
     findings.lines += [("", note) for note in notes]
+    findings.lines.append(("verifier", verifier))
     findings.lines.append(("length", _steps(args, rows)))
     return _lengths(data, script_args, args, model_args, findings)
 
