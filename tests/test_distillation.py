@@ -363,6 +363,9 @@ def test_a_checkpoint_without_the_teacher_is_refused(tmp_path, text_figures, tex
     options = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "method": "opsd"}
     train(tmp_path, text_figures, text_model_path, teacher="policy", **options)
     resume = {"resume_from_checkpoint": str(tmp_path / "out" / "checkpoint-1")}
+    with pytest.raises(ValueError, match=r'trained with teacher "policy" \(now "initial"\)'):
+        train(tmp_path, text_figures, text_model_path, **options, **resume)
+    (tmp_path / "out" / "checkpoint-1" / "run_options.json").unlink()  # an older version's
     with pytest.raises(ValueError, match=r"has no teacher\.safetensors"):
         train(tmp_path, text_figures, text_model_path, **options, **resume)
 

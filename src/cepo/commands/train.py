@@ -33,6 +33,7 @@ from ..trainer.checkpoints import check_output_dir, disk_problem, last_whole_che
 from ..trainer.guarded import GradientError
 from ..trainer.layout import is_sharded
 from ..trainer.model_card import RunFacts
+from ..trainer.resume_options import DATA_OPTIONS
 from . import quiet_libraries
 from .accuracy import AccuracyCurve, BeforeTraining, Measure, Measured
 from .curves import draw_curves
@@ -88,6 +89,13 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
             **loading,
         )
     require_chat_template(trainer.processing_class)
+    trainer.more_options = {
+        "model_name_or_path": sources.model_name,
+        "reward_funcs": script_args.reward_funcs,
+        **{name: getattr(script_args, name) for name in DATA_OPTIONS},
+    }
+    if training_args.resume_from_checkpoint is not None:
+        sources.notes.extend(trainer.check_resume(training_args.resume_from_checkpoint))
     return lambda console: _train(trainer, script_args, sources, ["cepo", "train", *arguments], console)
 
 

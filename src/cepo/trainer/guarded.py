@@ -112,8 +112,9 @@ class GuardedTrainer(GRPOTrainer):
             folder = f"{self.args.output_dir}/checkpoint-{last}"
             raise GradientError(
                 f"the gradients of {count} optimiser steps in a row, up to step {last}, were not finite (norm "
-                f"{self._gradients.norm}). None of them was made: {folder} holds the weights from before them. Go on "
-                "from it with a lower learning_rate or in float32, or let max_bad_gradients be more"
+                f"{self._gradients.norm}). None of them was made: {folder} holds the weights from before them. Resume "
+                "it with more max_bad_gradients, or start a new run from that model with a lower learning_rate or in "
+                "float32"
             )
         return output
 

@@ -124,7 +124,16 @@ def method_options(options: MethodOptions) -> dict[str, Any]:
     return {name: value for name, value in {**shared, **asdict(options.constants)}.items() if value is not None}
 
 
-def run_section(args: CEPOConfig, facts: RunFacts, *, model: str, steps: int, of: int, rewards: Sequence[str]) -> str:
+def run_section(
+    args: CEPOConfig,
+    facts: RunFacts,
+    *,
+    model: str,
+    steps: int,
+    of: int,
+    rewards: Sequence[str],
+    unknown_until: int | None = None,
+) -> str:
     """The part of a card that tells of the run, as Markdown.
 
     Args:
@@ -133,6 +142,7 @@ def run_section(args: CEPOConfig, facts: RunFacts, *, model: str, steps: int, of
         model: Name or folder of the model that was trained.
         steps, of: Optimiser steps that were made, and that were to be made.
         rewards: Names of the reward functions, the one that decides what is right first.
+        unknown_until: The step up to which a run trained whose options are not known; None: there was none.
     """
     method = args.chosen
     source = f" ({method.source})" if method.source else ""
@@ -149,6 +159,11 @@ def run_section(args: CEPOConfig, facts: RunFacts, *, model: str, steps: int, of
     parts.append(_table("run", {name: text for name, text in run.items() if text}))
     if steps < of:
         parts.append(f"Training has not come to its end: {steps} of {of} steps.")
+    if unknown_until is not None:
+        parts.append(
+            f"Training was resumed at step {unknown_until} from a checkpoint that did not keep its options; those "
+            "above are of the steps after it."
+        )
     parts.append("### Accuracy on held-out problems")
     parts.append(_accuracy(facts))
     if facts.command:
@@ -195,6 +210,7 @@ class CardTrainer(GRPOTrainer):
     method: Method
     reward_func_names: list[str]
     _correctness_index: int
+    options_unknown_until: int | None
     #: What the card is to say beside what the trainer knows; asked whenever one is written.
     card_facts: Callable[[], RunFacts] = RunFacts
 
@@ -212,7 +228,15 @@ class CardTrainer(GRPOTrainer):
         rewards = [self.reward_func_names[decides], *(n for i, n in enumerate(self.reward_func_names) if i != decides)]
         model = getattr(self.model.config, "_name_or_path", "")
         steps, of = self.state.global_step, self.state.max_steps
-        section = run_section(self.args, facts, model=model, steps=steps, of=of, rewards=rewards)
+        section = run_section(
+            self.args,
+            facts,
+            model=model,
+            steps=steps,
+            of=of,
+            rewards=rewards,
+            unknown_until=self.options_unknown_until,
+        )
         card = completed(path.read_text(encoding="utf-8"), section, model_name)
         if self._is_vlm:
             card = with_picture(card, self.args.max_completion_length)

@@ -4,19 +4,25 @@ TRL keeps rollouts for `steps_per_generation` x `num_iterations` micro-batches a
 these; numbers of the log to come are lost; and its data sampler begins with the order of the first epoch again.
 """
 
+import json
 import logging
 import math
 from collections.abc import Mapping
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback
+from transformers.trainer import SCHEDULER_NAME
 from trl import GRPOTrainer
 from trl.trainer.utils import strip_images_from_messages
 
-from .checkpoints import written_whole
+from .checkpoints import STATE_FILE, find_checkpoint, written_whole
 from .layout import name_cpu_plainly
+from .resume_options import FILE, RunOptions, new_schedule, options_of, refuse_changed
 
 _logger = logging.getLogger(__name__)
 
@@ -27,11 +33,63 @@ _FILE = "in_hand-{rank}.pt"
 class ResumingTrainer(GRPOTrainer):
     """TRL's trainer with checkpoints that are whole, or marked as not."""
 
+    #: Options of the run beside those of its configuration and model, to be kept in checkpoints and compared.
+    more_options: Mapping[str, Any] = {}
+
     def __init__(self, *args, **kwargs):
         self._order: Any = None  # of the training set
         self._resumed_from: str | None = None
+        self._checked: str | None = None  # the checkpoint whose options were compared
+        self._new_schedule = False
+        #: The step up to which a run trained whose options are not known; None: there was none.
+        self.options_unknown_until: int | None = None
         super().__init__(*args, **kwargs)
         self.add_callback(_TakeUp(self))
+
+    @cached_property
+    def _run_options(self) -> RunOptions:
+        """As they are before training, which changes some."""
+        return options_of(self, self.more_options)
+
+    def check_resume(self, checkpoint: str) -> list[str]:
+        """Compare the options of this run with those of a checkpoint that it resumes.
+
+        Returns:
+            What people should know: options that take effect in another way than they say, or are not compared.
+
+        Raises:
+            ValueError: Naming options that a resumed run cannot change.
+        """
+        self._checked = checkpoint
+        saved, now = RunOptions.load(Path(checkpoint)), self._run_options
+        if saved is None:
+            refuse_changed(checkpoint, RunOptions(_known_options(Path(checkpoint)), {}), now)
+            state = json.loads((Path(checkpoint) / STATE_FILE).read_text(encoding="utf-8"))
+            self.options_unknown_until = state["global_step"]
+            return [
+                f"resume_from_checkpoint: {checkpoint} has no {FILE}, so options of this run other than learning_rate "
+                "cannot be compared with those that it was trained with; its optimizer's constants stay in effect"
+            ]
+        refuse_changed(checkpoint, saved, now)
+        self.options_unknown_until = saved.unknown_until
+        schedule = new_schedule(saved, now)
+        self._new_schedule = schedule is not None
+        return [] if schedule is None else [schedule]
+
+    def train(self, resume_from_checkpoint=None, *args, **kwargs):
+        """Train as TRL's trainer does, or resume with the options that the checkpoint was trained with.
+
+        Raises:
+            ValueError: If there is no such checkpoint, or options differ that a resumed run cannot change.
+        """
+        checkpoint = find_checkpoint(resume_from_checkpoint, self.args.output_dir)
+        if checkpoint is not None and checkpoint != self._checked:
+            for note in self.check_resume(checkpoint):
+                if self.args.should_log:
+                    _logger.warning(note)
+        if self.args.should_save and self.args.save_strategy != "no":
+            _ = self._run_options
+        return super().train(checkpoint, *args, **kwargs)
 
     def _save_beside(self, folder: str) -> None:
         """Write what else belongs into a checkpoint."""
@@ -49,6 +107,8 @@ class ResumingTrainer(GRPOTrainer):
             super()._save_checkpoint(model, trial)
             self._save_in_hand(folder)
             self._save_beside(str(folder))
+            if self.args.should_save:
+                replace(self._run_options, unknown_until=self.options_unknown_until).save(folder)
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         name_cpu_plainly(self.args)
@@ -56,6 +116,15 @@ class ResumingTrainer(GRPOTrainer):
         if checkpoint is not None:
             self._load_beside(checkpoint)
             self._resumed_from = checkpoint
+            if self._new_schedule and isinstance(self.lr_scheduler, LambdaLR):
+                self._follow_schedule(self.lr_scheduler)
+
+    def _follow_schedule(self, scheduler: LambdaLR) -> None:
+        """Take the rate of the next step from the schedule: the checkpoint has that of the old one, 0 at its end."""
+        rates = zip(scheduler.base_lrs, scheduler.lr_lambdas, strict=True)
+        scheduler._last_lr = [rate * factor(scheduler.last_epoch) for rate, factor in rates]
+        for group, rate in zip(self.optimizer.param_groups, scheduler._last_lr, strict=True):
+            group["lr"] = rate
 
     def _run_epoch(self, *args, **kwargs):
         if self.state.global_step >= self.state.max_steps:  # resumed at its end: TRL's would make a step more
@@ -68,7 +137,7 @@ class ResumingTrainer(GRPOTrainer):
         args = self.args
         used_up = self._step % (args.steps_per_generation * self.num_iterations) == 0
         found = {
-            "processes": args.world_size,
+            "layout": self._layout(),
             "micro_batch": self._step,
             "rollouts": None if used_up else self._buffered_inputs,
             # TRL writes its table of them anew whenever it logs, also once more when training has ended.
@@ -80,11 +149,19 @@ class ResumingTrainer(GRPOTrainer):
         }
         torch.save(found, folder / _FILE.format(rank=args.process_index))
 
+    def _layout(self) -> list[int]:
+        """Processes, and the micro-batches in which each has its rollouts: their size and number."""
+        args = self.args
+        return [args.world_size, args.per_device_train_batch_size, args.steps_per_generation]
+
     def take_up(self) -> None:
         """Go on with the order of the data, the rollouts and the numbers of the checkpoint that was resumed from."""
         checkpoint, self._resumed_from = self._resumed_from, None
         if checkpoint is None:
             return
+        # Until now the state has those of the checkpoint.
+        self.state.compute_steps(self.args, self.state.max_steps)
+        self.state.train_batch_size = self._train_batch_size
         if getattr(self._order, "generator", None) is not None:
             for _ in range(math.floor(self.state.epoch + 1e-6)):  # each epoch's order is drawn after the one before
                 torch.randperm(self._order.num_samples, generator=self._order.generator)
@@ -93,15 +170,18 @@ class ResumingTrainer(GRPOTrainer):
             return
         # Not accelerate's device, which `name_cpu_plainly` is there for.
         found = torch.load(path, map_location=self.args.device, weights_only=True)
-        if found["processes"] != self.args.world_size:
+        layout = self._layout()
+        written = found.get("layout", [found.get("processes"), *layout[1:]])
+        if written == layout:
+            self._step, self._buffered_inputs = found["micro_batch"], found["rollouts"]
+        elif found["rollouts"] is not None:
             _logger.warning(
-                "%s was written by %d processes, and this run has %d: rollouts that were left are sampled anew.",
-                checkpoint,
-                found["processes"],
-                self.args.world_size,
+                "%s holds rollouts of %d processes in micro-batches of %d, and this run has %d in micro-batches of %d: "
+                "they are sampled anew.",
+                *(checkpoint, *written[:2], *layout[:2]),
             )
+        if written[0] != layout[0]:  # numbers of a process
             return
-        self._step, self._buffered_inputs = found["micro_batch"], found["rollouts"]
         for name, values in found["metrics"].items():
             self._metrics["train"][name] = values
         self._tr_loss = found["loss"]
@@ -114,6 +194,13 @@ class ResumingTrainer(GRPOTrainer):
                     self._logs[name][column].extend(values)
             else:
                 self._logs[name].extend(kept)
+
+
+def _known_options(checkpoint: Path) -> dict[str, Any]:
+    """What a checkpoint without options says of them: the learning rate, in the state of its scheduler."""
+    path = checkpoint / SCHEDULER_NAME
+    rates = torch.load(path, weights_only=True).get("base_lrs") if path.is_file() else None
+    return {"learning_rate": rates[0]} if rates else {}
 
 
 def _plain(logs: Mapping[str, Any]) -> dict[str, Any]:
