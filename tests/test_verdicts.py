@@ -14,7 +14,7 @@ from cepo.data.evaluation import VerdictError, evaluate
 from cepo.data.loading import load_policy, load_reward_funcs
 from cepo.data.sampling import Sampling, verdicts
 from cepo.references.hints import add_hint
-from tests.test_trainer import QUICK, half_right
+from tests.test_trainer import QUICK, half_right, logged, train
 
 ROWS = [{"prompt": [{"role": "user", "content": "?"}], "solution": str(n), "unit": "cm"} for n in range(4)]
 TEXTS, IDS = ["0", "5", "2", ""], [(1,), (2, 3), (4,), ()]
@@ -181,3 +181,23 @@ def test_rows_with_and_without_images_are_refused_before_training(tmp_path, figu
     trainer = CEPOTrainer(policy_path(), half_right, args, mixed.to_iterable_dataset())
     with pytest.raises(DatasetError, match=r"rows with and without images"):
         trainer.train()
+
+
+def test_completions_that_are_all_cut_off_are_said_once(tmp_path, text_figures, text_model_path, caplog):
+    """No completion of four tokens ends: no answer, no reward, and nothing else would tell."""
+    trainer = train(tmp_path, text_figures, model=text_model_path, max_steps=4, max_completion_length=4)
+    assert min(logged(trainer, "completions/clipped_ratio")) > 0.5
+    (said,) = [text for record in caplog.records if "clipped_ratio" in (text := record.getMessage())]
+    assert said.startswith("completions/clipped_ratio: 3 times in a row, now 100 % of completions are cut off by ")
+
+
+def test_answers_that_are_cut_off_are_counted_beside_the_accuracy(policy, tmp_path, capsys):
+    problems = load_figures("test", 4)
+    cut = evaluate(*policy, problems, Sampling(8, 0.0))
+    assert (cut.clipped, cut.cut_off) == (4, "4 of 4 cut off by the length limit")
+    whole = evaluate(*policy, problems, Sampling(200, 0.0))
+    assert (whole.clipped, whole.cut_off, whole.as_dict()["clipped"]) == (0, "", 0)
+    options = ["--num_problems", "4", "--temperatures", "0", "--output_dir", str(tmp_path)]
+    assert cli.main(["evaluate", *options, "--max_completion_length", "8"]) == 0
+    assert "cut off" in capsys.readouterr().out
+    assert json.loads((tmp_path / "evaluation.json").read_text())["temperatures"][0]["clipped"] == 4
