@@ -4,8 +4,10 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+import huggingface_hub
 from rich.console import Console
 
+from ..data.hub import HubError, hub_errors, upload_command
 from ..data.merging import DTYPES, check_merge, merge_adapters
 from . import quiet_libraries
 from .options import make_command_parser
@@ -38,6 +40,12 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
     check_merge(options.model_name_or_path, options.output_dir)
     if options.private and not options.push_to_hub:
         raise ValueError("--private is about the repository of --push_to_hub, which was not given")
+    api, name = huggingface_hub.HfApi(), options.push_to_hub
+    upload = upload_command(str(name), options.output_dir, private=options.private)
+    if name:
+        fix = f"leave it out and upload the folder later ({upload}), or log in (hf auth login)"
+        with hub_errors("push_to_hub: the repository cannot be made on the Hub", fix):
+            url = api.create_repo(name, private=options.private, exist_ok=True)
     merged = merge_adapters(
         options.model_name_or_path,
         options.output_dir,
@@ -54,13 +62,15 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
             highlight=False,
             markup=False,
         )
-        if options.push_to_hub:
-            from huggingface_hub import HfApi
-
-            api = HfApi()
-            url = api.create_repo(options.push_to_hub, private=options.private, exist_ok=True)
-            api.upload_folder(repo_id=options.push_to_hub, folder_path=options.output_dir)
-            console.print(f"uploaded to {url}", highlight=False, markup=False)
+        if not name:
+            return 0
+        try:
+            with hub_errors(f"{options.output_dir} was not uploaded to the Hub", f"upload it later: {upload}"):
+                api.upload_folder(repo_id=name, folder_path=options.output_dir)
+        except HubError as error:
+            console.print(str(error), highlight=False, markup=False)
+            return 1
+        console.print(f"uploaded to {url}", highlight=False, markup=False)
         return 0
 
     return report

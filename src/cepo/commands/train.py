@@ -10,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub import create_repo
 from rich.console import Console
 from rich.text import Text
 from transformers.trainer_callback import PrinterCallback
@@ -20,6 +21,7 @@ from ..data.embedded import EMBEDDED
 from ..data.evaluation import Accuracy
 from ..data.files import write_whole
 from ..data.guarded import RewardError
+from ..data.hub import HubError, hub_errors
 from ..data.loading import holds_adapters, load_adapters, model_errors_named, require_chat_template
 from ..data.saved import FOLDER
 from ..inspection.tables import counted
@@ -79,6 +81,10 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
         with model_errors_named("model_name_or_path", sources.model_name):
             model = load_adapters(model, **{name: value for name, value in options.items() if value is not None})
         training_args.model_init_kwargs, loading = None, {}
+    completions = training_args.log_completions_hub_repo if training_args.log_completions else None
+    if completions is not None and training_args.process_index == 0:  # as TRL does later
+        with hub_errors("log_completions_hub_repo: the data set cannot be made on the Hub", "leave it out"):
+            create_repo(completions, private=training_args.hub_private_repo, repo_type="dataset", exist_ok=True)
     with model_errors_named("model_name_or_path", sources.model_name):
         trainer = CEPOTrainer(
             model,
@@ -173,10 +179,15 @@ def _train(
         _write_summary(trainer, before, curve.points, after, time.monotonic() - started, console)
         _print_next(script_args, args, console)
     trainer.create_model_card(_model_name(args))
+    status = 0
     if args.push_to_hub:
-        trainer.push_to_hub(commit_message="Model save", revision=args.hub_revision)
+        try:
+            trainer.push_to_hub(commit_message="Model save", revision=args.hub_revision)
+        except HubError as error:
+            console.print(str(error), highlight=False, markup=False, soft_wrap=True)
+            status = 1
     trainer.accelerator.end_training()  # gloo's threads, left running, may abort a process that is done
-    return 0
+    return status
 
 
 def _write_run(folder: Path, script_args: TrainArguments) -> None:

@@ -44,6 +44,7 @@ from .completion_batch import CompletionBatch, attempts_of
 from .credit_page import NUMBER_OF_GROUPS, write_credit_page
 from .distillation import add_teacher_prompts, distillation_batch
 from .guarded import GuardedTrainer, silenced
+from .hub import HubTrainer
 from .lasting import LastingTrouble
 from .layout import check_layout, check_processes
 from .loggers import LoggedTrainer
@@ -68,6 +69,7 @@ class CEPOTrainer(
     GuardedTrainer,
     VisibleTrainer,
     LoggedTrainer,
+    HubTrainer,
     CardTrainer,
     ResumingTrainer,
 ):
