@@ -241,7 +241,10 @@ def test_a_data_set_is_known_by_its_rows(tmp_path, text_figures, text_model_path
     (name,) = changed(first, options(tmp_path, edited, text_model_path, named))
     assert name == "train_dataset"
     other = options(tmp_path, edited, text_model_path, named | {"dataset_name": "test.jsonl"})
-    assert changed(first, other) == {"dataset_name": ("data/train.jsonl", "test.jsonl")}
+    assert changed(first, other)["dataset_name"] == ("data/train.jsonl", "test.jsonl")
+    assert list(changed(first, other)) == ["dataset_name", "train_dataset"]
+    other = options(tmp_path, edited, text_model_path, named | {"dataset_format": "gsm8k"})
+    assert changed(first, other) == {"dataset_format": (None, "gsm8k")}
     order = options(tmp_path, text_figures.shuffle(seed=1), text_model_path, named)
     assert list(changed(first, order)) == ["train_dataset"]
     stream = options(tmp_path, text_figures.to_iterable_dataset(), text_model_path, named)

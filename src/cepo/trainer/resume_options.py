@@ -18,6 +18,7 @@ from datasets import Dataset, Image
 from trl import GRPOTrainer
 
 from ..data.files import write_whole
+from ..data.formats import DatasetOptions
 from ..methods.options import SELECTIVE
 
 FILE = "run_options.json"
@@ -83,18 +84,18 @@ _OF_LOADING = {
     *("base_model_name_or_path", "inference_mode", "auto_mapping", "peft_version", "task_type", "revision"),
     *("runtime_config", "peft_type"),
 }
-# Of cepo train: how a data set is read. Paths of it may change where its rows are the same.
+# Of cepo train: which data set, and how it is read.
 DATA_OPTIONS = (
-    *("dataset_name", "image_folder", "dataset_config", "dataset_train_split", "dataset_streaming", "dataset_format"),
-    *("dataset_columns", "prompt_template", "system_prompt", "drop_incomplete_rows", "figures_problems"),
+    *("dataset_name", "dataset_config", "dataset_train_split", "dataset_streaming", "figures_problems"),
+    *(one.name for one in fields(DatasetOptions)),
     "max_prompt_length",
 )
-# Contents, and the options that name or make them: the options may change where the contents are equal.
-_CONTENTS = {
-    "rollouts": (*_LAYOUT, "processes"),
-    "train_dataset": ("dataset_name", "image_folder"),
-    "weights of model_name_or_path": ("model_name_or_path",),
-    "weights of teacher_model_name_or_path": ("teacher_model_name_or_path",),
+_PATHS_OF_DATA = ("dataset_name", "image_folder")
+# Contents: the options that may differ where the contents are equal, and those that say enough where they are not.
+_CONTENTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "rollouts": ((*_LAYOUT, "processes"), ()),
+    "train_dataset": (_PATHS_OF_DATA, tuple(name for name in DATA_OPTIONS if name not in _PATHS_OF_DATA)),
+    **{f"weights of {name}": ((name,), (name,)) for name in ("model_name_or_path", "teacher_model_name_or_path")},
 }
 
 
@@ -185,14 +186,13 @@ def changed(saved: RunOptions, now: RunOptions) -> dict[str, tuple[Any, Any]]:
     found = {name: values for name, values in found.items() if values[0] != values[1]}
     if "method" in found:  # which decides what options there are
         found = {name: values for name, values in found.items() if name not in (*SELECTIVE, "method_kwargs")}
-    for content, names in _CONTENTS.items():
+    for content, (names, enough) in _CONTENTS.items():
         before, after = saved.contents.get(content), now.contents.get(content)
         if before is None or after is None:
             continue
-        makers = {*names, *(DATA_OPTIONS if content == "train_dataset" else ())}
         if before == after:
             found = {name: values for name, values in found.items() if name not in names}
-        elif content == "rollouts" or not found.keys() & makers:  # else the options say it
+        elif not found.keys() & set(enough):
             found[content] = (before, after)
     return found
 
