@@ -1,5 +1,7 @@
 """Verdicts on answers as models write them, one test for each kind that was once judged wrongly."""
 
+import json
+import threading
 from fractions import Fraction
 
 import pytest
@@ -20,6 +22,7 @@ from cepo.references.groups import Attempt
 from cepo.references.notation import plain
 from cepo.references.units import split_unit
 from cepo.scoring.prompts import thinking_opening
+from tests.real_data import FOLDER
 
 
 def said(text):
@@ -57,7 +60,7 @@ ACCEPTED = [
     (r"\boxed{\begin{pmatrix}1&2\\3&4\end{pmatrix}}", "\\begin{pmatrix} 1 & 2 \\\\[2pt]\n 3 & 4 \\end{pmatrix}"),
     *[
         (rf"\boxed{{{value}}}", "E")
-        for value in ("E: the longer side", r"\text{(E) } 12", "E. 12", "option (E)", r"\textbf{(E)}\ 12", "e")
+        for value in ("E: the longer side", r"\text{(E) } 12", "E. 12", "option (E)", r"\textbf{(E)}\ 12", "(e)")
     ],
     ("The answer is **E**.", "E"),
     ("so **Answer: 73**", "73"),
@@ -254,7 +257,7 @@ def test_units_are_converted_exactly(number, unit, other):
     ("answer", "value", "has_unit"),
     [
         ("2xy", "2xy", False),
-        ("2 sin x", "2 sin x", False),
+        ("2 sin x", r"2 \sin x", False),
         ("3 and 4", "3 and 4", False),
         ("12m", "12m", False),
         ("12 m", "12", True),
@@ -268,3 +271,66 @@ def test_units_are_converted_exactly(number, unit, other):
 def test_what_is_a_unit(answer, value, has_unit):
     found, unit = split_unit(plain(answer))
     assert (found, unit is not None) == (value, has_unit)
+
+
+def lines_of(name):
+    return [json.loads(line) for line in (FOLDER / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def test_pairs_of_answers():
+    """Answers that were once taken for each other, or not: symbols, relations, units, choices, primes, factorials."""
+    pairs = lines_of("pairs")
+    found = [(pair["one"], pair["other"]) for pair in pairs if same_answer(pair["one"], pair["other"]) != pair["same"]]
+    found += [(pair["other"], pair["one"]) for pair in pairs if same_answer(pair["other"], pair["one"]) != pair["same"]]
+    assert len(pairs) > 180
+    assert not found
+
+
+def test_announcements():
+    """A later sentence about the answer does not replace it, and headings, amounts and end tokens are no answers."""
+    cases = lines_of("extraction")
+    found = [(case, final_answer(case["completion"])) for case in cases]
+    assert not [(case, answer) for case, answer in found if answer != case["answer"]]
+
+
+HEAVY = [
+    (r"\sin x=(\cos x+1)^{50}", r"\cos x=(\sin x+1)^{50}"),
+    (r"(x+y)^{99}=z^{50}", r"(x-y)^{99}=z^{50}"),
+    ("2 decades", "20 years"),
+    ("30 decibels", "30 dB"),
+    ("5 nan", "6"),
+    (r"1\frac{0}{0}", "3"),
+    ("3+1/0", "2"),
+    (".e5", "5"),
+    ("1:2", ".e3"),
+    ("1.2.3 hours 5 minutes", "5"),
+    ("1000000", r"\log_{10} 5"),
+    ("((99!)!)!", "3"),
+    ("10^{99}!", "2"),
+    ("9^-9^9", r"\sqrt{2}"),
+    ("(x+y+z+1)^{99}", "(x+y+z+2)^{99}"),
+    ("[0]*200000000+x", r"\sqrt{2}"),
+    ("'x'*900000000", "x"),
+    ("ff(99999999,9999999)", "2"),
+    ("####" + " " * 100_000 + "x", "6"),
+    ("\\text{" * 20_000 + "5" + "}" * 20_000, "6"),
+    (",".join(f"({k}!)!" for k in range(20, 32)), ",".join(f"({k}!)!" for k in range(40, 52))),
+]
+
+
+@pytest.mark.parametrize(("one", "other"), HEAVY, ids=range(len(HEAVY)))
+def test_no_answer_raises_hangs_or_is_evaluated(one, other):
+    """mathruler hands text to sympy's parser, which evaluates Python; libraries time out with a BaseException."""
+    for compare in (same_answer, accepted_by_any_grader):
+        assert compare(one, other) is False
+        assert compare(other, one) is False
+    final_answer(one)
+
+
+def test_answers_are_compared_outside_the_main_thread():
+    """Where no time limit can be set, and mathruler is not asked."""
+    found = []
+    thread = threading.Thread(target=lambda: found.append(accepted_by_any_grader("9^-9^9", r"\sqrt{2}")))
+    thread.start()
+    thread.join(60)
+    assert found == [False]

@@ -9,23 +9,26 @@ import re
 from collections.abc import Sequence
 from functools import lru_cache
 
-from .exact import IN_BASE, matrix_of, rational, same_clock, squeezed
+from .choices import letter_and_text, letter_of, same_words
+from .exact import IN_BASE, RANGE, matrix_of, rational, same_clock, squeezed
 from .extraction import normalised
 from .libraries import (
-    COMMAND,
     DEEPEST,
     FORMULA,
     LONGEST_FORMULA,
     TRL,
+    are_close,
     depth_of,
     is_light,
     is_mathematics,
+    limited,
     math_verify_accepts,
     mathruler_accepts,
     same_equation,
 )
-from .notation import plain, split_outside, without_text_commands
-from .units import Unit, split_unit
+from .names import EQUALS, GEOMETRY, differ, is_equation, name_of, named
+from .notation import COMMAND, plain, split_outside
+from .units import Unit, split_unit, sum_of_units
 
 # Whole numbers, and lists of them in parentheses: they need no library, which takes tens of milliseconds.
 _INTEGER = re.compile(r"-?[0-9]+")
@@ -74,8 +77,9 @@ def _compared(one: str, other: str) -> bool:
     if not one or not other:
         return False
     if max(len(one), len(other)) > _LONGEST_READ or max(depth_of(one), depth_of(other)) > 2 * DEEPEST:
-        return _same_words(one, other)
-    return _same(plain(one), plain(other))
+        return " ".join(one.casefold().split()) == " ".join(other.casefold().split())
+    with limited():
+        return _same(plain(one), plain(other))
 
 
 def _digits(number: str) -> str:
@@ -84,142 +88,66 @@ def _digits(number: str) -> str:
     return f"-{digits}" if number.startswith("-") and digits != "0" else digits
 
 
-def _same(one: str, other: str) -> bool:
-    """Answers in `plain` spelling."""
-    if re.sub(r"\s", "", one) == re.sub(r"\s", "", other):
+def _same(one: str, other: str, *, choices: bool = True) -> bool:
+    """Answers in `plain` spelling; `choices`: whether a single letter may be a choice's."""
+    if squeezed(one) == squeezed(other):
         return True
-    if _same_words(one, other):
+    if not (is_mathematics(one) or is_mathematics(other)) and same_words(one, other):
         return True
-    if (by_letter := _same_choice(one, other)) is not None:
+    if choices and (by_letter := _same_choice(one, other)) is not None:
         return by_letter
     if (by_clock := same_clock(one, other)) is not None:
         return by_clock
-    if (readings := _readings(one)) or _readings(other):
-        return any(_same(a, b) for a in readings or [one] for b in _readings(other) or [other])
+    ones, others = _readings(one), _readings(other)
+    if [*ones, *others] != [one, other]:
+        return any(_same(a, b) for a in ones for b in others)
     first, second = _Items.of(one), _Items.of(other)
     if first.kind is None and second.kind is None:
         return _same_item(one, other)
     return first.same(second)
 
 
+def _same_choice(one: str, other: str) -> bool | None:
+    """Whether two choices have the same letter; None where they are no choices."""
+    letters = letter_of(one), letter_of(other)
+    if letters[0] and letters[1]:
+        return letters[0] == letters[1]
+    pairs = letter_and_text(one), letter_and_text(other)
+    if pairs[0] and pairs[1]:
+        return pairs[0][0] == pairs[1][0] and _same(pairs[0][1], pairs[1][1], choices=False)
+    for letter, pair, text in ((letters[0], pairs[1], one), (letters[1], pairs[0], other)):
+        if pair:  # beside a letter, or beside the text of a choice without its letter
+            return letter == pair[0] if letter else _same(pair[1], text, choices=False)
+    return None
+
+
 _BECAUSE = r"(?:since|because|which|where|as|so|attained)\b"
-_EXPLANATION = re.compile(rf"(?<=\S)(?: ?\\text\{{\s*(?:[(,]|\b{_BECAUSE})| ?\({_BECAUSE}).*")
+_EXPLANATION = re.compile(
+    rf"(?<=\S)(?: ?\\text\{{\s*(?:[(,]|\b{_BECAUSE})| ?\((?:{_BECAUSE}|\\approx|or\b)|, ?{_BECAUSE}"
+    r"|(?<=\d) (?:where|when)\b).*"
+)
+_ABOUT = re.compile(r"^(?:\\text\{)?(?:about|approximately|roughly|exactly|indeed)\}? ")
 _APPROXIMATELY = re.compile(r"\\approx ?")
 
 
 def _readings(answer: str) -> list[str]:
-    """An answer, without an explanation behind it, and both sides of ``\\sqrt{2} \\approx 1.414``."""
-    shorter = _EXPLANATION.sub("", answer).strip()
-    found = [shorter] if shorter != answer else []
+    """The answer without adverbs before it and an explanation behind it; of ``\\sqrt{2} \\approx 1.41``, both sides."""
+    answer = _ABOUT.sub("", _EXPLANATION.sub("", answer)).strip() or answer
     sides = [side.strip() for side in split_outside(answer, _APPROXIMATELY)]
-    if len(sides) > 1 and _name(sides[0]) is None:
-        found += sides
-    return found
-
-
-# Choices --------------------------------------------------------------------------------------------------------------
-
-_BEFORE_LETTER = r"(?:the )?(?:correct |right )?(?:option|choice|answer|statement)?(?: is)?:? ?"
-_LETTER = re.compile(rf"(?i:{_BEFORE_LETTER})[(\[]?([A-Ja-j])[)\]]?[.:)]?")
-_LETTER_AND_TEXT = re.compile(
-    rf"(?i:{_BEFORE_LETTER})"
-    r"(?:\(([A-Ja-j])\)|([A-J])\)|([A-J])[.:](?! ?[A-Z]\b| ?\d+:)|([A-J]),(?= [a-z])|"
-    r"([A-J]) [-\u2013\u2014] ?(?=[A-Za-z\d]))"
-    r"[ :.,]*(\S.*)"
-)
-_NAMED_LETTER = re.compile(r"(?i:option|choice) ?\(?([A-J])\)?\b[ :.,)]*(.*)")
-
-
-def _same_choice(one: str, other: str) -> bool | None:
-    """Whether two choices have the same letter; None where they are no choices."""
-    texts = without_text_commands(one), without_text_commands(other)
-    alone = [_LETTER.fullmatch(text) for text in texts]
-    if alone[0] and alone[1]:
-        return alone[0][1].upper() == alone[1][1].upper()
-    with_text = [_letter_and_text(text) for text in texts]
-    if with_text[0] and with_text[1]:
-        return with_text[0][0] == with_text[1][0]
-    for letter, pair, rest in ((alone[0], with_text[1], 1), (alone[1], with_text[0], 0)):
-        if letter and pair:
-            return letter[1].upper() == pair[0]
-        if pair and not letter:  # the text of a choice without its letter
-            return _same(pair[1], (one, other)[1 - rest])
-    return None
-
-
-def _letter_and_text(text: str) -> tuple[str, str] | None:
-    found = _LETTER_AND_TEXT.fullmatch(text) or _NAMED_LETTER.fullmatch(text)
-    if found is None:
-        return None
-    letter, rest = next(group for group in found.groups()[:-1] if group), found.groups()[-1]
-    return (letter.upper(), rest) if rest else None
-
-
-# Names before `=` -----------------------------------------------------------------------------------------------------
-
-_EQUALS = re.compile(r"(?<![<>:=])=+|\\approx ?|\\equiv ?(?!.*mod)|\\in ?(?![a-z])|:=|\\Rightarrow ?")
-# `\text{The area is } 12`, `Area: 12`
-_IS = re.compile(
-    r"(?:\\text\{[^{}]*(?:\b(?:is|are|equals)|:|=)\s*\} ?|.{1,40}? (?:is|are|equals) |[A-Za-z][A-Za-z' ]{2,}: ?)(\S.*)"
-)
-_ANGLE = r"\\(?:angle|widehat|overset|overarc)"
-_DECORATIONS = re.compile(
-    rf"m(?={_ANGLE})|\\(?:overline|overrightarrow|overleftrightarrow|widehat|hat|vec|bar|overarc|angle|triangle|text|odot|"
-    r"mathbb|mathcal)(?![A-Za-z])|\\overset\{\\frown\}|\\frown|[\s{}|']|\^\{?\\prime\}?"
-)
-_GREEK = r"\\(?:alpha|beta|gamma|delta|epsilon|theta|lambda|mu|rho|sigma|tau|phi|varphi|omega|Delta|Omega)"
-_SYMBOL = re.compile(
-    r"(?:\\(?:sin|cos|tan|cot|sec|csc|log|ln|det|max|min) ?)?"
-    rf"(?:[A-Za-z]{{1,7}}|{_GREEK})?(?:_?[A-Za-z0-9]{{1,6}})?(?:\([\w,\\+-]{{1,12}}\))?"
-)
-
-
-def _name(text: str) -> str | None:
-    """The name that a side of an equation is: a symbol, "" for words such as `Area`; None where it is a formula."""
-    words = without_text_commands(text)
-    if re.fullmatch(r"[A-Za-z\\][A-Za-z' \\]*", words) and re.search(r"[a-z]{3}", COMMAND.sub("", words)):
-        return ""
-    symbol = _DECORATIONS.sub("", text)
-    if re.fullmatch(r"[A-Za-z]{1,3}[(\[].{1,30}[)\]]", symbol):  # P(sum = 8), E[X]
-        return symbol
-    if not symbol or not _SYMBOL.fullmatch(symbol) or (symbol[0].isdigit() and "angle" not in text):
-        return None
-    letters = re.sub(r"[_\\]", "", symbol)
-    if re.fullmatch(r"[A-Z]{2,3}", letters):  # segment AB is BA, angle ABC is CBA
-        return min(letters, letters[::-1])
-    return letters
-
-
-def _named(answer: str) -> tuple[str | None, str]:
-    """The name and the value of an answer such as ``AB = 45``; the name is None where there is none."""
-    sides = [side.strip() for side in split_outside(answer, _EQUALS)]
-    if len(sides) == 1:
-        found = _IS.fullmatch(answer)
-        return ("", found[1].strip()) if found else (None, answer)
-    if not all(sides):
-        return None, answer
-    if (name := _name(sides[0])) is not None:
-        return name, sides[-1]
-    if len(sides) == 2 and (name := _name(sides[1])) is not None:
-        return name, sides[0]
-    # A chain of numbers, and a formula of names such as `AB + BC`, end in the value that they are equal to.
-    is_number = rational(sides[-1]) is not None or not re.search(r"[A-Za-z]", COMMAND.sub("", split_unit(sides[-1])[0]))
-    symbols = re.fullmatch(r"[A-Za-z+*/\s{}()_'\\-]+", _DECORATIONS.sub("", sides[0])) and r"\text" not in sides[0]
-    if is_number and symbols and "^" not in sides[0]:
-        return "", sides[-1]
-    return (
-        ("", sides[-1]) if all(not re.search(r"[A-Za-z]", COMMAND.sub("", side)) for side in sides) else (None, answer)
-    )
+    if len(sides) != 2 or name_of(sides[0]) is not None:
+        return [answer]
+    return [sides[0], *([sides[1]] if are_close(named(sides[0])[1], sides[1]) else [])]
 
 
 # Lists, sets, tuples, intervals ---------------------------------------------------------------------------------------
 
 _SEPARATORS = re.compile(r"[,;]|\\text\{,?\s*(?:and|or)\s*\}| ?\b(?:and|or)\b ?")
+_SUCH_THAT = re.compile(r"\\\{ ?[a-z](?: ?\\in ?\\mathbb\{?R\}?)? ?(?:\||:|\\mid) ?(.*)\\\}$")
 _UNION = re.compile(r"\\cup ?")
 _RELATION = re.compile(r"\\le ?(?![a-z])|\\ge ?(?![a-z])|<=|>=|<|>")
-_OPEN = {"(": "(", "[": "[", r"\{": "{", r"\langle": "(", "]": "("}
-_CLOSED = {")": ")", "]": "]", r"\}": "}", r"\rangle": ")", "[": ")"}
-_ALL_REALS = re.compile(r"\\mathbb\{?\s?R\}?|\\mathbb ?R|(?i:all real numbers|all reals)")
+_OPEN = {"(": "(", "[": "[", r"\{": "{", "]": "("}
+_CLOSED = {")": ")", "]": "]", r"\}": "}", "[": ")"}
+_ALL_REALS = re.compile(r"(?:[a-z] ?\\in ?)?\\mathbb\{?\s?R\}?|\\mathbb ?R|(?i:all real numbers|all reals)")
 _ALL_BUT = re.compile(r"(?:[a-z] ?\\ne ?|\\mathbb\{?\s?R\}? ?(?:\\setminus|\\backslash|-) ?\\\{)([^,{}]+)(?:\\\})?")
 
 
@@ -236,19 +164,25 @@ class _Items:
 
     @classmethod
     def of(cls, answer: str) -> "_Items":
+        if sum_of_units(answer):  # 1 hour and 30 minutes
+            return cls(None, [answer])
+        answer = _SUCH_THAT.sub(r"\1", answer)
         parts = _parts(answer)
-        if len(parts) > 1:
-            ranges = [_interval(part) for part in parts]
-            if all(ranges):  # x < 1 or x > 3
-                return cls("cup", [found[1] for found in ranges if found])
+        if 1 < len(parts) <= _MOST_PARTS:
+            if (ranges := _ranges(parts, answer)) is not None:
+                return cls("cup", ranges) if len(ranges) > 1 else cls.of(ranges[0])
+            if all(_same(parts[0], part) for part in parts[1:]):  # 13/2 or 6.5
+                return cls(None, [parts[0]])
+            names = [named(part)[0] for part in parts]
+            if names[0] and not any(names[1:]):  # x = 1, 2
+                parts = [parts[0], *(f"{parts[0].split('=')[0]}={part}" for part in parts[1:])]
             return cls("", [value for part in parts for value in _plus_minus(part)])
-        name, value = _named(answer)
+        name, value = named(answer)
         if found := _interval(value):
             name, value = found
         if point := re.match(r"[A-Z]'{0,2}(?=\(.*,.*\)$)", value):  # A(3, 4)
             name, value = point[0], value[point.end() :]
-        value, _ = (value, None) if value[-1:] in ")]}" and value[:1] in "([\\" else split_unit(value)
-        value = value.strip()
+        value = (value if _bracketed(value) else split_unit(value)[0]).strip()
         if _ALL_REALS.fullmatch(value):
             value = r"(-\infty,\infty)"
         if without := _ALL_BUT.fullmatch(value):
@@ -276,23 +210,45 @@ class _Items:
             return single and _same(self.parts[0], other.parts[0])
         if len(self.parts) != len(other.parts) or len(self.parts) > _MOST_PARTS:
             return False
-        if self.name and other.name and self.name != other.name:
+        if differ(self.name, other.name):
             return False
         kinds = {self.kind, other.kind}
-        if kinds <= {"", "{}"} or kinds == {"cup"}:
-            return _same_in_any_order(self.parts, other.parts)
-        if len(kinds) == 2 and ("" not in kinds or kinds & {"{}", "cup"}) and (len(self.parts) == 2 or "{}" in kinds):
-            return False  # an open and a closed interval, a set and a point
         ones, others = self._in_order(), other._in_order()
-        return all(_same(one, another) for one, another in zip(ones, others, strict=True))
+        by_name = (ones is None and not self._has_names()) != (others is None and not other._has_names())
+        if kinds == {"cup"} or (kinds <= {"", "{}"} and not (kinds == {""} and by_name and (ones or others))):
+            return _same_in_any_order(self.parts, other.parts)
+        # An open and a closed interval, a set and a point; [1, 2] is an interval, and 1, 2 is none.
+        if len(kinds) == 2 and (kinds & {"{}", "cup"} or (len(self.parts) == 2 and kinds != {"", "()"})):
+            return False
+        pairs = zip(ones or self.parts, others or other.parts, strict=True)
+        return all(_same(one, another, choices=kinds == {""}) for one, another in pairs)
 
-    def _in_order(self) -> list[str]:
-        """The values, of ``y = 5, x = 3`` by their names."""
-        named = [_named(part) for part in self.parts]
-        names = [name for name, _ in named]
-        if self.kind == "" and all(names) and len(set(names)) == len(names):
-            return [value for _, value in sorted(named, key=lambda pair: pair[0] or "")]
-        return self.parts
+    def _has_names(self) -> bool:
+        return any(named(part)[0] for part in self.parts)
+
+    def _in_order(self) -> list[str] | None:
+        """The values of ``y = 5, x = 3`` by their names; None where they have none, or the same one."""
+        pairs = [named(part) for part in self.parts]
+        names = {name for name, _ in pairs if name}
+        if len({re.sub(r"\d", "", name) for name in names}) == 1:  # roots x_1, x_2
+            return None
+        if self.kind != "" or len(names) < len(pairs):
+            return None
+        return [value for _, value in sorted(pairs, key=lambda pair: pair[0] or "")]
+
+
+def _ranges(parts: Sequence[str], answer: str) -> list[str] | None:
+    """The union of ``x < 1 or x > 3``, and what ``x > 1 and x < 3`` have in common; None where a part is no range."""
+    found = [_interval(part) for part in parts]
+    if None in found or len({pair[0] for pair in found if pair}) > 1:
+        return None
+    ranges = [pair[1] for pair in found if pair]
+    if len(ranges) == 2 and re.search(r"\band\b|\\text\{\s*and\s*\}", answer):
+        low = next((one for one in ranges if one.endswith(r"\infty)")), None)
+        high = next((one for one in ranges if one.startswith(r"(-\infty")), None)
+        if low and high and low != high:
+            return [low.removesuffix(r"\infty)") + high.removeprefix(r"(-\infty,")]
+    return ranges
 
 
 def _same_in_any_order(ones: Sequence[str], others: Sequence[str]) -> bool:
@@ -346,7 +302,9 @@ def _interval(answer: str) -> tuple[str | None, str] | None:
     signs = [sign.strip() for sign in _RELATION.findall(answer)]
     if len(sides) != len(signs) + 1 or len(sides) not in (2, 3) or not all(sides):
         return None
-    names = [_name(side) for side in sides]
+    names = [name_of(side) for side in sides]
+    if sum(name is not None for name in names) != 1:  # x > y
+        return None
     up = [sign in ("<", "<=", r"\le") for sign in signs]
     strict = [sign in ("<", ">") for sign in signs]
     if len(sides) == 3:
@@ -367,26 +325,34 @@ def _interval(answer: str) -> tuple[str | None, str] | None:
 # Single values --------------------------------------------------------------------------------------------------------
 
 
+def _other_symbols(one: str, other: str) -> bool:
+    """Whether formulas differ by the case of letters, or by primes, which math-verify does not tell apart."""
+    if not (is_mathematics(one) or is_mathematics(other)):
+        return False
+    letters = [{*re.findall(r"[A-Za-z]", COMMAND.sub("", text))} for text in (one, other)]
+    lower = [{letter.lower() for letter in found} for found in letters]
+    primes = [len(re.findall(r"(?<=[A-Za-z])'", text)) for text in (one, other)]
+    return (lower[0] == lower[1] and letters[0] != letters[1]) or primes[0] != primes[1]
+
+
 def _same_item(one: str, other: str) -> bool:
-    (one_name, one_value), (other_name, other_value) = _named(one), _named(other)
-    if _are_same_equation(one, other):
+    if (r"\in " in one) != (r"\in " in other):
+        return False
+    other_symbols = _other_symbols(one, other)
+    if is_equation(one) and is_equation(other) and not other_symbols and _are_same_equation(one, other):
         return True
-    if (one_name, other_name) != (None, None) and _is_equation(one_value) == _is_equation(other_value):
-        if one_name and other_name and one_name != other_name:
-            return False
-        if one_value != one or other_value != other:
-            return _same(one_value, other_value)
-    return _same_quantity(split_unit(one_value), split_unit(other_value))
+    (one_name, one_value), (other_name, other_value) = named(one), named(other)
+    if is_equation(one_value) != is_equation(other_value) or differ(one_name, other_name):
+        return False
+    if (one_value, other_value) != (one, other):
+        return _same(one_value, other_value, choices=False)
+    return not other_symbols and _same_quantity(split_unit(one), split_unit(other))
 
 
 def _are_same_equation(one: str, other: str) -> bool:
-    sides = [[side.strip() for side in split_outside(answer, _EQUALS)] for answer in (one, other)]
+    sides = [[side.strip() for side in split_outside(answer, EQUALS)] for answer in (one, other)]
     pairs = all(len(both) == 2 for both in sides) and is_mathematics(one) and is_mathematics(other)
     return pairs and same_equation(*sides)
-
-
-def _is_equation(value: str) -> bool:
-    return len(split_outside(value, _EQUALS)) > 1
 
 
 def _same_quantity(one: tuple[str, Unit | None], other: tuple[str, Unit | None]) -> bool:
@@ -430,6 +396,12 @@ def _same_value(one: str, other: str) -> bool:
     exact = rational(one), rational(other)
     if exact[0] is not None and exact[1] is not None:
         return exact[0] == exact[1]
+    if GEOMETRY.search(one) or GEOMETRY.search(other):
+        names = name_of(one), name_of(other)
+        if names[0] and names[1]:
+            return names[0] == names[1]
+    if RANGE.fullmatch(one) or RANGE.fullmatch(other):  # 5-6 is no difference
+        return False
     bases = IN_BASE.fullmatch(one), IN_BASE.fullmatch(other)
     if bases[0] or bases[1]:  # 1011_2
         numbers = [found[1] if found else text for found, text in zip(bases, (one, other), strict=True)]
@@ -440,22 +412,5 @@ def _same_value(one: str, other: str) -> bool:
         cells = ([cell for row in matrix for cell in row] for matrix in matrices if matrix)
         return shapes[0] == shapes[1] and all(_same(a, b) for a, b in zip(*cells, strict=True))
     if not (is_mathematics(one) and is_mathematics(other)):
-        return _same_words(one, other)
+        return same_words(one, other)
     return math_verify_accepts(one, other, FORMULA)
-
-
-_HYPHEN = re.compile(r"(?<=[A-Za-z])-(?=[A-Za-z])")
-_ARTICLE = re.compile(r"^(?:the|a|an) ")
-_YES_OR_NO = frozenset(("yes", "no", "true", "false"))
-
-
-def _same_words(one: str, other: str) -> bool:
-    """Text answers, without case, articles, hyphens and punctuation at their ends."""
-    words = []
-    for text in (one, other):
-        text = " ".join(_HYPHEN.sub(" ", without_text_commands(text)).casefold().split()).strip("\"'.,;:!? ")
-        words.append(_ARTICLE.sub("", text))
-    if words[0] == words[1]:
-        return bool(words[0])
-    starts = [re.split(r"[,.;:! ]", text, maxsplit=1)[0] for text in words]
-    return bool(_YES_OR_NO & set(words)) and starts[0] == starts[1]

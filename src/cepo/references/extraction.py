@@ -22,23 +22,38 @@ _NAME_BEFORE = re.compile(r"([A-Za-z]\w{0,3}|\\[a-z]{2,7})\s{0,3}=\s{0,3}\$?$")
 _JOINT = re.compile(r"(?:[\s$,;&]|\\text\s?\{\s?(?:or|and)\s?\}|\\q?quad|\\[()\[\],;]|\b(?:or|and)\b){0,24}")
 _OPEN_TAG = re.compile(r"<answer>(?!\s?:)", re.IGNORECASE)
 _TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
-# GSM8K's last line, and no heading of Markdown.
-_HASHES = re.compile(
-    r"####([ \t]*(?!#|\d+[.)]\s+[A-Za-z])(?:[-+$\\(]{0,3}\d[^\n]{0,60}|\\[^\n]{1,60}|\(?[A-J]\)?\s*(?=\n|$)|(?=\s*$)))"
+_NO_VALUE = (  # what follows "the answer is" without being an answer
+    r"(?!\s)(?!(?:not|in|correct|incorrect|wrong|right|consistent|verified|confirmed|reasonable|valid|plausible|clear|obtained|"
+    r"unique|the same|also|as follows|an? (?:number|integer|fraction|angle|length))\b)"
 )
+_ADVERBS = (
+    r"(?:(?:therefore|thus|hence|simply|just|clearly|indeed|exactly|approximately|about|likely|probably)\b,?\s{0,4})?"
+)
+_ANSWER = r"\bans(?:wer)?\b(?: (?:to|of|for) [^.\n]{1,40}?)?|\bcorrect (?:choice|option)\b|答案"
+_IS = rf"(?:is|are|equals|must be|should be)\s{{0,4}}:?\s{{0,4}}(?:the (?:number|value) )?{_NO_VALUE}"
 _ANNOUNCED = re.compile(
-    r"(?:\banswer\b|\bcorrect (?:choice|option)\b|答案)[*_>]{0,3}\s{0,4}"
-    r"(?:is|are|equals|must be|should be|would be|=|:|：|是|为)"
-    r"\s{0,4}[:：]?\s{0,4}(?:(?:therefore|thus|hence|simply|just|clearly)\b,?\s{0,4})?"
-    r"|\b(?:choose|select|pick)\s{1,4}(?=(?:option |choice |answer )?[*(]{0,3}[A-J]\b)",
+    rf"(?<!if )(?<!if the )(?<!whether the )(?:{_ANSWER})[*_>\"'}}]{{0,3}}(?:</\w+>)?\s{{0,4}}"
+    rf"(?:{_IS}|(?:=|:|：|是|为| [-–—] )\s{{0,4}})[*_}}]{{0,3}}(?:</\w+>)?\s{{0,4}}{_ADVERBS}",
     re.IGNORECASE,
+)
+# A choice that is announced in no other way.
+_CHOSEN = re.compile(
+    r"\b(?:choose|select|pick)\s{1,4}(?:option |choice |answer )?[*(]{0,3}([A-J])[*)]{0,3}\s{0,2}(?:[.,\n]|$)"
+    r"|\boption [*(]{0,3}([A-J])[*)]{0,3} is (?:the )?correct\b"
 )
 # A heading alone on its line; the answer is the next line that says something.
 _HEADING = re.compile(
-    r"^[ \t#>*_]{0,8}(?:the )?(?:final |correct )?answer[ \t*_:：]{0,6}$\s{0,8}",
+    r"^[ \t#>*_]{0,8}(?:the )?(?:final |correct )?answer[ \t*_:：]{0,6}$\s{0,8}(?:```\w{0,8}\n)?",
     re.IGNORECASE | re.MULTILINE,
 )
-_SENTENCE_END = re.compile(r"[.!?](?=\s|\*|$)|[。！？]|\n|,?\s(?:because|since)\s")
+_SENTENCE_END = re.compile(
+    r"[.!?](?=\s|\*|$)|[。！？]|\n|,?\s(?:because|since|so that)\s|,\s(?:which|as|and this|where)\s"
+    r"|\sas (?:required|expected)|\s\((?=[a-z]{3,}\b|option\b)"
+)
+_IN_WORDS = re.compile(
+    r"\s*[*_]{0,3}(?:(?:the )?(?:final )?answer|\w+[.):] [A-Za-z]|[A-Za-z]{3,} [A-Za-z]{3,})", re.IGNORECASE
+)
+_END_TOKEN = re.compile(r"(?:<\|[a-z_]{2,20}\|>|</s>|<eos>|<end_of_turn>)$")
 # Markup around an answer that is no part of it.
 _AROUND = (
     *(("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("***", "***"), ("**", "**"), ("__", "__")),
@@ -173,10 +188,18 @@ def _last_tag_place(text: str) -> tuple[int, int] | None:
 
 
 def _last_hashes_place(text: str) -> tuple[int, int] | None:
-    last = None
-    for found in _HASHES.finditer(text):
-        last = found.span(1)
-    return last
+    """GSM8K's last line; a heading of Markdown has text behind it, or is one in words."""
+    start = text.rfind("####")
+    if start < 0 or text[start - 1 : start] == "#":
+        return None
+    start += 4
+    rest = text[start:]
+    if "\n" in rest.strip() or len(rest.strip()) > _LONGEST_SENTENCE:
+        return None
+    heading = re.match(
+        r"\s*[*_]{0,3}(?:(?:the )?(?:final )?answer|\w+[.):] [A-Za-z]|[A-Za-z]{3,} [A-Za-z]{3,})", rest, re.IGNORECASE
+    )
+    return None if heading else (start, len(text))
 
 
 def tagged(text: str) -> str | None:
@@ -196,15 +219,20 @@ def hashed(text: str) -> str | None:
 
 def announced(text: str) -> str | None:
     """The text behind the last "the answer is", "Answer:" or heading "Final Answer", to the end of its sentence."""
-    ends = [found.end() for pattern in (_ANNOUNCED, _HEADING) for found in pattern.finditer(text)]
-    if not ends:
-        return None
-    end = max(ends)
+    found = [match for pattern in (_ANNOUNCED, _HEADING) for match in pattern.finditer(text)]
+    if not found:
+        letters = [match[1] or match[2] for match in _CHOSEN.finditer(text)]
+        return letters[-1] if letters else None
+    end = max(match.end() for match in found)
     rest = re.sub(r"\*{2,3}|__", "", text[end : end + 2 * _LONGEST_SENTENCE])  # `**Answer:** 12`, `**Answer: 12**`
-    rest = re.sub(r"^[-•>*]\s{1,3}(?=\S)", "", rest.lstrip())
+    if "\n" in text[max(0, end - 3) : end]:
+        rest = re.sub(r"^[-•>*]\s{1,3}(?=\S)", "", rest)
+    rest = rest.lstrip()
     for opening, closing in _AROUND:
         if rest.startswith(opening) and (len(opening) == 2 or not rest[1:2].isspace()):
             close = rest.find(closing, len(opening))
+            if opening == "$" and re.match(r"\$\d", rest) and (close < 0 or re.match(r"\$\s?\d", rest[close:])):
+                break  # an amount of money: $5 and $3
             after = rest[close + len(closing) :].split("\n")[0]
             # `$x$ and $y$`, `$12$ cm`: what follows on the line belongs to the answer unless a sentence begins there.
             if close > 0 and not re.match(r"\s{0,3}(?:[A-Za-z]{1,6}\s?[$.\n]|(?:and|or)\b|,\s?\$|\\text)", after):
@@ -267,7 +295,12 @@ def final_answer(completion: str, extractor: str = "auto") -> str | None:
         ValueError: If there is no such extractor, or an extractor of your own returns something that is not text.
     """
     answered = after_thinking(completion)
-    return None if answered is None else _extract(answered, extractor) or None
+    if answered is None:
+        return None
+    answered = answered.rstrip()
+    if end := _END_TOKEN.search(answered[-30:]):
+        answered = answered[: end.start() - end.end()]
+    return _extract(answered, extractor) or None
 
 
 def reference_answer(solution: str, extractor: str = "auto") -> str:

@@ -7,16 +7,25 @@ import logging
 import math
 import re
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
 from latex2sympy2_extended import NormalizationConfig
 from math_verify import LatexExtractionConfig, parse, verify
+from math_verify.errors import TimeoutException
 from math_verify.utils import timeout
 
+from .notation import COMMAND
+
 _logger = logging.getLogger(__name__)
-_SECONDS = 3  # for one comparison by a library
+_SECONDS = 2  # for one comparison by a library
+_SECONDS_IN_ALL = 8  # for the parts of two answers
+_LOGARITHM = re.compile(r"\\(?:log|ln|lg)(?![a-z])")
+# Text that mathruler may be given: it hands it on to sympy's parser, which evaluates Python.
+_HARMLESS = re.compile(r"(?!.*\.(?!\d))[A-Za-z0-9\s+*/^()|<>,.%!\\{}_-]*")
 # Without units: math-verify takes the `ab` of `2ab` and the `t` of `2t` for units.
 FORMULA = [
     LatexExtractionConfig(
@@ -32,7 +41,6 @@ TRL = [
     )
 ]
 _WORD = re.compile(r"[^\W\d_]{2,}")
-COMMAND = re.compile(r"\\[A-Za-z]+")
 _FORMULA_WORDS = frozenset(
     "sin cos tan cot sec csc log ln exp max min mod pi sqrt gcd lcm inf deg degree or and pmatrix bmatrix vmatrix "
     "matrix array".split()
@@ -44,7 +52,8 @@ LONGEST_FORMULA = 200  # characters
 _HEAVY = re.compile(
     r"[0-9]{40}|\^\s*\{?\s*-?[0-9]{4}"
     r"|[0-9)}]\s*\^\s*\{\s*-?\(?[0-9][^}]{0,60}\^|\^\{[^}]{0,60}(?:[0-9]\s*(?:\\cdot|\\times|\*)|!)"
-    r"|\*\*|[0-9]{3,}\s*!|!\s*!|\\[dt]?binom(?!\{\w{1,3}\}\{\w{1,3}\})|\\(?:sum|prod|int|lim)\b"
+    r"|\^\s*(?:\{[^}]*\}|-?[0-9]+)\s*\^|\)\s*\^\s*\{?-?(?:[2-9][0-9]|[0-9]{3})"
+    r"|\*\*|[0-9]{3,}\s*!|[!)}]\s*!|\\[dt]?binom(?!\{\w{1,3}\}\{\w{1,3}\})|\\(?:sum|prod|int|lim)\b"
 )
 _EXPONENT = re.compile(r"\^\s*\{?\s*-?([0-9]{1,3})")
 _LARGEST_POWER = 10_000
@@ -91,6 +100,9 @@ def parsed_formula(answer: str, units: bool) -> tuple[Any, ...]:
 
 
 def math_verify_accepts(one: str, other: str, config: Any) -> bool:
+    if any(_LOGARITHM.search(answer) for answer in (one, other)) and re.search(r"[0-9]{6}", one + other):
+        return False  # sympy computes 5 ** 1000000 for \log_{10} 5 and 1000000
+
     def compare() -> bool:
         parsed = [list(parsed_formula(answer, config is TRL)) for answer in (one, other)]
         if not all(parsed):
@@ -104,6 +116,8 @@ def math_verify_accepts(one: str, other: str, config: Any) -> bool:
 
 
 def mathruler_accepts(one: str, other: str) -> bool:
+    if not (_HARMLESS.fullmatch(one) and _HARMLESS.fullmatch(other)) or _limit() is None:
+        return False
     from mathruler.grader import grade_answer
 
     def compare() -> bool:
@@ -130,18 +144,52 @@ def same_equation(one: list[str], other: list[str]) -> bool:
     return _attempt("sympy", compare, str(one), str(other))
 
 
+def are_close(one: str, other: str) -> bool:
+    """Whether a number rounds to another one: within 1 %."""
+
+    def compare() -> bool:
+        parsed = [parsed_formula(text, False) for text in (one, other)]
+        if not (parsed[0] and parsed[1]) or not all(getattr(found[0], "is_number", False) for found in parsed):
+            return False
+        values = [float(found[0].evalf()) for found in parsed]
+        return abs(values[0] - values[1]) <= 0.01 * max(map(abs, values))
+
+    return is_light(one) and is_light(other) and _attempt("sympy", compare, one, other)
+
+
 def _far_apart(one: Any, other: Any) -> bool:
     """Whether two expressions are numbers that differ: math-verify rounds to six digits behind the point."""
+    from sympy import Float, Rational
+
     if not (getattr(one, "is_number", False) and getattr(other, "is_number", False)):
         return False
-    difference = abs((one - other).evalf(30))
-    return bool(difference > 1e-9 * max(abs(one.evalf(30)), abs(other.evalf(30))))
+    # Decimals are exact: 3.14159265358979 is not pi.
+    one, other = (number.xreplace({one: Rational(str(one)) for one in number.atoms(Float)}) for number in (one, other))
+    difference = abs((one - other).evalf(60))
+    return bool(difference > 1e-40 * max(abs(one.evalf(60)), abs(other.evalf(60))))
+
+
+_started = threading.local()
+
+
+@contextmanager
+def limited() -> Iterator[None]:
+    """The comparisons in here take `_SECONDS_IN_ALL` at most; those that begin later give no verdict."""
+    outer = getattr(_started, "at", None)
+    _started.at = outer or time.monotonic()
+    try:
+        yield
+    finally:
+        _started.at = outer
 
 
 def _attempt(library: str, compare: Callable[[], bool], one: str, other: str) -> bool:
     """The library's verdict; False where it fails, since no answer of a model may end a run."""
+    began = getattr(_started, "at", None)
+    if began is not None and time.monotonic() - began > _SECONDS_IN_ALL:
+        return False
     try:
         return compare()
-    except Exception as error:
+    except (Exception, TimeoutException) as error:  # the latter is a BaseException
         _logger.debug("%s could not compare %r and %r: %s", library, one, other, error)
         return False

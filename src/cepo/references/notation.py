@@ -9,8 +9,8 @@ _SIGNS = {
     **{"°": r"\degree ", "º": r"\degree ", "˚": r"\degree ", "×": r"\times ", "÷": r"\div ", "·": r"\cdot "},
     **{"⋅": r"\cdot ", "∙": r"\cdot ", "√": r"\sqrt ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne "},
     **{"±": r"\pm ", "∓": r"\mp ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∠": r"\angle ", "△": r"\triangle "},
-    **{"≈": r"\approx ", "′": "'", "″": "''", "’": "'", "∅": r"\emptyset ", "。": ".", "⟨": r"\langle "},
-    **{"⟩": r"\rangle ", "ℝ": r"\mathbb{R}", "⌊": r"\lfloor ", "⌋": r"\rfloor ", "\u2044": "/", "∣": "|"},
+    **{"≈": r"\approx ", "′": "'", "″": "''", "’": "'", "∅": r"\emptyset ", "。": ".", "⟨": "("},
+    **{"⟩": ")", "ℝ": r"\mathbb{R}", "⌊": r"\lfloor ", "⌋": r"\rfloor ", "\u2044": "/", "∣": "|"},
     **{"，": ",", "；": ";", "：": ":", "（": "(", "）": ")"},
 }
 _TOKEN = re.compile(r"\\\\|\\[A-Za-z]+|\\.|\s+|.", re.DOTALL)
@@ -20,7 +20,7 @@ _NOTHING = frozenset(
     r"\limits \nolimits \strut \mathstrut \rm \bf \it \bfseries \boldmath \tiny \small \normalsize \large \Large "
     r"\LARGE \huge \Huge \footnotesize \( \) \[ \] $ `".split()
 )
-_FRACTIONS = frozenset(r"\frac \dfrac \tfrac \cfrac \sfrac \nicefrac".split())
+_FRACTIONS = frozenset(r"\binom \dbinom \tbinom \frac \dfrac \tfrac \cfrac \sfrac \nicefrac".split())
 _TEXTS = frozenset(
     r"\text \textbf \textit \textrm \textsf \texttt \textup \textnormal \mathrm \mathbf \mathit \mathsf \mathnormal "
     r"\mathbin \mathop \mathord \operatorname \mbox \hbox \boldsymbol \bm \emph \underline \boxed \fbox "
@@ -39,9 +39,9 @@ _RENAMED = {
         r"\ldots": "...",
     },
     **{r"\cdots": "...", r"\ast": r"\cdot", r"\infin": r"\infty", r"\textdegree": r"\degree", r"\#": "", r"\_": "_"},
-    **{r"\simeq": r"\approx", r"\thickapprox": r"\approx", r"\measuredangle": r"\angle", r"\lang": r"\langle"},
+    **{r"\simeq": r"\approx", r"\thickapprox": r"\approx", r"\measuredangle": r"\angle", r"\langle": "("},
     **{
-        r"\rang": r"\rangle",
+        r"\rangle": ")",
         r"\textpm": r"\pm",
         r"\$": r"\dollar",
         r"\implies": r"\Rightarrow",
@@ -49,6 +49,7 @@ _RENAMED = {
         r"\bigcup": r"\cup",
     },
 }
+COMMAND = re.compile(r"\\[A-Za-z]+")
 _LENGTH = re.compile(
     r"\\(?:mkern|mskip|kern|hspace\*?|vspace|[vh]?phantom)\s?(?:\{[^{}]*\}|-?[\d.]+ ?(?:mu|em|ex|pt|mm|cm))"
 )
@@ -61,13 +62,41 @@ def plain(answer: str) -> str:
     ``½`` and ``\tfrac12`` become ``\frac{1}{2}``, ``45°`` and ``45 ^ { \circ }`` become ``45\degree``; ``\mathrm{cm}``
     becomes ``\text{cm}``. Commands of size, spacing and brackets, and spaces that separate nothing, disappear.
     """
-    answer = answer.replace(" != ", r" \ne ")
+    answer = _as_latex(answer)
     text = _LENGTH.sub(" ", re.sub(r"(\\\\)\[[^\]]{1,8}\]", r"\1", answer))
     text = _SUPERSCRIPT.sub(lambda found: "^{" + "".join(map(_SUPERSCRIPTS.__getitem__, found[0])) + "}", text)
     if not text.isascii():
         text = "".join(map(_ascii, text))
     tokens = [" " if token in _BLANKS or token.isspace() else token for token in _TOKEN.findall(text)]
     return _tidy(_written(_Reader([token for token in tokens if token not in _NOTHING]), 0))
+
+
+_ENVIRONMENT = re.compile(r"\\(?:begin|end)\{(?:cases|aligned|align\*?|gathered|split)\}")
+_COLOUR = re.compile(r"\\(?:textcolor|color)\{[a-z]+\}|\\tag\{[^{}]*\}|\\therefore|\\because")
+_PLAIN_WORDS = (
+    (re.compile(r"(?<![A-Za-z\\])sqrt\s?(?=[({0-9])"), r"\\sqrt"),
+    (re.compile(r"(?<![A-Za-z\\])(pi|theta|alpha|beta)(?![A-Za-z])"), r"\\\1 "),
+    (re.compile(r"(?<![A-Za-z\\])(sin|cos|tan|log|ln)(?=\s?[(0-9xynt]\b|\s[xynt]\b|\()"), r"\\\1 "),
+    (re.compile(r"(?<![A-Za-z\\])infinity(?![A-Za-z])"), r"\\infty "),
+    (re.compile(r"(?<=\S)\*\*(?=\S)"), "^"),
+    (re.compile(r" per ?cent\b"), "%"),
+    # 3/4 \\pi is three quarters of pi; math-verify reads a/b c as a/(bc).
+    (re.compile(r"(?<![\w.}/])(\d+)/(\d+)(?=\s?\\[a-z])"), r"\\frac{\1}{\2}"),
+)
+
+
+def _as_latex(answer: str) -> str:
+    """Plain-text mathematics and layout as LaTeX."""
+    if answer.count("$") == 1:  # an amount of money, and no delimiter
+        answer = re.sub(r"\\?\$\s?(?=\d)", r"\\dollar ", answer)
+    for sign, word in (("\u20ac", "euros"), ("\u00a3", "pounds sterling")):
+        answer = re.sub(rf"{sign}\s?([\d.,]+)", rf"\1 {word}", answer)
+    if _ENVIRONMENT.search(answer):
+        answer = _ENVIRONMENT.sub("", answer).replace("&", "").replace(r"\\", ", ")
+    answer = _COLOUR.sub(" ", answer).replace(" != ", r" \ne ")
+    for pattern, replacement in _PLAIN_WORDS:
+        answer = pattern.sub(replacement, answer)
+    return answer
 
 
 def _ascii(character: str) -> str:
@@ -136,7 +165,8 @@ def _one(token: str, reader: _Reader, depth: int) -> str:
         return inside if inside in (",", ":", ";", ".", "=", "-", "+") else "{" + inside + "}"  # 1{,}234, 3{:}45
     if token in _FRACTIONS:
         above = _argument(reader, depth)
-        return rf"\frac{{{above}}}{{{_argument(reader, depth)}}}"
+        token = r"\binom" if "binom" in token else r"\frac"
+        return rf"{token}{{{above}}}{{{_argument(reader, depth)}}}"
     if token == r"\sqrt":
         reader.skip_blanks()
         after = reader.next()
@@ -153,6 +183,12 @@ def _one(token: str, reader: _Reader, depth: int) -> str:
         # `\mathbf{x = 3}` and `\textbf{31}` are formulas, `\mathrm{m/s^2}` is text.
         return inside if re.search(r"[=\\]|^[\s\d.,:;+-]*$", inside) else rf"\text{{{inside}}}"
     if token == "^":
+        reader.skip_blanks()
+        after = reader.next()
+        if after == "(" and (power_tokens := reader.in_parentheses()) is not None:  # x^(n+1)
+            return f"^{{{_written(_Reader(power_tokens), depth + 1)}}}"
+        if after is not None:
+            reader.back()
         power = _argument(reader, depth, whole_number=True)
         if power.strip() in (r"\circ", r"\degree", "o", r"\text{o}", "0 \\circ"):
             return r"\degree "
@@ -199,9 +235,10 @@ def _tidy(text: str) -> str:
 
 def without_text_commands(text: str) -> str:
     r"""An answer as words: `\text{(E) } 12` becomes `(E) 12`."""
-    before = None
-    while before != text:
-        before, text = text, re.sub(r"\\text\{((?:[^{}]|\{[^{}]*\})*)\}", r" \1 ", text)
+    for _ in range(4):
+        if r"\text{" not in text:
+            break
+        text = re.sub(r"\\text\{((?:[^{}]|\{[^{}]*\})*)\}", r" \1 ", text)
     return re.sub(r"\s+", " ", text).strip()
 
 

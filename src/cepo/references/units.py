@@ -15,14 +15,15 @@ _ABBREVIATIONS = frozenset(
 _LETTERS = frozenset("mgshltLNJWVKCF")
 _SPELLED = {
     **{"$": "dollar", "%": "percent", r"\degree": "degree", r"\omega": "ohm", "mins": "minute", "kmh": "kph"},
-    **{"kmph": "kph", "square": "sq", "cubic": "cu"},
+    **{"kmph": "kph", "sq": "square", "cu": "cubic", "celsius": "C", "fahrenheit": "F"},
 }
 _FILLERS = frozenset(
-    "unit units the a an of each about long tall wide high and".split()
+    "unit units the a an of each about long tall wide high and old away apart".split()
 )  # they add nothing to a number
 _MATHEMATICS = frozenset(
     "or and if sin cos tan cot sec csc log ln exp max min mod pi sqrt gcd lcm inf is for where with when to pm am "
-    "times base all".split()
+    "times base all factorial squared cubed hundred dozen score tenth tenths half halves third thirds quarter quarters "
+    "below above not minus plus negative less more than fewer matrix by".split()
 )
 _WORD = r"(?:(?<=[0-9}%\s/.])[A-Za-z]{2,}|(?<=[\s/])[A-Za-z])\.?"
 _UNIT = re.compile(
@@ -31,7 +32,7 @@ _UNIT = re.compile(
 _NUMBER_LIKE = re.compile(r"\d|\\pi|\\sqrt|\\frac|\\infty")
 _ORDINAL = re.compile(r"(\d)\s?\^?\{?(?:\\text\{)?(?:st|nd|rd|th)\}{0,2}$")
 _PIECE = re.compile(r"[A-Za-z]+|\\degree|\\Omega|\^\{?-?\d\}?|/|%")
-_EXPRESSION = re.compile(r"[A-Za-z]+(?:\^-?\d)?(?:(?: |/| per )(?:sq |cu )?[A-Za-z]+(?:\^-?\d)?){0,4}")
+_EXPRESSION = re.compile(r"[A-Za-z]+(?:\^-?\d)?(?:(?: |/| per )(?:square |cubic )?[A-Za-z]+(?:\^-?\d)?){0,4}")
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,7 @@ def split_unit(answer: str) -> tuple[str, Unit | None]:
         return "-" + answer.removeprefix(r"-\dollar").strip(), _parse("dollar")
     if ordinal := _ORDINAL.search(answer):
         return answer[: ordinal.start() + 1], None
-    if (total := _sum(answer)) is not None:
+    if (total := sum_of_units(answer)) is not None:
         return total
     for position in range(1, len(answer)):
         if answer[position] not in " \\%/" and not answer[position].isalpha():
@@ -77,11 +78,11 @@ def split_unit(answer: str) -> tuple[str, Unit | None]:
     return answer, None
 
 
-_SUMMAND = re.compile(r"(\d[\d.]*) ?([A-Za-z]+|\\degree|'{1,2}),? ?(?:and )?")
+_SUMMAND = re.compile(r"(\d+(?:\.\d+)?) ?([A-Za-z]+|\\degree|'{1,2}),? ?(?:and )?")
 _MARKS = {"'": "arcminute", "''": "arcsecond"}
 
 
-def _sum(answer: str) -> tuple[str, Unit] | None:
+def sum_of_units(answer: str) -> tuple[str, Unit] | None:
     """``1 hour 45 minutes`` and ``22^\\circ 30'`` in base units; None where an answer is no such sum."""
     text = without_text_commands(answer)
     summands = _SUMMAND.findall(text)
@@ -114,11 +115,15 @@ def _only_units(rest: str, before: str) -> bool:
     words = re.findall(r"[A-Za-z]+", bare)
     apart = before == " " or rest[0] in " \\/"
     for word in words:
-        known = word in _ABBREVIATIONS or (len(word) > 3 and _singular(word.lower()) not in _MATHEMATICS and apart)
-        known = known or word.lower() in ("sq", "cu", "per", "unit", "feet", "foot") or (word in _LETTERS and apart)
-        if not known and (len(word) < 3 or word.lower() in _MATHEMATICS or not apart):
+        lower = word.lower()
+        noun = len(word) > 3 and not {lower, _singular(lower)} & _MATHEMATICS and apart
+        known = noun or word in _ABBREVIATIONS or (word in _LETTERS and apart)
+        known = known or lower in ("sq", "cu", "per", "feet", "foot") or (lower in _FILLERS and len(lower) > 2)
+        if not known:
             return False
     inside = " ".join(re.findall(r"\\text\{((?:[^{}]|\{[^{}]*\})*)\}", rest)).lower().split()
+    if set(inside) & (_MATHEMATICS - {"base", "all", "times", "half", "by"}):
+        return False
     return bool(words or inside or "%" in rest or r"\degree" in rest or r"\Omega" in rest) and not {
         "or",
         "and",
@@ -135,21 +140,21 @@ def _singular(word: str) -> str:
 @lru_cache(maxsize=1024)
 def _parse(text: str) -> Unit | None:
     """The unit that a text names; None where it says no more than `units`."""
-    from pint import UndefinedUnitError
+    from pint.errors import PintError
 
     text = re.sub(r"\([^()]*\)", " ", without_text_commands(text).replace(r"\degree", r" \degree "))
-    if scale := re.fullmatch(r"\s*\\degree\s*([CFK])\W*", text):
-        return Unit(((scale[1], 1),))
+    if scale := re.fullmatch(r"\s*(?:\\degree|degrees?)\s*(?:([CFK])|([cC]elsius)|([fF]ahrenheit))\W*", text):
+        return Unit((((scale[1] or scale[2] or scale[3])[0].upper(), 1),))
     words = [_SPELLED.get(piece.lower(), piece) for piece in _PIECE.findall(text)]
     words = [word.strip("{}") for word in words if word.lower() not in _FILLERS]
-    if not set(words) - {"sq", "cu"}:  # square units
+    if not set(words) - {"square", "cubic"}:  # square units
         return None
     spelled = re.sub(r" ?(\^) ?\{?(-?\d)\}?", r"\1\2", " ".join(words)).replace(" / ", "/")
     if _EXPRESSION.fullmatch(spelled):
         for candidate in (spelled, spelled.lower()):
             try:
                 base = _registry().Quantity(Fraction(1), _registry().parse_units(candidate)).to_base_units()
-            except UndefinedUnitError:
+            except (PintError, ValueError, TypeError):  # no unit; decibels and decades, which are logarithms
                 continue
             return Unit(tuple(sorted(base.dimensionality.items())), Fraction(base.magnitude))
     return Unit(((" ".join(_singular(word.lower()) for word in words), 1),))
