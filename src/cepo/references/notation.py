@@ -194,6 +194,8 @@ def _one(token: str, reader: _Reader, depth: int) -> str:
             return r"\degree "
         return "''" if power.strip() == r"\prime\prime" else "'" if power.strip() == r"\prime" else f"^{{{power}}}"
     token = _RENAMED.get(token, token)
+    if not token:
+        return ""
     return f"{token} " if token[0] == "\\" and token[-1].isalpha() else token
 
 
