@@ -64,7 +64,7 @@ def test_columns_prompts_and_references(copy):
 
 def test_verdicts(copy):
     """Of every labelled completion, but for those that no grader can judge without the question."""
-    name, data, lines, _ = copy
+    _name, data, lines, _ = copy
     wrong, limits, seen = [], 0, 0
     for row, line in zip(data, lines, strict=True):
         for completion in line["completions"]:
@@ -79,7 +79,7 @@ def test_verdicts(copy):
 
 
 def test_every_solution_can_be_read(copy):
-    name, data, _, _ = copy
+    _name, data, _, _ = copy
     assert check_verifier(answer_reward, data) == ("answer_reward reads 60 of 60 solutions", 0)
     line, unreadable = check_verifier(accuracy_reward, data)
     assert line.startswith(f"accuracy_reward reads {60 - unreadable} of 60 solutions")
@@ -99,7 +99,7 @@ def test_trls_verifier_gets_solutions_that_it_can_read(copy):
 
 
 def test_references_hints_and_token_ids(copy, processor):
-    name, data, lines, _ = copy
+    _name, data, lines, _ = copy
     encoder = PromptEncoder(processor, is_vlm=True)
     with_negatives = 0
     for place in range(0, 60, 5):

@@ -17,13 +17,19 @@ from cepo.inspection.tables import markdown_text
 from cepo.methods.method import Tools
 from cepo.methods.options import MethodOptions
 from cepo.methods.rlcsd import METHOD as RLCSD
-from cepo.references.equality import same_answer
-from cepo.references.extraction import normalised, text_of_completion
 from cepo.references.choosing import choose_references
 from cepo.references.contents import HintContent, with_contents
+from cepo.references.equality import same_answer
+from cepo.references.extraction import (
+    EXTRACTORS,
+    final_answer,
+    last_box_place,
+    normalised,
+    reference_answer,
+    text_of_completion,
+)
 from cepo.references.groups import Attempt
 from cepo.references.hints import add_hint, fill_hint
-from cepo.references.extraction import EXTRACTORS, final_answer, last_box_place, reference_answer
 
 from .properties import examples
 
