@@ -13,7 +13,7 @@ from matplotlib import pyplot
 from rich.table import Table
 from rich.text import Text
 
-import cepo.data.evaluation
+import cepo.data.sampling
 from cepo import cli
 from cepo.commands import evaluate as evaluating
 from cepo.commands.curves import draw_curves
@@ -110,7 +110,7 @@ def test_errors_are_one_line_of_text(command, arguments, text_model_path, capsys
 
 
 def test_what_a_model_answers(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(cepo.data.evaluation, "text_of", lambda *_: HOSTILE)
+    monkeypatch.setattr(cepo.data.sampling, "text_of", lambda *_: HOSTILE)
     flags = [
         "--num_problems",
         "2",
