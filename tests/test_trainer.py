@@ -407,12 +407,9 @@ def test_evaluation_runs_no_teacher(tmp_path, figures, monkeypatch):
 
 
 @pytest.mark.parametrize("loss_type", LOSSES)
-@pytest.mark.parametrize("level", ["token", "sequence"])
-def test_every_loss_of_trl_takes_token_advantages(
-    tmp_path, text_figures, text_model_path, loss_type, level, loss_inputs
-):
+def test_every_loss_of_trl_takes_token_advantages(tmp_path, text_figures, text_model_path, loss_type, loss_inputs):
     """With equal token advantages the loss is that of the rollout's advantage, so (B, T) is neither lost nor bent."""
-    options = QUICK | {"max_steps": 1, "loss_type": loss_type, "importance_sampling_level": level, "method": "grpo"}
+    options = QUICK | {"max_steps": 1, "loss_type": loss_type, "method": "grpo"}
     trainer = CEPOTrainer(text_model_path, letters, CEPOConfig(output_dir=str(tmp_path), **options), text_figures)
     trainer.train()
     batch = loss_inputs[0]
@@ -434,13 +431,12 @@ def every_other_group(completions, **kwargs):
 
 
 @pytest.mark.parametrize("loss_type", LOSSES)
-@pytest.mark.parametrize("level", ["token", "sequence"])
 def test_rows_without_advantage_leave_no_trace_in_the_gradient(
-    tmp_path, text_figures, text_model_path, loss_type, level, loss_inputs, monkeypatch
+    tmp_path, text_figures, text_model_path, loss_type, loss_inputs, monkeypatch
 ):
     """Gradients with and without these rows, parameter by parameter; half of the rows are dead, one has no tokens."""
     wrong_answers(monkeypatch)
-    options = QUICK | {"max_steps": 1, "loss_type": loss_type, "importance_sampling_level": level}
+    options = QUICK | {"max_steps": 1, "loss_type": loss_type}
     args = CEPOConfig(output_dir=str(tmp_path), **options)
     trainer = CEPOTrainer(text_model_path, every_other_group, args, text_figures)
     trainer.train()

@@ -41,11 +41,6 @@ class Plan:
     references: list[References]
     contexts: list[list[Context]]
 
-    @property
-    def asks_student(self) -> bool:
-        """Whether the policy itself, without a hint, is among the contexts of any rollout."""
-        return any(STUDENT in contexts for contexts in self.contexts)
-
 
 @dataclass(frozen=True)
 class Read:
@@ -55,13 +50,11 @@ class Read:
         plan: The plan.
         logps: (C, N, T) log-probs of the rollouts' tokens [nats]; anything where not `present`.
         present: (C, N) bool, which contexts a rollout has.
-        own: (C, N) bool, which of these are STUDENT: the policy itself, without a hint.
     """
 
     plan: Plan
     logps: Tensor
     present: Tensor
-    own: Tensor
 
 
 @dataclass(frozen=True)
@@ -275,11 +268,8 @@ def _select(logps: Tensor, plan: Plan, places: list[dict[Context, int]]) -> Read
     rows = [[place[context] for context in contexts] for contexts, place in zip(plan.contexts, places, strict=True)]
     source = torch.tensor([row + [0] * (count - len(row)) for row in rows], device=logps.device).T
     present = torch.tensor([[position < len(row) for row in rows] for position in range(count)])
-    own = torch.tensor(
-        [[row[position : position + 1] == [STUDENT] for row in plan.contexts] for position in range(count)]
-    )
     picked = logps.gather(0, source.unsqueeze(-1).expand(-1, -1, logps.shape[-1]))
-    return Read(plan, picked, present.to(logps.device), own.to(logps.device))
+    return Read(plan, picked, present.to(logps.device))
 
 
 def no_evidence(completion_ids: Tensor) -> Evidence:

@@ -31,6 +31,7 @@ from ..data.loading import freeze_vision_tower, require_chat_template
 from ..data.sampling import check_special_tokens
 from ..data.saved import rows_of, save_rows
 from ..distillation.losses import student_divergence, teacher_states
+from ..methods.method import Evidence
 from ..references.extraction import final_answer, text_of_completion
 from ..references.groups import Fallback, Messages
 from ..scoring.pipeline import no_evidence, verdicts_of
@@ -48,23 +49,20 @@ from .hub import HubTrainer
 from .lasting import LastingTrouble
 from .layout import check_layout, check_processes
 from .loggers import LoggedTrainer
-from .metrics import credit_metrics, verdict_shares
+from .metrics import credit_metrics, credit_sums, verdict_shares
 from .model_card import CEPO_PAPER, CardTrainer
 from .processes import Processes
 from .refusals import check_adapters, check_distillation, check_vllm_weights, check_whole_groups
 from .resuming import ResumingTrainer
-from .sequence_level import SequenceLevelTrainer
 from .shared_update import SharedPromptTrainer
 from .teachers import FollowPolicy, Teachers
-from .token_advantages import TokenAdvantageTrainer
+from .token_advantages import assign_credit, evidence_fields, in_loss
 from .visible_log import VisibleTrainer
 
 _logger = logging.getLogger(__name__)
 
 
 class CEPOTrainer(
-    SequenceLevelTrainer,
-    TokenAdvantageTrainer,
     SharedPromptTrainer,
     GuardedTrainer,
     VisibleTrainer,
@@ -280,7 +278,6 @@ class CEPOTrainer(
             self._log_credit("coefficient", self._coefficient())
             self._log_seconds("update", self._update_seconds)
             self._update_seconds = 0.0
-            self._log_sums_of_step()
             self._log_distillation()
         return loss
 
@@ -289,7 +286,7 @@ class CEPOTrainer(
             return super()._compute_loss(model, inputs)
         if self.args.distils_whole:
             return self._distil(model, inputs)
-        inputs = self._place(inputs)
+        inputs = in_loss(inputs, self.args, self.state.global_step, self._processes.sum_tensor)
         factor = 1.0
         if self._skips:
             common = self._processes.most_of if self.accelerator.num_processes > 1 else None
@@ -331,25 +328,34 @@ class CEPOTrainer(
         groups, rows = self._batch.groups(batch)
         verdicts = verdicts_of(groups).to(advantages)
         if not self.method.needs_solution:  # nothing is known of the tokens, and nobody reads them
-            self._take_evidence(batch, no_evidence(batch["completion_ids"]), verdicts)
+            self._put_evidence(batch, no_evidence(batch["completion_ids"]), verdicts)
             return 0.0
         wanted = (self.method.wanted(advantages, verdicts, self.args) & mask.any(dim=1)).tolist()
         owners = [index for index, group in enumerate(groups) for _ in group.rollouts]
         prompts, completions = self._prompts(batch, rows), Completions(batch["completion_ids"], mask, owners)
         pipeline = self._teachers.pipeline(self._encoder, batch)
         plan = pipeline.plan(self.args, groups, wanted)
-        student, waits = self._teachers.student_logps(batch, plan)
         with self._teachers.reading():
-            (read,) = pipeline.read([plan], groups, prompts, completions, student)
-        if waits:
-            self._take_contexts(batch, read, verdicts)
-        else:
-            evidence = pipeline.evidence(self.args, read, groups, prompts, completions)
-            self._take_evidence(batch, evidence, verdicts)
+            (read,) = pipeline.read([plan], groups, prompts, completions, self._teachers.student_logps(batch))
+        evidence = pipeline.evidence(self.args, read, groups, prompts, completions)
+        self._put_evidence(batch, evidence, verdicts)
         if not self.method.needs_teachers:
             return 0.0
         self._log_fallbacks([r.fallback for r, kept in zip(plan.references, wanted, strict=True) if kept])
         return self._processes.mean(read.present.any(dim=0).float().mean())
+
+    def _put_evidence(self, batch: dict[str, Any], evidence: Evidence, verdicts: Tensor) -> None:
+        """Let evidence ride in TRL's batch, and log what it makes of the advantages."""
+        batch |= evidence_fields(evidence, verdicts)
+        inputs, placed = assign_credit(batch, self.args, self.state.global_step, self._processes.sum_tensor)
+        sums = credit_sums(inputs, placed)
+        totals = dict(zip(sums, self._processes.sum(list(sums.values())), strict=True))
+        for name, value in credit_metrics(totals, signed=self.method.signed).items():
+            self._log_credit(name, value)
+
+    def _coefficient(self) -> float:
+        """lambda."""
+        return self.args.coefficient_at(self.state.global_step)
 
     def _find_teacher_prompts(self, batch: dict[str, Any]) -> float:
         """Put the teachers' prompts into the batch; the share of rollouts that have a teacher."""
@@ -486,8 +492,3 @@ class CEPOTrainer(
         sums = self._processes.sum([len(fallbacks), *(counts[reason] for reason in reasons)])
         for reason, number in zip(reasons, sums[1:], strict=True):
             self._log_credit(f"fallback/{reason}", number / sums[0] if sums[0] else 0.0)
-
-    def _log_sums(self, sums: dict[str, float]) -> None:
-        totals = dict(zip(sums, self._processes.sum(list(sums.values())), strict=True))
-        for name, value in credit_metrics(totals, signed=self.method.signed).items():
-            self._log_credit(name, value)
