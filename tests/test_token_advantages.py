@@ -8,7 +8,7 @@ from torch.testing import assert_close
 from trl import GRPOTrainer
 
 from cepo import CEPOConfig, CEPOTrainer, policy_path
-from cepo.scoring.passes import Scorer
+from cepo.scoring.forward import Scorer
 
 from .test_trainer import QUICK, half_right, logged, task, weights_of  # noqa: F401
 
@@ -185,4 +185,4 @@ def test_a_tower_that_learns_runs_once_a_reader(tmp_path, figures):
     tower.register_forward_pre_hook(lambda _, args, kwargs: counts.append(len(kwargs["grid_thw"])), with_kwargs=True)
     trainer.train()
     assert counts[-3:] == [2, 2, 2]
-    assert trainer._features.runs == 0
+    assert trainer._sharing.features.runs == 0

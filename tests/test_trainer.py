@@ -11,7 +11,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl import GRPOConfig, GRPOTrainer
 from trl.rewards import accuracy_reward
 
-import cepo.scoring.passes
+import cepo.fast.prefix_cache
+import cepo.scoring.forward
 import cepo.scoring.score
 import cepo.trainer.cepo_trainer
 from cepo import CEPOConfig, CEPOTrainer, References, policy_path, reference_answer
@@ -561,11 +562,11 @@ def test_shared_prompts_place_the_same_credit(tmp_path, task, method, monkeypatc
 
 def test_a_model_that_cannot_share_prompts_says_so_once(tmp_path, text_figures, text_model_path, monkeypatch, caplog):
     wrong_answers(monkeypatch)
-    monkeypatch.setattr(cepo.scoring.passes, "why_not_shared", lambda *args: "it forgets")
+    monkeypatch.setattr(cepo.fast.prefix_cache, "trial_reason", lambda *args: "it forgets")
     read = []
-    monkeypatch.setattr(cepo.scoring.passes.SharedPrompt, "log_probs", lambda *args: pytest.fail("shared"))
-    whole = cepo.scoring.passes.Concatenated.log_probs
-    monkeypatch.setattr(cepo.scoring.passes.Concatenated, "log_probs", lambda *args: read.append(1) or whole(*args))
+    monkeypatch.setattr(cepo.fast.prefix_cache.PrefixCachedForward, "log_probs", lambda *args: pytest.fail("shared"))
+    whole = cepo.scoring.forward.FullForward.log_probs
+    monkeypatch.setattr(cepo.scoring.forward.FullForward, "log_probs", lambda *args: read.append(1) or whole(*args))
     train(tmp_path, text_figures, text_model_path, half_right)
     assert len(read) == 2
     assert [record.message for record in caplog.records if "it forgets" in record.message] != []

@@ -21,7 +21,7 @@ from ..methods.placement import Placement, PlacementInputs
 from ..references.contents import Part
 from ..references.groups import Group, Ids, References, Rollout
 from ..references.hints import add_hint, fill_hint
-from .passes import Scorer, ScoringModel
+from .forward import Scorer, ScoringModel
 from .prompts import PromptEncoder, cut_text, token_texts
 from .requests import Prompt, text_length
 from .score import Completions, LogProbs, score_contexts

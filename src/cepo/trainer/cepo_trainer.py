@@ -9,6 +9,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import cache
 from typing import Any, get_args
 
@@ -18,15 +19,18 @@ from datasets import Dataset
 from torch import Tensor
 from trl.models.utils import _ForwardRedirection
 
+from ..acceleration import fast
 from ..data.checks import (
     can_be_explained,
     check_dataset,
+    check_image_sizes,
     check_method,
     check_size,
     check_solution,
     check_verifier,
     unread_images,
 )
+from ..data.images import with_opaque_images
 from ..data.loading import freeze_vision_tower, require_chat_template
 from ..data.sampling import check_special_tokens
 from ..data.saved import rows_of, save_rows
@@ -54,7 +58,7 @@ from .model_card import CEPO_PAPER, CardTrainer
 from .processes import Processes
 from .refusals import check_adapters, check_distillation, check_vllm_weights, check_whole_groups
 from .resuming import ResumingTrainer
-from .shared_update import SharedPromptTrainer
+from .sharing import NoSharing
 from .teachers import FollowPolicy, Teachers
 from .token_advantages import assign_credit, evidence_fields, in_loss
 from .visible_log import VisibleTrainer
@@ -63,7 +67,6 @@ _logger = logging.getLogger(__name__)
 
 
 class CEPOTrainer(
-    SharedPromptTrainer,
     GuardedTrainer,
     VisibleTrainer,
     LoggedTrainer,
@@ -132,6 +135,8 @@ class CEPOTrainer(
                 line, unreadable = check_verifier(function, train_dataset, args.answer_extractor)
                 if unreadable and args.process_index == 0:
                     _logger.warning(line)
+        quick = fast()
+        self._sharing: Any = NoSharing() if quick is None else quick.prompt_sharing(self)
         self._batch: CompletionBatch | None = None
         self._kept_step: int | None = None
         # Seconds that this process spent since it started; `update` is the loss, forward and backward.
@@ -147,6 +152,8 @@ class CEPOTrainer(
             )
         if self._is_vlm and self.accelerator.is_main_process and (unseen := unread_images(train_dataset)):
             _logger.warning(unseen)
+        if self._is_vlm:  # the processor is known from here on
+            check_image_sizes(train_dataset, self.processing_class)
         if isinstance(train_dataset, Dataset) and "prompt" in train_dataset.column_names:
             check_special_tokens(train_dataset["prompt"], self.processing_class)
         self._correctness_index = self._find_reward("correctness_reward") or 0
@@ -243,7 +250,11 @@ class CEPOTrainer(
         refuse_mixed_images(inputs)
         if not isinstance(self.train_dataset, Dataset):  # rows of a stream are checked as they come
             check_special_tokens([row["prompt"] for row in inputs], self.processing_class, "a batch of the stream")
+        if self._is_vlm:
+            inputs = [with_opaque_images(row) for row in inputs]
+        self._sharing.before_generation()
         output = super()._generate_and_score_completions(inputs)
+        self._sharing.generated(output)
         if not self.model.training:
             return output
         teachers_started = time.perf_counter()
@@ -263,16 +274,22 @@ class CEPOTrainer(
         self._preparation_seconds += time.perf_counter() - started
         return output
 
+    def _prepare_inputs(self, generation_batch):
+        return self._sharing.regrouped(super()._prepare_inputs(generation_batch))
+
+    def _generate_single_turn(self, *args, **kwargs):
+        return self._sharing.generate(super()._generate_single_turn, *args, **kwargs)
+
     def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
-        if not self.is_fsdp_enabled:
-            return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
-        with head_gathered_with_gradient():
-            return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
+        whole = super()._get_per_token_logps_and_entropies
+        with head_gathered_with_gradient() if self.is_fsdp_enabled else nullcontext():
+            return self._sharing.log_probs(whole, model, *args, **kwargs)
 
     def training_step(self, model, inputs, num_items_in_batch):
         started = time.perf_counter()
         self._preparation_seconds = 0.0
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        with self._sharing.training_step():
+            loss = super().training_step(model, inputs, num_items_in_batch)
         self._update_seconds += time.perf_counter() - started - self._preparation_seconds
         if self.accelerator.sync_gradients:
             self._log_credit("coefficient", self._coefficient())
@@ -390,7 +407,7 @@ class CEPOTrainer(
     def _distil(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         """Divergence of the policy from its teacher over the vocabulary, a mean over the tokens that have a teacher."""
         args = self.args
-        batch = self._sharing(distillation_batch(inputs, self._image_token()))
+        batch = self._sharing.distillation(distillation_batch(inputs, self._image_token()))
         unwrapped = self.accelerator.unwrap_model(self.model)
         inner = self._teachers.inner()
         with self._teachers.reading(), self._teachers.weights.in_place(), self.accelerator.autocast():

@@ -12,7 +12,7 @@ from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
 from ..data.loading import load_teacher_model
-from ..scoring.passes import Scorer, ScoringModel
+from ..scoring.forward import Scorer, ScoringModel
 from ..scoring.pipeline import Pipeline
 from ..scoring.prompts import PromptEncoder
 from ..scoring.requests import Prompt, Request
