@@ -17,7 +17,8 @@ from accelerate import Accelerator
 from transformers import Qwen3VLForConditionalGeneration
 from trl import GRPOTrainer
 
-from cepo.scoring.passes import ScoringModel, SharedPrompt, why_not_shared
+from cepo.fast.prefix_cache import PrefixCachedForward, trial_reason
+from cepo.scoring.forward import ScoringModel
 from cepo.scoring.requests import Ids, Prompt, Request
 from cepo.scoring.score import evaluating
 
@@ -115,7 +116,7 @@ class Ways:
         self.concatenated = [self._all_rows(position) for position in range(len(batch.contexts[0]))]
         longest = max(len(request.context) for request in everything)
         longest += max(len(request.completion) for request in everything)
-        self.ours = SharedPrompt(ScoringModel(model, model, fused=True), rows * longest)
+        self.ours = PrefixCachedForward(ScoringModel(model, model, fused=True), rows * longest)
         self.wanted = batch.requests(dead_too=False)
 
     def _all_rows(self, position: int) -> list[dict[str, Any]]:
@@ -185,7 +186,7 @@ class Ways:
 
     def check(self) -> None:
         """All three give the same log-probs."""
-        reason = why_not_shared(self.ours, self.batch.prompts, self.wanted)
+        reason = trial_reason(self.ours, self.batch.prompts, self.wanted)
         if reason is not None:
             raise RuntimeError(reason)
 

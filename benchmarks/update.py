@@ -1,7 +1,7 @@
 """The policy's own passes, prompts whole and shared: log-probs forward and backward, and sampling.
 
-TRL runs [prompt + completion] for every rollout; shared, each prompt is run once (`cepo.scoring.shared_rows`,
-`cepo.scoring.generation`). Before the clock starts, log-probs and gradients are checked to be the same.
+TRL runs [prompt + completion] for every rollout; shared, each prompt is run once (`cepo.fast.shared_rows`,
+`cepo.fast.generation`). Before the clock starts, log-probs and gradients are checked to be the same.
 """
 
 from collections.abc import Callable
@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers import Qwen3VLForConditionalGeneration
 from trl.trainer.utils import add_fused_lm_head
 
-from cepo.scoring.generation import SharedPrompts, Sparing
-from cepo.scoring.shared_rows import Rows, branched, packed
+from cepo.fast.generation import PrefixSharingGenerator, SharedPrompts
+from cepo.fast.shared_rows import Rows, branched, packed
 
 from .measure import in_random_order, median, seconds_and_memory
 from .models import IDS
@@ -86,7 +86,7 @@ def _samplings(model: Any, rows: Rows, images: dict[str, Tensor], length: int) -
     inputs |= {name: types[:, : rows.width] for name, types in rows.token_types.items()}
     # One token in a hundred ends a rollout: random weights would hardly ever sample the model's own end.
     ends = list(range(len(IDS), len(IDS) + model.config.text_config.vocab_size // 100))
-    sparing = Sparing(print)
+    sparing = PrefixSharingGenerator(print)
     prompts = SharedPrompts([0], [0] * len(rows.ids), rows.images)
     options = {"max_new_tokens": length, "do_sample": True, "top_k": 0, "eos_token_id": ends, "pad_token_id": 0}
 

@@ -18,7 +18,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from cepo import MethodOptions, evaluate_accuracy, load_figures, policy_path
 from cepo.data.loading import freeze_vision_tower
 from cepo.data.sampling import Sampling, sampled_groups
-from cepo.scoring.passes import Concatenated, Scorer, ScoringModel
+from cepo.scoring.forward import FullForward, Scorer, ScoringModel
 from cepo.scoring.pipeline import Pipeline, completions_of, place
 from cepo.scoring.prompts import PromptEncoder
 from cepo.scoring.score import evaluating
@@ -45,7 +45,7 @@ def train_step(model, pipeline, groups, options, optimizer, step, rows_at_a_time
         some = groups[begin : begin + rows_at_a_time]
         of_some = completions_of(some)
         # The policy's own log-probs once more, now with a gradient: whole passes, nothing shared.
-        whole = Pipeline(pipeline.encoder, Concatenated(ScoringModel(model, model), 1 << 30).log_probs)
+        whole = Pipeline(pipeline.encoder, FullForward(ScoringModel(model, model), 1 << 30).log_probs)
         logps = whole.student(some, prompts[begin : begin + rows_at_a_time], of_some)
         rows, width = logps.shape
         advantages = placed.advantages[first : first + rows, :width]

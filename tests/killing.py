@@ -87,7 +87,7 @@ def words(method, **options):
 PLACES = {
     "sampling": ("cepo.trainer.cepo_trainer:CEPOTrainer._generate", None),
     "rewards": ("cepo.trainer.cepo_trainer:CEPOTrainer._calculate_rewards", None),
-    "teachers": ("cepo.scoring.passes:Scorer.log_probs", None),
+    "teachers": ("cepo.scoring.forward:Scorer.log_probs", None),
     "loss": ("cepo.trainer.cepo_trainer:CEPOTrainer._compute_loss", None),
     "optimizer": ("torch.optim:AdamW.step", "after"),
     "teacher follows": ("cepo.scoring.teacher_weights:TeacherWeights.after_step", "after"),

@@ -9,7 +9,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from cepo.scoring.decoding import GrowingLayer, grow_in_place, keys_read_as_they_lie
+from cepo.fast.kv_cache import GrowingLayer, grow_in_place, keys_read_as_they_lie
 
 from . import tiny_models
 

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from trl import GRPOTrainer
 from trl.rewards import accuracy_reward
 
-import cepo.scoring.passes
+import cepo.scoring.forward
 import cepo.scoring.pipeline
 import cepo.trainer.cepo_trainer
 from cepo import CEPOConfig, CEPOTrainer
@@ -277,7 +277,7 @@ def test_a_teacher_that_stays_behind_is_another(tmp_path, text_figures, text_mod
 def test_the_student_is_the_policy_whoever_teaches(tmp_path, text_figures, text_model_path, monkeypatch):
     """RLSD with a teacher of step 0: log P_T+ by the weights of step 0, log P_S by those of now."""
     asked, weights, at_work = [], [], []
-    score, passes = cepo.scoring.pipeline.score_contexts, cepo.scoring.passes.Scorer.log_probs
+    score, passes = cepo.scoring.pipeline.score_contexts, cepo.scoring.forward.Scorer.log_probs
 
     def spy(contexts, *rest, student=None, **way):
         asked.append(({context for answers in contexts for context in answers}, student))
@@ -288,7 +288,7 @@ def test_the_student_is_the_policy_whoever_teaches(tmp_path, text_figures, text_
         return passes(*args, **options)
 
     monkeypatch.setattr(cepo.scoring.pipeline, "score_contexts", spy)
-    monkeypatch.setattr(cepo.scoring.passes.Scorer, "log_probs", noted)
+    monkeypatch.setattr(cepo.scoring.forward.Scorer, "log_probs", noted)
     options = {"method": "rlsd", "teacher": "initial", "max_steps": 2, "learning_rate": 0.05}
     at_work[:] = [make(tmp_path, text_figures, text_model_path, half_right, **options)]
     at_work[0].train()

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from cepo.scoring.image_features import ImageFeatures, frozen_tower
+from cepo.fast.image_features import ImageFeatures, frozen_tower
 
 from . import tiny_models
 from .test_passes import image_for

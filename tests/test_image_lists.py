@@ -26,8 +26,7 @@ from transformers import (
 )
 
 from cepo import CEPOConfig, CEPOTrainer, policy_path
-from cepo.data.sampling import Sampling, conversation_of, sample, seeded
-from cepo.data.sampling import _sparing_of as sampling_of
+from cepo.data.sampling import _GENERATORS, Sampling, conversation_of, sample, seeded
 
 from . import tiny_models
 from .test_trainer import QUICK, letters
@@ -149,7 +148,7 @@ def test_sampling_shares_prompts_whose_images_come_in_lists(tmp_path, family, mo
         trainer.train()
         monkeypatch.undo()
         assert all(isinstance(one["pixel_values"], list) for one in fields)
-        found[shared] = sampled, [count for count, width in rows if width > 1], trainer._sparing.shares
+        found[shared] = sampled, [count for count, width in rows if width > 1], trainer._sharing.generator.shares
     assert found["auto"][0] == found["never"][0]
     assert found["never"][1:] == ([8, 8], None)
     assert found["auto"][1:] == ([8, 2, 2], True)  # whole rows and the trial, from then on each prompt once
@@ -163,18 +162,18 @@ def test_other_images_make_another_prompt(tmp_path, family):
     rows = drawings().select([0, 0, 1, 1])
     prompts = [conversation_of(row, processor) for row in rows]
     ids, images, fields = trainer._tokenize_prompts(prompts)
-    shared = trainer._shared_prompts(ids, images, fields)
+    shared = trainer._sharing._shared_prompts(ids, images, fields)
     assert ids[0] == ids[2]
     assert (shared.firsts, shared.owners) == ([0, 2], [0, 0, 1, 1])
     assert {name: len(values) for name, values in shared.images.items()} == dict.fromkeys(shared.images, 2)
     assert all(isinstance(values, torch.Tensor) for values in shared.images.values())
     trainer.model.to("meta")  # as another device
-    assert {v.device.type for v in trainer._shared_prompts(ids, images, fields).images.values()} == {"meta"}
+    assert {v.device.type for v in trainer._sharing._shared_prompts(ids, images, fields).images.values()} == {"meta"}
     # Tiles of several images in one field: which tile is of which image, TRL finds out after sampling.
     tiles = {"pixel_values": [torch.zeros(3, 16, 16)] * 9}
-    assert trainer._shared_prompts(ids, images, tiles) is None
+    assert trainer._sharing._shared_prompts(ids, images, tiles) is None
     ragged = {"pixel_values": [torch.zeros(3, 16, 16 + row) for row in range(4)]}
-    assert trainer._shared_prompts(ids, images, ragged) is None
+    assert trainer._sharing._shared_prompts(ids, images, ragged) is None
 
 
 class TakesLists(LlavaForConditionalGeneration):
@@ -209,7 +208,7 @@ def test_samples_outside_of_the_trainer_share_too(family, monkeypatch):
             return sample(model, processor, conversations, Sampling(8))
 
     expected = sampled(apart)
-    assert sampling_of(model).shares is None
+    assert _GENERATORS[model].shares is None
     assert sampled(shared) == expected
-    assert sampling_of(model).shares is True
+    assert _GENERATORS[model].shares is True
     assert sampled(shared) == expected  # after the trial

@@ -10,15 +10,8 @@ from peft import LoraConfig, get_peft_model
 from torch.testing import assert_close
 from trl.trainer.utils import add_fused_lm_head
 
-from cepo.scoring.passes import (
-    Concatenated,
-    ScoringModel,
-    SharedPrompt,
-    branched_states,
-    cache_argument,
-    hidden_states,
-    why_not_shared,
-)
+from cepo.fast.prefix_cache import PrefixCachedForward, branched_states, cache_argument, trial_reason
+from cepo.scoring.forward import FullForward, ScoringModel, hidden_states
 from cepo.scoring.requests import Prompt, Request, batches_of
 from cepo.scoring.score import evaluating
 
@@ -109,7 +102,7 @@ def test_concatenated_passes_are_right(name, max_tokens, fused):
     model = tiny_models.make(name)
     prompts, requests = a_batch(name)
     with evaluating(model):
-        results = Concatenated(policy_of(model, fused=fused), max_tokens).log_probs(prompts, requests)
+        results = FullForward(policy_of(model, fused=fused), max_tokens).log_probs(prompts, requests)
         assert_right(model, prompts, requests, results)
 
 
@@ -119,9 +112,9 @@ def test_concatenated_passes_are_right(name, max_tokens, fused):
 def test_shared_prompts_are_right(name, max_tokens, seed, fused):
     model = tiny_models.make(name, seed)
     prompts, requests = a_batch(name, seed)
-    shared = SharedPrompt(policy_of(model, fused=fused), max_tokens)
+    shared = PrefixCachedForward(policy_of(model, fused=fused), max_tokens)
     with evaluating(model):
-        assert why_not_shared(shared, prompts, requests) is None
+        assert trial_reason(shared, prompts, requests) is None
         assert_right(model, prompts, requests, shared.log_probs(prompts, requests))
 
 
@@ -150,12 +143,12 @@ def test_a_prompt_and_its_contexts_are_run_once():
     policy = policy_of(model)
     calls = counted(policy)
     with evaluating(model):
-        SharedPrompt(policy, 10_000).log_probs(prompts, requests)
+        PrefixCachedForward(policy, 10_000).log_probs(prompts, requests)
     prefix = len(prompt.ids) - 3
     assert calls == [(1, prefix), (2, 5), (16, 10)]
     calls.clear()
     with evaluating(model):
-        Concatenated(policy, 10_000).log_probs(prompts, requests)
+        FullForward(policy, 10_000).log_probs(prompts, requests)
     assert calls == [(16, len(contexts[0]) + 9)]
 
 
@@ -169,8 +162,8 @@ def test_a_pass_holds_no_more_tokens_than_allowed(max_tokens):
     forward = model.forward
     model.forward = lambda *args, **kwargs: held.append(kwargs["attention_mask"].shape) or forward(*args, **kwargs)
     with evaluating(model):
-        SharedPrompt(policy, max_tokens).log_probs(prompts, requests)
-        Concatenated(policy, max_tokens).log_probs(prompts, requests)
+        PrefixCachedForward(policy, max_tokens).log_probs(prompts, requests)
+        FullForward(policy, max_tokens).log_probs(prompts, requests)
     longest = max(len(request.context) + len(request.completion) for request in requests)
     contexts = 3
     assert all(rows * width <= max(max_tokens, contexts * longest) for rows, width in held)
@@ -190,12 +183,12 @@ def test_no_readings_no_passes():
     policy = policy_of(model)
     calls = counted(policy)
     prompts, _ = a_batch("qwen3")
-    assert SharedPrompt(policy, 100).log_probs(prompts, []) == []
-    assert Concatenated(policy, 100).log_probs(prompts, []) == []
+    assert PrefixCachedForward(policy, 100).log_probs(prompts, []) == []
+    assert FullForward(policy, 100).log_probs(prompts, []) == []
     assert calls == []
 
 
-@pytest.mark.parametrize("way", [Concatenated, SharedPrompt])
+@pytest.mark.parametrize("way", [FullForward, PrefixCachedForward])
 def test_every_process_makes_as_many_passes(way):
     """What one process needs, the others make too: under FSDP each forward pass is everyone's."""
     model = tiny_models.make("qwen3_vl")
@@ -249,7 +242,7 @@ def test_branched_states_are_those_of_whole_requests(name):
 def test_recurrent_layers_are_not_shared(name):
     model = tiny_models.make(name)
     prompts, requests = a_batch(name)
-    assert "LinearAttention" in why_not_shared(SharedPrompt(policy_of(model), 1000), prompts, requests)
+    assert "LinearAttention" in trial_reason(PrefixCachedForward(policy_of(model), 1000), prompts, requests)
 
 
 def test_a_cache_that_branches_wrongly_is_found_out(monkeypatch):
@@ -268,15 +261,17 @@ def test_a_cache_that_branches_wrongly_is_found_out(monkeypatch):
             raise RuntimeError("no cache\nat all")
         return forward(*args, **kwargs)
 
-    shared = SharedPrompt(policy, 1000)
+    shared = PrefixCachedForward(policy, 1000)
     with evaluating(model):
-        assert why_not_shared(shared, prompts, requests) is None
+        assert trial_reason(shared, prompts, requests) is None
         monkeypatch.setattr(model.base_model, "forward", misplaced)
-        assert "nats" in why_not_shared(shared, prompts, requests)
+        assert "nats" in trial_reason(shared, prompts, requests)
         monkeypatch.setattr(model.base_model, "forward", broken)
-        assert "no cache" in why_not_shared(shared, prompts, requests)
+        assert "no cache" in trial_reason(shared, prompts, requests)
         monkeypatch.undo()
-        assert "another process" in why_not_shared(SharedPrompt(policy, 1000, _failing_elsewhere), prompts, requests)
+        assert "another process" in trial_reason(
+            PrefixCachedForward(policy, 1000, _failing_elsewhere), prompts, requests
+        )
 
 
 def _failing_elsewhere(numbers):
@@ -291,7 +286,7 @@ def test_a_prompt_that_ends_with_its_images_is_read_whole(images_end):
     policy = policy_of(model)
     calls = counted(policy)
     with evaluating(model):
-        results = SharedPrompt(policy, 10_000).log_probs(unclear, requests)
+        results = PrefixCachedForward(policy, 10_000).log_probs(unclear, requests)
         assert len(calls) == 4  # prompts, contexts, completions; and one whole
         if images_end is None:
             assert_right(model, prompts, requests, results)
@@ -304,15 +299,15 @@ def test_bfloat16_stays_within_its_rounding(name):
     prompts, requests = a_batch(name)
     policy = policy_of(model)
     with evaluating(model):
-        exact = torch.cat(SharedPrompt(policy, 10_000).log_probs(prompts, requests))
+        exact = torch.cat(PrefixCachedForward(policy, 10_000).log_probs(prompts, requests))
         model.bfloat16()
         rounded = [
             Prompt(p.ids, {k: _half(v) for k, v in p.images.items()}, p.token_types, p.images_end) for p in prompts
         ]
-        shared, whole = SharedPrompt(policy, 10_000), Concatenated(policy, 10_000)
+        shared, whole = PrefixCachedForward(policy, 10_000), FullForward(policy, 10_000)
         off_shared = (torch.cat(shared.log_probs(rounded, requests)) - exact).abs().mean()
         off_whole = (torch.cat(whole.log_probs(rounded, requests)) - exact).abs().mean()
-        assert why_not_shared(shared, rounded, requests) is None
+        assert trial_reason(shared, rounded, requests) is None
     assert off_shared < 1.5 * off_whole + 1e-3
 
 
@@ -332,10 +327,10 @@ def test_adapters_and_checkpointing_change_nothing():
     adapted.train()
     policy = ScoringModel(adapted, model)
     with evaluating(adapted):
-        assert why_not_shared(SharedPrompt(policy, 150), prompts, requests) is None
-        assert_right(model, prompts, requests, SharedPrompt(policy, 150).log_probs(prompts, requests))
+        assert trial_reason(PrefixCachedForward(policy, 150), prompts, requests) is None
+        assert_right(model, prompts, requests, PrefixCachedForward(policy, 150).log_probs(prompts, requests))
         with adapted.disable_adapter():
-            base = SharedPrompt(policy, 150).log_probs(prompts, requests)
+            base = PrefixCachedForward(policy, 150).log_probs(prompts, requests)
             assert_right(model, prompts, requests, base)
     assert adapted.training
 
@@ -358,7 +353,7 @@ def test_no_logits_of_the_vocabulary_are_held(monkeypatch):
             return out
 
     tokens = max(len(r.completion) for r in completions) * len(completions)
-    for way in (SharedPrompt, Concatenated):
+    for way in (PrefixCachedForward, FullForward):
         sizes.clear()
         with evaluating(model), Watch():
             way(policy, 100_000).log_probs(prompts, completions)

@@ -14,11 +14,10 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.trainer.utils import add_fused_lm_head
 
 from cepo import CEPOConfig, CEPOTrainer, policy_path
-from cepo.scoring.generation import SharedPrompts, Sparing
-from cepo.scoring.passes import ScoringModel
-from cepo.scoring.shared_rows import Rows, branched, distinct, packed, packing_pays, why_not_shared
+from cepo.fast.generation import PrefixSharingGenerator, SharedPrompts
+from cepo.fast.shared_rows import Rows, branched, distinct, packed, packing_pays, why_not_shared
+from cepo.fast.trainer import rows_of
 from cepo.trainer.batches import images_of_rows
-from cepo.trainer.shared_update import rows_of
 
 from . import tiny_models
 from .test_passes import SHAREABLE, prompt_for, words
@@ -147,7 +146,7 @@ def test_tokens_and_cost():
 )
 def test_structure(name, checkpoints, reason):
     model = tiny_models.make(name)
-    found = why_not_shared(ScoringModel(model, model), checkpoints=checkpoints)
+    found = why_not_shared(model, checkpoints=checkpoints)
     assert found is None if reason is None else reason in found
     assert name in SHAREABLE or name in HYBRID_MODELS
 
@@ -232,7 +231,7 @@ def test_never_is_trl_to_the_bit(tmp_path, task):  # noqa: F811
 def test_where_it_cannot_be_exact_it_is_not_done_and_said_once(tmp_path, task, caplog):  # noqa: F811
     dropped = {"peft_config": LoraConfig(r=4, lora_dropout=0.3, target_modules=["q_proj"])}
     trainer = train(tmp_path, task, "auto", **dropped)
-    assert trainer._shares is False
+    assert trainer._sharing.shares is False
     lines = [record.getMessage() for record in caplog.records if "once per rollout" in record.getMessage()]
     assert lines == [
         "the update runs every prompt once per rollout: dropout would be the same for all rollouts of a prompt. "
@@ -312,7 +311,7 @@ def test_what_is_generated_is_what_whole_prompts_generate(models, name, images, 
     if sampled:
         assert len(set(ran.sum(1).tolist())) > 2  # rows end at different times
     said, counts = [], []
-    sparing = Sparing(said.append)
+    sparing = PrefixSharingGenerator(said.append)
     for _ in range(2):  # with the trial, and after it
         with sparing.generating(model, options["eos_token_id"], prompts):
             inner = model.register_forward_pre_hook(
@@ -334,7 +333,7 @@ def test_what_is_generated_is_what_whole_prompts_generate(models, name, images, 
 
 def test_caches_that_cannot_be_branched_are_left_alone(models):
     said, model = [], models("qwen3_next")
-    sparing = Sparing(said.append)
+    sparing = PrefixSharingGenerator(said.append)
     for _ in range(2):
         with sparing.generating(model, [5], None):
             assert not model._forward_pre_hooks
@@ -349,7 +348,7 @@ def test_a_model_whose_trial_differs_is_left_alone(models):
     inputs, prompts = inputs_of("qwen3", 0, [2, 2], random.Random(1))
     swapped = SharedPrompts(prompts.firsts, [1 - owner for owner in prompts.owners], {})
     expected = model.generate(**inputs, max_new_tokens=4, do_sample=False, pad_token_id=0, eos_token_id=5)
-    sparing = Sparing(said.append)
+    sparing = PrefixSharingGenerator(said.append)
     for _ in range(2):
         with sparing.generating(model, [5], swapped):
             found = model.generate(**inputs, max_new_tokens=4, do_sample=False, pad_token_id=0, eos_token_id=5)

@@ -9,7 +9,7 @@ from trl.trainer.utils import add_fused_lm_head
 
 from cepo import policy_path
 from cepo.references.hints import DEFAULT_HINT_TEMPLATE, add_hint, fill_hint
-from cepo.scoring.passes import Concatenated, ScoringModel
+from cepo.scoring.forward import FullForward, ScoringModel
 from cepo.scoring.prompts import PromptEncoder
 from cepo.scoring.requests import Prompt
 from cepo.scoring.score import Completions, evaluating, score
@@ -160,10 +160,10 @@ def test_scores_stand_where_their_rollout_and_context_do(model, processor, encod
     contexts = [hinted, [None, prompts[1].ids, None]]
     rollouts = rollouts_of(processor, TEXTS, pad_to=30)
     with evaluating(model):
-        together = score(contexts, rollouts, prompts, Concatenated(ScoringModel(model, model), 10_000).log_probs)
+        together = score(contexts, rollouts, prompts, FullForward(ScoringModel(model, model), 10_000).log_probs)
         for row, context in enumerate(hinted):
             one = Completions(rollouts.completion_ids[[row]], rollouts.wanted[[row]], [0])
-            alone = score([[context]], one, [prompts[row]], Concatenated(ScoringModel(model, model), 1).log_probs)
+            alone = score([[context]], one, [prompts[row]], FullForward(ScoringModel(model, model), 1).log_probs)
             assert_close(together[0, row], alone[0, 0], atol=1e-5, rtol=1e-4)
     assert together.shape == (2, 3, 30)
     assert together[1, [0, 2]].isnan().all()
@@ -174,7 +174,7 @@ def test_scores_stand_where_their_rollout_and_context_do(model, processor, encod
 
 def test_padding_content_never_changes_a_score(model, processor, prompts):
     contexts = [[prompt.ids for prompt in prompts]]
-    read = Concatenated(ScoringModel(model, model), 10_000).log_probs
+    read = FullForward(ScoringModel(model, model), 10_000).log_probs
     with evaluating(model):
         plain = score(contexts, rollouts_of(processor, TEXTS, 30), prompts, read)
         garbage = score(contexts, rollouts_of(processor, TEXTS, 30, filler=40), prompts, read)
@@ -196,7 +196,7 @@ def test_the_teacher_sees_the_image(model, processor, figures):
             [[seen.ids, unseen.ids]],
             rollouts_of(processor, [text, text]),
             [seen, unseen],
-            Concatenated(ScoringModel(model, model), 10_000).log_probs,
+            FullForward(ScoringModel(model, model), 10_000).log_probs,
         )
     assert not torch.allclose(result[0, 0], result[0, 1])
 

@@ -1,17 +1,15 @@
-"""log P_S from the update's own forward pass: the same numbers as from a pass of its own, and no such pass."""
+"""log P_S is known before the loss: from TRL where it has it, else from a scoring pass, with the same step."""
 
 import math
 
 import pytest
 import torch
 from torch.testing import assert_close
+from trl import GRPOTrainer
 
 from cepo import CEPOConfig, CEPOTrainer, policy_path
-from cepo.scoring.passes import Scorer
-from cepo.trainer.metrics import added
-from cepo.trainer.teachers import Teachers
+from cepo.scoring.forward import Scorer
 
-from .test_metrics import sums_of
 from .test_trainer import QUICK, half_right, logged, task, weights_of  # noqa: F401
 
 METHODS = {
@@ -35,7 +33,6 @@ STEPS = {
     },
     "twice in a step": {"num_iterations": 2, "steps_per_generation": 1, "gradient_accumulation_steps": 2},
     "all rows": {"skip_zero_advantage": False},
-    "sequence": {"importance_sampling_level": "sequence"},
     "kl": {"beta": 0.2},
     "high entropy": {"top_entropy_quantile": 0.4},
     "checkpointing": {"gradient_checkpointing": True},
@@ -58,10 +55,6 @@ def run(tmp_path, task, **options):  # noqa: F811
     return trainer
 
 
-def read_apart(self, batch, plan):
-    return batch.get("old_per_token_logps"), False
-
-
 @pytest.fixture
 def asked(monkeypatch):
     """Whether each request to a scorer had a hint."""
@@ -76,27 +69,39 @@ def asked(monkeypatch):
 
 
 @pytest.mark.parametrize("name", SITUATIONS)
-def test_steps_are_those_of_a_pass_of_its_own(tmp_path, task, name, monkeypatch, asked):  # noqa: F811
+def test_student_log_probs_are_known_before_the_loss(tmp_path, task, name, asked, monkeypatch):  # noqa: F811
+    """With TRL's own log-probs of the policy that sampled, no pass is made for them, and the step is the same."""
     options = SITUATIONS[name]
-    late = run(tmp_path, task, **options)
-    assert all(asked), "the student was read"
-    with_hint = len(asked)
-    asked.clear()
-    monkeypatch.setattr(Teachers, "student_logps", read_apart)
-    early = run(tmp_path, task, **options)
+    scored = run(tmp_path, task, **options)
     assert not all(asked)
-    assert sum(asked) == with_hint
-    assert any(value > 0 for value in logged(early, "grad_norm"))
-    names = [key for key in early.state.log_history[0] if key.startswith("cepo/") and "seconds" not in key]
+    with_hint = sum(asked)
+    asked.clear()
+    kept = GRPOTrainer._generate_and_score_completions
+
+    def with_log_probs(self, inputs):
+        batch = kept(self, inputs)
+        if self.model.training and "old_per_token_logps" not in batch:
+            ids = torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1)
+            mask = torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1)
+            fields = ("pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids")
+            images = {name: batch[name] for name in fields if name in batch}
+            with torch.no_grad():
+                batch["old_per_token_logps"], *_ = self._get_per_token_logps_and_entropies(
+                    self.model, ids, mask, batch["completion_ids"].shape[1], **images
+                )
+        return batch
+
+    monkeypatch.setattr(GRPOTrainer, "_generate_and_score_completions", with_log_probs)
+    known = run(tmp_path, task, **options)
+    assert all(asked)
+    assert len(asked) == with_hint
+    names = [key for key in known.state.log_history[0] if key.startswith("cepo/") and "seconds" not in key]
     assert {"cepo/evidence/wrong_mean", "cepo/credit/moved", "cepo/rows_scored"} <= set(names)
-    if name == "two generations a step":  # a mean over the tokens of both, not of two means
-        names = []
-    for key in (*names, "loss", "grad_norm", "entropy"):
-        found, wanted = ([math.nan if v is None else v for v in logged(one, key)] for one in (late, early))
+    for key in (*names, "loss", "grad_norm"):
+        found, wanted = ([math.nan if v is None else v for v in logged(one, key)] for one in (scored, known))
         assert found == pytest.approx(wanted, rel=2e-3, abs=2e-5, nan_ok=True), key
-    expected = weights_of(early)
-    for weight_name, weight in weights_of(late).items():
-        assert_close(weight, expected[weight_name], atol=2e-5, rtol=1e-3)
+    for weight_name, weight in weights_of(scored).items():
+        assert_close(weight, weights_of(known)[weight_name], atol=2e-5, rtol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -119,14 +124,6 @@ def test_without_one_step_a_generation_trls_own_are_taken(tmp_path, task, option
     assert any(asked)
 
 
-def test_sums_of_parts_are_those_of_the_whole():
-    delta, advantages = torch.tensor([[1.0, -0.2, 0.0], [-2.0, 0.1, 0.0]]), torch.tensor([0.5, -0.5])
-    whole = sums_of(delta, advantages)
-    parts = [sums_of(delta[row : row + 1], advantages[row : row + 1]) for row in (0, 1)]
-    assert added(parts) == pytest.approx(whole)
-    assert added([]) == dict.fromkeys(whole, 0.0)
-
-
 # What a step runs -----------------------------------------------------------------------------------------------------
 
 
@@ -134,10 +131,10 @@ def test_sums_of_parts_are_those_of_the_whole():
     ("method", "prompts", "readings"),
     [
         ({"method": "grpo"}, 2, 0),  # sampling and update
-        ({"method": "rlsd"}, 3, 1),
-        ({"method": "cscr"}, 3, 2),
-        ({"method": "rlsd", "teacher": "ema", "teacher_ema_decay": 0.5}, 3, 1),
-        ({"method": "rlsd", "gradient_checkpointing": True}, 3, 1),
+        ({"method": "cepo"}, 3, 2),
+        ({"method": "rlsd"}, 3, 2),
+        ({"method": "cscr"}, 3, 3),
+        ({"method": "rlsd", "gradient_checkpointing": True}, 3, 2),
     ],
 )
 def test_no_token_runs_more_often_than_it_must(tmp_path, figures, monkeypatch, method, prompts, readings):
@@ -188,4 +185,4 @@ def test_a_tower_that_learns_runs_once_a_reader(tmp_path, figures):
     tower.register_forward_pre_hook(lambda _, args, kwargs: counts.append(len(kwargs["grid_thw"])), with_kwargs=True)
     trainer.train()
     assert counts[-3:] == [2, 2, 2]
-    assert trainer._features.runs == 0
+    assert trainer._sharing.features.runs == 0

@@ -11,7 +11,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl import GRPOConfig, GRPOTrainer
 from trl.rewards import accuracy_reward
 
-import cepo.scoring.passes
+import cepo.fast.prefix_cache
+import cepo.scoring.forward
 import cepo.scoring.score
 import cepo.trainer.cepo_trainer
 from cepo import CEPOConfig, CEPOTrainer, References, policy_path, reference_answer
@@ -407,12 +408,9 @@ def test_evaluation_runs_no_teacher(tmp_path, figures, monkeypatch):
 
 
 @pytest.mark.parametrize("loss_type", LOSSES)
-@pytest.mark.parametrize("level", ["token", "sequence"])
-def test_every_loss_of_trl_takes_token_advantages(
-    tmp_path, text_figures, text_model_path, loss_type, level, loss_inputs
-):
+def test_every_loss_of_trl_takes_token_advantages(tmp_path, text_figures, text_model_path, loss_type, loss_inputs):
     """With equal token advantages the loss is that of the rollout's advantage, so (B, T) is neither lost nor bent."""
-    options = QUICK | {"max_steps": 1, "loss_type": loss_type, "importance_sampling_level": level, "method": "grpo"}
+    options = QUICK | {"max_steps": 1, "loss_type": loss_type, "method": "grpo"}
     trainer = CEPOTrainer(text_model_path, letters, CEPOConfig(output_dir=str(tmp_path), **options), text_figures)
     trainer.train()
     batch = loss_inputs[0]
@@ -434,13 +432,12 @@ def every_other_group(completions, **kwargs):
 
 
 @pytest.mark.parametrize("loss_type", LOSSES)
-@pytest.mark.parametrize("level", ["token", "sequence"])
 def test_rows_without_advantage_leave_no_trace_in_the_gradient(
-    tmp_path, text_figures, text_model_path, loss_type, level, loss_inputs, monkeypatch
+    tmp_path, text_figures, text_model_path, loss_type, loss_inputs, monkeypatch
 ):
     """Gradients with and without these rows, parameter by parameter; half of the rows are dead, one has no tokens."""
     wrong_answers(monkeypatch)
-    options = QUICK | {"max_steps": 1, "loss_type": loss_type, "importance_sampling_level": level}
+    options = QUICK | {"max_steps": 1, "loss_type": loss_type}
     args = CEPOConfig(output_dir=str(tmp_path), **options)
     trainer = CEPOTrainer(text_model_path, every_other_group, args, text_figures)
     trainer.train()
@@ -565,11 +562,11 @@ def test_shared_prompts_place_the_same_credit(tmp_path, task, method, monkeypatc
 
 def test_a_model_that_cannot_share_prompts_says_so_once(tmp_path, text_figures, text_model_path, monkeypatch, caplog):
     wrong_answers(monkeypatch)
-    monkeypatch.setattr(cepo.scoring.passes, "why_not_shared", lambda *args: "it forgets")
+    monkeypatch.setattr(cepo.fast.prefix_cache, "trial_reason", lambda *args: "it forgets")
     read = []
-    monkeypatch.setattr(cepo.scoring.passes.SharedPrompt, "log_probs", lambda *args: pytest.fail("shared"))
-    whole = cepo.scoring.passes.Concatenated.log_probs
-    monkeypatch.setattr(cepo.scoring.passes.Concatenated, "log_probs", lambda *args: read.append(1) or whole(*args))
+    monkeypatch.setattr(cepo.fast.prefix_cache.PrefixCachedForward, "log_probs", lambda *args: pytest.fail("shared"))
+    whole = cepo.scoring.forward.FullForward.log_probs
+    monkeypatch.setattr(cepo.scoring.forward.FullForward, "log_probs", lambda *args: read.append(1) or whole(*args))
     train(tmp_path, text_figures, text_model_path, half_right)
     assert len(read) == 2
     assert [record.message for record in caplog.records if "it forgets" in record.message] != []

@@ -59,7 +59,6 @@ IN_THE_LOSS = {
         **{"loss_type": "vespo", "vespo_k_pos": 1.5, "vespo_lambda_pos": 2.0, "vespo_k_neg": 2.0},
         **{"vespo_lambda_neg": 1.5, "num_iterations": 2},
     },
-    "sequence": {"importance_sampling_level": "sequence", "num_iterations": 2},
     "batch": {"scale_rewards": "batch"},
     "objectives": {"multi_objective_aggregation": "normalize_then_sum", "reward_weights": [0.5, 2.0]},
     "head": {"cast_lm_head_to_fp32": True, "model_init_kwargs": {"dtype": "bfloat16"}},

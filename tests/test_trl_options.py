@@ -31,6 +31,7 @@ OTHER = {
     "use_adaptive_entropy": True,
 }
 # Refused when the model is there: whether it has a router is not known before.
+SEQUENCE = "importance_sampling_level"
 WITH_THE_MODEL = {"router_aux_loss_coef"}
 REFUSED = [name for name, standing in TRL_OPTIONS.items() if standing.distilling == "refused"]
 
@@ -43,7 +44,7 @@ def configured(tmp_path, method, **options):
 def test_the_table_has_every_option_of_trl():
     assert set(TRL_OPTIONS) == ADDED
     assert set(OTHER) | WITH_THE_MODEL == set(REFUSED)
-    assert not [name for name, standing in TRL_OPTIONS.items() if standing.placing == "refused"]
+    assert [name for name, standing in TRL_OPTIONS.items() if standing.placing == "refused"] == [SEQUENCE]
 
 
 @pytest.mark.parametrize("method", [method.name for method in METHODS.values() if method.distils])
@@ -54,9 +55,16 @@ def test_a_distillation_refuses_by_name_what_it_would_not_read(tmp_path, method,
 
 
 @pytest.mark.parametrize("method", [method.name for method in METHODS.values() if not method.distils])
-@pytest.mark.parametrize("name", OTHER)
+@pytest.mark.parametrize("name", [name for name in OTHER if name != SEQUENCE])
 def test_token_advantages_take_them_all(tmp_path, method, name):
     assert getattr(configured(tmp_path, method, **{name: OTHER[name]}), name) == OTHER[name]
+
+
+def test_token_advantages_refuse_ratios_of_sequences(tmp_path):
+    """Of token advantages only their mean would reach the policy; GRPO has one advantage a rollout."""
+    with pytest.raises(ValueError, match="gives tokens advantages of their own, of which only the mean would count"):
+        configured(tmp_path, "cepo", importance_sampling_level="sequence")
+    assert configured(tmp_path, "grpo", importance_sampling_level="sequence").importance_sampling_level == "sequence"
 
 
 # generation_kwargs ----------------------------------------------------------------------------------------------------

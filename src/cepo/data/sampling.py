@@ -9,7 +9,7 @@ import logging
 import re
 import statistics
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -18,9 +18,9 @@ import torch
 from PIL import Image
 from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin, TrainerState
 
+from ..acceleration import fast
 from ..references.extraction import final_answer
 from ..references.groups import Attempt, Group, Ids, Messages, Rollout
-from ..scoring.generation import SharedPrompts, Sparing
 from ..scoring.prompts import left_padding, special_tokens, text_of, thinking_opening, tokenizer_of, with_parts
 from ..scoring.requests import TOKEN_TYPES, distinct_prompts
 from ..scoring.score import evaluating
@@ -98,8 +98,7 @@ def sample(
         for start in range(0, len(conversations), sampling.batch_size):
             part = conversations[start : start + sampling.batch_size]
             inputs = _inputs_of(part, processing_class, sampling).to(model.device)
-            prompts = _shared(part, processing_class, sampling, model)
-            with _sparing_of(model).generating(model, ends, prompts):
+            with _sharing_prompts(model, part, processing_class, sampling, ends):
                 output = model.generate(**inputs, generation_config=generation)
             rows = output[:, inputs["input_ids"].shape[1] :].tolist()
             completions += [_until_end(row, ends) for row in rows]
@@ -162,23 +161,27 @@ def _inputs_of(conversations: Sequence[Messages], processing_class: Any, samplin
 
 
 # Whether a model's prompts can be shared is tried once.
-_SPARING: WeakKeyDictionary[PreTrainedModel, Sparing] = WeakKeyDictionary()
+_GENERATORS: WeakKeyDictionary[PreTrainedModel, Any] = WeakKeyDictionary()
 
 
-def _sparing_of(model: PreTrainedModel) -> Sparing:
-    return _SPARING.setdefault(model, Sparing(_logger.info))
-
-
-def _shared(
-    conversations: Sequence[Messages], processing_class: Any, sampling: Sampling, model: PreTrainedModel
-) -> SharedPrompts | None:
-    """Which conversations are one and the same object; None where none is there twice, or it is of no use."""
+def _sharing_prompts(
+    model: PreTrainedModel, conversations: Sequence[Messages], processing_class: Any, sampling: Sampling, ends: set[int]
+) -> AbstractContextManager:
+    """Samples here from prompts that run once, where `fast/` is there and the model allows it."""
+    quick = fast()
+    if quick is None:
+        return nullcontext()
+    generator = _GENERATORS.setdefault(model, quick.PrefixSharingGenerator(_logger.info))
+    # Conversations that are one and the same object have one prompt.
     firsts, owners = distinct_prompts([[id(conversation)] for conversation in conversations], lambda *_: True)
-    if len(firsts) == len(owners) or _sparing_of(model).shares is False:
-        return None
-    few = _inputs_of([conversations[row] for row in firsts], processing_class, sampling).to(model.device)
-    tokens = ("input_ids", "attention_mask", *TOKEN_TYPES)
-    return SharedPrompts(firsts, owners, {name: value for name, value in few.items() if name not in tokens})
+    prompts = None
+    if len(firsts) < len(owners) and generator.shares is not False:
+        few = _inputs_of([conversations[row] for row in firsts], processing_class, sampling).to(model.device)
+        tokens = ("input_ids", "attention_mask", *TOKEN_TYPES)
+        prompts = quick.SharedPrompts(
+            firsts, owners, {name: value for name, value in few.items() if name not in tokens}
+        )
+    return generator.generating(model, ends, prompts)
 
 
 def answer_texts(processing_class: Any, completions: Sequence[Ids], sampling: Sampling) -> list[str]:

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..scoring.forward import hidden_states
 from ..scoring.head import Head, sampled_log_probs
-from ..scoring.passes import hidden_states
 from ..scoring.requests import Prompt, Request
 from .divergence import divergence
 

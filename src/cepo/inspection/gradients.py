@@ -13,8 +13,8 @@ from transformers import PreTrainedModel
 from ..distillation.losses import DistillationBatch, student_divergence, teacher_states
 from ..methods.knowledge import KINDS, knowledge_of
 from ..references.groups import Group
+from ..scoring.forward import hidden_states
 from ..scoring.head import Head, sampled_log_probs
-from ..scoring.passes import hidden_states
 from ..scoring.pipeline import Found, Pipeline, advantages_of, completions_of, place, verdicts_of
 from ..scoring.prompts import token_texts
 from ..scoring.requests import Prompt, Request, batches_of, length_of

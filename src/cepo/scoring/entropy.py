@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from .forward import hidden_states
 from .head import CHUNK, Head
-from .passes import hidden_states
 from .requests import Prompt, Request, batches_of, length_of
 from .score import evaluating
 

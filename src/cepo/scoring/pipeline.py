@@ -21,7 +21,7 @@ from ..methods.placement import Placement, PlacementInputs
 from ..references.contents import Part
 from ..references.groups import Group, Ids, References, Rollout
 from ..references.hints import add_hint, fill_hint
-from .passes import Scorer, ScoringModel
+from .forward import Scorer, ScoringModel
 from .prompts import PromptEncoder, cut_text, token_texts
 from .requests import Prompt, text_length
 from .score import Completions, LogProbs, score_contexts
@@ -41,11 +41,6 @@ class Plan:
     references: list[References]
     contexts: list[list[Context]]
 
-    @property
-    def asks_student(self) -> bool:
-        """Whether the policy itself, without a hint, is among the contexts of any rollout."""
-        return any(STUDENT in contexts for contexts in self.contexts)
-
 
 @dataclass(frozen=True)
 class Read:
@@ -55,13 +50,11 @@ class Read:
         plan: The plan.
         logps: (C, N, T) log-probs of the rollouts' tokens [nats]; anything where not `present`.
         present: (C, N) bool, which contexts a rollout has.
-        own: (C, N) bool, which of these are STUDENT: the policy itself, without a hint.
     """
 
     plan: Plan
     logps: Tensor
     present: Tensor
-    own: Tensor
 
 
 @dataclass(frozen=True)
@@ -275,11 +268,8 @@ def _select(logps: Tensor, plan: Plan, places: list[dict[Context, int]]) -> Read
     rows = [[place[context] for context in contexts] for contexts, place in zip(plan.contexts, places, strict=True)]
     source = torch.tensor([row + [0] * (count - len(row)) for row in rows], device=logps.device).T
     present = torch.tensor([[position < len(row) for row in rows] for position in range(count)])
-    own = torch.tensor(
-        [[row[position : position + 1] == [STUDENT] for row in plan.contexts] for position in range(count)]
-    )
     picked = logps.gather(0, source.unsqueeze(-1).expand(-1, -1, logps.shape[-1]))
-    return Read(plan, picked, present.to(logps.device), own.to(logps.device))
+    return Read(plan, picked, present.to(logps.device))
 
 
 def no_evidence(completion_ids: Tensor) -> Evidence:

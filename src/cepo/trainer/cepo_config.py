@@ -106,7 +106,7 @@ class CEPOConfig(MethodOptions, GRPOConfig):
         self._refuse_what_would_do_nothing()
         self._refuse_generation_kwargs()
         self._refuse_other_means()
-        self._refuse_another_correction()
+        self._refuse_sequence_level()
         if self.skip_zero_advantage:
             self.require_skipping(self.why_no_skipping())
 
@@ -131,13 +131,12 @@ class CEPOConfig(MethodOptions, GRPOConfig):
                 f"loss_type={self.loss_type!r} does not take; leave it out, or take dapo, bnpo, dr_grpo, cispo or vespo"
             )
 
-    def _refuse_another_correction(self) -> None:
-        """The KL term takes the gradient of a sequence's ratio, and token advantages that of each token's."""
-        corrects = self.beta != 0 and self.use_bias_correction_kl
-        if self.importance_sampling_level == "sequence" and corrects and self.method != "grpo":
+    def _refuse_sequence_level(self) -> None:
+        """A sequence's ratio has the mean of its tokens' gradients: only the mean advantage would reach the policy."""
+        if self.importance_sampling_level == "sequence" and self.chosen.places:
             raise ValueError(
-                f"method={self.method!r} gives tokens advantages of their own, with which use_bias_correction_kl is "
-                "another term at importance_sampling_level='sequence'; set it to False, or take level 'token'"
+                f"method={self.method!r} gives tokens advantages of their own, of which only the mean would count at "
+                "importance_sampling_level='sequence'; take 'token'"
             )
 
     def _refuse_what_would_do_nothing(self) -> None:

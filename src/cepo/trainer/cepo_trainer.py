@@ -9,6 +9,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import cache
 from typing import Any, get_args
 
@@ -18,19 +19,23 @@ from datasets import Dataset
 from torch import Tensor
 from trl.models.utils import _ForwardRedirection
 
+from ..acceleration import fast
 from ..data.checks import (
     can_be_explained,
     check_dataset,
+    check_image_sizes,
     check_method,
     check_size,
     check_solution,
     check_verifier,
     unread_images,
 )
+from ..data.images import with_opaque_images
 from ..data.loading import freeze_vision_tower, require_chat_template
 from ..data.sampling import check_special_tokens
 from ..data.saved import rows_of, save_rows
 from ..distillation.losses import student_divergence, teacher_states
+from ..methods.method import Evidence
 from ..references.extraction import final_answer, text_of_completion
 from ..references.groups import Fallback, Messages
 from ..scoring.pipeline import no_evidence, verdicts_of
@@ -48,24 +53,20 @@ from .hub import HubTrainer
 from .lasting import LastingTrouble
 from .layout import check_layout, check_processes
 from .loggers import LoggedTrainer
-from .metrics import credit_metrics, verdict_shares
+from .metrics import credit_metrics, credit_sums, verdict_shares
 from .model_card import CEPO_PAPER, CardTrainer
 from .processes import Processes
 from .refusals import check_adapters, check_distillation, check_vllm_weights, check_whole_groups
 from .resuming import ResumingTrainer
-from .sequence_level import SequenceLevelTrainer
-from .shared_update import SharedPromptTrainer
+from .sharing import NoSharing
 from .teachers import FollowPolicy, Teachers
-from .token_advantages import TokenAdvantageTrainer
+from .token_advantages import assign_credit, evidence_fields, in_loss
 from .visible_log import VisibleTrainer
 
 _logger = logging.getLogger(__name__)
 
 
 class CEPOTrainer(
-    SequenceLevelTrainer,
-    TokenAdvantageTrainer,
-    SharedPromptTrainer,
     GuardedTrainer,
     VisibleTrainer,
     LoggedTrainer,
@@ -134,6 +135,8 @@ class CEPOTrainer(
                 line, unreadable = check_verifier(function, train_dataset, args.answer_extractor)
                 if unreadable and args.process_index == 0:
                     _logger.warning(line)
+        quick = fast()
+        self._sharing: Any = NoSharing() if quick is None else quick.prompt_sharing(self)
         self._batch: CompletionBatch | None = None
         self._kept_step: int | None = None
         # Seconds that this process spent since it started; `update` is the loss, forward and backward.
@@ -149,6 +152,8 @@ class CEPOTrainer(
             )
         if self._is_vlm and self.accelerator.is_main_process and (unseen := unread_images(train_dataset)):
             _logger.warning(unseen)
+        if self._is_vlm:  # the processor is known from here on
+            check_image_sizes(train_dataset, self.processing_class)
         if isinstance(train_dataset, Dataset) and "prompt" in train_dataset.column_names:
             check_special_tokens(train_dataset["prompt"], self.processing_class)
         self._correctness_index = self._find_reward("correctness_reward") or 0
@@ -245,7 +250,11 @@ class CEPOTrainer(
         refuse_mixed_images(inputs)
         if not isinstance(self.train_dataset, Dataset):  # rows of a stream are checked as they come
             check_special_tokens([row["prompt"] for row in inputs], self.processing_class, "a batch of the stream")
+        if self._is_vlm:
+            inputs = [with_opaque_images(row) for row in inputs]
+        self._sharing.before_generation()
         output = super()._generate_and_score_completions(inputs)
+        self._sharing.generated(output)
         if not self.model.training:
             return output
         teachers_started = time.perf_counter()
@@ -265,22 +274,27 @@ class CEPOTrainer(
         self._preparation_seconds += time.perf_counter() - started
         return output
 
+    def _prepare_inputs(self, generation_batch):
+        return self._sharing.regrouped(super()._prepare_inputs(generation_batch))
+
+    def _generate_single_turn(self, *args, **kwargs):
+        return self._sharing.generate(super()._generate_single_turn, *args, **kwargs)
+
     def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
-        if not self.is_fsdp_enabled:
-            return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
-        with head_gathered_with_gradient():
-            return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
+        whole = super()._get_per_token_logps_and_entropies
+        with head_gathered_with_gradient() if self.is_fsdp_enabled else nullcontext():
+            return self._sharing.log_probs(whole, model, *args, **kwargs)
 
     def training_step(self, model, inputs, num_items_in_batch):
         started = time.perf_counter()
         self._preparation_seconds = 0.0
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        with self._sharing.training_step():
+            loss = super().training_step(model, inputs, num_items_in_batch)
         self._update_seconds += time.perf_counter() - started - self._preparation_seconds
         if self.accelerator.sync_gradients:
             self._log_credit("coefficient", self._coefficient())
             self._log_seconds("update", self._update_seconds)
             self._update_seconds = 0.0
-            self._log_sums_of_step()
             self._log_distillation()
         return loss
 
@@ -289,7 +303,7 @@ class CEPOTrainer(
             return super()._compute_loss(model, inputs)
         if self.args.distils_whole:
             return self._distil(model, inputs)
-        inputs = self._place(inputs)
+        inputs = in_loss(inputs, self.args, self.state.global_step, self._processes.sum_tensor)
         factor = 1.0
         if self._skips:
             common = self._processes.most_of if self.accelerator.num_processes > 1 else None
@@ -331,25 +345,34 @@ class CEPOTrainer(
         groups, rows = self._batch.groups(batch)
         verdicts = verdicts_of(groups).to(advantages)
         if not self.method.needs_solution:  # nothing is known of the tokens, and nobody reads them
-            self._take_evidence(batch, no_evidence(batch["completion_ids"]), verdicts)
+            self._put_evidence(batch, no_evidence(batch["completion_ids"]), verdicts)
             return 0.0
         wanted = (self.method.wanted(advantages, verdicts, self.args) & mask.any(dim=1)).tolist()
         owners = [index for index, group in enumerate(groups) for _ in group.rollouts]
         prompts, completions = self._prompts(batch, rows), Completions(batch["completion_ids"], mask, owners)
         pipeline = self._teachers.pipeline(self._encoder, batch)
         plan = pipeline.plan(self.args, groups, wanted)
-        student, waits = self._teachers.student_logps(batch, plan)
         with self._teachers.reading():
-            (read,) = pipeline.read([plan], groups, prompts, completions, student)
-        if waits:
-            self._take_contexts(batch, read, verdicts)
-        else:
-            evidence = pipeline.evidence(self.args, read, groups, prompts, completions)
-            self._take_evidence(batch, evidence, verdicts)
+            (read,) = pipeline.read([plan], groups, prompts, completions, self._teachers.student_logps(batch))
+        evidence = pipeline.evidence(self.args, read, groups, prompts, completions)
+        self._put_evidence(batch, evidence, verdicts)
         if not self.method.needs_teachers:
             return 0.0
         self._log_fallbacks([r.fallback for r, kept in zip(plan.references, wanted, strict=True) if kept])
         return self._processes.mean(read.present.any(dim=0).float().mean())
+
+    def _put_evidence(self, batch: dict[str, Any], evidence: Evidence, verdicts: Tensor) -> None:
+        """Let evidence ride in TRL's batch, and log what it makes of the advantages."""
+        batch |= evidence_fields(evidence, verdicts)
+        inputs, placed = assign_credit(batch, self.args, self.state.global_step, self._processes.sum_tensor)
+        sums = credit_sums(inputs, placed)
+        totals = dict(zip(sums, self._processes.sum(list(sums.values())), strict=True))
+        for name, value in credit_metrics(totals, signed=self.method.signed).items():
+            self._log_credit(name, value)
+
+    def _coefficient(self) -> float:
+        """lambda."""
+        return self.args.coefficient_at(self.state.global_step)
 
     def _find_teacher_prompts(self, batch: dict[str, Any]) -> float:
         """Put the teachers' prompts into the batch; the share of rollouts that have a teacher."""
@@ -384,7 +407,7 @@ class CEPOTrainer(
     def _distil(self, model: Any, inputs: dict[str, Any]) -> Tensor:
         """Divergence of the policy from its teacher over the vocabulary, a mean over the tokens that have a teacher."""
         args = self.args
-        batch = self._sharing(distillation_batch(inputs, self._image_token()))
+        batch = self._sharing.distillation(distillation_batch(inputs, self._image_token()))
         unwrapped = self.accelerator.unwrap_model(self.model)
         inner = self._teachers.inner()
         with self._teachers.reading(), self._teachers.weights.in_place(), self.accelerator.autocast():
@@ -486,8 +509,3 @@ class CEPOTrainer(
         sums = self._processes.sum([len(fallbacks), *(counts[reason] for reason in reasons)])
         for reason, number in zip(reasons, sums[1:], strict=True):
             self._log_credit(f"fallback/{reason}", number / sums[0] if sums[0] else 0.0)
-
-    def _log_sums(self, sums: dict[str, float]) -> None:
-        totals = dict(zip(sums, self._processes.sum(list(sums.values())), strict=True))
-        for name, value in credit_metrics(totals, signed=self.method.signed).items():
-            self._log_credit(name, value)

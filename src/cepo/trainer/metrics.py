@@ -1,7 +1,6 @@
 """What a training step says about its credit: sums that add up across processes, and the shares made of them."""
 
 import math
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -50,15 +49,6 @@ def credit_sums(inputs: PlacementInputs, placed: Placement) -> dict[str, float]:
             f"squares_{name}": chosen.square().sum(),
         }
     return {key: float(value) for key, value in sums.items()}
-
-
-# All sums that a metric is made of, which are all there are.
-_NAMES = tuple(dict.fromkeys(name for parts in (*_RATIOS.values(), *_STANDARD_DEVIATIONS.values()) for name in parts))
-
-
-def added(sums: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Several results of `credit_sums` as one; zeros where there are none."""
-    return {name: sum(of_part[name] for of_part in sums) for name in _NAMES}
 
 
 def credit_metrics(sums: dict[str, float], *, signed: bool = True) -> dict[str, float]:

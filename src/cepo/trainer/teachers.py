@@ -6,15 +6,14 @@ from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel, TrainerCallback
 from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
 from ..data.loading import load_teacher_model
-from ..scoring.passes import Scorer, ScoringModel
-from ..scoring.pipeline import Pipeline, Plan
+from ..scoring.forward import Scorer, ScoringModel
+from ..scoring.pipeline import Pipeline
 from ..scoring.prompts import PromptEncoder
 from ..scoring.requests import Prompt, Request
 from ..scoring.score import LogProbs, evaluating, has_dropout
@@ -88,19 +87,12 @@ class Teachers:
         ):
             yield
 
-    def student_logps(self, batch: Batch, plan: Plan) -> tuple[Tensor | None, bool]:
-        """(B, T) log P_S [nats] that need no pass, or None; and whether they are to come from the update's own.
+    def student_logps(self, batch: Batch) -> Tensor | None:
+        """(B, T) log P_S [nats] where TRL has computed them for its ratio, as with vLLM; None: a scoring pass does.
 
-        TRL has computed them for its ratio unless all of a generation belongs to one optimiser step. Then the update's
-        forward pass gives them, if a rollout of any process needs them; until then they are zeros. With dropout
-        neither is what a teacher would have computed.
+        With dropout, TRL's are not those of eval mode, in which teachers score.
         """
-        if has_dropout(self._trainer.model):
-            return None, False
-        known = batch.get("old_per_token_logps")
-        if known is not None or not self._processes.most_of(int(plan.asks_student)):
-            return known, False
-        return torch.zeros(batch["completion_ids"].shape, device=batch["completion_ids"].device), True
+        return None if has_dropout(self._trainer.model) else batch.get("old_per_token_logps")
 
     def pipeline(self, encoder: PromptEncoder, batch: Batch, *, own_weights: bool = False) -> Pipeline:
         """From groups to evidence, with the teachers that the options ask for, or with the policy's own weights."""

@@ -70,14 +70,14 @@ TRL_OPTIONS: dict[str, Standing] = {
         Standing("exact", "exact", "weighs token advantages, and divergences, alike"),
     ),
     "beta": Standing("exact", "refused", "part of TRL's loss; rows are not skipped with it"),
-    "use_bias_correction_kl": Standing(
-        "known", "known", "of the KL term; with importance_sampling_level sequence it must be false where beta is not 0"
-    ),
+    "use_bias_correction_kl": Standing("known", "known", "of the KL term"),
     "num_iterations": Standing("exact", "exact", "evidence is found once a batch; importance_clip weighs divergences"),
     **dict.fromkeys(("epsilon", "epsilon_high", "delta", "off_policy_mask_threshold"), _LOSS),
     **dict.fromkeys(("sapo_temperature_neg", "sapo_temperature_pos", "vespo_k_pos", "vespo_lambda_pos"), _OF_LOSS_TYPE),
     **dict.fromkeys(("vespo_k_neg", "vespo_lambda_neg"), _OF_LOSS_TYPE),
-    "importance_sampling_level": Standing("exact", "refused", "sequence takes GSPO's token form"),
+    "importance_sampling_level": Standing(
+        "refused", "refused", "sequence: of token advantages only the mean would count"
+    ),
     "reward_weights": Standing("exact", "exact", "the reward decides which rollout is lowest"),
     **dict.fromkeys(
         ("multi_objective_aggregation", "scale_rewards"), Standing("exact", "refused", "of GRPO's advantages")

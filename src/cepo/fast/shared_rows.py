@@ -18,8 +18,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
 
-from .passes import Branches, ScoringModel, cache_argument
-from .requests import distinct_prompts
+from ..scoring.requests import distinct_prompts
+from .prefix_cache import ExpandedCache, cache_argument, unsupported_reason
 
 # Of log-probs and entropies.
 Found = tuple[Tensor, Tensor | None]
@@ -82,7 +82,7 @@ def branched(model: PreTrainedModel, rows: Rows) -> Found:
         input_ids=ids,
         attention_mask=torch.cat([inputs["attention_mask"][owners], own], dim=1),
         position_ids=positions[..., owners, -1:] + 1 + torch.arange(ids.shape[1], device=ids.device),
-        **{called: Branches(cache, owners)},
+        **{called: ExpandedCache(cache, owners)},
     )
 
 
@@ -159,7 +159,7 @@ def _of_completions(model: PreTrainedModel, **inputs: Any) -> Found:
     return output.log_probs, output.entropy
 
 
-def why_not_shared(model: ScoringModel, *, checkpoints: bool) -> str | None:
+def why_not_shared(model: PreTrainedModel, *, checkpoints: bool) -> str | None:
     """What keeps a model's prompts from being shared, as far as its structure tells; None if nothing does.
 
     Args:
@@ -167,9 +167,9 @@ def why_not_shared(model: ScoringModel, *, checkpoints: bool) -> str | None:
         checkpoints: Whether its passes are checkpointed, which leaves `packed` alone.
     """
     if not checkpoints:
-        return model.why_no_branches()
-    config = model.unwrapped.config.get_text_config()
-    if not hasattr(model.unwrapped, "_prepare_position_ids_for_generation"):
+        return unsupported_reason(model)
+    config = model.config.get_text_config()
+    if not hasattr(model, "_prepare_position_ids_for_generation"):
         return "it does not tell its positions"
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if kinds != {"full_attention"} or getattr(config, "sliding_window", None):

@@ -2,7 +2,7 @@
 
 `generate` runs the prompt of every row, its images included, and goes on with all rows until the last has ended. Hooks
 on the model let its first pass run the distinct prompts alone, from which rows take their keys, values and logits;
-later passes leave out what has ended, and copy no cache (`decoding.py`). The other rows see the same numbers but for
+later passes leave out what has ended, and copy no cache (`kv_cache.py`). The other rows see the same numbers but for
 rounding and the same random draws, so that the same seed samples the same.
 
 Dimensions: B rows, U distinct prompts, V vocabulary.
@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from .decoding import grow_in_place, keys_read_as_they_lie
+from ..scoring.requests import TOKEN_TYPES
 from .image_features import ImageFeatures
-from .passes import ScoringModel, cache_argument, why_trial_failed
-from .requests import TOKEN_TYPES
+from .kv_cache import grow_in_place, keys_read_as_they_lie
+from .prefix_cache import cache_argument, unsupported_reason, why_trial_failed
 
 # Rows are dropped from the cache, which copies it, when so large a part of those that are held has ended.
 _ENDED = 0.125
@@ -43,7 +43,7 @@ class SharedPrompts:
 
 
 @dataclass
-class Sparing:
+class PrefixSharingGenerator:
     """Whether a model generates from prompts that run once: its structure and a trial on the first batch decide.
 
     Attributes:
@@ -66,7 +66,7 @@ class Sparing:
             ends: Ids of the tokens that end a row.
             prompts: Which rows share a prompt; None: none do, or it is not known.
         """
-        reason = ScoringModel(model, model).why_no_branches()
+        reason = unsupported_reason(model)
         if reason is not None:
             if self.shares is None:
                 self._leave(reason)
@@ -107,8 +107,10 @@ class Sparing:
 class _Passes:
     """The passes of one call of `generate`."""
 
-    def __init__(self, sparing: Sparing, model: PreTrainedModel, ends: Tensor, prompts: SharedPrompts | None):
-        self._sparing, self._model, self._ends, self._prompts = sparing, model, ends, prompts
+    def __init__(
+        self, generator: PrefixSharingGenerator, model: PreTrainedModel, ends: Tensor, prompts: SharedPrompts | None
+    ):
+        self._generator, self._model, self._ends, self._prompts = generator, model, ends, prompts
         self._called = cache_argument(model)
         self._trying = False
         self._first = False  # whether the pass at hand runs prompts
@@ -124,7 +126,7 @@ class _Passes:
         if self._first:
             self._held = torch.arange(len(ids), device=ids.device)
             self._ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
-            if self._sparing.shares and self._fits(ids):
+            if self._generator.shares and self._fits(ids):
                 return args, self._few(kwargs)
             return None
         if ids.shape[1] != 1 or len(ids) != len(self._ended):
@@ -143,10 +145,10 @@ class _Passes:
             return None
         if self._first:
             if self._prompts is not None:
-                if self._sparing.shares and len(output.logits) == len(self._prompts.firsts):
+                if self._generator.shares and len(output.logits) == len(self._prompts.firsts):
                     self._spread(output, cache)
-                elif self._sparing.shares is None and self._fits(kwargs["input_ids"]):
-                    self._sparing.decide(output.logits, lambda: self._try(kwargs), self._model.dtype)
+                elif self._generator.shares is None and self._fits(kwargs["input_ids"]):
+                    self._generator.decide(output.logits, lambda: self._try(kwargs), self._model.dtype)
             grow_in_place(cache)
         elif len(self._held) < len(self._ended) and len(output.logits) == len(self._held):
             whole = output.logits.new_zeros(len(self._ended), *output.logits.shape[1:])

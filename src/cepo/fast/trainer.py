@@ -1,7 +1,11 @@
-"""Prompts once in the policy's own log-probs: those of the update, of the policy that sampled, and of the reference."""
+"""Each prompt once in training: in the policy's own log-probs, in sampling, and in a divergence.
+
+`PromptSharing` is what `CEPOTrainer` delegates to; `trainer/sharing.py` has the same calls without any sharing.
+"""
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -9,61 +13,56 @@ import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
-from trl import GRPOTrainer
 from trl.models.utils import _ForwardRedirection
 from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
 
-from ..data.checks import check_image_sizes
-from ..data.images import with_opaque_images
 from ..distillation.losses import DistillationBatch
-from ..scoring.generation import SharedPrompts, Sparing
 from ..scoring.head import Head, sampled_log_probs
-from ..scoring.image_features import ImageFeatures
-from ..scoring.passes import ScoringModel, branched_states, why_trial_failed
 from ..scoring.requests import TOKEN_TYPES, distinct_prompts, why_not_branched
 from ..scoring.score import has_dropout
-from ..scoring.shared_rows import (
-    Found,
-    Rows,
-    branched,
-    difference,
-    distinct,
-    packed,
-    packing_pays,
-    why_not_shared,
-)
-from .batches import Batch, images_of_rows, known_images, select_rows
-from .layout import checkpoints_activations, inner_model, is_sharded
+from ..trainer.batches import Batch, images_of_rows, known_images, select_rows
+from ..trainer.layout import checkpoints_activations, inner_model, is_sharded
+from .generation import PrefixSharingGenerator, SharedPrompts
+from .image_features import ImageFeatures
+from .prefix_cache import branched_states, why_trial_failed
+from .shared_rows import Found, Rows, branched, difference, distinct, packed, packing_pays, why_not_shared
 
 _logger = logging.getLogger(__name__)
 
-# TRL's means over rollouts, or over the tokens of an optimiser step, which the order of its rows does not change.
+# TRL's means over rollouts, or over the tokens of an optimizer step, which the order of its rows does not change.
 _WITHOUT_ORDER = ("grpo", "dapo", "dr_grpo", "cispo", "luspo", "sapo", "vespo")
 _NO_COMPANIONS = ("batch_size", "compute_entropy", "compute_aux_loss")
 
 
-class SharedPromptTrainer(GRPOTrainer):
-    """TRL's trainer, whose passes for log-probs run each distinct prompt of a micro-batch once.
+class PromptSharing:
+    """Runs each distinct prompt of a micro-batch once.
 
-    Where all micro-batches of a generation belong to one optimiser step, groups stay together in them. TRL shuffles
+    Where all micro-batches of a generation belong to one optimizer step, groups stay together in them. TRL shuffles
     rows among them, which changes nothing but which prompts run together.
+
+    Args:
+        trainer: A `CEPOTrainer`.
     """
 
-    _shares: bool | None = None  # None: not decided yet
-    _buffered_inputs: list[Batch] | None
-    _in_order: Batch | None = None  # the generation batch, before TRL shuffles it
+    def __init__(self, trainer: Any):
+        self._trainer = trainer
+        self.shares: bool | None = None  # None: not decided yet
+        self.generator = PrefixSharingGenerator(self._say)
+        self.features = ImageFeatures(self._say)
+        self._in_order: Batch | None = None  # the generation batch, before TRL shuffles it
 
-    def __init__(self, *args, **kwargs):
-        self._sparing = Sparing(self._say)
-        self._features = ImageFeatures(self._say)
-        super().__init__(*args, **kwargs)
-        if self._is_vlm:  # the processor is known from here on
-            check_image_sizes(self.train_dataset, self.processing_class)
+    @property
+    def _off(self) -> bool:
+        return self.shares is False or self._trainer.args.shared_prompt_update == "never"
 
-    def _get_per_token_logps_and_entropies(self, model, input_ids, attention_mask, logits_to_keep, *args, **kwargs):
-        whole = super()._get_per_token_logps_and_entropies
+    # Log-probs --------------------------------------------------------------------------------------------------------
+
+    def log_probs(
+        self, whole: Callable[..., Any], model, input_ids, attention_mask, logits_to_keep, *args, **kwargs
+    ) -> Any:
+        """TRL's `_get_per_token_logps_and_entropies`, of which `whole` is its own."""
         options = {**dict(zip(_NO_COMPANIONS, args, strict=False)), **kwargs}
-        if self._shares is False or options.get("compute_aux_loss") or self.args.shared_prompt_update == "never":
+        if self._off or options.get("compute_aux_loss"):
             return whole(model, input_ids, attention_mask, logits_to_keep, *args, **kwargs)
         companions = {
             name: value for name, value in options.items() if name not in _NO_COMPANIONS and value is not None
@@ -74,7 +73,7 @@ class SharedPromptTrainer(GRPOTrainer):
         found = []
         for start in range(0, count, size):
             part = batch if size >= count else select_rows(batch, range(start, min(start + size, count)))
-            found.append(self._read(model, part, logits_to_keep, entropies))
+            found.append(self._score(whole, model, part, logits_to_keep, entropies))
         log_probs = torch.cat([log_probs for log_probs, _ in found])
         return (
             log_probs,
@@ -82,40 +81,38 @@ class SharedPromptTrainer(GRPOTrainer):
             None,
         )
 
-    def _read(self, model: Any, batch: Batch, kept: int, entropies: bool) -> Found:
+    def _score(self, whole_rows: Callable[..., Any], model: Any, batch: Batch, kept: int, entropies: bool) -> Found:
         """Log-probs and entropies of a batch's completions: with its prompts shared where that is exact and pays."""
 
         def whole() -> Found:
-            found = super(SharedPromptTrainer, self)._get_per_token_logps_and_entropies(
-                model, logits_to_keep=kept, compute_entropy=entropies, **batch
-            )
+            found = whole_rows(model, logits_to_keep=kept, compute_entropy=entropies, **batch)
             return found[0], found[1]
 
         rows = rows_of(batch, batch["input_ids"].shape[1] - kept)
         if rows is None:
             return whole()
-        unwrapped = self.accelerator.unwrap_model(model)
-        inner = inner_model(self, model)
+        unwrapped = self._trainer.accelerator.unwrap_model(model)
+        inner = inner_model(self._trainer, model)
         checkpoints = checkpoints_activations(inner) and torch.is_grad_enabled()
         if checkpoints and not packing_pays(inner, rows):
             return whole()
         way = packed if checkpoints else branched
 
         def shared() -> Found:
-            with self.accelerator.autocast():
+            with self._trainer.accelerator.autocast():
                 return way(inner, rows)
 
         def through_the_wrapper() -> Found:  # whose forward DDP has to see
             return _ForwardRedirection()(model, unwrapped, shared)
 
-        if self._shares is None:
+        if self.shares is None:
 
             def apart() -> Tensor:
                 with torch.no_grad():
                     return difference(whole()[0], through_the_wrapper()[0], batch["attention_mask"][:, -kept:])
 
-            self._shares = self._decide_by(inner, apart, checkpoints=checkpoints)
-            if not self._shares:
+            self.shares = self._decide_by(inner, apart, checkpoints=checkpoints)
+            if not self.shares:
                 return whole()
         return through_the_wrapper()
 
@@ -127,11 +124,11 @@ class SharedPromptTrainer(GRPOTrainer):
             difference: Tries it; the mean |difference| of log-probs from those of whole prompts [nats].
             checkpoints: Whether its passes are checkpointed.
         """
-        reason = "weights are sharded" if is_sharded(self) else None
-        if reason is None and has_dropout(self.model):
+        reason = "weights are sharded" if is_sharded(self._trainer) else None
+        if reason is None and has_dropout(self._trainer.model):
             reason = "dropout would be the same for all rollouts of a prompt"
-        reason = reason or why_not_shared(ScoringModel(inner, inner), checkpoints=checkpoints)
-        if self.args.shared_prompt_update == "always":
+        reason = reason or why_not_shared(inner, checkpoints=checkpoints)
+        if self._trainer.args.shared_prompt_update == "always":
             if reason is not None:
                 raise ValueError(f"shared_prompt_update='always': {reason}; take 'auto'")
             return True
@@ -143,41 +140,43 @@ class SharedPromptTrainer(GRPOTrainer):
             )
         return reason is None
 
-    def _sharing(self, batch: DistillationBatch) -> DistillationBatch:
+    def distillation(self, batch: DistillationBatch) -> DistillationBatch:
         """A batch to distil from whose contexts run once, where that is exact, and it is not known to be futile."""
-        if self._shares is False or self.args.shared_prompt_update == "never":
+        if self._off:
             return batch
-        inner = inner_model(self, self.model)
+        inner = inner_model(self._trainer, self._trainer.model)
         if why_not_branched(batch.prompts, [*batch.student, *batch.teacher]) is not None:
             return batch
-        if self._shares is None and checkpoints_activations(inner):
+        if self.shares is None and checkpoints_activations(inner):
             self._say("the update runs every prompt once per rollout: gradient checkpointing leaves no cache.")
-            self._shares = False
+            self.shares = False
             return batch
         shared = replace(batch, states=branched_states)
-        if self._shares is None:
+        if self.shares is None:
 
             def log_probs(of: DistillationBatch) -> Tensor:
                 hidden = of.states(inner, of.prompts, of.teacher)[of.counted]
-                return sampled_log_probs(hidden, Head.of(inner), of.tokens, self.temperature)
+                return sampled_log_probs(hidden, Head.of(inner), of.tokens, self._trainer.temperature)
 
             def apart() -> Tensor:
-                with torch.no_grad(), self.accelerator.autocast():
+                with torch.no_grad(), self._trainer.accelerator.autocast():
                     return (log_probs(shared) - log_probs(batch)).abs().mean()
 
-            self._shares = self._decide_by(inner, apart, checkpoints=False)
-        return shared if self._shares else batch
+            self.shares = self._decide_by(inner, apart, checkpoints=False)
+        return shared if self.shares else batch
 
     # Sampling ---------------------------------------------------------------------------------------------------------
 
-    def _generate_single_turn(self, prompt_ids, images, multimodal_fields, *args, **kwargs):
-        generate = super()._generate_single_turn
-        others = self.use_vllm or self.use_transformers_continuous_batching or is_sharded(self)
-        if others or self.args.shared_prompt_update == "never":
-            return generate(prompt_ids, images, multimodal_fields, *args, **kwargs)
+    def generate(self, whole: Callable[..., Any], prompt_ids, images, multimodal_fields, *args, **kwargs) -> Any:
+        """TRL's `_generate_single_turn`, of which `whole` is its own."""
+        trainer = self._trainer
+        others = trainer.use_vllm or trainer.use_transformers_continuous_batching or is_sharded(trainer)
+        if others or trainer.args.shared_prompt_update == "never":
+            return whole(prompt_ids, images, multimodal_fields, *args, **kwargs)
         prompts = self._shared_prompts(prompt_ids, images, multimodal_fields)
-        with self._sparing.generating(inner_model(self, self.model), self.eos_token_ids, prompts):
-            return generate(prompt_ids, images, multimodal_fields, *args, **kwargs)
+        inner = inner_model(trainer, trainer.model)
+        with self.generator.generating(inner, trainer.eos_token_ids, prompts):
+            return whole(prompt_ids, images, multimodal_fields, *args, **kwargs)
 
     def _shared_prompts(self, prompt_ids: list[list[int]], images: Any, fields: dict[str, Any]) -> SharedPrompts | None:
         """Which rows have which prompt; None where none is shared."""
@@ -195,44 +194,49 @@ class SharedPromptTrainer(GRPOTrainer):
         firsts, owners = distinct_prompts(prompt_ids, shown.same)
         if len(firsts) == len(owners):
             return None
-        device = inner_model(self, self.model).device
+        device = inner_model(self._trainer, self._trainer.model).device
         return SharedPrompts(firsts, owners, {name: value.to(device) for name, value in shown.of(firsts).items()})
 
     def _say(self, line: str) -> None:
-        if self.accelerator.is_main_process:
+        if self._trainer.accelerator.is_main_process:
             _logger.warning("%s", line)
 
     # Which rows run together ------------------------------------------------------------------------------------------
 
-    def training_step(self, *args, **kwargs):
-        if self.args.shared_prompt_update == "never" or is_sharded(self):
-            return super().training_step(*args, **kwargs)
-        with self._features.kept(inner_model(self, self.model)):
-            return super().training_step(*args, **kwargs)
+    @contextmanager
+    def training_step(self) -> Iterator[None]:
+        """A training step, in which a frozen vision tower runs once an image."""
+        trainer = self._trainer
+        if trainer.args.shared_prompt_update == "never" or is_sharded(trainer):
+            yield
+            return
+        with self.features.kept(inner_model(trainer, trainer.model)):
+            yield
 
-    def _generate_and_score_completions(self, inputs):
-        self._features.forget()
-        if self._is_vlm:
-            inputs = [with_opaque_images(row) for row in inputs]
-        self._in_order = super()._generate_and_score_completions(inputs)  # to which evidence will be added
-        return self._in_order
+    def before_generation(self) -> None:
+        """Forget the image features of the batch before."""
+        self.features.forget()
 
-    def _prepare_inputs(self, generation_batch):
-        self._in_order = None
-        inputs = super()._prepare_inputs(generation_batch)
-        if self._in_order is None or not self.model.training or not self._keeps_groups():
+    def generated(self, batch: Batch) -> None:
+        """Take note of a generation batch in its order, to which evidence will be added."""
+        self._in_order = batch
+
+    def regrouped(self, inputs: Batch) -> Batch:
+        """The micro-batch that TRL has prepared, with groups kept together where that changes no number."""
+        batch, self._in_order = self._in_order, None
+        trainer = self._trainer
+        if batch is None or not trainer.model.training or not self._keeps_groups():
             return inputs
-        steps = self.args.steps_per_generation
-        parts = split_tensor_dict(split_pixel_values_by_grid(self._in_order), steps)
-        self._in_order = None
-        self._buffered_inputs = [unsplit_pixel_values_by_grid(part) for part in parts]
-        return self._buffered_inputs[self._step % steps]
+        steps = trainer.args.steps_per_generation
+        parts = split_tensor_dict(split_pixel_values_by_grid(batch), steps)
+        trainer._buffered_inputs = [unsplit_pixel_values_by_grid(part) for part in parts]
+        return trainer._buffered_inputs[trainer._step % steps]
 
     def _keeps_groups(self) -> bool:
-        args = self.args
+        args = self._trainer.args
         return (
             args.shared_prompt_update != "never"
-            and self._shares is not False
+            and self.shares is not False
             and 1 < args.steps_per_generation == args.gradient_accumulation_steps
             and args.loss_type in _WITHOUT_ORDER
             and args.top_entropy_quantile == 1.0
