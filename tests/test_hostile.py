@@ -408,28 +408,17 @@ def test_and_is_if_the_user_asks(own_code, rows, tmp_path, capsys):
     assert cli.main(["evaluate", *flags, "--trust_remote_code"]) == 0
 
 
-BOMB = "\n".join(["a0: &a0 [1, 1]", *(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 60))])
-MERGES = "\n".join(["a0: &a0 {x: 1}", *(f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}]}}" for n in range(1, 60))])
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("x: !!python/object/apply:pathlib.Path.touch [{done}]", "is not YAML: could not determine a constructor"),
         ("x: !!python/name:os.system", "is not YAML"),
-        (BOMB, "its aliases stand for more than 20,000 values"),
-        (MERGES, "its aliases stand for more than 20,000 values"),
-        ("x: &a [*a]", "an alias stands for what it is part of"),
-        ("[" * 100 + "]" * 100, "more than 50 lists within each other"),
-        ("x: " + "1" * 300_000, "a file of options has"),
-        ("x: !!timestamp y", "cannot be read"),
-        ("x: 2001-99-99", "cannot be read: month must be in"),
-        ("x: " + "9" * 5000, "cannot be read"),
-        (b"x: \xff", "cannot be read: 'utf-8' codec"),
+        ("x: 2001-99-99", "is not YAML: month must be in"),
+        (b"x: \xff", "is not YAML: 'utf-8' codec"),
         ("x: [", "is not YAML: .*line 1, column 5"),
-        ("x: \x1b", "is not YAML"),
+        ("- x", "must hold options as `name: value` lines"),
     ],
-    ids=range(13),
+    ids=range(6),
 )
 @pytest.mark.parametrize("reader", ["--config", "compare", "gradients", "--accelerate_config"])
 def test_files_of_options_are_data(tmp_path, capsys, content, message, reader):
@@ -452,5 +441,3 @@ def test_files_of_options_may_have_aliases_and_a_mark_of_their_bytes(tmp_path):
     path = tmp_path / "own.yaml"
     path.write_bytes(b"\xef\xbb\xbf" + b"base: &base {x: 1}\narms: {a: *base, b: {<<: *base, y: 2}}\n")
     assert read_yaml(path) == {"base": {"x": 1}, "arms": {"a": {"x": 1}, "b": {"x": 1, "y": 2}}}
-    path.write_text("")
-    assert read_yaml(path) is None

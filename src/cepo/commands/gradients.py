@@ -173,7 +173,7 @@ def read_placements(path: Path | None, dataset: Any) -> tuple[list[Variant], lis
 
 def _read_config(path: Path) -> tuple[dict[str, dict[str, Any]], list[str]]:
     config = read_yaml(path)
-    known = isinstance(config, dict) and {"placements"} <= set(config) <= {"placements", "against"}
+    known = {"placements"} <= set(config) <= {"placements", "against"}
     placements, against = (config["placements"], config.get("against") or []) if known else (None, [])
     if not isinstance(placements, dict) or not all(isinstance(own or {}, dict) for own in placements.values()):
         raise ValueError(

@@ -179,10 +179,7 @@ def config_of(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
         path = path if equals else next(words, "")
         if not path or path.startswith("--"):
             raise ValueError("--config: which file?")
-        content = read_yaml(Path(path))
-        if not isinstance(content, dict):
-            raise ValueError(f"--config: {path} must hold options as `name: value` lines")
-        given |= content
+        given |= read_yaml(Path(path))
     return left, given
 
 
