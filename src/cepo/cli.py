@@ -91,8 +91,7 @@ def _run(command: str, arguments: list[str], traceback: bool) -> int:
             print(f"cepo: error: {_what(error)}", file=sys.stderr)
         return 2
     from .data.checks import DatasetError
-    from .data.guarded import RewardError
-    from .methods.faults import MethodError
+    from .data.reward_validation import RewardError
     from .trainer.guarded import GradientError
 
     try:
@@ -100,11 +99,10 @@ def _run(command: str, arguments: list[str], traceback: bool) -> int:
     except KeyboardInterrupt:
         print("\ncepo: stopped", file=sys.stderr)
         return 130
-    except (DatasetError, RewardError, MethodError) as error:  # what no check could see: a row of a stream, a function
+    except (DatasetError, RewardError) as error:  # a row of a stream, a reward: seen by no check before training
         if traceback:
             raise
-        more = "; --traceback shows how it came there" if error.__cause__ is not None else ""
-        print(f"cepo: error: {_what(error)}" + more, file=sys.stderr)
+        print(f"cepo: error: {_what(error)}", file=sys.stderr)
         return 2
     except GradientError as error:  # every process says it
         if traceback:

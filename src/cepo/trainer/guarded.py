@@ -12,7 +12,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 from trl import GRPOTrainer
 
-from ..data.guarded import guarded, refuse_infinite
+from ..data.reward_validation import refuse_infinite, validated
 from ..scoring.prompts import thinking_opening
 
 _logger = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ def silenced(rewards: Tensor, weights: Tensor) -> Tensor:
 
 
 class GuardedTrainer(GRPOTrainer):
-    """TRL's trainer, whose reward functions name themselves when they fail, and whose weights stay finite."""
+    """TRL's trainer, whose rewards are validated, and whose weights stay finite."""
 
     reward_funcs: list[Any]
 
@@ -94,7 +94,7 @@ class GuardedTrainer(GRPOTrainer):
         self.reward_funcs = [
             function
             if isinstance(function, nn.Module)
-            else guarded(function, name, self._thinking, self.args.answer_extractor)
+            else validated(function, name, self._thinking, self.args.answer_extractor)
             for function, name in zip(self.reward_funcs, self.reward_func_names, strict=True)
         ]
         self._gradients = BadGradients(self.args.max_bad_gradients)
