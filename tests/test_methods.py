@@ -70,15 +70,11 @@ def test_help_names_every_method_with_what_it_does(capsys):
     assert "(default: None)" not in page
     for name in SELECTIVE:
         assert f"--{name} " in page
-    assert cli.main(["train", "--help-all"]) == 0
-    everything = capsys.readouterr().out
-    assert "(default: None)" not in everything
-    assert "--gradient_checkpointing" in everything
-    assert everything.count("\n  --") > 150
+    assert "--gradient_checkpointing " in page
 
 
 @pytest.mark.parametrize("command", ["evaluate", "explain", "credit", "compare"])
-def test_help_pages_share_a_style(command, capsys):
+def test_help_pages_show_options_by_group(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         cli.main([command, "--help"])
     assert stopped.value.code == 0

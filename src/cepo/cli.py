@@ -55,10 +55,10 @@ def main(arguments: list[str] | None = None) -> int:
     if command not in ("train", "evaluate", "merge", "explain", "credit", "compare", "gradients"):
         print(f"cepo: error: unknown command {command!r}; cepo --help lists the commands", file=sys.stderr)
         return 2
-    if command == "train" and ("--help" in rest or "-h" in rest or "--help-all" in rest):
+    if command == "train" and ("--help" in rest or "-h" in rest):
         from .commands.train_help import train_help
 
-        print(train_help("--help-all" in rest), end="")
+        print(train_help(), end="")
         return 0
     return _run(command, rest, traceback)
 

@@ -31,6 +31,8 @@ from .checkpoints import find_checkpoint
 class TrainArguments(DatasetOptions, ScriptArguments):
     """TRL's script arguments, the reward functions, and how accuracy is measured."""
 
+    _argument_group_name = "data, rewards and accuracy"  # for the help page of transformers' parser
+
     dataset_name: str = field(
         default=FIGURES,
         metadata={"help": "figures (embedded), a JSON, CSV or parquet file, a folder, or a name on the Hub."},
