@@ -114,9 +114,9 @@ def _run(command: str, arguments: list[str], traceback: bool) -> int:
 
 def _what(error: Exception) -> str:
     """A mistake on one line, and the lines of its notes, such as commands to copy."""
-    from .data.visible import one_line, visible
+    from .data.escape import escape, one_line
 
-    return "\n".join([one_line(str(error)) or type(error).__name__, *map(visible, getattr(error, "__notes__", []))])
+    return "\n".join([one_line(str(error)) or type(error).__name__, *map(escape, getattr(error, "__notes__", []))])
 
 
 if __name__ == "__main__":

@@ -7,8 +7,8 @@ from functools import cache
 from hypothesis import strategies as st
 
 from cepo import CEPOConfig
+from cepo.data.escape import one_line as shown_on_one_line
 from cepo.data.formats import DatasetOptions
-from cepo.data.visible import one_line as shown_on_one_line
 from cepo.methods.options import MethodOptions
 from cepo.methods.registry import METHODS
 from cepo.methods.shared_options import SharedOptions

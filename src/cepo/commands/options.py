@@ -22,7 +22,7 @@ SWITCH: dict[str, Any] = {"type": string_to_bool, "nargs": "?", "const": True, "
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Argparse's page with defaults, which leaves out those that say nothing: None, False, and a default named already."""
+    """Argparse's help with defaults, except None, False, and those that the text names."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         named = action.default in (None, False) or "(default: " in str(action.help)

@@ -39,7 +39,7 @@ from .accuracy import AccuracyCurve, BeforeTraining, Measure, Measured
 from .curves import draw_curves
 from .dry_run import prepare_dry_run, wants_dry_run
 from .launch import FLAG, is_launched, options_in, prepare_launch
-from .progress import INTERRUPTED, StopOnInterrupt, progress_on
+from .progress import INTERRUPTED, ProgressLines, StopOnInterrupt, progress_on
 
 # What was trained on, for commands that come later.
 RUN_FILE = "run.json"
@@ -125,8 +125,8 @@ def _train(
 
     trainer.remove_callback(PrinterCallback)
     interrupt = StopOnInterrupt(console, trainer._processes.most_of)
-    progress = progress_on(console)
-    trainer.aside = progress.aside
+    # TRL prints its tables of completions past the console, through a line that changes.
+    progress = ProgressLines(console) if args.log_completions else progress_on(console)
     trainer.add_callback(progress)
     trainer.add_callback(interrupt)
     every = script_args.accuracy_every if held_out is not None else 0

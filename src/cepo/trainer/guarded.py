@@ -12,6 +12,7 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 from trl import GRPOTrainer
 
+from ..data.images import broken_images_named
 from ..data.reward_validation import refuse_infinite, validated
 from ..scoring.prompts import thinking_opening
 
@@ -83,9 +84,10 @@ def silenced(rewards: Tensor, weights: Tensor) -> Tensor:
 
 
 class GuardedTrainer(GRPOTrainer):
-    """TRL's trainer, whose rewards are validated, and whose weights stay finite."""
+    """TRL's trainer, which validates rewards, names the row of a broken image, and keeps weights finite."""
 
     reward_funcs: list[Any]
+    train_dataset: Any
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -106,7 +108,8 @@ class GuardedTrainer(GRPOTrainer):
         return self._gradients.in_a_row > 0
 
     def train(self, *args, **kwargs):
-        output = super().train(*args, **kwargs)
+        with broken_images_named(self.train_dataset, "the training set"):
+            output = super().train(*args, **kwargs)
         if self._gradients.stops:
             count, last = self._gradients.in_a_row, self.state.global_step
             folder = f"{self.args.output_dir}/checkpoint-{last}"
