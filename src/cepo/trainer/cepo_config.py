@@ -30,7 +30,6 @@ class CEPOConfig(MethodOptions, GRPOConfig):
 
     Raises:
         ValueError: For an unknown method, an option that it does not read, or a value out of range.
-        ImportError: For a logger of `report_to` that is not installed.
     """
 
     correctness_reward: str | None = option(
