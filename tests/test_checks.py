@@ -50,23 +50,6 @@ def test_bytes_that_are_no_text_are_named_by_their_row(tmp_path):
     check_dataset(data.select([0]), needs_solution=False)
 
 
-@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}"), ("[{", "]")])
-@pytest.mark.parametrize("folder", [False, True])
-def test_lists_within_lists_end_no_process(tmp_path, opening, closing, folder):
-    """The parser behind `datasets` overflows its stack at some ten thousand."""
-    line = f'{{"prompt": "one", "solution": {opening * 50_000}1{closing * 50_000}}}'
-    (tmp_path / "rows.jsonl").write_text(f'{{"prompt": "one", "solution": "1"}}\n{line}\n')
-    with pytest.raises(LoadingError, match=r"line 2 has more than 1,000 lists or objects within each other"):
-        load_split(str(tmp_path if folder else tmp_path / "rows.jsonl"), "train")
-
-
-def test_brackets_within_text_and_side_by_side_are_no_depth(tmp_path):
-    row = {"prompt": "[" * 50_000 + '\\" [' * 50_000, "solution": "1", "other": [[1]] * 5_000}
-    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
-    (loaded,) = load_split(str(tmp_path / "rows.jsonl"), "train")
-    assert loaded == row
-
-
 def test_long_rows_marks_of_bytes_and_nul(tmp_path):
     """Rows beyond the reader's block, a mark at the beginning, and characters that end a text elsewhere."""
     rows = [{"prompt": "a\0b", "solution": "1"}, {"prompt": "x" * 12_000_000, "solution": "y" * 1_000_000}]
@@ -79,8 +62,6 @@ def test_long_rows_marks_of_bytes_and_nul(tmp_path):
     twice.write_text('{"prompt": "one", "solution": "1", "solution": "2"}')
     with pytest.raises(LoadingError, match=r"solution.* was specified twice"):
         load_split(str(twice), "train")
-    with pytest.raises(LoadingError, match=r"dataset_name: 'rows\\x00.jsonl' names no file"):
-        load_split("rows\0.jsonl", "train")
 
 
 def test_grpo_needs_no_solution_and_takes_plain_prompts():

@@ -129,7 +129,6 @@ def test_it_is_there(page, command, capsys):
             "device_memory",
             "accelerate_config",
             "num_processes",
-            "help-all",
         }
         if words[0] == "compare":
             own |= options_of("train", capsys)

@@ -13,7 +13,7 @@ from trl.rewards import accuracy_reward, reasoning_accuracy_reward
 
 from cepo import answer_reward, choose_references, final_answer, policy_path, same_answer
 from cepo.data.checks import DatasetError, check_verifier
-from cepo.data.guarded import guarded
+from cepo.data.reward_validation import validated
 from cepo.data.rewards import prepared
 from cepo.data.sampling import Sampling, answer_texts
 from cepo.references.equality import accepted_by_any_grader
@@ -163,7 +163,7 @@ def test_a_prompt_that_opens_the_thinking():
     assert thinking_opening(tokenizer, options) == "<think>"
     assert thinking_opening(tokenizer, {**options, "no_thinking": True}) == ""
     assert opens_thinking("<think>\n\n</think>\n\n") == ""
-    judge = guarded(answer_reward, "answer_reward", thinking_opening(tokenizer, options))
+    judge = validated(answer_reward, "answer_reward", thinking_opening(tokenizer, options))
     completions = [said("it is \\boxed{12}, so"), said("hm</think>\\boxed{12}")]
     assert judge(prompts=["?", "?"], completions=completions, solution=["12", "12"]) == [0.0, 1.0]
     ids = tokenizer("so 12")["input_ids"]

@@ -17,16 +17,15 @@ import cepo.data.sampling
 from cepo import cli
 from cepo.commands import evaluate as evaluating
 from cepo.commands.curves import draw_curves
+from cepo.data.escape import escape, one_line
 from cepo.data.evaluation import Accuracy
-from cepo.data.loading import load_policy, load_split
-from cepo.data.visible import one_line, visible, visible_within
+from cepo.data.loading import load_policy
 from cepo.data.yaml_files import read_yaml
 from cepo.inspection.console import PlainConsole
 from cepo.inspection.gradients_picture import draw_gradients
 from cepo.inspection.page import _json
 from cepo.inspection.pictures import plain_text
 from cepo.inspection.tables import markdown_table
-from cepo.trainer.visible_log import printed_visibly
 
 from .test_trainer import half_right, make, train
 
@@ -48,16 +47,11 @@ def is_harmless(printed):
 # What is shown --------------------------------------------------------------------------------------------------------
 
 
-def test_visible():
-    assert (
-        visible("plain text,\n\ttabs, naïve, 图, 👩\u200d🔬, \u00a0")
-        == "plain text,\n\ttabs, naïve, 图, 👩\u200d🔬, \u00a0"
-    )
-    assert visible("\x1b[0m\r\x00\u202e\ud800\u2066") == r"\x1b[0m\r\x00\u202e\ud800\u2066"
+def test_escape():
+    plain = "plain text,\n\ttabs, naïve, 图, 👩\u200d🔬, \u00a0"
+    assert escape(plain) == plain
+    assert escape("\x1b[0m\r\x00\u202e\ud800\u2066") == r"\x1b[0m\r\x00\u202e\ud800\u2066"
     assert one_line("  two\n lines\r\n") == "two lines"
-    held = {"a\x1b": ["b\r", ("c\0", 1, None)]}
-    assert visible_within(held) == {r"a\x1b": [r"b\r", (r"c\x00", 1, None)]}
-    assert held == {"a\x1b": ["b\r", ("c\0", 1, None)]}
 
 
 def test_a_console_reads_no_markup_and_obeys_no_control_character():
@@ -97,7 +91,10 @@ def test_every_command_prints_through_it(monkeypatch, capsys):
     assert isinstance(found[0], PlainConsole)
 
 
-@pytest.mark.parametrize("arguments", [["--nosuch" + HOSTILE], ["--dataset_name", HOSTILE + ".jsonl"], [HOSTILE]])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--nosuch" + HOSTILE], ["--dataset_name", HOSTILE.replace("\0", "") + ".jsonl"], [HOSTILE]],
+)
 @pytest.mark.parametrize("command", ["train", "evaluate", "explain", "compare"])
 def test_errors_are_one_line_of_text(command, arguments, text_model_path, capsys):
     extra = ["--methods", "grpo"] if command == "compare" else []
@@ -160,38 +157,6 @@ def test_explaining_hostile_problems(text_model_path, rows, tmp_path, capsys):
 
 def every_other(completions, **kwargs):
     return [float(number % 2) for number in range(len(completions))]
-
-
-def test_training_on_hostile_problems(text_model_path, rows, tmp_path, capsys):
-    """TRL prints a table of rollouts, which takes control characters as they come; what is saved stays as it was."""
-    import pandas
-
-    options = {"max_steps": 1, "max_completion_length": 4, "log_completions": True, "num_generations": 4}
-    train(tmp_path, load_split(str(rows), "train"), text_model_path, half_right, **options, method="grpo")
-    printed = capsys.readouterr().out
-    # Styles of the table may be there; nothing of a prompt's is.
-    assert "\x1b[2J" not in printed
-    assert "\x1b]" not in printed
-    assert "\\x1b" in printed
-    saved = pandas.read_parquet(next((tmp_path / "out" / "completions").glob("*.parquet")))
-    assert "\x1b[2J" in saved["prompt"][0][0]["content"]
-
-
-def test_trls_own_table_is_put_back(capsys):
-    from trl.trainer import grpo_trainer
-
-    theirs = grpo_trainer.print_prompt_completions_sample
-    told = [[{"role": "user", "content": HOSTILE}]]
-    with printed_visibly():
-        grpo_trainer.print_prompt_completions_sample(
-            told, [HOSTILE], {"r": [1.0]}, [0.0], 1, 1, extra={"note": [HOSTILE]}
-        )
-    with pytest.raises(IndexError), printed_visibly():
-        grpo_trainer.print_prompt_completions_sample(told, [], {"r": [1.0]}, [0.0], 1)
-    assert grpo_trainer.print_prompt_completions_sample is theirs
-    printed = capsys.readouterr().out
-    assert is_harmless(printed)
-    assert "\\x1b" in printed
 
 
 def test_a_page_can_be_written_whatever_is_in_it():
@@ -408,28 +373,17 @@ def test_and_is_if_the_user_asks(own_code, rows, tmp_path, capsys):
     assert cli.main(["evaluate", *flags, "--trust_remote_code"]) == 0
 
 
-BOMB = "\n".join(["a0: &a0 [1, 1]", *(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]" for n in range(1, 60))])
-MERGES = "\n".join(["a0: &a0 {x: 1}", *(f"a{n}: &a{n} {{<<: [*a{n - 1}, *a{n - 1}]}}" for n in range(1, 60))])
-
-
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ("x: !!python/object/apply:pathlib.Path.touch [{done}]", "is not YAML: could not determine a constructor"),
         ("x: !!python/name:os.system", "is not YAML"),
-        (BOMB, "its aliases stand for more than 20,000 values"),
-        (MERGES, "its aliases stand for more than 20,000 values"),
-        ("x: &a [*a]", "an alias stands for what it is part of"),
-        ("[" * 100 + "]" * 100, "more than 50 lists within each other"),
-        ("x: " + "1" * 300_000, "a file of options has"),
-        ("x: !!timestamp y", "cannot be read"),
-        ("x: 2001-99-99", "cannot be read: month must be in"),
-        ("x: " + "9" * 5000, "cannot be read"),
-        (b"x: \xff", "cannot be read: 'utf-8' codec"),
+        ("x: 2001-99-99", "is not YAML: month must be in"),
+        (b"x: \xff", "is not YAML: 'utf-8' codec"),
         ("x: [", "is not YAML: .*line 1, column 5"),
-        ("x: \x1b", "is not YAML"),
+        ("- x", "must hold options as `name: value` lines"),
     ],
-    ids=range(13),
+    ids=range(6),
 )
 @pytest.mark.parametrize("reader", ["--config", "compare", "gradients", "--accelerate_config"])
 def test_files_of_options_are_data(tmp_path, capsys, content, message, reader):
@@ -452,5 +406,3 @@ def test_files_of_options_may_have_aliases_and_a_mark_of_their_bytes(tmp_path):
     path = tmp_path / "own.yaml"
     path.write_bytes(b"\xef\xbb\xbf" + b"base: &base {x: 1}\narms: {a: *base, b: {<<: *base, y: 2}}\n")
     assert read_yaml(path) == {"base": {"x": 1}, "arms": {"a": {"x": 1}, "b": {"x": 1, "y": 2}}}
-    path.write_text("")
-    assert read_yaml(path) is None

@@ -70,15 +70,11 @@ def test_help_names_every_method_with_what_it_does(capsys):
     assert "(default: None)" not in page
     for name in SELECTIVE:
         assert f"--{name} " in page
-    assert cli.main(["train", "--help-all"]) == 0
-    everything = capsys.readouterr().out
-    assert "(default: None)" not in everything
-    assert "--gradient_checkpointing" in everything
-    assert everything.count("\n  --") > 150
+    assert "--gradient_checkpointing " in page
 
 
 @pytest.mark.parametrize("command", ["evaluate", "explain", "credit", "compare"])
-def test_help_pages_share_a_style(command, capsys):
+def test_help_pages_show_options_by_group(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         cli.main([command, "--help"])
     assert stopped.value.code == 0
@@ -375,40 +371,23 @@ from cepo.methods import Method, Placement
 def flat(inputs, options, step):
     return Placement.of(inputs, inputs.advantages)
 
-def asks(inputs, options, step):
-    return options.nonesuch
-
-flat_method = Method(name="flat", summary="of a wrong shape", placement=flat)
 def bare(inputs, options, step):
     return inputs.evidence
 
-asks_method = Method(name="asks", summary="for what is not there", placement=asks)
+flat_method = Method(name="flat", summary="of a wrong shape", placement=flat)
 bare_method = Method(name="bare", summary="no placement", placement=bare)
 """
 
 
-def test_what_a_method_of_ones_own_raises_is_one_line_with_its_place(tmp_path, documented, capsys):
+def test_a_method_that_returns_no_placement_is_named(tmp_path, documented):
     (tmp_path / "broken.py").write_text(BROKEN)
     small = ["--max_steps=1", "--per_device_train_batch_size=8", "--num_generations=4", "--max_completion_length=8"]
-    arguments = [*small, "--figures_problems=8", "--eval_problems=0", "--output_dir=out", "--reward_funcs"]
-    for name, said in {
-        "flat": r"ValueError: a placement's advantages must have the shape \(8, \d+\) of tokens, got \(8,\) "
-        r"\(broken\.py, line 5\)",
-        "asks": r"AttributeError: .*nonesuch.* \(broken\.py, line 8\)",
-    }.items():
-        reward = f"{half_right.__module__}.half_right"
-        assert cli.main(["train", "--method", f"broken:{name}_method", *arguments, reward]) == 2
-        error = capsys.readouterr().err
-        assert re.search(rf"cepo: error: method broken:{name}_method: placement raised {said}; --traceback", error)
-        assert "Traceback" not in error
-    assert cli.main(["train", "--method", "broken:bare_method", *arguments, reward]) == 2
-    assert "method bare: its placement returned a Tensor; Placement.of makes a Placement" in capsys.readouterr().err
-    (tmp_path / "unclosed.py").write_text("mine = (\n")
-    with pytest.raises(ValueError, match=r"it raised SyntaxError: .*\(unclosed\.py, line 1\)$"):
-        MethodOptions(method="unclosed:mine")
-    (tmp_path / "halved.py").write_text("from cepo.methods import Method\n\nmine = Method(name='mine')\n")
-    with pytest.raises(ValueError, match=r"cannot import 'halved:mine': it raised TypeError: .*\(halved\.py, line 3\)"):
-        MethodOptions(method="halved:mine")
+    arguments = [*small, "--figures_problems=8", "--eval_problems=0", "--output_dir=out"]
+    arguments += ["--reward_funcs", f"{half_right.__module__}.half_right"]
+    with pytest.raises(ValueError, match=r"advantages must have the shape \(8, \d+\) of tokens, got \(8,\)"):
+        cli.main(["train", "--method", "broken:flat_method", *arguments])
+    with pytest.raises(TypeError, match="method bare: its placement returned a Tensor"):
+        cli.main(["train", "--method", "broken:bare_method", *arguments])
 
 
 def test_stages_that_would_never_run_are_refused():

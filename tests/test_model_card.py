@@ -93,7 +93,7 @@ def test_a_card_holds_no_path_of_the_machine(trained):
         ),
         (["--image_folder", "file:///home/me/x"], "--image_folder x"),
         (["--chat", "a=/home/me/a:/home/me/b"], "--chat a=a:b"),
-        (["--system_prompt", "either/or, 1/2\x1b"], "--system_prompt 'either/or, 1/2\\x1b'"),
+        (["--system_prompt", "either/or, 1/2"], "--system_prompt 'either/or, 1/2'"),
         (["--system_prompt", "two\nlines"], "--system_prompt 'two\nlines'"),
     ],
 )

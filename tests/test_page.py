@@ -12,8 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from rich.console import Console
 
+from cepo.inspection.console import PlainConsole
 from cepo.inspection.inspect import Credit, Inspected, all_variants
 from cepo.inspection.page import credit_page
 from cepo.inspection.shown import Shown
@@ -118,7 +118,7 @@ def test_every_fallback_has_words(fallback):
 
 def test_the_terminal_form():
     out = io.StringIO()
-    print_credit(Console(file=out, width=100), [shown([HOSTILE, "7", "8"])], PAPER)
+    print_credit(PlainConsole(file=out, width=100), [shown([HOSTILE, "7", "8"])], PAPER)
     printed = out.getvalue()
     assert "rollout 1: right, reward 1.00, advantage +0.70; r- </script>" in " ".join(printed.split())
     assert "[bold red]" in printed  # text, not a style

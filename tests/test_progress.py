@@ -171,7 +171,6 @@ def on_a_terminal(arguments, folder, *, interrupt_at=None):
 
 def test_on_a_terminal_there_is_one_line_that_changes(tmp_path):
     options = ["--max_steps=3", "--accuracy_every=1", "--eval_problems=4", "--eval_samples=0", "--output_dir=out"]
-    options += ["--log_completions", "--num_completions_to_print=1"]
     written, status = on_a_terminal(["train", *SMALL, *options], tmp_path)
     assert status == 0, written
     for step in range(4):
@@ -181,9 +180,18 @@ def test_on_a_terminal_there_is_one_line_that_changes(tmp_path):
     assert "\x1b[2K" in written  # the line is drawn again in its place
     assert "held-out accuracy at step 1" in written  # other lines stand above it
     assert written.count("held-out accuracy") == 4
-    assert "left╭" not in re.sub(r"\x1b\[[\d;]*m", "", written)  # so do TRL's tables
     assert written.rindex("\x1b[?25h") > written.rindex("\x1b[?25l")  # the cursor is back
     assert (tmp_path / "out" / "summary.json").is_file()
+
+
+def test_lines_stand_between_tables_of_completions(tmp_path):
+    options = ["--max_steps=2", "--eval_problems=0", "--log_completions", "--num_completions_to_print=1"]
+    written, status = on_a_terminal(["train", *SMALL, *options, "--output_dir=out"], tmp_path)
+    assert status == 0, written
+    lines = re.sub(r"\x1b\[[\d;]*m", "", written).splitlines()
+    assert sum(line.startswith("step ") for line in lines) == 2
+    assert sum(line.startswith("╭") and " Step " in line for line in lines) >= 2
+    assert "\x1b[2K" not in written
 
 
 def test_ctrl_c_on_a_terminal(tmp_path):

@@ -55,10 +55,10 @@ def main(arguments: list[str] | None = None) -> int:
     if command not in ("train", "evaluate", "merge", "explain", "credit", "compare", "gradients"):
         print(f"cepo: error: unknown command {command!r}; cepo --help lists the commands", file=sys.stderr)
         return 2
-    if command == "train" and ("--help" in rest or "-h" in rest or "--help-all" in rest):
+    if command == "train" and ("--help" in rest or "-h" in rest):
         from .commands.train_help import train_help
 
-        print(train_help("--help-all" in rest), end="")
+        print(train_help(), end="")
         return 0
     return _run(command, rest, traceback)
 
@@ -91,8 +91,7 @@ def _run(command: str, arguments: list[str], traceback: bool) -> int:
             print(f"cepo: error: {_what(error)}", file=sys.stderr)
         return 2
     from .data.checks import DatasetError
-    from .data.guarded import RewardError
-    from .methods.faults import MethodError
+    from .data.reward_validation import RewardError
     from .trainer.guarded import GradientError
 
     try:
@@ -100,11 +99,10 @@ def _run(command: str, arguments: list[str], traceback: bool) -> int:
     except KeyboardInterrupt:
         print("\ncepo: stopped", file=sys.stderr)
         return 130
-    except (DatasetError, RewardError, MethodError) as error:  # what no check could see: a row of a stream, a function
+    except (DatasetError, RewardError) as error:  # a row of a stream, a reward: seen by no check before training
         if traceback:
             raise
-        more = "; --traceback shows how it came there" if error.__cause__ is not None else ""
-        print(f"cepo: error: {_what(error)}" + more, file=sys.stderr)
+        print(f"cepo: error: {_what(error)}", file=sys.stderr)
         return 2
     except GradientError as error:  # every process says it
         if traceback:
@@ -116,9 +114,9 @@ def _run(command: str, arguments: list[str], traceback: bool) -> int:
 
 def _what(error: Exception) -> str:
     """A mistake on one line, and the lines of its notes, such as commands to copy."""
-    from .data.visible import one_line, visible
+    from .data.escape import escape, one_line
 
-    return "\n".join([one_line(str(error)) or type(error).__name__, *map(visible, getattr(error, "__notes__", []))])
+    return "\n".join([one_line(str(error)) or type(error).__name__, *map(escape, getattr(error, "__notes__", []))])
 
 
 if __name__ == "__main__":

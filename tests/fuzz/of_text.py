@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rich.table import Table
 from rich.text import Text
 
-from cepo.data.visible import one_line, visible
+from cepo.data.escape import escape, one_line
 from cepo.inspection.console import PlainConsole
 from cepo.inspection.page import _json
 from cepo.inspection.tables import markdown_text
@@ -275,7 +275,7 @@ def shown_text(text, columns):
     printed = out.getvalue()
     printed.encode("utf-8")
     assert all(ch.isprintable() or ch in "\n\t\u200c\u200d" or unicodedata.category(ch) == "Zs" for ch in printed)
-    assert visible(visible(text)) == visible(text)
+    assert escape(escape(text)) == escape(text)
     assert "\n" not in one_line(text)
     cell = markdown_text(text)
     assert "\n" not in cell

@@ -39,8 +39,8 @@ from ..compare.statistics import (
 )
 from ..compare.tempered import tempered_runs
 from ..compare.tuning import Tried, Tuning, rate_note, tune
+from ..data.escape import one_line
 from ..data.files import write_whole
-from ..data.visible import one_line, visible
 from ..methods.registry import METHODS
 from . import quiet_libraries
 from .options import SWITCH, make_command_parser, not_negative, positive
@@ -297,7 +297,7 @@ def _report(
     said = "".join(f"- {note}\n" for note in notes)
     differing = "".join(f"{line}\n" for line in ["", *_differing(plan)])
     beside = "".join(f"{against_table(name, found, measures)}\n" for name, found in ahead.items())
-    write_whole(folder / "compare.md", visible(f"{table(rows)}\n{beside}{said}{differing}"))
+    write_whole(folder / "compare.md", f"{table(rows)}\n{beside}{said}{differing}")
     if not rows:
         console.print(f"No run went through.\n{said}", highlight=False, markup=False)
         return

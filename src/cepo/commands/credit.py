@@ -20,7 +20,6 @@ from ..data.files import write_whole
 from ..data.images import broken_images_named
 from ..data.loading import load_policy, load_reward_funcs
 from ..data.sampling import Sampling, sampled_groups, seeded
-from ..data.visible import visible
 from ..inspection.console import PlainConsole
 from ..inspection.following import Answered, Told, following
 from ..inspection.inspect import Inspected, Variant, all_variants, inspect_with
@@ -237,7 +236,7 @@ def _measure(
         "rows": results,
     }
     write_whole(options.output_dir / "credit.json", json.dumps(result, indent=1) + "\n")
-    write_whole(options.output_dir / "credit.md", visible(_markdown(results, followed, labelled)))
+    write_whole(options.output_dir / "credit.md", _markdown(results, followed, labelled))
     if labelled:
         draw_credit_quality(results, options.output_dir / "credit.png")
     files = "credit.json, credit.md and credit.png" if labelled else "credit.json and credit.md"

@@ -22,7 +22,6 @@ from ..data.files import write_whole
 from ..data.images import broken_images_named
 from ..data.loading import freeze_vision_tower, load_policy, load_reward_funcs
 from ..data.sampling import Sampling, sampled_groups, seeded
-from ..data.visible import visible
 from ..data.yaml_files import read_yaml
 from ..inspection.alignment import MEASURES, Alignment, Cuts, absolute, align, jackknife, products, ratios, shares
 from ..inspection.gradients import BatchGradients, batch_gradients, part_names
@@ -173,7 +172,7 @@ def read_placements(path: Path | None, dataset: Any) -> tuple[list[Variant], lis
 
 def _read_config(path: Path) -> tuple[dict[str, dict[str, Any]], list[str]]:
     config = read_yaml(path)
-    known = isinstance(config, dict) and {"placements"} <= set(config) <= {"placements", "against"}
+    known = {"placements"} <= set(config) <= {"placements", "against"}
     placements, against = (config["placements"], config.get("against") or []) if known else (None, [])
     if not isinstance(placements, dict) or not all(isinstance(own or {}, dict) for own in placements.values()):
         raise ValueError(
@@ -276,7 +275,7 @@ def _measure(
         "seconds": round(time.monotonic() - started, 1),
     }
     write_whole(options.output_dir / "gradients.json", json.dumps(result, indent=1) + "\n")
-    write_whole(options.output_dir / "gradients.md", visible(_markdown(table, split)))
+    write_whole(options.output_dir / "gradients.md", _markdown(table, split))
     draw_gradients(table, split, options.output_dir / "gradients.png")
     for shown in _tables(table, split):
         console.print(shown, soft_wrap=False)

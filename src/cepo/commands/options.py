@@ -1,9 +1,8 @@
-"""Options that several commands share, and the one style of their help pages."""
+"""Options that several commands share, and their parser."""
 
 import argparse
 import re
-import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields
 from difflib import get_close_matches
 from typing import Any
@@ -18,40 +17,20 @@ from ..methods.registry import find_method
 from ..tasks.figures import NAME as FIGURES
 from ..tasks.figures import VARIANTS
 
-# (flag, what it is, its default in words; "" for none)
-Entry = tuple[str, str, str]
-
-
-def help_page(usage: str, description: str, groups: Mapping[str, Iterable[Entry]], footer: str = "") -> str:
-    """A help page: what a command does, then its options by group, each with its default."""
-    lines = [f"usage: {usage}", "", *textwrap.wrap(description, 100)]
-    for title, entries in groups.items():
-        lines += ["", f"{title}:"]
-        for flag, text, default in entries:
-            shown = f"{_phrase(text)} (default: {default})" if default else _phrase(text)
-            lines.append(f"  {flag}")
-            lines += textwrap.wrap(shown, 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
-    return "\n".join([*lines, *(["", footer] if footer else []), ""])
-
-
-def _phrase(text: str) -> str:
-    """Without its full stop, but with an ellipsis."""
-    return text if text.endswith("...") else text.rstrip(".")
-
-
-def shown_default(value: Any) -> str:
-    """A default as people read it; "" where there is none, and the option's text says what follows."""
-    if value is None or value is argparse.SUPPRESS or value is False:
-        return ""
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
 # --name and --name true, as options of cepo train are switched on.
 SWITCH: dict[str, Any] = {"type": string_to_bool, "nargs": "?", "const": True, "default": False}
 
 
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Argparse's help with defaults, except None, False, and those that the text names."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        named = action.default in (None, False) or "(default: " in str(action.help)
+        return action.help if named else super()._get_help_string(action)
+
+
 class CommandParser(argparse.ArgumentParser):
-    """Options by group, a help page in the house's style, and errors of one line."""
+    """Options by group, and errors of one line."""
 
     def error(self, message: str):
         unknown = re.search(r"unrecognized arguments: (--\S+)", message)
@@ -61,25 +40,16 @@ class CommandParser(argparse.ArgumentParser):
             message = f"unknown option {name}" + (f"; did you mean {close[0]}?" if close else "")
         raise ValueError(f"{message} ({self.prog} --help lists the options)")
 
-    def format_help(self) -> str:
-        groups = {
-            group.title or "options": [
-                (
-                    action.option_strings[0]
-                    + ("" if action.nargs == 0 else f" {action.metavar or action.dest.upper()}"),
-                    str(action.help),
-                    shown_default(action.default),
-                )
-                for action in group._group_actions
-            ]
-            for group in self._action_groups
-            if group._group_actions
-        }
-        return help_page(f"{self.prog} [OPTIONS]", self.description or "", groups)
-
 
 def make_command_parser(command: str, description: str) -> CommandParser:
-    parser = CommandParser(prog=f"cepo {command}", description=description, allow_abbrev=False, add_help=False)
+    parser = CommandParser(
+        prog=f"cepo {command}",
+        usage="%(prog)s [OPTIONS]",
+        description=description,
+        allow_abbrev=False,
+        add_help=False,
+        formatter_class=HelpFormatter,
+    )
     parser.add_argument_group("help").add_argument("--help", "-h", action="help", help="this page")
     return parser
 

@@ -5,8 +5,8 @@ import os
 import signal
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
@@ -102,11 +102,6 @@ class Progress(TrainerCallback):
         """Show how the run stands."""
         raise NotImplementedError
 
-    @contextmanager
-    def aside(self) -> Iterator[None]:
-        """While somebody writes to the terminal past the console."""
-        yield
-
     def on_train_begin(self, args, state, control, **kwargs):  # noqa: ARG002
         self._ended, self._logged, self._step = [], [], state.global_step
 
@@ -175,18 +170,6 @@ class LiveLine(Progress):
             self._live.start()
             nothing = Standing(state.global_step, state.max_steps, None, None, None, None, None, None)
             self.show(nothing)
-
-    @contextmanager
-    def aside(self) -> Iterator[None]:
-        started = self._live.is_started
-        self._live.transient = True
-        self._live.stop()
-        self._live.transient = False
-        try:
-            yield
-        finally:
-            if started:
-                self._live.start(refresh=True)
 
     def show(self, standing: Standing) -> None:
         if standing.length is not None:

@@ -13,10 +13,10 @@ import torch
 from rich.console import Console
 
 from ..compare.jobs import BusyError, locked, stopped_by_signals
+from ..data.escape import one_line
 from ..data.files import write_whole
 from ..data.loading import LoadingError, holds_adapters, resolve_model
 from ..data.merging import merge_adapters
-from ..data.visible import one_line, visible
 from ..inspection.tables import plain_table
 from ..suite.benchmarks import Benchmark, Sampling, chosen
 from ..suite.results import Score, read_score
@@ -190,7 +190,7 @@ def _run(
     }
     result = result_of(source, about, scores, failed)
     write_whole(output / "suite.json", json.dumps(result, indent=2) + "\n")
-    write_whole(output / "suite.md", visible(markdown(source, scores, failed, about)))
+    write_whole(output / "suite.md", markdown(source, scores, failed, about))
     if scores:
         _show(scores, failed, about, console)
     say(f"written to {output / 'suite.md'} and {output / 'suite.json'}")

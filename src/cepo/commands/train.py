@@ -20,18 +20,16 @@ from ..compare.jobs import stopped_by_signals
 from ..data.embedded import EMBEDDED
 from ..data.evaluation import Accuracy
 from ..data.files import write_whole
-from ..data.guarded import RewardError
 from ..data.hub import HubError, hub_errors
 from ..data.loading import holds_adapters, load_adapters, model_errors_named, require_chat_template
 from ..data.saved import FOLDER
 from ..inspection.tables import counted
-from ..methods.faults import MethodError
 from ..methods.registry import METHODS
 from ..tasks.figures import NAME as FIGURES
 from ..trainer.arguments import Sources, TrainArguments, check_sources, config_of, option_names, parse
 from ..trainer.cepo_config import CEPOConfig
 from ..trainer.cepo_trainer import CEPOTrainer
-from ..trainer.checkpoints import check_output_dir, disk_problem, last_whole_checkpoint
+from ..trainer.checkpoints import CheckpointError, check_output_dir, last_whole_checkpoint
 from ..trainer.guarded import GradientError
 from ..trainer.layout import is_sharded
 from ..trainer.model_card import RunFacts
@@ -41,7 +39,7 @@ from .accuracy import AccuracyCurve, BeforeTraining, Measure, Measured
 from .curves import draw_curves
 from .dry_run import prepare_dry_run, wants_dry_run
 from .launch import FLAG, is_launched, options_in, prepare_launch
-from .progress import INTERRUPTED, StopOnInterrupt, progress_on
+from .progress import INTERRUPTED, ProgressLines, StopOnInterrupt, progress_on
 
 # What was trained on, for commands that come later.
 RUN_FILE = "run.json"
@@ -127,8 +125,8 @@ def _train(
 
     trainer.remove_callback(PrinterCallback)
     interrupt = StopOnInterrupt(console, trainer._processes.most_of)
-    progress = progress_on(console)
-    trainer.aside = progress.aside
+    # TRL prints its tables of completions past the console, through a line that changes.
+    progress = ProgressLines(console) if args.log_completions else progress_on(console)
     trainer.add_callback(progress)
     trainer.add_callback(interrupt)
     every = script_args.accuracy_every if held_out is not None else 0
@@ -141,13 +139,14 @@ def _train(
         interrupt.restore()
         _print_resume(trainer, interrupt, console)
         return interrupt.status
+    except CheckpointError as error:
+        interrupt.restore()
+        last = last_whole_checkpoint(Path(args.output_dir))
+        goes_on = f"Go on with: --resume_from_checkpoint {last}" if last else "No checkpoint is whole."
+        console.print(f"Stopped: {error}. {goes_on}", highlight=False, markup=False)
+        return 1
     except Exception as error:
         interrupt.restore()
-        if not isinstance(error, (RewardError, MethodError)) and (problem := disk_problem(error)) is not None:
-            last = last_whole_checkpoint(Path(args.output_dir))
-            goes_on = f"Go on with: --resume_from_checkpoint {last}" if last else "No checkpoint is whole."
-            console.print(f"Stopped: {problem}. {goes_on}", highlight=False, markup=False)
-            return 1
         if not (isinstance(error, GradientError) and error.spoilt):
             _save_what_there_is(trainer, interrupt)
         _print_resume(trainer, interrupt, console)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import httpx
 
-from .visible import one_line
+from .escape import one_line
 
 # What huggingface_hub raises: of HTTP, of sockets, logins and names, and where an upload was cut off.
 _FAILURES = (httpx.HTTPError, OSError, ValueError, RuntimeError)

@@ -34,7 +34,6 @@ from .columns import map_rows, read_dataset, with_features
 from .embedded import EMBEDDED, holds_model, policy_of
 from .formats import FORMATS, DatasetOptions
 from .images import ImageFolder, check_places, checked_stream
-from .json_depth import check_depth, check_depths
 from .rewards import answer_reward, compares_answers
 
 _FORMATS = {".json": "json", ".jsonl": "json", ".csv": "csv", ".parquet": "parquet"}
@@ -104,8 +103,6 @@ def load_split(
         return made.make(split, size, **made.variants[variant])
 
     config = config or FORMATS[options.format_of(name)].config
-    if "\0" in name:
-        raise LoadingError(f"dataset_name: {name!r} names no file or data set")
     called, folder = f"the split {split!r} of {name}", ImageFolder.of(name, options.image_folder)
     columns = options.columns_of(name)
     images = columns.images if columns and columns.images else ("image", "images")
@@ -128,15 +125,11 @@ def _written(
         if path.suffix not in _FORMATS:
             raise LoadingError(f"dataset_name: {name} is none of {', '.join(_FORMATS)}")
         kind = _FORMATS[path.suffix]
-        if kind == "json":
-            _guarded(name, lambda: check_depth(path))
         data = _guarded(name, lambda: load_dataset(kind, data_files=str(path), split="train", streaming=streaming))
         return _with_images(data, folder, images, name)
     if path.is_dir() and ((path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists()):
         data = _guarded(name, lambda: load_from_disk(str(path)))
     else:
-        if path.is_dir():
-            _guarded(name, lambda: check_depths(path))
         data = _guarded(name, lambda: load_dataset(name, name=config, streaming=streaming))
     if isinstance(data, (DatasetDict, IterableDatasetDict)):
         if split not in data:

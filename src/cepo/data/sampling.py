@@ -25,8 +25,8 @@ from ..scoring.prompts import left_padding, special_tokens, text_of, thinking_op
 from ..scoring.requests import TOKEN_TYPES, distinct_prompts
 from ..scoring.score import evaluating
 from .errors import DatasetError
-from .guarded import guarded
 from .images import with_opaque_images
+from .reward_validation import validated
 
 _logger = logging.getLogger(__name__)
 
@@ -207,7 +207,7 @@ def verdicts(
     It is called as in training. What it logs by `log_extra` and `log_metric` goes nowhere here.
 
     Raises:
-        RewardError: If it fails, or returns what is no reward for each.
+        RewardError: If it returns anything but one reward for each.
     """
     if not rows:
         return []
@@ -216,7 +216,7 @@ def verdicts(
         key: [row[key] for row in rows] for key in rows[0] if key not in ("prompt", "completion", "completion_ids")
     }
     name = getattr(reward_func, "__name__", type(reward_func).__name__)
-    found = guarded(reward_func, name, extractor=extractor)(
+    found = validated(reward_func, name, extractor=extractor)(
         prompts=[row["prompt"] for row in rows],
         completions=completions,
         completion_ids=[list(ids) for ids in completion_ids],

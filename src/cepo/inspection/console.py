@@ -8,7 +8,7 @@ from rich.segment import Segment
 from rich.status import Status
 from rich.text import Text
 
-from ..data.visible import visible
+from ..data.escape import escape
 
 
 class PlainConsole(Console):
@@ -25,7 +25,7 @@ class PlainConsole(Console):
         """Everything that is printed passes here, tables and their captions too."""
         for segment in super().render(renderable, options):
             # Control segments are rich's own: they move the cursor of a status line.
-            yield segment if segment.control else segment._replace(text=visible(segment.text))
+            yield segment if segment.control else segment._replace(text=escape(segment.text))
 
     def status(self, status: Any, **options: Any) -> Status:
         """Rich's, which would read markup in a string."""

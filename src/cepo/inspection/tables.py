@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
 
-from ..data.visible import one_line
+from ..data.escape import one_line
 
 
 def interval(estimate: Mapping[str, float | None], form: str, *, nothing: str = "") -> str:

@@ -8,7 +8,6 @@ from rich.table import Table
 from rich.text import Text
 
 from ..data.sampling import text_of_messages
-from ..data.visible import visible
 from ..methods.placement import NEAR
 from .inspect import Credit, Variant
 from .shown import Shown, explain_references, explain_variant, share_not_moved
@@ -21,22 +20,21 @@ def print_credit(console: Console, shown: Sequence[Shown], variant: Variant, *, 
     """Print the groups' rollouts under one variant, with the tokens whose evidence is strongest.
 
     Args:
-        console: Where to.
+        console: Where to; a `PlainConsole` escapes what models and data sets wrote.
         shown: The groups.
         variant: The method and rule.
         strongest: How many tokens of each rollout to give numbers of.
     """
 
     def line(text: Text | str = "") -> None:
-        # Text of models and datasets is never markup here; `visible` keeps it from moving the cursor.
-        console.print(text if isinstance(text, Text) else Text(visible(text)), highlight=False)
+        console.print(text if isinstance(text, Text) else Text(text), highlight=False)  # not markup
 
     line(Text.assemble((variant.name, "bold"), f": {explain_variant(variant)}"))
     line(Text.assemble("more than GRPO gives: ", _piece("blue", 1.0), ", less: ", _piece("orange", -1.0)))
     for one in shown:
         line()
         for role, text in text_of_messages(one.group.messages):
-            line(Text.assemble((f"{visible(role)}: ", "dim"), visible(text)))
+            line(Text.assemble((f"{role}: ", "dim"), text))
         for place, (rollout, inspected) in enumerate(zip(one.group.rollouts, one.inspected, strict=True)):
             attempt, credit = one.group.attempts[one.group.first + place], inspected.credit[variant]
             if place == 0 and credit.references.positive:  # else nobody was told anything
@@ -44,7 +42,7 @@ def print_credit(console: Console, shown: Sequence[Shown], variant: Variant, *, 
             negatives, fallback = explain_references(credit)
             line()
             about = f"{_VERDICT[attempt.correct]}, reward {attempt.reward:.2f}, advantage {rollout.advantage:+.2f}"
-            against = visible(f"; r- {'   '.join(negatives)}") if negatives else ""
+            against = f"; r- {'   '.join(negatives)}" if negatives else ""
             line(
                 Text.assemble(
                     (f"rollout {place + 1}", "bold"),
@@ -61,7 +59,6 @@ def print_credit(console: Console, shown: Sequence[Shown], variant: Variant, *, 
 
 
 def _piece(text: str, shift: float) -> Text:
-    text = visible(text)
     strength = min(1.0, abs(shift))
     if strength <= NEAR:
         return Text(text)

@@ -21,7 +21,6 @@ from ..references.choosing import choose_references
 from ..references.contents import Part, with_contents
 from ..references.extraction import reference_answer
 from ..references.groups import Attempt, References
-from .faults import MethodError
 from .placement import Place, Placement, PlacementInputs, negative_weights, uniform
 from .shared_options import SharedOptions
 
@@ -271,7 +270,7 @@ class Method:
         placed = self.placement(inputs, options, step)
         if not isinstance(placed, Placement):
             kind = type(placed).__name__
-            raise MethodError(f"method {self.name}: its placement returned a {kind}; Placement.of makes a Placement")
+            raise TypeError(f"method {self.name}: its placement returned a {kind}; Placement.of makes a Placement")
         if options.blame == 1:
             return placed
         return placed.weighted(negative_weights(placed.rollout_advantages, options.blame))

@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
-from ..methods.faults import MethodError
 from ..methods.method import OTHER_MODEL, STUDENT, Context, Evidence, KnownGroup, Labels, Tools
 from ..methods.options import MethodOptions
 from ..methods.placement import Placement, PlacementInputs
@@ -249,7 +248,7 @@ class Pipeline:
             known = KnownGroup(group.row, texts, group.attempts, advantages, text_length(prompt))
             for place, found in enumerate(labels(known, options)):
                 if len(found) > len(texts[place]):
-                    raise MethodError(
+                    raise ValueError(
                         f"method {options.method}: labels gave {len(found)} numbers for a rollout of "
                         f"{len(texts[place])} tokens"
                     )

@@ -31,6 +31,8 @@ from .checkpoints import find_checkpoint
 class TrainArguments(DatasetOptions, ScriptArguments):
     """TRL's script arguments, the reward functions, and how accuracy is measured."""
 
+    _argument_group_name = "data, rewards and accuracy"  # for the help page of transformers' parser
+
     dataset_name: str = field(
         default=FIGURES,
         metadata={"help": "figures (embedded), a JSON, CSV or parquet file, a folder, or a name on the Hub."},
@@ -179,10 +181,7 @@ def config_of(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
         path = path if equals else next(words, "")
         if not path or path.startswith("--"):
             raise ValueError("--config: which file?")
-        content = read_yaml(Path(path))
-        if not isinstance(content, dict):
-            raise ValueError(f"--config: {path} must hold options as `name: value` lines")
-        given |= content
+        given |= read_yaml(Path(path))
     return left, given
 
 

@@ -32,7 +32,7 @@ from ..data.checks import (
 )
 from ..data.images import with_opaque_images
 from ..data.loading import freeze_vision_tower, require_chat_template
-from ..data.sampling import check_special_tokens
+from ..data.sampling import check_special_tokens, text_of_messages
 from ..data.saved import rows_of, save_rows
 from ..distillation.losses import student_divergence, teacher_states
 from ..methods.method import Evidence
@@ -46,13 +46,12 @@ from ..scoring.shards import head_gathered_with_gradient
 from .batches import moving_rows, prompt_of, refuse_mixed_images, trained_tokens
 from .cepo_config import CEPOConfig
 from .completion_batch import CompletionBatch, attempts_of
-from .credit_page import NUMBER_OF_GROUPS, write_credit_page
+from .credit_page import NUMBER_OF_GROUPS, CreditPageLogger, write_credit_page
 from .distillation import add_teacher_prompts, distillation_batch
 from .guarded import GuardedTrainer, silenced
 from .hub import HubTrainer
 from .lasting import LastingTrouble
 from .layout import check_layout, check_processes
-from .loggers import LoggedTrainer
 from .metrics import credit_metrics, credit_sums, verdict_shares
 from .model_card import CEPO_PAPER, CardTrainer
 from .processes import Processes
@@ -61,15 +60,12 @@ from .resuming import ResumingTrainer
 from .sharing import NoSharing
 from .teachers import FollowPolicy, Teachers
 from .token_advantages import assign_credit, evidence_fields, in_loss
-from .visible_log import VisibleTrainer
 
 _logger = logging.getLogger(__name__)
 
 
 class CEPOTrainer(
     GuardedTrainer,
-    VisibleTrainer,
-    LoggedTrainer,
     HubTrainer,
     CardTrainer,
     ResumingTrainer,
@@ -172,6 +168,8 @@ class CEPOTrainer(
         self._teachers = Teachers(self, args, self._processes)
         self.add_callback(FollowPolicy(self._teachers))
         self.add_callback(LastingTrouble())
+        self._page_logger = CreditPageLogger(self.callback_handler)
+        self.add_callback(self._page_logger)
         if needs_solution:
             self._encoder = PromptEncoder(self.processing_class, self._is_vlm, self._template_options())
 
@@ -465,7 +463,7 @@ class CEPOTrainer(
             order = sorted(range(len(groups)), key=lambda i: not any(r.advantage for r in groups[i].rollouts))
             drawn = order[:NUMBER_OF_GROUPS]
             with self._teachers.reading():
-                page = write_credit_page(
+                self._page_logger.page = write_credit_page(
                     [groups[i] for i in drawn],
                     self._prompts(batch, [rows[i] for i in drawn]),
                     pipeline=self._teachers.pipeline(self._encoder, batch, own_weights=True),
@@ -474,7 +472,6 @@ class CEPOTrainer(
                     step=step,
                     write=self.accelerator.is_main_process,
                 )
-            self._send_page(page)
 
     # Checkpoints ------------------------------------------------------------------------------------------------------
 
@@ -485,6 +482,15 @@ class CEPOTrainer(
         self._teachers.weights.load(folder)
 
     # Metrics ----------------------------------------------------------------------------------------------------------
+
+    def log(self, logs, start_time=None):
+        if self._is_vlm and "wandb" in self.args.report_to:
+            # W&B refuses TRL's table where the parts of a prompt differ in type, as image and text do.
+            prompts = self._logs["prompt"]
+            for place, prompt in enumerate(prompts):
+                if not isinstance(prompt, str):
+                    prompts[place] = [{"role": role, "content": text} for role, text in text_of_messages(prompt)]
+        super().log(logs, start_time)
 
     def _log_credit(self, name: str, value: float) -> None:
         self._metrics["train"][f"cepo/{name}"].append(value)

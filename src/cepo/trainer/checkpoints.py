@@ -101,12 +101,30 @@ def check_output_dir(output_dir: str) -> None:
         raise OSError(f"output_dir: {output_dir} cannot be written: {error.strerror or error}") from error
 
 
+class CheckpointError(OSError):
+    """The disk did not take a checkpoint; the message says why."""
+
+
 @contextmanager
 def written_whole(trainer: GRPOTrainer, folder: Path) -> Iterator[None]:
     """What is written into a checkpoint here is marked as incomplete until all of it is there.
 
     Older checkpoints are removed after that, not before.
+
+    Raises:
+        CheckpointError: If the disk is full, read-only or gone.
     """
+    try:
+        with _marked(trainer, folder):
+            yield
+    except Exception as error:
+        if (problem := disk_problem(error)) is not None:
+            raise CheckpointError(problem) from error
+        raise
+
+
+@contextmanager
+def _marked(trainer: GRPOTrainer, folder: Path) -> Iterator[None]:
     args = trainer.args
     if args.should_save:
         if (folder / MARK).exists():  # of a run that was killed

@@ -1,8 +1,13 @@
-"""The page that a training run leaves every `credit_samples_every` steps."""
+"""The page of credit that a training run writes every `credit_samples_every` steps, and sends to its loggers."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from transformers import TrainerCallback
+from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
+from transformers.trainer_callback import CallbackHandler
 
 from ..data.files import write_whole
 from ..inspection.inspect import all_variants, inspect
@@ -13,9 +18,52 @@ from ..references.groups import Group
 from ..scoring.pipeline import Pipeline
 from ..scoring.requests import Prompt
 from .cepo_config import CEPOConfig
-from .loggers import CreditPage
 
 NUMBER_OF_GROUPS = 2
+
+
+@dataclass(frozen=True)
+class CreditPage:
+    """A page of credit that was written.
+
+    Attributes:
+        step: The optimiser step.
+        path: The file.
+        html: Its content.
+        markdown: The credit of the run's own method in short, for TensorBoard, which shows no HTML.
+    """
+
+    step: int
+    path: Path
+    html: str
+    markdown: str
+
+
+class CreditPageLogger(TrainerCallback):
+    """Sends `page`, where there is a new one, to W&B, Trackio and TensorBoard at the end of the step.
+
+    Args:
+        handler: The trainer's, whose callbacks are the loggers that `report_to` names.
+    """
+
+    def __init__(self, handler: CallbackHandler):
+        self._handler = handler
+        self.page: CreditPage | None = None
+
+    def on_step_end(self, args, state, control, **kwargs):  # noqa: ARG002
+        page, self.page = self.page, None
+        if page is None:
+            return
+        for logger in self._handler.callbacks:
+            if isinstance(logger, WandbCallback) and logger._wandb is not None:
+                html = logger._wandb.Html(page.html, inject=False)
+                logger._wandb.log({"train/global_step": page.step, "credit": html})
+            elif isinstance(logger, TrackioCallback):
+                html = logger._trackio.Html(page.html, inject=False, caption=page.path.name)
+                logger._trackio.log({"train/global_step": page.step, "credit": html})
+            elif isinstance(logger, TensorBoardCallback) and logger.tb_writer is not None:
+                text = f"{page.markdown}\n\nThe whole page: `{page.path}`"
+                logger.tb_writer.add_text("credit", text, page.step)
 
 
 def write_credit_page(

@@ -12,7 +12,8 @@ from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 from trl import GRPOTrainer
 
-from ..data.guarded import guarded, refuse_infinite
+from ..data.images import broken_images_named
+from ..data.reward_validation import refuse_infinite, validated
 from ..scoring.prompts import thinking_opening
 
 _logger = logging.getLogger(__name__)
@@ -83,9 +84,10 @@ def silenced(rewards: Tensor, weights: Tensor) -> Tensor:
 
 
 class GuardedTrainer(GRPOTrainer):
-    """TRL's trainer, whose reward functions name themselves when they fail, and whose weights stay finite."""
+    """TRL's trainer, which validates rewards, names the row of a broken image, and keeps weights finite."""
 
     reward_funcs: list[Any]
+    train_dataset: Any
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -94,7 +96,7 @@ class GuardedTrainer(GRPOTrainer):
         self.reward_funcs = [
             function
             if isinstance(function, nn.Module)
-            else guarded(function, name, self._thinking, self.args.answer_extractor)
+            else validated(function, name, self._thinking, self.args.answer_extractor)
             for function, name in zip(self.reward_funcs, self.reward_func_names, strict=True)
         ]
         self._gradients = BadGradients(self.args.max_bad_gradients)
@@ -106,7 +108,8 @@ class GuardedTrainer(GRPOTrainer):
         return self._gradients.in_a_row > 0
 
     def train(self, *args, **kwargs):
-        output = super().train(*args, **kwargs)
+        with broken_images_named(self.train_dataset, "the training set"):
+            output = super().train(*args, **kwargs)
         if self._gradients.stops:
             count, last = self._gradients.in_a_row, self.state.global_step
             folder = f"{self.args.output_dir}/checkpoint-{last}"

@@ -6,8 +6,8 @@ from typing import Any
 
 from trl import GRPOTrainer
 
+from ..data.escape import one_line
 from ..data.hub import hub_errors, upload_command
-from ..data.visible import one_line
 
 _logger = logging.getLogger(__name__)
 

@@ -16,7 +16,6 @@ from typing import Any
 from trl import GRPOTrainer
 
 from ..data.files import write_whole
-from ..data.visible import visible
 from ..inspection.tables import markdown_table
 from ..methods.method import Method
 from ..methods.options import MethodOptions
@@ -92,7 +91,7 @@ def shown_command(arguments: Sequence[str]) -> str:
         if flag and not equals:
             words[-1] = flag
         secret = _is_secret(flag) and not equals
-    return visible(" ".join(words))
+    return " ".join(words)
 
 
 def _is_secret(flag: str) -> bool:
