@@ -8,8 +8,8 @@ from cepo import CEPOConfig, CEPOTrainer, evaluate, load_figures, policy_path
 from cepo.data.checks import DatasetError
 from cepo.data.loading import load_policy
 from cepo.data.sampling import Sampling, conversation_of, placeholder_ids, sample, sampled_groups
-from cepo.references.hints import add_hint, fill_hint
-from cepo.scoring.prompts import PromptEncoder, special_tokens, tokenizer_of, without_special_tokens
+from cepo.references.hints import MARK, add_hint, fill_hint
+from cepo.scoring.prompts import PromptEncoder, special_tokens, tokenizer_of, without_marks
 from tests.test_trainer import QUICK, half_right, train
 
 IMAGE, END = "<|image_pad|>", "<|im_end|>"
@@ -47,8 +47,9 @@ def test_plain_hints_are_tokenised_as_before(policy):
 
 def test_text_that_a_processor_tokenises_as_a_whole():
     tokenizer = AutoTokenizer.from_pretrained(policy_path())
-    text = without_special_tokens(tokenizer, f"a {IMAGE} b {END}")
+    text = without_marks(fill_hint("{answer}", f"a {IMAGE} b {END}"))
     assert text == "a < |image_pad|> b < |im_end|>"
+    assert fill_hint(f"{END}{{answer}}", "7 < 8 and [1, 2] <b>") == f"{END}7 < 8 and [1, 2] <{MARK}b>"
     assert not set(tokenizer(text)["input_ids"]) & set(tokenizer.all_special_ids)
 
 

@@ -14,7 +14,7 @@ from ..references.equality import same_answer
 from ..references.extraction import final_answer
 from ..references.groups import Attempt, Group
 from ..references.hints import add_hint, fill_hint
-from ..scoring.prompts import without_special_tokens
+from ..scoring.prompts import without_marks
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,7 @@ def following(
         for side, chosen in cases.items():
             texts = [one.text(group, attempt) for group, attempt in chosen]
             hinted = [
-                add_hint(group.messages, without_special_tokens(processing_class, fill_hint(one.template, text)))
+                add_hint(group.messages, without_marks(fill_hint(one.template, text)))
                 for (group, _), text in zip(chosen, texts, strict=True)
             ]
             ids = sample(model, processing_class, hinted, sampling)

@@ -1,5 +1,6 @@
 """Putting a reference answer into a prompt: what a teacher reads that the student did not."""
 
+import re
 from typing import Any
 
 from .groups import Messages
@@ -12,14 +13,24 @@ DEFAULT_HINT_TEMPLATE = "\n\nThe correct answer is {answer}."
 SOLUTION_HINT_TEMPLATE = "\n\nA reference solution:\n{answer}\n\nNow answer the question yourself."
 
 
+# Stands within what may be a special token of some tokenizer, in an answer: there it is text. A private character, of
+# which no text makes use.
+MARK = "\U000f0000"
+_SPECIAL = re.compile(r"<[^<>\s]{1,40}>|\[/?[A-Z_]{2,20}\]")
+
+
 def fill_hint(template: str, answer: str) -> str:
-    """The hint that tells an answer.
+    """The hint that carries an answer.
+
+    An answer is untrusted text: a special token in it (``<|im_end|>``) gets a `MARK`, so that `PromptEncoder` tokenises
+    it as text. Special tokens of the template stay special.
 
     Raises:
         ValueError: If the template has no ``{answer}``.
     """
     require_placeholder(template)
-    return template.replace("{answer}", answer)
+    marked = _SPECIAL.sub(lambda found: found[0][0] + MARK + found[0][1:], answer)
+    return template.replace("{answer}", marked)
 
 
 def add_hint(messages: Messages, hint: str) -> Messages:

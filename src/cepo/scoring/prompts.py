@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 from transformers import ProcessorMixin
@@ -11,6 +10,7 @@ from transformers import ProcessorMixin
 from ..references.contents import Part
 from ..references.extraction import opens_thinking
 from ..references.groups import Ids, Messages
+from ..references.hints import MARK
 from .requests import TOKEN_TYPES, Prompt, common_length, end_of_images
 
 
@@ -47,9 +47,6 @@ def with_parts(messages: Messages, images: Sequence[Any] = ()) -> Messages:
     return typed
 
 
-_PRIVATE = 0xF0000  # Unicode's private characters, of which no text makes use
-
-
 def special_tokens(processing_class: Any) -> list[str]:
     """The special tokens of a model, those of images and turns among them, longest first."""
     tokenizer = tokenizer_of(processing_class)
@@ -69,14 +66,9 @@ def with_texts(messages: Messages, change: Callable[[str], str]) -> Messages:
     return [{**turn, "content": changed(turn["content"])} if turn.get("content") else turn for turn in messages]
 
 
-def without_special_tokens(processing_class: Any, text: str) -> str:
-    """A text in which a blank breaks each special token: ``<|im_end|>`` becomes ``< |im_end|>``.
-
-    For conversations that a processor tokenises as a whole.
-    """
-    for token in special_tokens(processing_class):
-        text = text.replace(token, f"{token[0]} {token[1:]}")
-    return text
+def without_marks(text: str) -> str:
+    """A hint for a processor that tokenises whole conversations: a blank breaks each special token in an answer."""
+    return text.replace(MARK, " ")
 
 
 @dataclass(frozen=True)
@@ -119,8 +111,7 @@ class PromptEncoder:
         if tail and prompt.ids[-len(tail) :] == tail:
             ids = prompt.ids[: -len(tail)] + after[shared:]
         else:  # the template or the tokenizer treats text apart from images in another way than together with them
-            defused = with_texts(hinted, partial(without_special_tokens, self.processing_class))
-            ids = tuple(self._encoded(defused)["input_ids"][0])
+            ids = tuple(self._encoded(with_texts(hinted, without_marks))["input_ids"][0])
         if ids[: prompt.images_end] != prompt.ids[: prompt.images_end]:
             raise ValueError(
                 "a prompt has an image after its last user turn's text, where the hint stands; put images first, or "
@@ -131,25 +122,18 @@ class PromptEncoder:
     def _text_ids(self, messages: Messages) -> Ids:
         """Token ids with one placeholder for each image."""
         tokenizer = tokenizer_of(self.processing_class)
-        special = special_tokens(tokenizer)
-        # In the conversation, a special token is text: only those of the template count. A private character stands in
-        # its place while the template is filled in.
-        marks = {token: chr(_PRIVATE + place) for place, token in enumerate(special)}
-        pattern = re.compile("|".join(map(re.escape, special))) if special else None
-
-        def marked(text: str) -> str:
-            return pattern.sub(lambda found: marks[found[0]], text) if pattern else text
-
         text = self.processing_class.apply_chat_template(
-            with_texts(self._typed(messages), marked), add_generation_prompt=True, tokenize=False, **self.options
+            self._typed(messages), add_generation_prompt=True, tokenize=False, **self.options
         )
-        tokens = {mark: token for token, mark in marks.items()}
+        if MARK not in text:
+            return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+        marked = {token[0] + MARK + token[1:]: token for token in special_tokens(tokenizer)}
         ids: list[int] = []
-        for piece in re.split(f"([{chr(_PRIVATE)}-{chr(_PRIVATE + len(special))}])", text):
-            if piece in tokens:
-                ids += tokenizer(tokens[piece], add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        for piece in re.split(f"({'|'.join(map(re.escape, marked))})", text):
+            if piece in marked:  # a special token in an answer is text
+                ids += tokenizer(marked[piece], add_special_tokens=False, split_special_tokens=True)["input_ids"]
             elif piece:
-                ids += tokenizer(piece, add_special_tokens=False)["input_ids"]
+                ids += tokenizer(piece.replace(MARK, ""), add_special_tokens=False)["input_ids"]
         return tuple(ids)
 
     def _encoded(self, messages: Messages, **kwargs: Any) -> Any:
