@@ -21,7 +21,6 @@ FLOORS = (
     "trainer",
     "planning",
     "compare",
-    "suite",
     "commands",
     "cli",
 )
