@@ -42,7 +42,7 @@ from .accuracy import AccuracyCurve, BeforeTraining, Measure, Measured
 from .curves import draw_curves
 from .dry_run import prepare_dry_run
 from .launch import LAUNCHED, prepare_launch
-from .progress import INTERRUPTED, StopOnInterrupt, progress_on
+from .progress import INTERRUPTED, Progress, StopOnInterrupt
 
 # What was trained on, for commands that come later.
 RUN_FILE = "run.json"
@@ -124,8 +124,8 @@ def _train(
 
     trainer.remove_callback(PrinterCallback)
     interrupt = StopOnInterrupt(console, trainer._processes.most_of)
-    progress = progress_on(console)
-    trainer.aside = progress.aside
+    # TRL prints its tables of completions past the console, through a line that changes.
+    progress = Progress(console, live=False if args.log_completions else None)
     trainer.add_callback(progress)
     trainer.add_callback(interrupt)
     every = script_args.accuracy_every if held_out is not None else 0

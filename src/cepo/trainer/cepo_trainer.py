@@ -49,7 +49,7 @@ from .lasting import LastingTrouble
 from .layout import check_layout, check_processes
 from .loggers import LoggedTrainer
 from .metrics import credit_metrics, verdict_shares
-from .model_card import CEPO_PAPER, CardTrainer
+from .model_card import CardTrainer
 from .processes import Processes
 from .refusals import check_adapters, check_distillation, check_vllm_weights, check_whole_groups
 from .resuming import ResumingTrainer
@@ -103,7 +103,6 @@ class CEPOTrainer(
 
     _tag_names = ["trl", "cepo"]
     _name = "CEPO"
-    _paper = CEPO_PAPER
 
     def __init__(self, model, reward_funcs=None, args: CEPOConfig | None = None, train_dataset=None, *rest, **kwargs):
         if args is None:
