@@ -38,11 +38,12 @@ def accelerate_options(line: CommandLine, command: list[str]) -> tuple[Namespace
     words = [part for word in (*line.more_config, *line.more_flags) for part in word.split("=", word.startswith("--"))]
     parser = launch_command_parser()
     known = {FLAG, *(flag for action in parser._actions for flag in action.option_strings)}
-    unknown = [word for word in words if word.startswith("--") and word not in known]
+    flags = [word for word in words if word.startswith("--")]
+    unknown = [flag for flag in flags if flag not in known] if flags else words
     if unknown:
         raise ValueError(unknown_option(unknown, make_parser()))
-    if FLAG not in words:
-        named = ", ".join(word.removeprefix("--") for word in words if word.startswith("--"))
+    if FLAG not in flags:
+        named = ", ".join(flag.removeprefix("--") for flag in flags)
         raise ValueError(f"{named}: for accelerate, which starts no process without accelerate_config")
 
     def refuse(message: str) -> NoReturn:

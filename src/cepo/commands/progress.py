@@ -52,7 +52,7 @@ class Progress(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):  # noqa: ARG002
         self._step = state.global_step
-        # Steps that sampled rollouts, with the time of their end; of each log its steps, their seconds, the mean length.
+        # Steps that sampled rollouts, with the time of their end; of each log its steps, seconds and mean length.
         self._sampled: deque[tuple[int, float]] = deque(maxlen=_STEPS)
         self._logged: deque[tuple[int, float, float | None]] = deque(maxlen=_STEPS)
         if self.bar is not None and state.is_world_process_zero:
