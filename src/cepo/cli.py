@@ -70,7 +70,7 @@ def main(arguments: list[str] | None = None) -> int:
         if options.command is None and rest:
             raise ValueError(f"unknown command {rest[0]!r}; cepo --help lists the commands")
     except ValueError as error:
-        print(f"cepo: error: {error}", file=sys.stderr)
+        print(f"cepo: error: {_what(error)}", file=sys.stderr)
         return 2
     if options.version:
         from . import __version__
