@@ -252,18 +252,13 @@ def _lengths(
 
 def _image_tokens(row: dict[str, Any], count: Callable[[dict[str, Any]], int]) -> int:
     """Tokens of a row's images, as its processor counts."""
-    images = row.get("images") or ([row["image"]] if row.get("image") is not None else [])
-    if not images:
+    if not row.get("images") and row.get("image") is None:
         return 0
-    plain = [
-        {
-            **turn,
-            "content": turn["content"]
-            if isinstance(turn["content"], str)
-            else [part for part in turn["content"] if part["type"] != "image"],
-        }
-        for turn in row["prompt"]
-    ]
+
+    def text_of(content: Any) -> Any:
+        return content if isinstance(content, str) else [part for part in content if part["type"] != "image"]
+
+    plain = [{**turn, "content": text_of(turn["content"])} for turn in row["prompt"]]
     return count(row) - count({"prompt": plain})
 
 
