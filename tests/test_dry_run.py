@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from huggingface_hub import constants
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForImageTextToText
 
 from cepo import CEPOConfig, cli, policy_path
-from cepo.commands import dry_run
-from cepo.planning.activations import kept_bytes, text_bytes, tower_bytes
-from cepo.planning.memory import Layout, Lengths, memory_of
+from cepo.planning.memory import Layout, Lengths, layer_bytes, memory_of, tower_block_bytes
 from cepo.planning.models import KNOWN, Skeleton, find_config
 from tests.real_data import load_copy
 
@@ -109,8 +109,6 @@ def test_sizes_of_the_models_that_we_know(name, total, tower, lora):
     if tower:
         assert skeleton.count(module=skeleton.tower) == tower
     if lora:
-        from peft import LoraConfig
-
         adapters = LoraConfig(r=16, target_modules="all-linear", task_type="CAUSAL_LM")
         assert Skeleton.of(find_config(name)[0], torch.bfloat16, adapters).count(trained=True) == lora
     assert set(KNOWN) >= {name}
@@ -129,31 +127,52 @@ def test_the_skeleton_is_the_model():
     tokens = torch.ones(1, 10, dtype=torch.long)
     cache = real(input_ids=tokens, use_cache=True).past_key_values
     held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
-    assert skeleton.cache_bytes * 10 == held
+    assert skeleton.cache_elements * 4 * 10 == held
 
 
-@pytest.mark.parametrize("tokens", [32, 96])
-def test_activations_are_what_a_real_pass_keeps(tokens):
-    """The same count over the real model, computing."""
-    real = AutoModelForImageTextToText.from_pretrained(policy_path(), dtype=torch.float32).train()
-    decoder = real.get_decoder()
-    decoder.config._attn_implementation = "cepo_counted"
-    hidden = torch.randn(1, tokens, decoder.config.hidden_size, requires_grad=True)
-    found = kept_bytes(lambda: decoder(inputs_embeds=hidden, use_cache=False), real.parameters())
-    each, constant = text_bytes(shipped(), False)
-    assert found == pytest.approx(tokens * each + constant, rel=1e-3)
+def kept_bytes(run, parameters):
+    """Bytes that a pass keeps for its backward pass, beside the parameters."""
+    own, kept = {p.untyped_storage().data_ptr() for p in parameters}, {}
+
+    def note(tensor):
+        if tensor.untyped_storage().data_ptr() not in own:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()  # held: no address is used twice
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        run()
+    return sum(storage.nbytes() for storage in kept.values())
+
+
+@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize(("dtype", "mixed"), [("float32", False), ("float32", True), ("bfloat16", False)])
+def test_activations_are_what_a_real_pass_keeps(dtype, mixed, lora):
+    dtype = getattr(torch, dtype)
+    real = AutoModelForImageTextToText.from_pretrained(policy_path(), dtype=dtype).train()
+    adapters = LoraConfig(r=1, target_modules="all-linear", task_type="CAUSAL_LM") if lora else None
+    if lora:
+        get_peft_model(real, adapters)
+    decoder, kept = real.get_decoder(), {}
+    for tokens in (32, 96):
+        hidden = torch.randn(1, tokens, decoder.config.hidden_size, requires_grad=True, dtype=dtype)
+        with torch.autocast("cpu", torch.bfloat16, enabled=mixed):
+            run = lambda hidden=hidden: decoder(inputs_embeds=hidden, use_cache=False)  # noqa: E731
+            kept[tokens] = kept_bytes(run, real.parameters())
+    each = layer_bytes(Skeleton.of(find_config(policy_path())[0], dtype, adapters), mixed)
+    layers = decoder.config.num_hidden_layers
+    assert layers * each == pytest.approx((kept[96] - kept[32]) / 64, rel=0.06)
 
 
 def test_the_tower_keeps_as_much_as_the_real_one():
     real = AutoModelForImageTextToText.from_pretrained(policy_path(), dtype=torch.float32).train()
     tower, kept = real.model.visual, {}
-    tower.config._attn_implementation = "cepo_counted"
     for side in (4, 8):
         patches = torch.randn(side**2, 3 * tower.config.temporal_patch_size * tower.config.patch_size**2)
         grid = torch.tensor([[1, side, side]])
         kept[side] = kept_bytes(lambda grid=grid, patches=patches: tower(patches, grid_thw=grid), tower.parameters())
     each = (kept[8] - kept[4]) / 48
-    assert tower_bytes(shipped(), False) * tower.config.depth == pytest.approx(each, rel=0.25)  # the rest: its ends
+    blocks = tower_block_bytes(shipped(), False) * tower.config.depth
+    assert blocks == pytest.approx(each, rel=0.25)  # the rest: its ends
 
 
 def plan(layout=None, lengths=None, **options):
@@ -224,7 +243,8 @@ def test_epochs_become_steps(capsys):
         (["--model_name_or_path", "nobody/nothing"], "fetch its config.json"),
         (["--dataset_name", "no.jsonl", "--model_name_or_path", policy_path()], "there is no such file"),
         (["--reward_funcs", "no.such"], "cannot import"),
-        (["--num_processes", 4], "for accelerate, which needs accelerate_config"),
+        (["--num_processes", 4], "for accelerate, which starts no process without accelerate_config"),
+        (["--max_step", 4], "unknown option --max_step; did you mean --max_steps?"),
         (["--accelerate_config", "fsdp1", "--per_device_train_batch_size", 8], "set fsdp_version to 2"),
         (["--method", "oracle", "--accelerate_config", "zero2", "--num_processes", 16], "whole groups on each process"),
         (["--max_prompt_length", 5], "all prompts looked at are longer"),
@@ -252,9 +272,13 @@ def test_processes_of_a_configuration_count(capsys):
     assert CEPOConfig(output_dir="unused", bf16=False).world_size == 1  # it is one again
 
 
-def test_yaml_may_ask_for_it(tmp_path, capsys):
+def test_a_dry_run_is_offline_and_flags_win_over_yaml(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     config = tmp_path / "run.yaml"
     config.write_text("dry_run: true\nfigures_problems: 32\n")
+    assert cli.main(["train", "--config", str(config), "--dry_run", "false", "--reward_funcs", "no.such"]) == 2
+    assert not constants.HF_HUB_OFFLINE
+    assert "cannot import" in capsys.readouterr().err  # an error of training
     assert cli.main(["train", "--config", str(config)]) == 0
+    assert constants.HF_HUB_OFFLINE
     assert "no problem found" in capsys.readouterr().out
-    assert not dry_run.wants_dry_run(["--dry_run", "false"], {"dry_run": True})

@@ -5,8 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
 import psutil
 import pytest
@@ -16,10 +14,11 @@ from transformers import TrainerControl
 from cepo import CEPOConfig, cli
 from cepo.commands import launch, progress
 from cepo.commands.progress import StopOnInterrupt
+from cepo.trainer.arguments import read_command_line
 from cepo.trainer.checkpoints import last_whole_checkpoint
 from cepo.trainer.layout import check_processes
 
-CPU = "recipes/accelerate/cpu.yaml"
+CPU = ["--accelerate_config", "recipes/accelerate/cpu.yaml", "--use_cpu", "true"]
 SMALL = [
     "--max_steps=1",
     "--per_device_train_batch_size=8",
@@ -29,13 +28,11 @@ SMALL = [
 ]
 
 
-def test_flags_of_accelerate_go_to_it_and_all_others_stay():
-    own = {"--learning_rate", "--use_cpu", "--config"}
-    line = "--config a.yaml --num_processes 4 --accelerate_config zero3 --use_cpu true --learning_rate=1e-5 --debug"
-    assert launch.split([*line.split(), "--machine_rank=1"], own) == (
-        ["--num_processes", "4", "--accelerate_config", "zero3", "--debug", "--machine_rank=1"],
-        ["--config", "a.yaml", "--use_cpu", "true", "--learning_rate=1e-5"],
-    )
+def test_the_command_line_is_split():
+    line = read_command_line("--num_processes 4 --accelerate_config zero3 --use_cpu true --learning_rate=1e-5".split())
+    assert line.more_flags == ["--num_processes", "4", "--accelerate_config", "zero3"]
+    assert (line.options.use_cpu, line.options.learning_rate) == (True, 1e-5)
+    assert (line.options.method, line.options.bf16, line.options.dry_run) == (None, None, False)
 
 
 @pytest.mark.parametrize("form", [["--accelerate_config", "zero3"], ["--accelerate_config=zero3"]])
@@ -54,6 +51,20 @@ def test_no_such_configuration(capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert "--accelerate_config" in line
     assert "zero3" in line
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--max_step", "1"], "unknown option --max_step; did you mean --max_steps?"),
+        (["--num_processes", "two"], "accelerate's options: argument --num_processes"),
+        (["word"], "what is 'word'?"),
+    ],
+)
+def test_mistakes_are_found_before_anything_is_started(flags, message, capsys):
+    assert cli.main(["train", "--accelerate_config", "zero3", *flags]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
 
 
 def test_processes_that_do_not_know_of_each_other_are_refused(monkeypatch, tmp_path):
@@ -75,7 +86,7 @@ def run(*arguments):
 
 @pytest.mark.slow
 def test_two_processes_from_one_line(tmp_path):
-    done = run("--accelerate_config", CPU, *SMALL, "--eval_problems=4", "--eval_samples=0", f"--output_dir={tmp_path}")
+    done = run(*CPU, *SMALL, "--eval_problems=4", "--eval_samples=0", f"--output_dir={tmp_path}")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("held-out accuracy before training") == 1
     assert (tmp_path / "summary.json").is_file()
@@ -83,9 +94,9 @@ def test_two_processes_from_one_line(tmp_path):
 
 @pytest.mark.slow
 def test_a_mistake_is_said_once_and_gives_its_exit_status(tmp_path):
-    done = run("--accelerate_config", CPU, "--max_step", "1")
+    done = run(*CPU, "--num_generations", "1")
     assert done.returncode == 2
-    assert done.stderr.count("unknown option --max_step") == 1
+    assert done.stderr.count("cepo: error: ") == 1
     assert "Traceback" not in done.stderr
 
 
@@ -116,7 +127,7 @@ def test_a_yaml_file_says_how_to_start_processes(monkeypatch, tmp_path):
     assert found.config_file.endswith("zero3.yaml")
     assert (found.num_processes, found.num_machines) == (3, 1)
     assert found.training_script_args == ["train", "--config", str(config)]
-    assert not launch.is_launched()
+    assert launch.LAUNCHED not in os.environ
 
 
 def test_processes_of_accelerate_without_its_configuration_are_refused(tmp_path, capsys):
@@ -131,90 +142,14 @@ def test_processes_of_accelerate_without_its_configuration_are_refused(tmp_path,
 @pytest.mark.slow
 def test_two_processes_from_a_yaml_file(tmp_path):
     config = tmp_path / "run.yaml"
-    config.write_text(f"accelerate_config: {CPU}\nnum_processes: 2\neval_problems: 0\noutput_dir: {tmp_path / 'out'}\n")
+    lines = ["accelerate_config: recipes/accelerate/cpu.yaml", "num_processes: 2", "use_cpu: true", "eval_problems: 0"]
+    config.write_text("\n".join([*lines, f"output_dir: {tmp_path / 'out'}"]))
     done = run("--config", str(config), *SMALL)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("1 step of 4 prompts x 4 rollouts") == 1  # 8 rollouts of each process
 
 
 # Signals --------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("codes", "received", "status"),
-    [
-        ([1, 2], [], 2),
-        ([1], [], 1),
-        ([-9], [], 1),
-        ([-9], [signal.SIGTERM], 1),  # killed: it could not finish in time
-        ([1, 143], [signal.SIGTERM], 143),
-        ([130], [signal.SIGINT, signal.SIGINT], 130),
-        ([-15], [signal.SIGTERM], 143),  # before it listened
-        ([143], [], 143),  # the signal reached a process, and not the launcher
-    ],
-)
-def test_exit_status_of_the_launcher(codes, received, status):
-    assert launch._failed(codes, received) == status
-
-
-LISTENER = """
-import signal, sys, time
-received = []
-for number in (signal.SIGINT, signal.SIGTERM):
-    signal.signal(number, lambda number, frame: received.append(number))
-print("listening", flush=True)
-end = time.monotonic() + float(sys.argv[1])
-while not received and time.monotonic() < end:
-    time.sleep(0.05)
-sys.exit(*received)
-"""
-
-
-def listener(seconds, **options):
-    child = subprocess.Popen(
-        [sys.executable, "-c", LISTENER, str(seconds)], stdout=subprocess.PIPE, text=True, **options
-    )
-    assert child.stdout.readline() == "listening\n"
-    return child
-
-
-@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
-def test_signals_go_on_to_the_processes_and_torchrun_takes_none(monkeypatch, signum):
-    before = signal.getsignal(signum)
-    monkeypatch.setenv("PET_SIGNALS_TO_HANDLE", "SIGTERM,SIGINT,SIGUSR1")
-    with launch._signals_passed_on() as received, listener(60, start_new_session=True) as child:
-        assert os.environ["PET_SIGNALS_TO_HANDLE"] == "SIGUSR1"
-        os.kill(os.getpid(), signum)
-        assert child.wait(timeout=60) == signum
-    assert received == [signum]
-    assert os.environ["PET_SIGNALS_TO_HANDLE"] == "SIGTERM,SIGINT,SIGUSR1"
-    assert signal.getsignal(signum) is before
-
-
-def test_a_terminal_sends_ctrl_c_itself():
-    """To the processes of its group, as the only one that is started without torchrun; a second one would stop it."""
-    with launch._signals_passed_on(), listener(3) as child:
-        os.kill(os.getpid(), signal.SIGINT)
-        assert child.wait(timeout=60) == 0
-    with launch._signals_passed_on(), listener(60) as child:
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert child.wait(timeout=60) == signal.SIGTERM
-
-
-def test_the_third_signal_ends_the_launcher_and_whatever_hangs():
-    hangs = "import signal, time; signal.signal(15, signal.SIG_IGN); print('hangs', flush=True); time.sleep(600)"
-    child = subprocess.Popen([sys.executable, "-c", hangs], stdout=subprocess.PIPE, text=True)
-    assert child.stdout.readline() == "hangs\n"
-
-    def three():
-        for _ in range(3):
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(0.1)
-
-    with pytest.raises(KeyboardInterrupt), launch._signals_passed_on():
-        three()
-    assert child.wait(timeout=60) == -signal.SIGKILL
-    child.stdout.close()
 
 
 def interrupts(*others):
@@ -283,12 +218,17 @@ def test_a_signal_while_a_line_is_written_breaks_nothing():
     raw.descriptor = os.open(os.devnull, os.O_WRONLY)  # for what Python closes later
 
 
-def stopped(tmp_path, how, *, of="launcher", config=CPU, processes=2):
-    """A launched run that a signal stops in its first steps: exit status, what was printed, and errors."""
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "of", "status"),
+    [(signal.SIGTERM, "launcher", 143), (signal.SIGINT, "terminal", 130), (signal.SIGTERM, "one process", 143)],
+)
+def test_launched_processes_are_stopped_as_one(tmp_path, how, of, status):
+    """torchrun passes a signal on and waits; a process that gets one tells the others."""
     flags = [flag for flag in SMALL if not flag.startswith("--max_steps")]
-    arguments = ["--accelerate_config", config, *flags, "--max_steps=400", "--eval_problems=0", "--save_strategy=no"]
+    more = ["--max_steps=400", "--eval_problems=0", "--save_strategy=no", f"--output_dir={tmp_path / 'out'}"]
     process = subprocess.Popen(
-        [sys.executable, "-u", "-m", "cepo.cli", "train", *arguments, f"--output_dir={tmp_path / 'out'}"],
+        [sys.executable, "-u", "-m", "cepo.cli", "train", *CPU, *flags, *more],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -301,35 +241,17 @@ def stopped(tmp_path, how, *, of="launcher", config=CPU, processes=2):
         if line.startswith("step"):
             break
     workers = [child for child in psutil.Process(process.pid).children() if "cepo.cli" in child.cmdline()]
-    assert len(workers) == processes
+    assert len(workers) == 2
     if of == "launcher":
         process.send_signal(how)
-    elif of == "everyone":
-        for one in (process, *workers):
-            one.send_signal(how)
     elif of == "terminal":  # which knows the launcher's group alone
         os.killpg(process.pid, how)
     else:
         workers[-1].send_signal(how)
     printed, errors = process.communicate(timeout=240)
+    printed = "".join(lines) + printed
     assert not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers)
-    return process.returncode, "".join(lines) + printed, errors
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("how", "of", "status"),
-    [
-        (signal.SIGTERM, "launcher", 143),
-        (signal.SIGTERM, "everyone", 143),  # as some schedulers do
-        (signal.SIGTERM, "one process", 143),
-        (signal.SIGINT, "terminal", 130),
-    ],
-)
-def test_launched_processes_are_stopped_as_one(tmp_path, how, of, status):
-    found, printed, errors = stopped(tmp_path, how, of=of)
-    assert found == status, errors[-3000:]
-    assert "Traceback" not in errors
+    assert process.returncode == status, errors[-3000:]
     last = last_whole_checkpoint(tmp_path / "out")
     assert printed.count("Go on with") == 1
     assert f"--resume_from_checkpoint {last}" in printed.replace("\n", " ")
@@ -338,22 +260,8 @@ def test_launched_processes_are_stopped_as_one(tmp_path, how, of, status):
         return
     step = int(last.name.rpartition("-")[2])
     resumed = run(
-        *("--accelerate_config", CPU, *SMALL, f"--max_steps={step + 1}", "--eval_problems=0"),
+        *(*CPU, *SMALL, f"--max_steps={step + 1}", "--eval_problems=0"),
         *(f"--output_dir={tmp_path / 'out'}", f"--resume_from_checkpoint={last}"),
     )
     assert resumed.returncode == 0, resumed.stderr[-3000:]
     assert f"step {step + 1}/{step + 1}" in resumed.stdout
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("how", "of", "status"), [(signal.SIGTERM, "launcher", 143), (signal.SIGINT, "terminal", 130)])
-def test_a_launched_process_is_not_left_behind(tmp_path, how, of, status):
-    """A single one, which torchrun does not watch."""
-    config = tmp_path / "one.yaml"
-    config.write_text(
-        Path(CPU).read_text().replace("MULTI_CPU", '"NO"').replace("num_processes: 2", "num_processes: 1")
-    )
-    found, printed, errors = stopped(tmp_path, how, of=of, config=str(config), processes=1)
-    assert found == status, errors[-3000:]
-    assert "Traceback" not in errors
-    assert f"--resume_from_checkpoint {last_whole_checkpoint(tmp_path / 'out')}" in printed

@@ -10,7 +10,7 @@ from huggingface_hub import ModelCard
 
 from cepo import cli, load_figures
 from cepo.methods import METHODS, MethodOptions
-from cepo.trainer.model_card import completed, method_options, paper_of, shown_command, without_paths
+from cepo.trainer.model_card import method_options, paper_of, shown_command, without_paths
 
 from .test_cli import EVAL, SMALL
 from .test_trainer import half_right, train
@@ -41,7 +41,7 @@ def test_a_card_says_what_was_run(trained):
     assert "| data | figures, train; held out: test |" in text
     assert "| optimiser steps | 2 |" in text
     assert "2605.19436" in text
-    assert "@article{cepo2026," in text
+    assert "@misc{cepo," in text
     for name in ("cepo", "TRL", "Transformers", "Pytorch"):
         assert f"\n- {name}: " in text
     summary = json.loads((trained / "summary.json").read_text())
@@ -65,7 +65,8 @@ def test_the_first_lines_of_use_run(trained, tmp_path, monkeypatch, capsys):
     row["image"].save(tmp_path / "picture.png")
     (tmp_path / "out").symlink_to(trained)
     monkeypatch.chdir(tmp_path)
-    exec(lines.replace('"..."', repr(row["prompt"][0]["content"])), {})
+    question = repr(row["prompt"][0]["content"])
+    exec(re.sub(r'^question = ".*"$', lambda _: f"question = {question}", lines, flags=re.MULTILINE), {})
     assert re.search(r"\d\d and \d\d leave", capsys.readouterr().out)  # as it was taught
 
 
@@ -83,17 +84,18 @@ def test_a_card_holds_no_path_of_the_machine(trained):
         (["--output_dir", "/home/me/my runs/out/"], "--output_dir out"),
         (["--dataset_name=/data/geometry.jsonl"], "--dataset_name=geometry.jsonl"),
         (["--dataset_name=my-org/geometry"], "--dataset_name=my-org/geometry"),
-        (["--vllm_server_base_url", "http://me:secret@host:80/v1/x"], "--vllm_server_base_url http://host:80/v1/x"),
+        (["--vllm_server_base_url", "http://me:secret@host:80/v1/x"], "--vllm_server_base_url http://...@host:80/v1/x"),
         (["--hub_token", "abc", "--seed", "1"], "--hub_token ... --seed 1"),
         (["--hub_token=abc"], "--hub_token=..."),
         (["--push_to_hub_token=abc", "--teacher_batch_tokens=9"], "--push_to_hub_token=... --teacher_batch_tokens=9"),
         (
             ["--model_init_kwargs", '{"cache_dir": "/home/me/x", "token": "hf_abcdefghij"}'],
-            """--model_init_kwargs '{"cache_dir": "x", "token": "hf_..."}'""",
+            """--model_init_kwargs '{"cache_dir": "x", "token": "..."}'""",
         ),
         (["--image_folder", "file:///home/me/x"], "--image_folder x"),
         (["--chat", "a=/home/me/a:/home/me/b"], "--chat a=a:b"),
         (["--system_prompt", "either/or, 1/2"], "--system_prompt 'either/or, 1/2'"),
+        (["--use_peft", "--report_to", "none"], "--use_peft --report_to none"),
         (["--system_prompt", "two\nlines"], "--system_prompt 'two\nlines'"),
     ],
 )
@@ -135,7 +137,7 @@ def test_the_card_of_another_method(tmp_path, text_figures, text_model_path):
     text, _ = card_of(tmp_path / "out")
     assert "This model was trained with rlsd, a method introduced in [arXiv 2604.03128]" in text
     assert "@misc{rlsd," in text
-    assert "cepo2026" not in text
+    assert "@misc{cepo," not in text
     assert "Not measured." in text
     assert "Command" not in text
     trainer.state.max_steps = 3
@@ -198,7 +200,3 @@ def test_what_is_pushed_holds_the_card(tmp_path, monkeypatch):
     after = summary["after"]["greedy"]
     (line,) = [line for line in card.splitlines() if line.startswith("| greedy, ")]
     assert line.endswith(f"| {after['accuracy']:.1%} [{after['low']:.1%}, {after['high']:.1%}] |")
-
-
-def test_a_card_that_trl_changes_is_left_as_it_is():
-    assert completed("another form", "section", "out") == "another form"

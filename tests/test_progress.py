@@ -15,70 +15,33 @@ import pytest
 from rich.console import Console
 
 from cepo.commands import progress
-from cepo.commands.progress import LiveLine, ProgressLines, Standing, live_line, progress_on, tokens_a_second
+from cepo.commands.progress import Progress
 from cepo.inspection.console import PlainConsole
 
 from .test_cli import SMALL, command
 
-STANDING = Standing(12, 400, 0.5, 0.25, 0.4, 31.0, 1234.4, 75.0)
-UNKNOWN = Standing(0, 400, None, None, None, None, None, None)
 
-
-def printed(standing, width):
-    console = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
-    console.print(live_line(standing, width))
-    return console.file.getvalue().rstrip("\n")
-
-
-def test_the_live_line():
-    line = printed(STANDING, 120)
-    assert re.fullmatch(
-        r"[━╸╺ ]{40} +12/400  reward 0\.50  right 25%  lambda 0\.40  1,234 tokens/s  1:15 left *", line
-    ), line
-    assert printed(UNKNOWN, 120).strip(" ╺━") == "0/400  reward -  right -  lambda -  - tokens/s  - left"
-
-
-@pytest.mark.parametrize("width", [10, 20, 40, 60, 79, 80, 100, 200])
-def test_the_live_line_is_one_line_of_any_terminal(width):
-    line = printed(STANDING, width)
-    assert "\n" not in line
-    assert len(line) <= width
-    assert "12/400"[: width - 2] in line
-    if width >= 30:
-        assert line.rstrip().endswith("left")
-
-
-def test_tokens_a_second_are_of_training_steps_alone():
-    """A generation for two steps: its lengths stand in one log, the seconds of both count."""
-    logged = [progress._Logged(1, 4.0, 10.0), progress._Logged(1, 1.0, None)]
-    assert tokens_a_second(logged, 8) == pytest.approx(10 * 8 * 2 / 5)
-    assert tokens_a_second([progress._Logged(1, 4.0, None)], 8) is None
-    assert tokens_a_second([], 8) is None
-
-
-class Shown(ProgressLines):
-    def __init__(self):
-        super().__init__(Console(file=io.StringIO()))
-        self.standings = []
-
-    def show(self, standing):
-        self.standings.append(standing)
-        super().show(standing)
-
-
-def follow(logs, monkeypatch, *, seconds=(0, 100, 200, 300, 400), **args):
-    """What is shown of some logs, between which so much time passes."""
+def follow(logs, monkeypatch, *, seconds=(0, 100, 200, 300, 400), live=False, width=120, **args):
+    """What is printed of some logs, between which so much time passes; the bar's text where there is one."""
     clock = iter(seconds)
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
-    shown = Shown()
+    console = Console(file=io.StringIO(), width=width, force_terminal=live, color_system=None)
     given = {"per_device_train_batch_size": 4, "world_size": 2, "gradient_accumulation_steps": 1, "num_iterations": 1}
     args = SimpleNamespace(**(given | args))
     state = SimpleNamespace(global_step=0, max_steps=10, is_world_process_zero=True)
+    texts = []
+    shown = Progress(console, live)
     shown.on_train_begin(args, state, None)
     for step, log in logs:
         state.global_step = step
         shown.on_log(args, state, None, logs=log)
-    return shown
+        texts.append(shown.bar.tasks[0].fields["text"] if live else console.file.getvalue().splitlines()[-1])
+    if live:
+        shown.bar.stop()
+        drawn = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
+        drawn.print(shown.bar.get_renderable())
+        texts.append(drawn.file.getvalue().rstrip("\n"))
+    return texts
 
 
 def log_of(**more):
@@ -88,34 +51,46 @@ def log_of(**more):
 def test_evaluation_between_steps_changes_no_rate(monkeypatch):
     """A hundred seconds pass between logs, two of them in steps: 20 tokens of 8 rollouts in 2 seconds."""
     evaluation = (2, {"eval_reward": 0.1, "eval_loss": 0.0})
-    shown = follow([(1, log_of()), evaluation, (2, log_of()), (4, log_of(step_time=4.0))], monkeypatch)
-    assert [one.rate for one in shown.standings] == pytest.approx([80, 80, 20 * 8 * 4 / 12])
-    assert [one.step for one in shown.standings] == [1, 2, 4]
-    assert shown.standings[-1].left == pytest.approx(6 * 75)  # a step of 100 seconds, two of 50 each
+    logs = [(1, log_of()), evaluation, (2, log_of()), (4, log_of(step_time=4.0))]
+    first, again, second, third, _ = follow(logs, monkeypatch, live=True)
+    assert first.endswith("80 tokens/s")
+    assert again == first
+    assert second.endswith("80 tokens/s")
+    assert third.endswith(f"{20 * 8 * 4 / 12:.0f} tokens/s")
+    assert " 4/10  7:30 left" in third  # six steps by the median of 100 and 50 seconds
 
 
 def test_rollouts_that_are_learned_from_twice_are_sampled_once(monkeypatch):
     again = {"step_time": 1.0}
-    shown = follow([(1, log_of()), (2, again), (3, log_of()), (4, again)], monkeypatch, num_iterations=2)
-    assert [one.step for one in shown.standings] == [1, 2, 3, 4]
-    assert shown.standings[-2].rate == pytest.approx(20 * 4 * 3 / 5)
+    logs = [(1, log_of()), (2, again), (3, log_of()), (4, again)]
+    texts = follow(logs, monkeypatch, live=True, num_iterations=2)
+    assert texts[2].endswith(f"{20 * 4 * 3 / 5:.0f} tokens/s")
 
 
-def test_every_logged_step_is_shown(monkeypatch):
-    """One that reuses rollouts has no reward in TRL's log; the time left goes on from one with rollouts to the next."""
-    again = {"step_time": 1.0, "cepo/coefficient": 0.5}
-    logs = [(1, log_of()), (2, again), (3, log_of(reward=0.75)), (4, again), (5, again)]
-    shown = follow(logs, monkeypatch, seconds=(0, 10))
-    assert [one.reward for one in shown.standings] == [0.5, None, 0.75, None, None]
-    assert [one.left for one in shown.standings] == [None, None, 7 * 5, 6 * 5, 5 * 5]
-    lines = shown.console.file.getvalue().splitlines()
+AGAIN = {"step_time": 1.0, "cepo/coefficient": 0.5}
+REUSED = [(1, log_of()), (2, AGAIN), (3, log_of(reward=0.75)), (4, AGAIN), (5, AGAIN)]
+
+
+def test_every_logged_step_is_a_line(monkeypatch):
+    """A step that reuses rollouts has no reward in TRL's log; the time left is that of steps with rollouts."""
+    lines = follow(REUSED, monkeypatch, seconds=(0, 10))
+    assert [line.split("  ")[-1] for line in lines] == ["- left", "- left", "0:35 left", "0:30 left", "0:25 left"]
     assert lines[3] == "step  4/10  reward -  right -  lambda 0.50  length -  0:30 left"
-    live = LiveLine(Console(file=io.StringIO(), width=120, force_terminal=True, color_system=None))
-    for standing in shown.standings:
-        live.show(standing)
-    drawn = live._live.get_renderable()
-    live._console.print(drawn)
-    assert "5/10  reward 0.75  right 25%  lambda 0.50" in live._console.file.getvalue()  # of step 3's rollouts
+
+
+def test_the_live_line(monkeypatch):
+    *_, drawn = follow(REUSED, monkeypatch, seconds=(0, 10), live=True)
+    # The reward and the share of right rollouts are those of step 3.
+    numbers = r" 5/10  0:25 left  reward 0\.75  right 25%  lambda 0\.50  (\d+) tokens/s"
+    assert re.fullmatch(rf"[━╸╺ ]{{20}} +{numbers} *", drawn), drawn
+
+
+@pytest.mark.parametrize("width", [10, 20, 40, 60, 79, 80, 100, 200])
+def test_the_live_line_is_one_line_of_any_terminal(monkeypatch, width):
+    *_, drawn = follow(REUSED, monkeypatch, seconds=(0, 10), live=True, width=width)
+    assert "\n" not in drawn
+    assert len(drawn) <= width
+    assert width < 40 or "5/10  0:25 left" in drawn
 
 
 def test_a_run_whose_rollouts_serve_for_four_steps(tmp_path):
@@ -131,17 +106,19 @@ def test_a_run_whose_rollouts_serve_for_four_steps(tmp_path):
 
 
 def test_what_is_not_known_is_a_dash(monkeypatch):
-    shown = follow([(1, log_of(**{"cepo/right": None, "reward": None, "step_time": None}))], monkeypatch)
-    assert shown.console.file.getvalue() == "step  1/10  reward -  right -  lambda -  length 20  - left\n"
+    logs = [(1, log_of(**{"cepo/right": None, "reward": None, "step_time": None}))]
+    assert follow(logs, monkeypatch) == ["step  1/10  reward -  right -  lambda -  length 20  - left"]
+    assert follow(logs, monkeypatch, live=True)[0].endswith("- left  reward -  right -  lambda -  - tokens/s")
 
 
 def test_only_a_terminal_gets_the_live_line(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
-    assert isinstance(progress_on(PlainConsole(file=io.StringIO())), ProgressLines)
-    assert isinstance(progress_on(PlainConsole(file=io.StringIO(), force_terminal=True)), LiveLine)
-    assert isinstance(progress_on(PlainConsole(file=io.StringIO(), force_terminal=True, quiet=True)), ProgressLines)
+    assert Progress(PlainConsole(file=io.StringIO())).bar is None
+    assert Progress(PlainConsole(file=io.StringIO(), force_terminal=True)).bar is not None
+    assert Progress(PlainConsole(file=io.StringIO(), force_terminal=True), live=False).bar is None
+    assert Progress(PlainConsole(file=io.StringIO(), force_terminal=True, quiet=True)).bar is None
     monkeypatch.setenv("TERM", "dumb")
-    assert isinstance(progress_on(PlainConsole(file=io.StringIO(), force_terminal=True)), ProgressLines)
+    assert Progress(PlainConsole(file=io.StringIO(), force_terminal=True)).bar is None
 
 
 def on_a_terminal(arguments, folder, *, interrupt_at=None):
@@ -174,8 +151,8 @@ def test_on_a_terminal_there_is_one_line_that_changes(tmp_path):
     written, status = on_a_terminal(["train", *SMALL, *options], tmp_path)
     assert status == 0, written
     for step in range(4):
-        assert f"{step}/3  reward" in written
-    assert re.search(r"3/3  reward [\d.-]+  right \d+%  lambda 0\.\d\d  [\d,]+ tokens/s  0:00 left", written)
+        assert re.search(rf"{step}/3  [\d:-]+ left  reward", written)
+    assert re.search(r"3/3  0:00 left  reward [\d.-]+  right \d+%  lambda 0\.\d\d  [\d,]+ tokens/s", written)
     assert not re.search(r"step 1/3  reward", written)
     assert "\x1b[2K" in written  # the line is drawn again in its place
     assert "held-out accuracy at step 1" in written  # other lines stand above it
@@ -196,7 +173,7 @@ def test_lines_stand_between_tables_of_completions(tmp_path):
 
 def test_ctrl_c_on_a_terminal(tmp_path):
     options = ["--max_steps=400", "--eval_problems=0", "--save_strategy=no", "--output_dir=out"]
-    written, status = on_a_terminal(["train", *SMALL, *options], tmp_path, interrupt_at=b"1/400  reward")
+    written, status = on_a_terminal(["train", *SMALL, *options], tmp_path, interrupt_at=b"1/400  ")
     assert status == 130
     assert "Traceback" not in written
     assert "Stopping after this step, to save it." in written

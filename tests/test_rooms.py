@@ -23,7 +23,6 @@ FLOORS = (
     "fast",
     "planning",
     "compare",
-    "suite",
     "commands",
     "cli",
 )

@@ -76,8 +76,6 @@ def test_all_five_run_and_are_scored(tasks, tmp_path, capsys):
     for name in ("dynamath", "logicvista", "mathvision", "wemath"):
         assert right[name] >= asked[name] / 2, (name, right)
     assert right["mmmu"] >= 1
-    basis = {one["name"]: one["interval"] for one in found["benchmarks"]}
-    assert [name for name, made in basis.items() if made != "from its answers"] == ["mmmu"]
     assert found["average"]["low"] < found["average"]["value"] < found["average"]["high"]
     table = (output / "suite.md").read_text()
     assert "| average of 5 | 27 |" in table

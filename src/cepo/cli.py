@@ -1,8 +1,10 @@
 """The command `cepo`."""
 
+import argparse
 import os
 import sys
 from importlib import import_module
+from typing import Any
 
 _HELP = """\
 cepo: reinforcement learning from verifiable rewards in which every token gets its own share of the credit
@@ -38,29 +40,51 @@ options:
 """
 
 
+class _Parser(argparse.ArgumentParser):
+    """Commands, and the options that all of them have; each command's module parses the rest."""
+
+    def error(self, message: str):
+        unknown = message.partition("invalid choice: ")[2].partition(" (choose")[0]
+        raise ValueError(f"unknown command {unknown}; cepo --help lists the commands" if unknown else message)
+
+
+def _make_parser() -> _Parser:
+    plain: dict[str, Any] = {"add_help": False, "allow_abbrev": False, "argument_default": argparse.SUPPRESS}
+    parser = _Parser(prog="cepo", **plain)
+    commands = parser.add_subparsers(dest="command", parser_class=_Parser)
+    for name in ("train", "evaluate", "merge", "explain", "credit", "compare", "gradients", "help"):
+        command = commands.add_parser(name, **plain)
+        command.add_argument("--traceback", action="store_true")
+        if name == "train":
+            command.add_argument("--help", "-h", action="store_true", default=argparse.SUPPRESS, dest="train_help")
+    for flags in (("--help", "-h"), ("--version",), ("--traceback",)):
+        parser.add_argument(*flags, action="store_true", default=False)
+    return parser
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line. Returns the exit status: 0, 1 for a failure, 2 for a user's mistake, 130 after Ctrl-C."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
-    traceback = "--traceback" in arguments
-    arguments = [argument for argument in arguments if argument != "--traceback"]
-    command, rest = (arguments[0], arguments[1:]) if arguments else ("--help", [])
-    if command in ("--help", "-h", "help"):
-        print(_HELP, end="")
-        return 0
-    if command == "--version":
+    try:
+        options, rest = _make_parser().parse_known_args(arguments)
+        if options.command is None and rest:
+            raise ValueError(f"unknown command {rest[0]!r}; cepo --help lists the commands")
+    except ValueError as error:
+        print(f"cepo: error: {_what(error)}", file=sys.stderr)
+        return 2
+    if options.version:
         from . import __version__
 
         print(f"cepo {__version__}")
         return 0
-    if command not in ("train", "evaluate", "merge", "explain", "credit", "compare", "gradients"):
-        print(f"cepo: error: unknown command {command!r}; cepo --help lists the commands", file=sys.stderr)
-        return 2
-    if command == "train" and ("--help" in rest or "-h" in rest):
+    if options.help or options.command in (None, "help"):
+        print(_HELP, end="")
+        return 0
+    if "train_help" in options:
         from .commands.train_help import train_help
 
         print(train_help(), end="")
         return 0
-    return _run(command, rest, traceback)
+    return _run(options.command, rest, options.traceback)
 
 
 def _let_threads_sleep() -> None:
@@ -76,8 +100,6 @@ def _run(command: str, arguments: list[str], traceback: bool) -> int:
     _let_threads_sleep()
     from .inspection.console import PlainConsole
 
-    if command == "train" and any(argument.startswith("--dry_run") for argument in arguments):
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")  # it asks nobody
     try:
         # What goes wrong while a command prepares is the user's to fix; what goes wrong later is ours to explain.
         job = import_module(f".commands.{command}", __package__).prepare(arguments)

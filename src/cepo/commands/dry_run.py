@@ -2,20 +2,21 @@
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any
 
+import datasets
 import torch
 from accelerate.utils import DistributedType
 from datasets import Dataset, IterableDataset
+from huggingface_hub import constants
 from rich.console import Console
 from rich.table import Table
 from trl import ModelConfig, get_peft_config
-from trl.cli.accelerate_config import resolve_accelerate_config_argument
 
 from ..data.checks import check_dataset, check_image_sizes, check_method, check_size, check_verifier
 from ..data.embedded import EMBEDDED, policy_of
@@ -26,11 +27,11 @@ from ..data.sampling import check_special_tokens
 from ..inspection.tables import plain_table
 from ..planning.memory import PHASES, Layout, Lengths, Memory, memory_of
 from ..planning.models import Skeleton, find_config
-from ..trainer.arguments import TrainArguments, config_of, load_data, parse
+from ..trainer.arguments import CommandLine, TrainArguments, load_data, parse
 from ..trainer.cepo_config import CEPOConfig
 from ..trainer.layout import NO_FSDP1
 from ..trainer.refusals import check_whole_groups
-from .launch import FLAG, accelerate_config, options_in, split
+from .launch import accelerate_options
 
 _GIB = 2**30
 # Of prompts that cannot be looked at.
@@ -57,109 +58,64 @@ class Findings:
                 self.problems.append(problem)
 
 
-def wants_dry_run(arguments: list[str], config: Mapping[str, Any]) -> bool:
-    """Whether flags or YAML files ask for it."""
-    for place, argument in enumerate(arguments):
-        flag, equals, value = argument.partition("=")
-        if flag == "--dry_run":
-            after = value if equals else next(iter(arguments[place + 1 : place + 2]), "")
-            return after.lower() not in ("false", "no", "0")
-    return bool(config.get("dry_run"))
-
-
-def prepare_dry_run(arguments: list[str], own: set[str]) -> Callable[[Console], int]:
-    """Find out everything; what is returned shows it, and gives exit status 2 if something is wrong.
-
-    Args:
-        arguments: Of `cepo train`.
-        own: Its flags.
+def prepare_dry_run(line: CommandLine) -> Callable[[Console], int]:
+    """Find out everything; the returned function shows it, and returns exit status 2 if there is a problem.
 
     Raises:
         ValueError: For options that cannot be read at all.
     """
-    launch, rest = split(arguments, own)
-    _, config = config_of(rest)
-    launching = {**options_in(config, own), **_as_options(launch)}
+    # It asks no server. Both are read from the environment when these libraries are imported, before any option is.
+    constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
     findings = Findings()
-    layout = Layout()
-    with findings.trying():
-        layout = _layout(launching, findings)
-    with _as_if(layout.processes):
-        script_args, args, model_args = parse([*rest, *_on_a_cpu(rest, config)], ignoring=launching)
-    assumed = script_args.dataset_name not in EMBEDDED and not any(
-        _says(rest, config, name) for name in ("bf16", "use_cpu")
-    )
+    layout = Layout(int(os.environ.get("WORLD_SIZE", "1")))
+    if line.more_flags or line.more_config:
+        with findings.trying():
+            layout = _layout(line, findings)
+    else:
+        findings.lines.append(("processes", f"{layout.processes}"))
+    # Options for a GPU are read where there is none.
+    fallback = {} if torch.accelerator.is_available() or line.options.use_cpu is not None else {"use_cpu": True}
+    known = replace(line, more_flags=[], more_config=[])
+    script_args, args, model_args = parse(known, processes=layout.processes, fallback=fallback)
+    given = line.options.bf16 is not None or line.options.use_cpu is not None
+    assumed = script_args.dataset_name not in EMBEDDED and not given
     if assumed:
         args.bf16 = True  # as it is with a GPU
     _describe(args, model_args, layout, findings)
     lengths = _look_at_data(script_args, args, model_args, findings)
-    device = (script_args.device_memory or 0) * _GIB
     memory = None
     with findings.trying():
         memory = _memory(script_args, args, model_args, layout, lengths, findings)
-    given = _given(script_args, args, model_args)
+    options = _given(script_args, args, model_args)
     if assumed:
-        given = given.replace("bf16: true", "bf16: true (as on a GPU)")
+        options = options.replace("bf16: true", "bf16: true (as on a GPU)")
+    findings.lines.append(("options", options))
 
     def show(console: Console) -> int:
+        def say(text: str) -> None:
+            console.print(text, highlight=False, markup=False)
+
         for name, text in findings.lines:
-            console.print(f"{name:<13}{text}", highlight=False, markup=False)
-        console.print(f"{'options':<13}{given}", highlight=False, markup=False)
+            say(f"{name:<13}{text}")
         if memory is not None:
-            console.print(_table(memory, layout, device), soft_wrap=False)
+            console.print(_table(memory, layout, (script_args.device_memory or 0) * _GIB), soft_wrap=False)
             for note in memory.notes:
-                console.print(f"  {note}", highlight=False, markup=False)
+                say(f"  {note}")
         for text in findings.unseen:
-            console.print(f"not looked at: {text}", highlight=False, markup=False)
+            say(f"not looked at: {text}")
         for text in findings.problems:
-            console.print(f"problem: {text}", highlight=False, markup=False)
+            say(f"problem: {text}")
         if not findings.problems:
-            console.print("no problem found", highlight=False)
+            say("no problem found")
         return 2 if findings.problems else 0
 
     return show
 
 
-def _as_options(launch: list[str]) -> dict[str, Any]:
-    """Accelerate's flags as a YAML file would have them."""
-    found: dict[str, Any] = {}
-    words = [part for word in launch for part in word.split("=", 1)]
-    while words:
-        name = words.pop(0).removeprefix("--")
-        found[name] = words.pop(0) if words and not words[0].startswith("--") else True
-    return found
-
-
-def _says(arguments: list[str], config: Mapping[str, Any], name: str) -> bool:
-    return name in config or any(argument.partition("=")[0] == f"--{name}" for argument in arguments)
-
-
-def _on_a_cpu(arguments: list[str], config: Mapping[str, Any]) -> list[str]:
-    """Lets options for a GPU be read where there is none."""
-    return [] if torch.accelerator.is_available() or _says(arguments, config, "use_cpu") else ["--use_cpu", "true"]
-
-
-@contextmanager
-def _as_if(processes: int) -> Iterator[None]:
-    """Options checked as by so many processes."""
-    CEPOConfig.world_size = property(lambda _: processes)  # over that of its base
-    try:
-        yield
-    finally:
-        del CEPOConfig.world_size
-
-
-def _layout(launching: Mapping[str, Any], findings: Findings) -> Layout:
-    name = launching.get("accelerate_config")
-    if name is None:
-        processes = int(os.environ.get("WORLD_SIZE", "1"))
-        if launching:
-            findings.problems.append(f"{', '.join(launching)}: for accelerate, which needs accelerate_config")
-        findings.lines.append(("processes", f"{processes}"))
-        return Layout(processes)
-    _, path = resolve_accelerate_config_argument([FLAG, str(name)])
-    config = accelerate_config(path)
-    processes = int(launching.get("num_processes") or config.num_processes)
+def _layout(line: CommandLine, findings: Findings) -> Layout:
+    """Processes and sharding of the configuration that accelerate would start."""
+    found, config = accelerate_options(line, [])
+    processes = int(found.num_processes or config.num_processes)
     kind, layout = config.distributed_type, Layout(processes)
     if kind == DistributedType.FSDP:
         layout = Layout(processes, "weights", f"fsdp{int(config.fsdp_config.get('fsdp_version', 1))}")
@@ -169,9 +125,10 @@ def _layout(launching: Mapping[str, Any], findings: Findings) -> Layout:
         layout = Layout(processes, shards, "deepspeed")
         if stage == 3 and not config.deepspeed_config.get("zero3_save_16bit_model"):
             findings.problems.append("ZeRO-3 leaves no model without zero3_save_16bit_model: true in its configuration")
-    machines = int(launching.get("num_machines") or config.num_machines or 1)
+    machines = int(found.num_machines or config.num_machines or 1)
     shared = {"none": "nothing", "optimizer": "the optimiser", "gradients": "gradients and optimiser", "weights": "all"}
     where = f", on {machines} machines" if machines > 1 else ""
+    name = Path(found.config_file).stem
     findings.lines.append(("processes", f"{processes} ({name}){where}; sharded: {shared[layout.shards]}"))
     if processes % machines:
         findings.problems.append(f"num_processes={processes} is not a multiple of num_machines={machines}")
@@ -295,18 +252,13 @@ def _lengths(
 
 def _image_tokens(row: dict[str, Any], count: Callable[[dict[str, Any]], int]) -> int:
     """Tokens of a row's images, as its processor counts."""
-    images = row.get("images") or ([row["image"]] if row.get("image") is not None else [])
-    if not images:
+    if not row.get("images") and row.get("image") is None:
         return 0
-    plain = [
-        {
-            **turn,
-            "content": turn["content"]
-            if isinstance(turn["content"], str)
-            else [part for part in turn["content"] if part["type"] != "image"],
-        }
-        for turn in row["prompt"]
-    ]
+
+    def text_of(content: Any) -> Any:
+        return content if isinstance(content, str) else [part for part in content if part["type"] != "image"]
+
+    plain = [{**turn, "content": text_of(turn["content"])} for turn in row["prompt"]]
     return count(row) - count({"prompt": plain})
 
 

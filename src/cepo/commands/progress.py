@@ -1,210 +1,111 @@
 """What a person sees while `cepo train` runs, and what Ctrl-C does to it."""
 
-import itertools
 import os
 import signal
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Self
 
 from rich.console import Console
-from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
-from rich.text import Text
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as Bar
+from rich.table import Column
 from transformers import TrainerCallback
 
 INTERRUPTED = 130  # exit status after Ctrl-C
-# Schedulers signal every process, and launchers pass on to theirs what they get: a second signal within so many
-# seconds is the first one again.
+# Schedulers signal every process, and torchrun passes a signal on to its processes: a second one within so many seconds
+# is the first one again.
 SAME = 1.0
-_STEPS = 9  # by whose time the rest is estimated
-_SHORTEST_BAR, _LONGEST_BAR = 4, 40  # columns
-
-
-def seconds_left(ended: Sequence[tuple[int, float]], steps: int) -> float | None:
-    """Time until the run ends [seconds], by the median of its last steps; None before the second step with rollouts.
-
-    Args:
-        ended: Steps that sampled rollouts, and when each ended [seconds]: the steps between two of them, which reuse
-            rollouts and take less time, are counted with the time of both.
-        steps: Steps until the end, from the step that is shown.
-    """
-    each = [(later - sooner) / (step - before) for (before, sooner), (step, later) in itertools.pairwise(ended)]
-    return statistics.median(each) * steps if each else None
-
-
-@dataclass(frozen=True)
-class Standing:
-    """How a run stands after a step that was logged; None for what is not known.
-
-    Attributes:
-        step, steps: Done, and in all.
-        reward: Mean over the rollouts that the step sampled; None where it reuses those of an earlier step.
-        right: Share of right rollouts among those with a verdict.
-        coefficient: lambda.
-        length: Mean of the completions [tokens].
-        rate: Tokens sampled a second, by the time of training steps alone.
-        left: What the run still takes [seconds].
-    """
-
-    step: int
-    steps: int
-    reward: float | None
-    right: float | None
-    coefficient: float | None
-    length: float | None
-    rate: float | None
-    left: float | None
-
-
-@dataclass(frozen=True)
-class _Logged:
-    """One log: how many steps it is of, their seconds in all, and the mean length of what they sampled [tokens]."""
-
-    steps: int
-    seconds: float
-    length: float | None
-
-
-def tokens_a_second(logged: Sequence[_Logged], rollouts: float) -> float | None:
-    """Tokens sampled a second over some logs; a step that samples nothing has its time counted, and no length.
-
-    Args:
-        logged: The logs.
-        rollouts: How many of them a step learns from for the first time, on average.
-    """
-    lengths = [one.length for one in logged if one.length is not None]
-    seconds = sum(one.seconds for one in logged)
-    if not lengths or seconds <= 0:
-        return None
-    return statistics.fmean(lengths) * rollouts * sum(one.steps for one in logged) / seconds
+_STEPS = 10  # logs by whose time the rest is estimated
 
 
 class Progress(TrainerCallback):
-    """Follows what is logged; entered while training goes on."""
+    """One line for every log, for files and pipes; on a terminal one line that changes, with a bar.
 
-    def __init__(self) -> None:
-        self._ended: list[tuple[int, float]] = []  # the last steps that sampled rollouts, and when
-        self._logged: list[_Logged] = []
-        self._step = 0
+    Entered while training goes on. A step that reuses rollouts has no reward in TRL's log, nor in the lines; the bar's
+    line keeps the last one.
+
+    Args:
+        console: Where to print.
+        live: Whether to draw the bar; None: on a terminal.
+    """
+
+    def __init__(self, console: Console, live: bool | None = None):
+        self.console = console
+        if live is None:
+            live = console.is_terminal and not (console.is_dumb_terminal or console.is_jupyter or console.quiet)
+        text = TextColumn("{task.fields[text]}", markup=False, table_column=Column(no_wrap=True, overflow="crop"))
+        # Drawn when there is something new, without a thread of its own.
+        self.bar = Bar(BarColumn(20), text, console=console, auto_refresh=False) if live else None
+        self._shown: dict[str, float | None] = {}
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Nothing to put away."""
-
-    def show(self, standing: Standing) -> None:
-        """Show how the run stands."""
-        raise NotImplementedError
+        if self.bar is not None:
+            self.bar.stop()
 
     def on_train_begin(self, args, state, control, **kwargs):  # noqa: ARG002
-        self._ended, self._logged, self._step = [], [], state.global_step
+        self._step = state.global_step
+        # Steps that sampled rollouts, with the time of their end; of each log its steps, seconds and mean length.
+        self._sampled: deque[tuple[int, float]] = deque(maxlen=_STEPS)
+        self._logged: deque[tuple[int, float, float | None]] = deque(maxlen=_STEPS)
+        if self.bar is not None and state.is_world_process_zero:
+            self._task = self.bar.add_task("", total=max(1, state.max_steps), text="")
+            self.bar.start()
+            self._show(state.global_step, state.max_steps, {}, None, None)
 
     def on_log(self, args, state, control, logs: dict[str, Any] | None = None, **kwargs):  # noqa: ARG002
         # Evaluations log too, and so does the end of training.
         if not logs or "step_time" not in logs or not state.is_world_process_zero:
             return
-        # TRL's time of a step is that of sampling and learning: evaluations and checkpoints are not in it.
+        # TRL's step_time is that of sampling and learning, without evaluations and checkpoints.
         steps, length = state.global_step - self._step, logs.get("completions/mean_length")
         self._step = state.global_step
-        self._logged = [*self._logged[-_STEPS:], _Logged(steps, (logs["step_time"] or 0.0) * steps, length)]
+        self._logged.append((steps, (logs["step_time"] or 0.0) * steps, length))
         if length is not None:
-            self._ended = [*self._ended[-_STEPS:], (state.global_step, time.monotonic())]
-        rollouts = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
-        self.show(
-            Standing(
-                step=state.global_step,
-                steps=state.max_steps,
-                reward=logs.get("reward"),
-                right=logs.get("cepo/right"),
-                coefficient=logs.get("cepo/coefficient"),
-                length=length,
-                rate=tokens_a_second(self._logged, rollouts / args.num_iterations),
-                left=seconds_left(self._ended, state.max_steps - state.global_step),
-            )
-        )
+            self._sampled.append((state.global_step, time.monotonic()))
+        each = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
+        values = {"reward": logs.get("reward"), "right": logs.get("cepo/right")}
+        values |= {"lambda": logs.get("cepo/coefficient"), "length": length}
+        rate, left = self._rate(each / args.num_iterations), self._left(state.max_steps - state.global_step)
+        self._show(state.global_step, state.max_steps, values, rate, left)
 
+    def _rate(self, rollouts: float) -> float | None:
+        """Tokens sampled a second of training steps; `rollouts`: those that a step is the first to use, on average."""
+        lengths = [length for *_, length in self._logged if length is not None]
+        seconds = sum(seconds for _, seconds, _ in self._logged)
+        if not lengths or seconds <= 0:
+            return None
+        return statistics.fmean(lengths) * rollouts * sum(steps for steps, *_ in self._logged) / seconds
 
-class ProgressLines(Progress):
-    """One line for every log, for files and pipes; a step that reuses rollouts has no reward, as in TRL's log."""
+    def _left(self, steps: int) -> float | None:
+        """Seconds that so many steps take, by the median of the last ones; each with those that reuse its rollouts."""
+        each = [(later - sooner) / (step - before) for (before, sooner), (step, later) in pairwise(self._sampled)]
+        return statistics.median(each) * steps if each else None
 
-    def __init__(self, console: Console):
-        super().__init__()
-        self.console = console
-
-    def show(self, standing: Standing) -> None:
-        parts = [
-            f"step {standing.step:>{len(str(standing.steps))}}/{standing.steps}",
-            f"reward {_number(standing.reward)}",
-            f"right {_number(standing.right)}",
-            f"lambda {_number(standing.coefficient)}",
-            f"length {_number(standing.length, '.0f')}",
-            f"{_clock(standing.left)} left",
-        ]
-        self.console.print("  ".join(parts), highlight=False)
-
-
-class LiveLine(Progress):
-    """One line for all steps, with a bar, for a terminal. It stays when training has ended.
-
-    It is drawn when there is something new, by no thread of its own. While rollouts are reused their reward stays.
-    """
-
-    def __init__(self, console: Console):
-        super().__init__()
-        self._console = console
-        self._live = Live(console=console, auto_refresh=False, vertical_overflow="crop")
-        self._sampled: Standing | None = None  # the last step that sampled rollouts
-
-    def __exit__(self, *error: object) -> None:
-        self._live.stop()
-
-    def on_train_begin(self, args, state, control, **kwargs):
-        super().on_train_begin(args, state, control, **kwargs)
-        if state.is_world_process_zero:
-            self._live.start()
-            nothing = Standing(state.global_step, state.max_steps, None, None, None, None, None, None)
-            self.show(nothing)
-
-    def show(self, standing: Standing) -> None:
-        if standing.length is not None:
-            self._sampled = standing
-        elif self._sampled is not None:
-            standing = replace(standing, reward=self._sampled.reward, right=self._sampled.right)
-        self._live.update(live_line(standing, self._console.width), refresh=True)
-
-
-def live_line(standing: Standing, width: int) -> Table:
-    """The line in so many columns: what does not fit is left out, from its end."""
-    parts = [
-        f"{standing.step:>{len(str(standing.steps))}}/{standing.steps}",
-        f"reward {_number(standing.reward)}",
-        f"right {_number(standing.right, '.0%')}",
-        f"lambda {_number(standing.coefficient)}",
-        f"{_number(standing.rate, ',.0f')} tokens/s",
-        f"{_clock(standing.left)} left",
-    ]
-    while len(parts) > 1 and len("  ".join(parts)) + _SHORTEST_BAR + 1 > width:
-        parts.pop(-2 if len(parts) > 2 else -1)  # the time left is of more use than the numbers before it
-    text = Text("  ".join(parts), no_wrap=True, overflow="crop")
-    bar = min(_LONGEST_BAR, width - len(text) - 1)
-    line = Table.grid(padding=(0, 1, 0, 0))
-    if bar < _SHORTEST_BAR:
-        line.add_row(text)
-    else:
-        line.add_row(ProgressBar(total=max(1, standing.steps), completed=standing.step, width=bar), text)
-    return line
-
-
-def progress_on(console: Console) -> Progress:
-    """The form that suits a console: a live line on a terminal, else lines."""
-    live = console.is_terminal and not (console.is_dumb_terminal or console.is_jupyter or console.quiet)
-    return LiveLine(console) if live else ProgressLines(console)
+    def _show(
+        self, step: int, steps: int, values: dict[str, float | None], rate: float | None, left: float | None
+    ) -> None:
+        done = f"{step:>{len(str(steps))}}/{steps}"
+        clock = "-" if left is None else f"{round(left) // 60}:{round(left) % 60:02d}"
+        if self.bar is None:
+            form = {"length": ".0f"}
+            numbers = [f"{name} {_number(value, form.get(name, '.2f'))}" for name, value in values.items()]
+            self.console.print("  ".join([f"step {done}", *numbers, f"{clock} left"]), highlight=False)
+            return
+        self._shown = {**values, **{name: self._shown.get(name) for name, value in values.items() if value is None}}
+        shown = self._shown.get
+        numbers = [f"reward {_number(shown('reward'))}", f"right {_number(shown('right'), '.0%')}"]
+        numbers += [f"lambda {_number(shown('lambda'))}", f"{_number(rate, ',.0f')} tokens/s"]
+        # The end is cropped on a narrow terminal.
+        self.bar.update(self._task, completed=step, text="  ".join([done, f"{clock} left", *numbers]))
+        self.bar.refresh()
 
 
 class StopOnInterrupt(TrainerCallback):
@@ -277,10 +178,3 @@ class StopOnInterrupt(TrainerCallback):
 
 def _number(value: float | None, form: str = ".2f") -> str:
     return "-" if value is None else format(value, form)
-
-
-def _clock(seconds: float | None) -> str:
-    if seconds is None:
-        return "-"
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{minutes}:{rest:02d}"

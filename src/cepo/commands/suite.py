@@ -1,11 +1,11 @@
-"""`cepo evaluate --suite paper`: the paper's five benchmarks, by lmms-eval."""
+"""`cepo evaluate --suite paper`: the paper's five benchmarks, by lmms-eval as a process of its own."""
 
 import argparse
 import json
 import shutil
 import sys
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,36 +13,21 @@ import torch
 from rich.console import Console
 
 from ..compare.jobs import BusyError, locked, stopped_by_signals
-from ..data.escape import one_line
 from ..data.files import write_whole
 from ..data.loading import LoadingError, holds_adapters, resolve_model
 from ..data.merging import merge_adapters
-from ..inspection.tables import plain_table
-from ..suite.benchmarks import Benchmark, Sampling, chosen
-from ..suite.results import Score, read_score
-from ..suite.running import (
-    BACKENDS,
-    Settings,
-    SuiteError,
-    check_backend,
-    check_installed,
-    fingerprint,
-    how_to_get,
-    is_done,
-    missing_datasets,
-    recorded,
-    run,
-)
-from ..suite.table import HEADS, markdown, notes_of, paper_heads, paper_rows, result_of, rows_of
-from . import quiet_libraries
+from ..data.escape import escape, one_line
+from ..inspection.tables import markdown_table, plain_table
+from . import benchmarks, quiet_libraries
+from .benchmarks import BENCHMARKS, PAPER, Benchmark, Score, SuiteError
 from .options import make_command_parser, not_negative, positive, temperature
 
 SUITES = ("paper",)
 ABOUT = "paper: its five benchmarks, by lmms-eval, with options of their own: cepo evaluate --suite paper --help"
+_HEADS = ("benchmark", "problems", "right, %", "95 % interval")
 
 
 def make_parser() -> argparse.ArgumentParser:
-    paper = Sampling()
     parser = make_command_parser(
         "evaluate --suite paper",
         "The paper's five benchmarks by lmms-eval: dynamath, logicvista, mathvision (testmini), mmmu (val), wemath "
@@ -50,46 +35,23 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument_group("suite").add_argument
     add("--suite", choices=SUITES, required=True, help="which benchmarks; paper: the paper's five")
-    add(
-        "--tasks",
-        default=None,
-        help="some of them, with commas between; NAME=TASK runs a task of --include_path instead",
-    )
-    add("--include_path", default=None, help="folder of further tasks of lmms-eval")
-    add("--limit", type=positive, default=None, help="only the first problems of each (none: all)")
+    add("--tasks", help="some of them, with commas between; NAME=TASK runs a task of --include_path instead")
+    add("--include_path", help="folder of further tasks of lmms-eval")
+    add("--limit", type=positive, help="only the first problems of each (none: all)")
     add = parser.add_argument_group("model").add_argument
-    add(
-        "--model_name_or_path",
-        required=True,
-        help="folder or name of a model, or folder of PEFT adapters: merged first",
-    )
-    add(
-        "--backend", choices=BACKENDS, default="vllm", help="transformers drops the presence penalty, and so needs it 0"
-    )
-    add(
-        "--model_args",
-        default=None,
-        help="more for lmms-eval's model, such as tensor_parallel_size=4,max_model_len=40960",
-    )
-    add("--device", default=None, help="for the transformers backend (none: cuda if there is one, else cpu)")
-    add(
-        "--batch_size",
-        type=positive,
-        default=None,
-        help="problems at a time (none: 256 with vllm, 1 with transformers)",
-    )
-    add("--python", default=None, help="interpreter of an environment that has lmms-eval (none: this one)")
+    add("--model_name_or_path", required=True, help="folder or name of a model, or of PEFT adapters: merged first")
+    text = "transformers drops the presence penalty, and so needs it 0"
+    add("--backend", choices=("vllm", "transformers"), default="vllm", help=text)
+    add("--model_args", help="more for lmms-eval's model, such as tensor_parallel_size=4,max_model_len=40960")
+    add("--device", help="for the transformers backend (none: cuda if there is one, else cpu)")
+    add("--batch_size", type=positive, help="problems at a time (none: 256 with vllm, 1 with transformers)")
+    add("--python", help="interpreter of an environment that has lmms-eval (none: this one)")
     add = parser.add_argument_group("sampling (the defaults are the paper's)").add_argument
-    add("--temperature", type=temperature, default=paper.temperature, help="0 takes the most likely token")
-    add("--top_p", type=float, default=paper.top_p, help="from what share of the tokens is drawn")
-    add("--top_k", type=positive, default=paper.top_k, help="from how many tokens is drawn")
-    add(
-        "--presence_penalty",
-        type=float,
-        default=paper.presence_penalty,
-        help="what a token loses once it has been said",
-    )
-    add("--max_new_tokens", type=positive, default=paper.max_new_tokens, help="longest answer, in tokens")
+    add("--temperature", type=temperature, default=1.0, help="0 takes the most likely token")
+    add("--top_p", type=float, default=1.0, help="share of the probability from which a token is drawn")
+    add("--top_k", type=positive, default=40, help="number of tokens from which one is drawn")
+    add("--presence_penalty", type=float, default=2.0, help="what a token loses once it has been said")
+    add("--max_new_tokens", type=positive, default=32000, help="longest answer, in tokens")
     add("--seed", type=not_negative, default=0, help="of sampling")
     add = parser.add_argument_group("output").add_argument
     add("--output_dir", type=Path, default=Path("suite"), help="suite.md, suite.json, and a folder for each benchmark")
@@ -97,52 +59,37 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def prepare(arguments: list[str]) -> Callable[[Console], int]:
-    """Check what the command line names; what is returned runs the benchmarks and gives the exit status.
+    """Check the command line; the returned function runs the benchmarks and returns the exit status.
 
     Raises:
-        ValueError, OSError: For mistakes in options or model, and for what is not installed or not downloaded.
+        ValueError, OSError: For mistakes in options or model, and for packages that are not installed.
     """
     options = make_parser().parse_args(arguments)
     quiet_libraries()
-    benchmarks = chosen(options.tasks)
+    chosen = benchmarks.select_benchmarks(options.tasks)
     if options.include_path is not None and not Path(options.include_path).is_dir():
         raise SuiteError(f"--include_path: there is no such folder: {options.include_path}")
-    source = resolve_model(options.model_name_or_path)
-    sampling = Sampling(**{name: getattr(options, name) for name in Sampling.__dataclass_fields__})
-    check_backend(options.backend, sampling, source)
-    python = options.python or sys.executable
-    check_installed(python, options.backend)
-    missing = missing_datasets(benchmarks.values())
-    if missing:
-        error = SuiteError(f"not downloaded: {', '.join(missing)}. Get what is missing, with the network, by")
-        error.add_note(how_to_get(missing))
-        raise error
-    settings = Settings(
-        source,
-        options.backend,
-        sampling,
-        options.seed,
-        options.batch_size or (256 if options.backend == "vllm" else 1),
-        python,
-        options.device or ("cuda" if torch.cuda.is_available() else "cpu"),
-        options.limit,
-        options.include_path,
-        options.model_args,
-    )
-    output = options.output_dir
-    wanted = {name: recorded(benchmark, settings, source) for name, benchmark in benchmarks.items()}
-    waiting = [name for name in benchmarks if not is_done(output / name, wanted[name])]
-    output.mkdir(parents=True, exist_ok=True)
+    options.model_name_or_path = resolve_model(options.model_name_or_path)
+    if set(",=") & set(options.model_name_or_path):
+        raise SuiteError(f"lmms-eval cannot read a name with a comma or an equals sign: {options.model_name_or_path}")
+    if options.backend == "transformers" and options.presence_penalty:
+        raise SuiteError(
+            f"--backend transformers would drop --presence_penalty {options.presence_penalty:g} without a word; take "
+            "--backend vllm, or say --presence_penalty 0, which is not the paper's setting"
+        )
+    options.python = options.python or sys.executable
+    benchmarks.check_installed(options.python, options.backend)
+    options.batch_size = options.batch_size or (256 if options.backend == "vllm" else 1)
+    options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    settings = {name: _settings(benchmark, options) for name, benchmark in chosen.items()}
+    waiting = [name for name in chosen if not _is_done(options.output_dir / name, settings[name])]
+    options.output_dir.mkdir(parents=True, exist_ok=True)
 
     def job(console: Console) -> int:
         try:
-            with locked(output), stopped_by_signals():
-                return _run(benchmarks, settings, wanted, waiting, output, console)
-        except (
-            BusyError,
-            LoadingError,
-            SuiteError,
-        ) as error:  # the folder is taken, or the adapters' model is not there
+            with locked(options.output_dir), stopped_by_signals():
+                return _run(chosen, settings, waiting, options, console)
+        except (BusyError, LoadingError) as error:  # the folder is taken, or the adapters' model is not there
             print(f"cepo: error: {one_line(str(error))}", file=sys.stderr)
             return 2
         except KeyboardInterrupt:
@@ -152,78 +99,113 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
     return job
 
 
+def _settings(benchmark: Benchmark, options: argparse.Namespace) -> dict[str, Any]:
+    """What decides a benchmark's numbers: lmms-eval's options, and name, size and time of the model's files."""
+    given = benchmarks.lmms_eval_options(benchmark.task, {**vars(options), "batch_size": None, "device": None})
+    folder = Path(options.model_name_or_path)
+    paths = [path for name in ("*.safetensors", "*.bin", "*config.json") for path in folder.glob(name)]
+    files = sorted([path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in paths)
+    return {**{name.removeprefix("--"): value for name, value in given.items()}, "files": files}
+
+
+def _is_done(folder: Path, settings: Mapping[str, Any]) -> bool:
+    """Whether a benchmark has been run with these settings; SuiteError if it has been run with others."""
+    known = folder / "settings.json"
+    if benchmarks.results_file(folder) is None or not known.is_file():
+        return False
+    before = json.loads(known.read_text(encoding="utf-8"))
+    differ = [name for name in {**before, **settings} if before.get(name) != settings.get(name)]
+    if differ:
+        raise SuiteError(
+            f"{folder} holds results with other settings ({', '.join(differ)}); name another --output_dir, or remove it"
+        )
+    return True
+
+
 def _run(
-    benchmarks: dict[str, Benchmark],
-    settings: Settings,
-    wanted: dict[str, dict[str, Any]],
+    chosen: dict[str, Benchmark],
+    settings: dict[str, dict[str, Any]],
     waiting: list[str],
-    output: Path,
+    options: argparse.Namespace,
     console: Console,
 ) -> int:
     def say(text: str) -> None:
         console.print(text, highlight=False, markup=False)
 
-    source = settings.model
+    given, output, merged = dict(vars(options)), options.output_dir, options.output_dir / "merged"
+    if waiting and holds_adapters(options.model_name_or_path):
+        shutil.rmtree(merged, ignore_errors=True)  # perhaps of these adapters before they were trained again
+        base = merge_adapters(options.model_name_or_path, merged).base
+        say(f"merged {options.model_name_or_path} into {base}, in {merged}")
+        given["model_name_or_path"] = str(merged)
     scores: list[Score] = []
     failed: list[str] = []
-    if waiting and holds_adapters(source):
-        settings = replace(settings, model=str(_merged(source, output, say)))
-        check_backend(settings.backend, settings.sampling, settings.model)
-    for name, benchmark in benchmarks.items():
-        folder, failure = output / name, None
-        if name in waiting:
-            say(f"{name}: lmms-eval runs {benchmark.task}; its log is {folder / 'log.txt'}")
-            failure = run(benchmark, settings, folder, wanted[name])
-        else:
-            say(f"{name}: has been run with these settings")
+    for name, benchmark in chosen.items():
+        folder = output / name
         try:
-            if failure is None:
-                scores.append(read_score(benchmark, folder))
+            if name in waiting:
+                say(f"{name}: lmms-eval runs {benchmark.task}; its log is {folder / 'log.txt'}")
+                folder.mkdir(parents=True, exist_ok=True)
+                write_whole(folder / "settings.json", json.dumps(settings[name], indent=2) + "\n")
+                command = benchmarks.lmms_eval_options(benchmark.task, given)
+                benchmarks.run_lmms_eval(options.python, command, folder)
+            else:
+                say(f"{name}: has been run with these settings")
+            scores.append(benchmarks.read_score(name, benchmark, folder))
         except SuiteError as error:
-            failure = str(error)
-        if failure is not None:
             failed.append(name)
-            print(f"cepo: error: {name}: {one_line(str(failure))}", file=sys.stderr)
-    about = {
-        **{name: value for name, value in asdict(settings).items() if name not in ("model", "python")},
-        "tasks": {name: benchmark.task for name, benchmark in benchmarks.items()},
-    }
-    result = result_of(source, about, scores, failed)
-    write_whole(output / "suite.json", json.dumps(result, indent=2) + "\n")
-    write_whole(output / "suite.md", markdown(source, scores, failed, about))
-    if scores:
-        _show(scores, failed, about, console)
+            print(f"cepo: error: {name}: {one_line(str(error))}", file=sys.stderr)
+    _report(scores, failed, settings, options, console)
     say(f"written to {output / 'suite.md'} and {output / 'suite.json'}")
     if failed:
         print(f"cepo: error: {', '.join(failed)}: no results; the same command tries again", file=sys.stderr)
     return 1 if failed else 0
 
 
-def _merged(source: str, output: Path, say: Callable[[str], None]) -> Path:
-    """The adapters' model in one folder below `output`, made unless it is there from these adapters."""
-    folder, known = output / "merged", output / "merged.json"
-    files = json.loads(json.dumps(fingerprint(source)))
-    if folder.is_dir():
-        if known.is_file() and json.loads(known.read_text(encoding="utf-8")) == [source, files]:
-            say(f"{source} is merged already, in {folder}")
-            return folder
-        shutil.rmtree(folder)  # of other adapters, or of these before they were trained again
-    merged = merge_adapters(source, folder)
-    write_whole(known, json.dumps([source, files]) + "\n")
-    say(f"merged {source} into {merged.base}, in {folder}")
-    return folder
+def _report(
+    scores: list[Score],
+    failed: list[str],
+    settings: dict[str, dict[str, Any]],
+    options: argparse.Namespace,
+    console: Console,
+) -> None:
+    """One table, to suite.json, suite.md and the console."""
+    rows = [(one.name, str(one.problems), *_percent(one.value, one.low, one.high)) for one in scores]
+    average = benchmarks.average_of(scores) if len(scores) == len(BENCHMARKS) else None
+    if average is not None:
+        rows.append(("average of 5", str(sum(one.problems for one in scores)), *_percent(*average)))
+    notes = [
+        f"{options.backend};{f' the first {options.limit} problems of each;' if options.limit else ''} temperature "
+        f"{options.temperature:g}, top-p {options.top_p:g}, top-k {options.top_k}, presence penalty "
+        f"{options.presence_penalty:g}, up to {options.max_new_tokens:,} tokens, seed {options.seed}."
+    ]
+    own = [name for name in settings if settings[name]["tasks"] != BENCHMARKS[name].task]
+    notes += [f"Not the stock tasks: {', '.join(own)}."] if own else []
+    notes += [f"{one.name}, {other}: {value}." for one in scores for other, value in one.others.items()]
+    missing = [name for name in BENCHMARKS if name not in {one.name for one in scores}]
+    notes += [f"No average of five: {', '.join(missing)} not run{' or failed' if failed else ''}."] if missing else []
+    notes += [
+        f"The paper, {size}: {', '.join(f'{n} {x:.2f}' for n, x in found.items())}." for size, found in PAPER.items()
+    ]
+    result = {
+        "model": options.model_name_or_path,
+        "settings": settings,
+        "benchmarks": [asdict(one) for one in scores],
+        "average": average and dict(zip(("value", "low", "high"), average, strict=True)),
+        "failed": failed,
+        "paper": PAPER,
+    }
+    write_whole(options.output_dir / "suite.json", json.dumps(result, indent=2) + "\n")
+    page = [f"Share of right answers of {options.model_name_or_path}.\n", markdown_table(_HEADS, rows)]
+    write_whole(options.output_dir / "suite.md", escape("\n".join([*page, *(f"- {note}" for note in notes)])) + "\n")
+    if scores:
+        shown = plain_table("\n".join(notes), gap=2)
+        for head in _HEADS:
+            shown.add_column(head, no_wrap=True)
+        for row in rows:
+            shown.add_row(*row)
+        console.print(shown, soft_wrap=False)
 
 
-def _show(scores: list[Score], failed: list[str], about: dict[str, Any], console: Console) -> None:
-    shown = plain_table("\n".join(notes_of(scores, failed, about)), gap=2)
-    for head in HEADS:
-        shown.add_column(head, no_wrap=True)
-    for row in rows_of(scores):
-        shown.add_row(*row)
-    console.print(shown, soft_wrap=False)
-    paper = plain_table("the paper's averages of five", gap=2)
-    for head in paper_heads():
-        paper.add_column(head, no_wrap=True)
-    for line in paper_rows():
-        paper.add_row(*line)
-    console.print(paper, soft_wrap=False)
+def _percent(value: float, low: float, high: float) -> tuple[str, str]:
+    return f"{100 * value:.2f}", f"[{100 * low:.2f}, {100 * high:.2f}]"

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import shlex
 import time
 from collections.abc import Callable
@@ -26,7 +27,7 @@ from ..data.saved import FOLDER
 from ..inspection.tables import counted
 from ..methods.registry import METHODS
 from ..tasks.figures import NAME as FIGURES
-from ..trainer.arguments import Sources, TrainArguments, check_sources, config_of, option_names, parse
+from ..trainer.arguments import Sources, TrainArguments, check_sources, parse, read_command_line
 from ..trainer.cepo_config import CEPOConfig
 from ..trainer.cepo_trainer import CEPOTrainer
 from ..trainer.checkpoints import CheckpointError, check_output_dir, last_whole_checkpoint
@@ -37,9 +38,9 @@ from ..trainer.resume_options import DATA_OPTIONS
 from . import quiet_libraries
 from .accuracy import AccuracyCurve, BeforeTraining, Measure, Measured
 from .curves import draw_curves
-from .dry_run import prepare_dry_run, wants_dry_run
-from .launch import FLAG, is_launched, options_in, prepare_launch
-from .progress import INTERRUPTED, ProgressLines, StopOnInterrupt, progress_on
+from .dry_run import prepare_dry_run
+from .launch import LAUNCHED, prepare_launch
+from .progress import INTERRUPTED, Progress, StopOnInterrupt
 
 # What was trained on, for commands that come later.
 RUN_FILE = "run.json"
@@ -52,17 +53,13 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
         ValueError, TypeError, OSError: For mistakes in options, model or data.
     """
     quiet_libraries()
-    own = {f"--{name}" for name in option_names()}
-    _, config = config_of(arguments)
-    if wants_dry_run(arguments, config):
-        return prepare_dry_run(arguments, own)
-    launching = options_in(config, own)
-    asked = "accelerate_config" in launching or any(argument.partition("=")[0] == FLAG for argument in arguments)
-    if asked and not is_launched():
-        return prepare_launch("train", arguments, own, launching)
-    if launching and not is_launched():
-        raise ValueError(f"{', '.join(launching)}: for accelerate, which starts no process without accelerate_config")
-    script_args, training_args, model_args = parse(arguments, ignoring=launching if is_launched() else ())
+    line = read_command_line(arguments)
+    if line.options.dry_run:
+        return prepare_dry_run(line)
+    launched = "WORLD_SIZE" in os.environ or LAUNCHED in os.environ
+    if (line.more_flags or line.more_config) and not launched:
+        return prepare_launch(line, arguments)
+    script_args, training_args, model_args = parse(line, launched=launched)
     check_output_dir(str(training_args.output_dir))
     sources = check_sources(script_args, training_args, model_args)
     training_args.model_init_kwargs = {
@@ -126,7 +123,7 @@ def _train(
     trainer.remove_callback(PrinterCallback)
     interrupt = StopOnInterrupt(console, trainer._processes.most_of)
     # TRL prints its tables of completions past the console, through a line that changes.
-    progress = ProgressLines(console) if args.log_completions else progress_on(console)
+    progress = Progress(console, live=False if args.log_completions else None)
     trainer.add_callback(progress)
     trainer.add_callback(interrupt)
     every = script_args.accuracy_every if held_out is not None else 0

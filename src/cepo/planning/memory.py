@@ -1,35 +1,28 @@
-"""The memory of one process, by part and by phase of a step.
+"""The memory of one process by part and by phase of a step: formulas over a model's sizes and a run's options.
 
-Estimates from the model's skeleton and the options. What an allocator loses, and what libraries hold of their own, is
-not in them.
+What an allocator loses, and what libraries hold of their own, is not in them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 from ..scoring.head import CHUNK
 from ..trainer.cepo_config import CEPOConfig
-from .activations import text_bytes, tower_bytes
 from .models import Skeleton
 
 PHASES = ("accuracy", "sampling", "teachers", "update")
 Shards = Literal["none", "optimizer", "gradients", "weights"]
-
-# Positions and vocabulary entries of TRL's fused head that are held at a time (trl.kernels.chunked_logprob).
-_HEAD_TILE = (4096, 32768)
-# (N, V) tensors in float32 that a divergence holds of a chunk, forward and backward: both distributions, what they are
-# mixed to, and gradients.
-_DIVERGENCE_TENSORS = 6
+_SHARDS: tuple[Shards, ...] = ("none", "optimizer", "gradients", "weights")
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Processes, and what they share among them.
+    """Processes, and what they shard.
 
     Attributes:
         processes: How many.
-        shards: What is sharded: with ``gradients`` the optimiser's state is too, with ``weights`` all three.
+        shards: What is sharded: ``gradients`` includes the optimizer's state, ``weights`` all three.
         engine: ``ddp``, ``fsdp1``, ``fsdp2`` or ``deepspeed``.
     """
 
@@ -38,20 +31,13 @@ class Layout:
     engine: str = "ddp"
 
     def share(self, part: Shards) -> int:
-        """By how many processes a part is divided."""
-        order: tuple[Shards, ...] = ("none", "optimizer", "gradients", "weights")
-        return self.processes if order.index(self.shards) >= order.index(part) else 1
+        """Number of processes among which a part is divided."""
+        return self.processes if _SHARDS.index(self.shards) >= _SHARDS.index(part) else 1
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """Tokens of a rollout.
-
-    Attributes:
-        prompt: Of the prompt, images included.
-        image: Of these, for images.
-        completion: The most of a completion.
-    """
+    """Tokens of a rollout: its prompt, images included; those of its images; the longest completion."""
 
     prompt: int
     image: int
@@ -64,13 +50,7 @@ class Lengths:
 
 @dataclass(frozen=True)
 class Part:
-    """Something that takes memory.
-
-    Attributes:
-        name: What.
-        bytes: How much, of one process.
-        phases: When.
-    """
+    """Something that takes memory: its name, its size [bytes] in one process, and the phases in which it is held."""
 
     name: str
     bytes: float
@@ -79,18 +59,13 @@ class Part:
 
 @dataclass
 class Memory:
-    """What one process holds.
-
-    Attributes:
-        parts: By part.
-        notes: What is not in them, and what was assumed.
-    """
+    """The parts, and notes on what is not in them."""
 
     parts: list[Part]
     notes: list[str] = field(default_factory=list)
 
     def at(self, phase: str) -> float:
-        """Bytes held at most in a phase."""
+        """Bytes held in a phase."""
         return sum(part.bytes for part in self.parts if phase in part.phases)
 
     @property
@@ -116,165 +91,160 @@ def memory_of(
         args: The run's options; `per_device_train_batch_size` is that of one process.
         layout: Processes.
         lengths: Of rollouts.
-        mixed: Whether products are made in bfloat16 over weights in float32.
+        mixed: Whether float32 weights are used in bfloat16 products (autocast).
         device: Memory of the device [bytes], of which vLLM takes its share; 0: not known.
-        other: Another model that reads, whole on each process.
-        answers: How many held-out answers are sampled at a time.
+        other: Another model that scores rollouts, whole on each process.
+        answers: Number of held-out answers sampled at a time.
     """
-    memory = Memory([])
-    add = memory.parts.append
-    for part in _states(skeleton, args, layout, mixed):
-        add(part)
-    if args.teacher not in (None, "policy"):
-        size = skeleton.bytes_of(trained=True)
-        if args.teacher == "ema":
-            size = 4 * skeleton.count(trained=True)
-        add(Part(f"teacher's copy ({args.teacher})", size / layout.share("weights")))
-        add(Part("the policy's weights while the copy reads", size / layout.share("weights"), ["teachers"]))
-    if other is not None:
-        add(Part("the model that teaches", other.bytes_of(trained=True)))
-    tokens = args.per_device_train_batch_size * lengths.whole
     half = 2 if mixed else skeleton.dtype.itemsize
-    for part in _sampling(skeleton, args, layout, lengths, half, device, memory.notes):
-        add(part)
+    memory = Memory([*states(skeleton, args, layout, mixed), *teacher_copies(skeleton, args, layout, other)])
+    if not args.use_vllm:
+        rows = args.generation_batch_size // layout.processes
+        memory.parts += generation(skeleton, layout, rows, lengths, half, "sampling")
+    elif args.vllm_mode == "colocate" and device:
+        phases = ["sampling"] if args.vllm_enable_sleep_mode else PHASES
+        memory.parts.append(Part("vLLM", args.vllm_gpu_memory_utilization * device, phases))
+    elif args.vllm_mode == "colocate":
+        share = f"{args.vllm_gpu_memory_utilization:.0%}"
+        memory.notes.append(f"vLLM takes {share} of the device beside this; --device_memory GIB says how much that is")
     if answers:
-        for part in _generation(skeleton, layout, answers, lengths, half, "accuracy"):
-            add(part)
-    each, _ = text_bytes(skeleton, mixed)
-    for part in _update(skeleton, args, lengths, each, mixed, half, memory.notes):
-        add(part)
+        memory.parts += generation(skeleton, layout, answers, lengths, half, "accuracy")
+    memory.parts += update(skeleton, args, lengths, mixed, half)
     if args.shared_prompt_update != "never" and layout.shards != "weights" and not args.distils_whole:
         memory.notes.append("the update is counted as if every rollout had a prompt of its own; shared, it holds less")
+    if lengths.image and skeleton.trains_tower and skeleton.tower_sizes is None:
+        memory.notes.append("activations of the vision tower are not in this: its sizes have other names")
     if (args.chosen.needs_teachers and args.coefficient_at(0) > 0) or args.distils_whole:
-        most = args.teacher_batch_tokens or tokens
-        block = each / skeleton.text.num_hidden_layers
-        cache = skeleton.cache_bytes * half / skeleton.dtype.itemsize
-        add(Part("teachers' passes: keys and values, one layer", most * (cache + block), ["teachers"]))
-        add(Part("teachers' passes: a tile of logits", _tile(most, half), ["teachers"]))
+        memory.parts += teacher_passes(skeleton, args, lengths, mixed, half)
     return memory
 
 
-def _states(skeleton: Skeleton, args: CEPOConfig, layout: Layout, mixed: bool) -> list[Part]:
-    """Weights, gradients, optimiser."""
+def states(skeleton: Skeleton, args: CEPOConfig, layout: Layout, mixed: bool) -> Iterator[Part]:
+    """Weights, optimizer and gradients, each divided among the processes that shard it.
+
+    Bytes a trained parameter: its own size for weight and gradient and twice that for Adam's moments; 4 + 4 + 8 under
+    FSDP with bf16, where accelerate keeps float32; 2 + 2 + 12 under DeepSpeed with bf16, whose optimizer holds float32
+    weights too (ZeRO, arXiv 1910.02054, section 3.1).
+    """
     trained, frozen = skeleton.count(trained=True), skeleton.bytes_of(trained=False)
-    size = skeleton.bytes_of(trained=True) / max(1, trained)  # bytes of a trained parameter
+    size = skeleton.bytes_of(trained=True) / max(1, trained)
     if layout.engine.startswith("fsdp") and args.bf16:
-        size = 4  # accelerate trains in float32 there
-    weights, moments, gradient = size, 2 * size, size
-    if layout.engine == "deepspeed" and args.bf16:
-        weights, moments, gradient = 2, 12, 2  # ZeRO keeps a copy in float32 beside the two moments
+        size = 4
+    weight, moments, gradient = (2, 12, 2) if layout.engine == "deepspeed" and args.bf16 else (size, 2 * size, size)
     optim = str(getattr(args.optim, "value", args.optim))
-    moments *= _moments(optim)
-    adapters = frozen > 0 and trained < 0.2 * skeleton.count()
-    parts = [
-        Part(
-            "weights, frozen" if adapters else "weights",
-            (frozen + (0 if adapters else trained * weights)) / layout.share("weights"),
-        )
-    ]
-    if adapters:
-        parts.append(Part("adapters", trained * weights / layout.share("weights")))
-    parts.append(Part(f"optimiser ({optim})", trained * moments / layout.share("optimizer")))
-    parts.append(Part("gradients", trained * gradient / layout.share("gradients"), ["update"]))
-    if layout.shards == "weights" and layout.processes > 1:
-        # Two blocks at a time, and the embedding with the head.
-        gathered = (2 * skeleton.largest_block + skeleton.text.vocab_size * skeleton.text.hidden_size) * (
-            2 if args.bf16 else skeleton.dtype.itemsize
-        )
-        parts.append(Part("weights gathered for a pass", gathered))
-    if mixed and layout.engine == "ddp":
-        parts.append(Part("weights in bfloat16 for a pass", 2 * skeleton.count(), ["teachers", "update"]))
-    return parts
-
-
-def _moments(optim: str) -> float:
-    """The optimiser's state, as a share of Adam's in the weights' precision."""
     if "8bit" in optim or "4bit" in optim:
-        return 0.25
-    if "adafactor" in optim or optim == "sgd":
-        return 0.02
-    return 0.5 if "lion" in optim else 1.0
-
-
-def _sampling(
-    skeleton: Skeleton,
-    args: CEPOConfig,
-    layout: Layout,
-    lengths: Lengths,
-    half: int,
-    device: float,
-    notes: list[str],
-) -> list[Part]:
-    if args.use_vllm and args.vllm_mode == "server":
-        return []
-    if args.use_vllm:
-        if not device:
-            notes.append(
-                f"vLLM takes {args.vllm_gpu_memory_utilization:.0%} of the device beside this; --device_memory "
-                "GIB says how much that is"
-            )
-            return []
-        phases = ["sampling"] if args.vllm_enable_sleep_mode else PHASES
-        return [Part("vLLM", args.vllm_gpu_memory_utilization * device, phases)]
-    rollouts = args.generation_batch_size // layout.processes
-    return _generation(skeleton, layout, rollouts, lengths, half, "sampling")
-
-
-def _generation(skeleton: Skeleton, layout: Layout, rows: int, lengths: Lengths, half: int, phase: str) -> list[Part]:
-    """In process, by transformers."""
-    cache = rows * lengths.whole * skeleton.cache_bytes * half / skeleton.dtype.itemsize
-    parts = [
-        Part("keys and values of answers", cache, [phase]),
-        # Logits in the model's precision and float32, probabilities, and their sorted or masked copy.
-        Part("logits of a token to sample", rows * skeleton.text.vocab_size * (half + 12), [phase]),
-    ]
-    if layout.shards == "weights" and layout.processes > 1:
-        parts.append(Part("weights gathered to sample", skeleton.count() * half, [phase]))
-    return parts
-
-
-def _update(
-    skeleton: Skeleton,
-    args: CEPOConfig,
-    lengths: Lengths,
-    each: float,
-    mixed: bool,
-    half: int,
-    notes: list[str],
-) -> list[Part]:
-    """Activations and logits; `each` is what the text part keeps of a token [bytes]."""
-    rows = args.per_device_train_batch_size
-    tokens, layers = rows * lengths.whole, skeleton.text.num_hidden_layers
-    hidden = skeleton.text.hidden_size
-    if args.gradient_checkpointing:
-        kept, layer = tokens * layers * hidden * skeleton.dtype.itemsize, tokens * each / layers
+        moments *= 0.25
+    elif "adafactor" in optim or optim == "sgd":
+        moments *= 0.02
+    elif "lion" in optim:
+        moments *= 0.5
+    divided = layout.share("weights")
+    if frozen and trained < 0.2 * skeleton.count():
+        yield Part("weights, frozen", frozen / divided)
+        yield Part("adapters", trained * weight / divided)
     else:
-        kept, layer = tokens * each, 0.0
-    parts = [Part(f"activations{', checkpointed' if args.gradient_checkpointing else ''}", kept, ["update"])]
-    block = tower_bytes(skeleton, mixed) if lengths.image else 0.0
-    if block is None:
-        notes.append("activations of the vision tower are not in this: its code could not be asked")
-    elif block:
-        config = skeleton.tower.config
-        depth, merged = config.depth, config.spatial_merge_size**2
-        patches = rows * lengths.image * merged
-        inputs = depth * config.hidden_size * skeleton.dtype.itemsize
-        kept = patches * (inputs + block) if args.gradient_checkpointing else patches * depth * block
-        parts.append(Part("activations of the vision tower", kept, ["update"]))
+        yield Part("weights", (frozen + trained * weight) / divided)
+    yield Part(f"optimiser ({optim})", trained * moments / layout.share("optimizer"))
+    yield Part("gradients", trained * gradient / layout.share("gradients"), ["update"])
+    if divided > 1:  # two blocks at a time, and the embedding with the head
+        gathered = 2 * skeleton.largest_block + skeleton.text.vocab_size * skeleton.text.hidden_size
+        yield Part("weights gathered for a pass", gathered * (2 if args.bf16 else skeleton.dtype.itemsize))
+    if mixed and layout.engine == "ddp":  # autocast keeps its copies until the pass ends
+        yield Part("weights in bfloat16 for a pass", 2 * skeleton.count(), ["teachers", "update"])
+
+
+def teacher_copies(skeleton: Skeleton, args: CEPOConfig, layout: Layout, other: Skeleton | None) -> Iterator[Part]:
+    """Weights of teachers that lag (`trainer/teachers.py` swaps them with the policy's) or are another model."""
+    if args.teacher not in (None, "policy"):
+        size = 4 * skeleton.count(trained=True) if args.teacher == "ema" else skeleton.bytes_of(trained=True)
+        yield Part(f"teacher's copy ({args.teacher})", size / layout.share("weights"))
+        yield Part("the policy's weights while the copy reads", size / layout.share("weights"), ["teachers"])
+    if other is not None:
+        yield Part("the model that teaches", other.bytes_of(trained=True))
+
+
+def generation(
+    skeleton: Skeleton, layout: Layout, rows: int, lengths: Lengths, half: int, phase: str
+) -> Iterator[Part]:
+    """Sampling by transformers: the KV cache (2 x layers x KV heads x head size a token) and one token's logits.
+
+    Logits are held in the products' precision and in float32, then as probabilities and as their sorted copy
+    (`GenerationMixin._sample` and its processors).
+    """
+    yield Part("keys and values of answers", rows * lengths.whole * skeleton.cache_elements * half, [phase])
+    yield Part("logits of a token to sample", rows * skeleton.text.vocab_size * (half + 12), [phase])
+    if layout.share("weights") > 1:
+        yield Part("weights gathered to sample", skeleton.count() * half, [phase])
+
+
+def layer_bytes(skeleton: Skeleton, mixed: bool) -> float:
+    """Bytes a token that one decoder layer keeps for its backward pass, with fused attention.
+
+    As Korthikanti et al. count them (arXiv 2205.05198, section 4), for RMSNorm, normed queries and keys, and SwiGLU:
+    each norm keeps its input in float32 and, if its weight is trained, its normed input; attention keeps q, k, v and
+    its output; the MLP keeps gate, its activation, up and their product; each linear layer keeps its input. Within
+    6 % of what torch keeps for the shipped policy in float32, in bfloat16 and under autocast (`tests/test_dry_run.py`).
+    """
+    text, stream = skeleton.text, skeleton.dtype.itemsize
+    half = 2 if mixed else stream
+    hidden = text.hidden_size
+    inner = getattr(text, "intermediate_size", None) or 4 * hidden
+    queries, keys = skeleton.attention_sizes
+    normed = 2 * hidden + (queries + keys if skeleton.norms_heads else 0)
+    kept = normed * (4 + (stream if skeleton.trains_norms else 0))
+    kept += stream * (queries + keys) + half * (queries + keys) + 3 * half * inner
+    if mixed:  # autocast casts the input of each linear layer anew
+        return kept + half * (5 * hidden + inner)
+    if skeleton.adapters_differ:  # PEFT casts it to the adapters' type
+        return kept + 4 * (5 * hidden + queries + inner)
+    return kept + half * (2 * hidden + inner)
+
+
+def tower_block_bytes(skeleton: Skeleton, mixed: bool) -> float:
+    """Bytes a patch that one block of a Qwen-VL vision tower keeps: LayerNorm and a GELU MLP, otherwise as above."""
+    _, hidden, inner, _ = skeleton.tower_sizes or (0, 0, 0, 0)
+    half = 2 if mixed else skeleton.dtype.itemsize
+    return half * (9 * hidden + 2 * inner) + skeleton.dtype.itemsize * 2 * hidden
+
+
+def update(skeleton: Skeleton, args: CEPOConfig, lengths: Lengths, mixed: bool, half: int) -> Iterator[Part]:
+    """Activations of a micro-batch, and its logits.
+
+    With gradient checkpointing each layer keeps its input alone, and one layer at a time is computed again (arXiv
+    1604.06174); the head is done with by then, so the larger of the two counts. A divergence over the vocabulary holds
+    six float32 tensors of a chunk's logits: both distributions, their mixture, and gradients.
+    """
+    rows, text = args.per_device_train_batch_size, skeleton.text
+    tokens, layers = rows * lengths.whole, text.num_hidden_layers
+    each, stream, again = layer_bytes(skeleton, mixed), skeleton.dtype.itemsize, args.gradient_checkpointing
+    kept = tokens * layers * (text.hidden_size * stream if again else each)
+    yield Part(f"activations{', checkpointed' if again else ''}", kept, ["update"])
+    if lengths.image and skeleton.trains_tower and skeleton.tower_sizes is not None:
+        depth, width, _, merged = skeleton.tower_sizes
+        block = tower_block_bytes(skeleton, mixed)
+        kept = block + depth * width * stream if again else depth * block
+        yield Part("activations of the vision tower", rows * lengths.image * merged * kept, ["update"])
     if args.distils_whole:
         chunk = min(CHUNK, rows * lengths.completion)
-        size = _DIVERGENCE_TENSORS * chunk * skeleton.text.vocab_size * 4
-        logits = Part(f"logits of {chunk} tokens, twice over", size, ["update"])
-        parts.append(Part("hidden states of student and teacher", 2 * tokens * hidden * half, ["update"]))
+        head = Part(f"logits of {chunk} tokens, twice over", 6 * chunk * text.vocab_size * 4, ["update"])
+        yield Part("hidden states of student and teacher", 2 * tokens * text.hidden_size * half, ["update"])
     else:
-        logits = Part("a tile of logits", _tile(tokens, half) + tokens * hidden * 4, ["update"])
-    # The head is done with when the first layer is computed again.
-    parts.append(logits if logits.bytes >= layer else Part("one layer, computed again", layer, ["update"]))
+        head = Part("a tile of logits", logits_tile(tokens, half) + tokens * text.hidden_size * 4, ["update"])
+    layer = tokens * each if again else 0.0
+    yield head if head.bytes >= layer else Part("one layer, computed again", layer, ["update"])
     if skeleton.model.get_output_embeddings().weight.requires_grad:
-        parts.append(Part("the head's gradient in float32", skeleton.text.vocab_size * hidden * 4, ["update"]))
-    return parts
+        yield Part("the head's gradient in float32", text.vocab_size * text.hidden_size * 4, ["update"])
 
 
-def _tile(tokens: float, half: int) -> float:
-    """Of TRL's fused head, which takes it whole whatever the vocabulary."""
-    return min(tokens, _HEAD_TILE[0]) * _HEAD_TILE[1] * half
+def teacher_passes(skeleton: Skeleton, args: CEPOConfig, lengths: Lengths, mixed: bool, half: int) -> Iterator[Part]:
+    """Scoring passes without gradient: KV cache of `teacher_batch_tokens` tokens, one layer's tensors, the head."""
+    tokens = args.teacher_batch_tokens or args.per_device_train_batch_size * lengths.whole
+    each = skeleton.cache_elements * half + layer_bytes(skeleton, mixed)
+    yield Part("teachers' passes: keys and values, one layer", tokens * each, ["teachers"])
+    yield Part("teachers' passes: a tile of logits", logits_tile(tokens, half), ["teachers"])
+
+
+def logits_tile(tokens: float, half: int) -> float:
+    """Of TRL's fused head (`trl.kernels.chunked_logprob`): up to 4,096 positions by 32,768 entries of the vocabulary,
+    which it holds whole however small the vocabulary is."""
+    return min(tokens, 4096) * 32768 * half

@@ -70,21 +70,19 @@ def find_config(name: str) -> tuple[Any, str]:
     return AutoConfig.for_model(known.pop("model_type"), **known), "the sizes that cepo knows"
 
 
-@dataclass(frozen=True, eq=False)  # one is not another, though they look alike
+@dataclass(frozen=True, eq=False)
 class Skeleton:
     """A model without weights.
 
     Attributes:
         model: The transformers model, on the meta device.
-        wrapped: It, or it within PEFT's.
+        wrapped: The same, or PEFT's model around it.
         dtype: Of its weights.
-        peft_config: Of the adapters within PEFT's, if there are any.
     """
 
     model: PreTrainedModel
     wrapped: nn.Module
     dtype: torch.dtype
-    peft_config: Any = None
 
     @classmethod
     def of(
@@ -107,7 +105,7 @@ class Skeleton:
             wrapped = get_peft_model(model, peft_config, low_cpu_mem_usage=True)
         if freeze_vision_tower:
             freeze(wrapped)
-        return cls(model, wrapped.train(), dtype, peft_config)
+        return cls(model, wrapped.train(), dtype)
 
     @property
     def text(self) -> Any:
@@ -121,27 +119,56 @@ class Skeleton:
         return getattr(self.model.base_model, found[0]) if found else None
 
     def count(self, *, trained: bool | None = None, module: nn.Module | None = None) -> int:
-        """How many parameters, of those that are trained, of those that are not, or of all; in a module, or in all."""
+        """Number of parameters: all, those that are trained, or the others; of a module, or of the model."""
         parameters = (module or self.wrapped).parameters()
         return sum(p.numel() for p in parameters if trained is None or p.requires_grad is trained)
 
     def bytes_of(self, *, trained: bool) -> int:
-        """Of the parameters that are trained, or of the others."""
+        """Bytes of the parameters that are trained, or of the others."""
         return sum(p.nbytes for p in self.wrapped.parameters() if p.requires_grad is trained)
 
     @property
     def largest_block(self) -> int:
-        """Parameters of the largest block, of those that are gathered one at a time where weights are sharded."""
-        return max(self.count(module=block) for block in self.blocks())
-
-    def blocks(self) -> list[nn.Module]:
-        """The layers of the text part and of the vision tower."""
-        return [block for part in self.wrapped.modules() if isinstance(part, nn.ModuleList) for block in part]
+        """Parameters of the largest block, which sharded weights are gathered for one at a time."""
+        lists = [part for part in self.wrapped.modules() if isinstance(part, nn.ModuleList)]
+        return max(self.count(module=block) for part in lists for block in part)
 
     @property
-    def cache_bytes(self) -> int:
-        """Of the keys and values of one token, in the weights' precision or half of it under bf16."""
+    def attention_sizes(self) -> tuple[int, int]:
+        """Elements of one token's queries, and of its keys, in one layer."""
         text = self.text
-        heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
         width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        return 2 * text.num_hidden_layers * heads * width * self.dtype.itemsize
+        keys = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+        return text.num_attention_heads * width, keys * width
+
+    @property
+    def cache_elements(self) -> int:
+        """Elements of one token's keys and values in all layers."""
+        return 2 * self.text.num_hidden_layers * self.attention_sizes[1]
+
+    @property
+    def norms_heads(self) -> bool:
+        """Whether queries and keys are normed, as in Qwen3."""
+        return any(name.endswith("q_norm.weight") for name, _ in self.model.named_parameters())
+
+    @property
+    def trains_norms(self) -> bool:
+        return any("norm" in name and p.requires_grad for name, p in self.model.get_decoder().named_parameters())
+
+    @property
+    def adapters_differ(self) -> bool:
+        """Whether adapters have another type than the weights, as PEFT's float32 ones on a model in bfloat16."""
+        return any(p.requires_grad and p.dtype != self.dtype for p in self.wrapped.parameters())
+
+    @property
+    def trains_tower(self) -> bool:
+        return self.tower is not None and self.count(trained=True, module=self.tower) > 0
+
+    @property
+    def tower_sizes(self) -> tuple[int, int, int, int] | None:
+        """Blocks, hidden size, MLP size and patches a token of a tower like Qwen-VL's; None for another kind."""
+        config = self.tower.config
+        names = ("depth", "hidden_size", "intermediate_size", "spatial_merge_size")
+        if not all(hasattr(config, name) for name in names):
+            return None
+        return config.depth, config.hidden_size, config.intermediate_size, config.spatial_merge_size**2

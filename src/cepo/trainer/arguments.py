@@ -1,8 +1,10 @@
 """From flags and YAML to the arguments of a run, and to what they name: model, data, reward functions."""
 
 import os
-from collections.abc import Collection
+from argparse import Namespace
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -97,8 +99,12 @@ class _Parser(TrlParser):
         raise ValueError(message)
 
 
-def make_parser() -> TrlParser:
-    return _Parser((TrainArguments, CEPOConfig, ModelConfig), prog="cepo train", allow_abbrev=False)
+def make_parser(processes: int | None = None) -> TrlParser:
+    """The parser of `cepo train`; with `processes`, one whose `CEPOConfig` checks batches for so many."""
+    config: type = CEPOConfig
+    if processes is not None:
+        config = type("CEPOConfig", (CEPOConfig,), {"world_size": property(lambda _: processes)})
+    return _Parser((TrainArguments, config, ModelConfig), prog="cepo train", allow_abbrev=False)
 
 
 def option_names() -> set[str]:
@@ -106,38 +112,82 @@ def option_names() -> set[str]:
     return {action.dest for action in make_parser()._actions}
 
 
-def parse(arguments: list[str], ignoring: Collection[str] = ()) -> tuple[TrainArguments, CEPOConfig, ModelConfig]:
+@dataclass(frozen=True)
+class CommandLine:
+    """The arguments of `cepo train`, read once.
+
+    Attributes:
+        flags: Arguments without ``--config`` and its files.
+        config: Options of these files.
+        options: All options of `cepo train` as flags and files have them; `method`, `use_cpu` and `bf16` are None
+            where neither has them.
+        more_flags, more_config: Flags with their values that are no options of `cepo train`, of the command line and
+            of the files: accelerate's, or mistakes.
+    """
+
+    flags: list[str]
+    config: dict[str, Any]
+    options: Namespace
+    more_flags: list[str]
+    more_config: list[str]
+
+
+def read_command_line(arguments: list[str]) -> CommandLine:
+    """Split the arguments of `cepo train`; nothing is checked but the values of single options.
+
+    Raises:
+        ValueError: For a file of options that cannot be read, or a value of another type than its option's.
+    """
+    parser = make_parser()
+    flags, config = config_of(arguments)
+    parser.set_defaults(method=None, use_cpu=None, bf16=None)
+    known = {name: value for name, value in config.items() if name != "env"}
+    try:
+        more_config = parser.set_defaults_with_config(**known)
+        options, more_flags = parser.parse_known_args(flags)
+    except TypeError as error:  # a value in the YAML file of a type that the option cannot take
+        raise ValueError(f"in the options: {error}") from error
+    return CommandLine(flags, config, options, more_flags, more_config)
+
+
+def parse(
+    arguments: list[str] | CommandLine,
+    *,
+    launched: bool = False,
+    processes: int | None = None,
+    fallback: Mapping[str, Any] | None = None,
+) -> tuple[TrainArguments, CEPOConfig, ModelConfig]:
     """Options from flags, over those of ``--config``, over the recipe of the embedded task where that is trained.
 
     Args:
         arguments: Of the command line.
-        ignoring: Options in ``--config`` that are for somebody else.
+        launched: Whether options of the files that are not of `cepo train` were accelerate's.
+        processes: Number of processes for which batches are checked; None: those of this run.
+        fallback: Values for options that nothing else names.
 
     Raises:
         ValueError, OSError: With a message for the user.
     """
-    parser = make_parser()
-    arguments, given = config_of(arguments)
-    given = {name: value for name, value in given.items() if name not in ignoring}
+    line = arguments if isinstance(arguments, CommandLine) else read_command_line(arguments)
+    parser = make_parser(processes)
+    if line.more_flags or (line.more_config and not launched):
+        raise ValueError(unknown_option([*line.more_config, *line.more_flags], parser))
+    given = dict(line.config)
     for name, value in (given.pop("env", None) or {}).items():  # as TRL's parser does
         os.environ[name] = str(value)
-    dataset = _flag(arguments, "--dataset_name") or given.get("dataset_name") or FIGURES
-    preset = _flag(arguments, "--preset") or given.get("preset")
-    chosen = _flag(arguments, "--method") or given.get("method")
+    preset, chosen = line.options.preset, line.options.method
     beginning = {} if preset is None else preset_options(preset, chosen)
-    method = chosen or beginning.get("method") or CEPOConfig.method
-    if dataset in EMBEDDED:
-        task = EMBEDDED[dataset]
+    if line.options.dataset_name in EMBEDDED:
+        task = EMBEDDED[line.options.dataset_name]
         # What the method does not read would be refused.
-        beginning = {"model_name_or_path": task.policy(), **readable(task.recipe(), method), **beginning}
+        recipe = readable(task.recipe(), chosen or beginning.get("method") or CEPOConfig.method)
+        beginning = {"model_name_or_path": task.policy(), **recipe, **beginning}
     try:
-        strangers = parser.set_defaults_with_config(**{**beginning, **given})
-        *parsed, unknown = parser.parse_args_into_dataclasses(args=arguments, return_remaining_strings=True)
-    except TypeError as error:  # a value in the YAML file of a type that the option cannot take
+        parser.set_defaults_with_config(**{**(fallback or {}), **beginning, **given})
+        found = parser.parse_args_into_dataclasses(args=line.flags, return_remaining_strings=True)
+    except TypeError as error:
         raise ValueError(f"in the options: {error}") from error
-    if strangers or unknown:
-        raise ValueError(_unknown_option([*strangers, *unknown], parser))
-    script_args, training_args, model_args = parsed
+    script_args, training_args, model_args = found[:3]
     if not model_args.model_name_or_path:
         known = ", ".join(f"{name}, the shipped policy" for name in EMBEDDED)
         raise ValueError(f"which model? Give --model_name_or_path a folder, a name on the Hub, or {known}.")
@@ -153,15 +203,6 @@ def parse(arguments: list[str], ignoring: Collection[str] = ()) -> tuple[TrainAr
         training_args.resume_from_checkpoint, training_args.output_dir
     )
     return script_args, training_args, model_args
-
-
-def _flag(arguments: list[str], name: str) -> str | None:
-    for position, argument in enumerate(arguments):
-        if argument == name and position + 1 < len(arguments):
-            return arguments[position + 1]
-        if argument.startswith(f"{name}="):
-            return argument.partition("=")[2]
-    return None
 
 
 def config_of(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
@@ -185,8 +226,8 @@ def config_of(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
     return left, given
 
 
-def _unknown_option(unknown: list[str], parser: TrlParser) -> str:
-    from difflib import get_close_matches
+def unknown_option(unknown: list[str], parser: TrlParser) -> str:
+    """What to say of arguments that no option is named like."""
 
     option = next((text for text in unknown if text.startswith("--")), "").partition("=")[0]
     if not option:

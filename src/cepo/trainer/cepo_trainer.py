@@ -53,7 +53,7 @@ from .hub import HubTrainer
 from .lasting import LastingTrouble
 from .layout import check_layout, check_processes
 from .metrics import credit_metrics, credit_sums, verdict_shares
-from .model_card import CEPO_PAPER, CardTrainer
+from .model_card import CardTrainer
 from .processes import Processes
 from .refusals import check_adapters, check_distillation, check_vllm_weights, check_whole_groups
 from .resuming import ResumingTrainer
@@ -100,7 +100,6 @@ class CEPOTrainer(
 
     _tag_names = ["trl", "cepo"]
     _name = "CEPO"
-    _paper = CEPO_PAPER
 
     def __init__(self, model, reward_funcs=None, args: CEPOConfig | None = None, train_dataset=None, *rest, **kwargs):
         if args is None:
