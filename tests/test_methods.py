@@ -77,7 +77,7 @@ def test_help_names_every_method_with_what_it_does(capsys):
     assert everything.count("\n  --") > 150
 
 
-@pytest.mark.parametrize("command", ["evaluate", "explain", "credit", "compare"])
+@pytest.mark.parametrize("command", ["evaluate", "explain", "compare"])
 def test_help_pages_share_a_style(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         cli.main([command, "--help"])

@@ -13,11 +13,9 @@ commands:
   train       train a policy with CEPO or one of its siblings; with no options: the embedded figures task, in minutes
   evaluate    accuracy of a model on held-out problems, with its interval; --suite paper: the paper's five benchmarks
   merge       PEFT adapters written into their model: a folder that loads without PEFT
-  explain     which tokens of a group's rollouts get the credit: a page to read, or in the terminal
+  explain     which tokens of a group's rollouts get the credit: a page to read, or in the terminal; --statistics: how
+              much evidence there is, on which tokens, and whether the model follows its hints
   compare     several methods at one budget, seed by seed, with intervals
-  gradients   how near each way of placing credit comes to the true policy gradient
-  credit      how well each method finds the tokens that decide, on the figures task, which knows them; on other
-              data how much evidence there is, on which tokens, and whether hints are followed
 
   cepo COMMAND --help shows a command's options.
 
@@ -52,7 +50,7 @@ def main(arguments: list[str] | None = None) -> int:
 
         print(f"cepo {__version__}")
         return 0
-    if command not in ("train", "evaluate", "merge", "explain", "credit", "compare", "gradients"):
+    if command not in ("train", "evaluate", "merge", "explain", "compare"):
         print(f"cepo: error: unknown command {command!r}; cepo --help lists the commands", file=sys.stderr)
         return 2
     if command == "train" and ("--help" in rest or "-h" in rest or "--help-all" in rest):

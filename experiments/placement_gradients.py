@@ -1,4 +1,4 @@
-"""The policy gradient of every placement on the same rollouts: one forward pass, a backward pass for each placement.
+"""Policy gradients of every placement on the same rollouts: one forward pass, and a backward pass for each placement.
 
 Dimensions: N rollouts, T completion tokens, D parameters.
 """
@@ -10,29 +10,29 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..distillation.losses import DistillationBatch, student_divergence, teacher_states
-from ..methods.knowledge import KINDS, knowledge_of
-from ..references.groups import Group
-from ..scoring.head import Head, sampled_log_probs
-from ..scoring.passes import hidden_states
-from ..scoring.pipeline import Found, Pipeline, advantages_of, completions_of, place, verdicts_of
-from ..scoring.prompts import token_texts
-from ..scoring.requests import Prompt, Request, batches_of, length_of
-from ..scoring.score import Completions, evaluating
-from .inspect import Variant
+from cepo.distillation.losses import DistillationBatch, student_divergence, teacher_states
+from cepo.inspection.inspect import Variant
+from cepo.methods.knowledge import KINDS, knowledge_of
+from cepo.references.groups import Group
+from cepo.scoring.head import Head, sampled_log_probs
+from cepo.scoring.passes import hidden_states
+from cepo.scoring.pipeline import Found, Pipeline, advantages_of, completions_of, place, verdicts_of
+from cepo.scoring.prompts import token_texts
+from cepo.scoring.requests import Prompt, Request, batches_of, length_of
+from cepo.scoring.score import Completions, evaluating
 
 VERDICTS = {"right": 1.0, "wrong": -1.0}
 
 
 @dataclass(frozen=True)
 class BatchGradients:
-    """What one batch of rollouts gives.
+    """The gradients of one batch of rollouts.
 
     Attributes:
         truth: (D,) plain REINFORCE with a leave-one-out baseline: its mean is the gradient of the expected reward.
-        placements: (D,) of each variant's loss, with its sign turned: the way up.
-        parts: (D,) of GRPO's, from tokens of one kind in rollouts of one verdict; empty where the task knows no kinds.
-        tokens: How many tokens each of the parts has.
+        placements: (D,) of minus each variant's loss.
+        parts: (D,) of GRPO's, from tokens of one kind in rollouts of one verdict; empty without token labels.
+        tokens: The number of tokens of each part.
     """
 
     truth: Tensor
@@ -56,17 +56,17 @@ def batch_gradients(
     temperature: float,
     max_tokens: int,
 ) -> BatchGradients:
-    """The gradients of one batch at the policy that sampled it: ratios are 1 there, and no clip of PPO's has a part.
+    """The gradients of one batch at the policy that sampled it, where PPO's ratios are 1 and nothing is clipped.
 
     A placement's gradient is that of a sum over tokens, divided by the number of tokens of the batch, as TRL's default
     loss has it; a distillation's is divided by the tokens that have a teacher, as in training. The truth is a mean over
-    rollouts: divided by a number that is drawn with them it would not be without bias.
+    rollouts; divided by their random number of tokens it would be biased.
 
     Args:
         model: The policy.
         pipeline: From groups to evidence, by the same model.
         groups: The batch.
-        variants: The ways to place credit, at optimiser step 0.
+        variants: The placements, at optimiser step 0.
         parameters: What the gradient is with respect to.
         temperature: At which the rollouts were sampled.
         max_tokens: The most tokens of a forward pass, padding included.
@@ -80,7 +80,7 @@ def batch_gradients(
     wanted = torch.stack([o.chosen.wanted(advantages, verdicts, o) for o in options])
     with evaluating(model):
         found = pipeline.find_evidence(options, groups, prompts, completions, wanted=wanted.any(0).tolist())
-    # What one method alone reads, another does not know of.
+    # Each method sees the evidence of the rollouts that it scores itself.
     found = [_of_those(one, read) for one, read in zip(found, wanted, strict=True)]
     placed = [place(one, own, groups, mask, 0).in_loss for one, own in zip(found, options, strict=True)]
     kinds = _kinds(pipeline, groups, mask)
@@ -105,7 +105,7 @@ def batch_gradients(
 
 
 def _of_those(found: Found, read: Tensor) -> Found:
-    """The evidence of the rollouts that a method reads, `read` being (N,) bool. One without teachers reads none."""
+    """The evidence of the rollouts that a method scores; `read`: (N,) bool. Without teachers it scores none."""
     if not any(found.plan.contexts):
         return found
     values = found.evidence.values.masked_fill(~read.unsqueeze(-1), 0.0)
@@ -126,7 +126,7 @@ def leave_one_out(groups: Sequence[Group]) -> Tensor:
 
 
 def _kinds(pipeline: Pipeline, groups: Sequence[Group], mask: Tensor) -> Tensor | None:
-    """(N, T) the index of each token's kind; None where the task knows none."""
+    """(N, T) the index of each token's kind; None without token labels."""
     known = knowledge_of(groups[0].row)
     if known is None:
         return None
@@ -148,7 +148,7 @@ def _parts(kinds: Tensor, verdicts: Tensor, advantages: Tensor, mask: Tensor) ->
 
 
 def _flat(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None]) -> Tensor:
-    """(D,) a parameter that had no part counts as 0."""
+    """(D,) parameters without a gradient count as 0."""
     parts = [
         torch.zeros_like(parameter) if gradient is None else gradient
         for parameter, gradient in zip(parameters, gradients, strict=True)
@@ -167,7 +167,7 @@ def _gradients(
 ) -> Tensor:
     """(W, D) gradients of sum_t weight_t log P(y_t), for W sets of (N, T) weights."""
     ids = completions.until_last_wanted()
-    # What no set of weights touches need not be run.
+    # Rollouts without a weight need no pass.
     rows = [row for row, own in enumerate(ids) if own and bool(weights[:, row].any())]
     requests = [Request(completions.prompts[row], prompts[completions.prompts[row]].ids, ids[row]) for row in rows]
     sums = torch.zeros(len(weights), sum(parameter.numel() for parameter in parameters))

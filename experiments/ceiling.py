@@ -1,21 +1,22 @@
-"""What the shipped policy could reach: it is taught right solutions for about as long as `make train` takes.
+"""The ceiling of the shipped policy: supervised training on correct solutions, for about as long as `make train` takes.
 
-    python scripts/figures_ceiling.py
+    python -m experiments.ceiling
 
-Next-token prediction on solutions without a mistake, of training problems, the vision tower at rest; accuracy of greedy
-answers to held-out problems before and after. Reinforcement learning is told nothing of this.
+Next-token prediction on solutions without a mistake, of training problems, with a frozen vision tower; accuracy of
+greedy answers to held-out problems before and after.
 """
 
 import argparse
 import time
 
+from scripts.make_figures_policy import Hint, Lesson, learn_solutions
+
 from cepo.data.evaluation import evaluate
 from cepo.data.loading import load_policy
 from cepo.data.sampling import Sampling
 from cepo.tasks.figures import figures_reward, load_figures, policy_path
-from make_figures_policy import Hint, Lesson, learn_solutions
 
-NUMBER = 100  # seeds the lesson apart from those that made the policy
+NUMBER = 100  # seeds the lesson; those that made the policy have lower numbers
 
 
 def main() -> None:
@@ -37,7 +38,7 @@ def main() -> None:
     model.train()
     learn_solutions(model, processor, lesson, number=NUMBER, batch=64, save=lambda: None, say=print)
     model.eval()
-    greedy(f"after {options.steps} steps on right solutions, {time.monotonic() - started:.0f} s")
+    greedy(f"after {options.steps} steps on correct solutions, {time.monotonic() - started:.0f} s")
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""Print what models get wrong in the figures task, and where they differ from a teacher that is told the answer.
+"""Print the mistakes of models on the figures task, and their divergence from a teacher conditioned on r+.
 
-    python scripts/figures_diagnosis.py comparison/grpo/seed-0 comparison/opsd/seed-0
+    python -m experiments.diagnosis comparison/grpo/seed-0 comparison/opsd/seed-0
 
-Two tables in Markdown, the shipped policy first. The teacher is the shipped policy, told the right answer by cepo's
-default hint; the divergence is KL(teacher || model) over the whole vocabulary, at the model's own samples.
+Two tables in Markdown, the shipped policy first. The teacher is the shipped policy with r+ in cepo's default hint; the
+divergence is KL(teacher || model) over the whole vocabulary, at the model's own samples.
 """
 
 import argparse
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from statistics import fmean
 from typing import Any
 
@@ -35,15 +35,42 @@ from cepo.tasks.figures import (
     problem_of,
     token_spans,
 )
-from cepo.tasks.figures.mistakes import MISTAKES, mistake_shares
+from cepo.tasks.figures.mistakes import MISTAKES, judged_numbers
 
-WORDS, AFTER_RIGHT, AFTER_WRONG = "words", "result after right numbers", "result after a wrong number"
+WORDS, AFTER_RIGHT, AFTER_WRONG = "words", "result after correct numbers", "result after an incorrect number"
 _NAMES = {"read": "reading", "copy": "copy of a result", "answer": "box"}
 _ROWS = 32
 
 
+def mistake_shares(solved: Iterable[tuple[Problem, str]]) -> dict[str, float]:
+    """The share of each kind of `MISTAKES` among the chances for it; NaN where there was none.
+
+    Args:
+        solved: Problems and completions. A completion without three numbers a step counts under "form" alone, and a
+            box as one chance.
+    """
+    chances, wrong = Counter[str](), Counter[str]()
+
+    def note(kind: str, right: bool) -> None:
+        chances[kind] += 1
+        wrong[kind] += not right
+
+    for problem, completion in solved:
+        numbers = judged_numbers(problem, completion)
+        boxed = [number for number in numbers if number.kind == "box"]
+        complete = len(numbers) - len(boxed) == 3 * len(problem.labels)
+        note("form", complete)
+        if not complete:
+            continue
+        for number in numbers:
+            if number.kind != "box":
+                note(number.kind, number.right)
+        note("box", len(boxed) == len(problem.labels) and all(number.right for number in boxed))
+    return {kind: wrong[kind] / chances[kind] if chances[kind] else float("nan") for kind in MISTAKES}
+
+
 def kind_of(span: Span | None, problem: Problem, found: Annotation, text: str) -> str:
-    """What a token is; a result may follow numbers that are all right, or not."""
+    """The kind of a token; results after correct numbers are a kind of their own."""
     if span is None:
         return WORDS
     if span.kind != "result":
@@ -75,9 +102,9 @@ def log_probs(model: Any, processor: Any, conversations: Sequence[Messages], com
         return model(**inputs).logits[:, start - 1 : -1].log_softmax(-1)
 
 
-def divergences(model: Any, teacher: Any, processor: Any, plain: Dataset, told: Dataset) -> dict[str, list[Any]]:
+def divergences(model: Any, teacher: Any, processor: Any, plain: Dataset, hinted_rows: Dataset) -> dict[str, list[Any]]:
     """For each kind of token (KL(teacher || model), the model's entropy) of each such token [nats]."""
-    asked, hinted = ([conversation_of(row, processor) for row in rows] for rows in (plain, told))
+    asked, hinted = ([conversation_of(row, processor) for row in rows] for rows in (plain, hinted_rows))
     with seeded(1):
         completions = sample(model, processor, asked, Sampling())
     found = defaultdict(list)
@@ -103,7 +130,7 @@ def main() -> None:
     options = parser.parse_args()
     quiet_libraries()
     plain = load_figures("test", options.num_problems)
-    told = plain.map(
+    hinted_rows = plain.map(
         lambda row: {
             "prompt": add_hint(row["prompt"], fill_hint(DEFAULT_HINT_TEMPLATE, reference_answer(row["solution"])))
         }
@@ -111,10 +138,10 @@ def main() -> None:
     shipped, processor = load_policy(policy_path())
     models = {"shipped policy": shipped, **{name: load_policy(name)[0] for name in options.models}}
 
-    print(f"| percent | right | {' | '.join(MISTAKES)} |")
+    print(f"| percent | correct | {' | '.join(MISTAKES)} |")
     print("|---" * (2 + len(MISTAKES)) + "|")
-    told_answer = ("shipped policy, told the answer", shipped, told)
-    for name, model, dataset in [told_answer, *((name, model, plain) for name, model in models.items())]:
+    hinted = ("shipped policy with r+ in its hint", shipped, hinted_rows)
+    for name, model, dataset in [hinted, *((name, model, plain) for name, model in models.items())]:
         accuracy, answers = evaluate_accuracy(model, processor, dataset, reward_func=figures_reward, seed=1)
         shares = mistake_shares((problem_of(row), text) for row, text in zip(plain, answers, strict=True))
         cells = " | ".join(f"{100 * share:.1f}" for share in (accuracy.value, *shares.values()))
@@ -123,7 +150,7 @@ def main() -> None:
     print("\n| model | tokens | number | divergence, nats a token | share of all, % | entropy, nats |")
     print("|---|---|---|---|---|---|")
     for name, model in models.items():
-        found = divergences(model, shipped, processor, plain, told)
+        found = divergences(model, shipped, processor, plain, hinted_rows)
         total = sum(kl for values in found.values() for kl, _ in values)
         for kind in (WORDS, *_NAMES.values(), AFTER_RIGHT, AFTER_WRONG):
             if not found[kind]:

@@ -1,11 +1,11 @@
-"""How near token advantages come to the true policy gradient: measures of gradients that were taken batch by batch.
+"""Alignment of policy gradients with the true one, from gradients of batches.
 
-A batch gives one gradient to each way of placing credit, all of the same rollouts, and an estimate of the truth: plain
-REINFORCE with a leave-one-out baseline, whose mean is the gradient of the expected reward. A gradient is held against
+A batch gives one gradient for each placement of credit, all of the same rollouts, and an estimate of the truth: plain
+REINFORCE with a leave-one-out baseline, whose mean is the gradient of the expected reward. A gradient is compared with
 the truth of *other* batches, so that no noise is shared.
 
-Intervals come from leaving out one batch at a time (the jackknife). Adam's form is not linear in the batches, and a
-bootstrap, which draws some of them twice, misses it.
+Intervals are the jackknife's over batches. Adam's form is not linear in the batches, and a bootstrap, which draws some
+of them twice, is biased for it.
 
 Dimensions: B batches, D parameters. Arrays of length 1 + B hold a number for all batches and without each of them.
 """
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t
 
-from .quality import Estimate, Floats
+from cepo.inspection.evidence_statistics import Estimate, Floats
 
 MEASURES = ("alignment", "adam", "norm", "angle")
 _EPS = 1e-8  # Adam's
@@ -65,7 +65,7 @@ class Cuts:
 
 @dataclass(frozen=True)
 class Products:
-    """What the measures need of one way's gradients.
+    """Dot products of one placement's gradients.
 
     Attributes:
         with_truth: (B, B) dot products, its gradient of a batch (rows) with the truth's of another (columns).
@@ -80,7 +80,7 @@ class Products:
 
 
 def products(gradients: NDArray[np.float32], truth: NDArray[np.float32], cuts: Cuts) -> Products:
-    """The dot products of one way's gradients, a chunk of the parameters at a time.
+    """The dot products of one placement's gradients, a chunk of the parameters at a time.
 
     Args:
         gradients: (B, D).
@@ -114,14 +114,14 @@ def _adam(own: NDArray[np.float32], truth: NDArray[np.float32], first: NDArray, 
 
 @dataclass(frozen=True)
 class Alignment:
-    """The measures of one way of placing credit, each (1 + B,).
+    """The measures of one placement, each (1 + B,).
 
     Attributes:
         signal: Mean dot product with the truth.
         norm: Root of the mean square norm.
         mean_square: Square norm of its mean, without bias.
         adam: As in `Products`.
-        angle: Between its mean and the truth's [degrees]; NaN where the mean cannot be told from nothing.
+        angle: Between its mean and the truth's [degrees]; NaN where the mean is not significant.
     """
 
     signal: Floats
@@ -142,10 +142,10 @@ class Alignment:
 
 
 def align(own: Products, truth: Products, cuts: Cuts) -> Alignment:
-    """What the products say.
+    """The measures.
 
     Args:
-        own: Of the way.
+        own: Of the placement.
         truth: Of the truth with itself.
         cuts: Of the batches.
     """
@@ -166,14 +166,14 @@ def _between(matrix: Floats, weights: Floats) -> Floats:
 
 
 def absolute(own: Alignment) -> dict[str, Estimate]:
-    """Alignment and Adam's form as they are, in the gradient's units, and the angle to the truth [degrees]."""
+    """Alignment and Adam's form in the gradient's units, and the angle to the truth [degrees]."""
     return {name: jackknife(getattr(own, name)) for name in ("alignment", "adam", "norm", "angle")}
 
 
 def ratios(own: Alignment, reference: Alignment) -> dict[str, Estimate]:
-    """Alignment, Adam's form and norm as ratios to another way's on the same batches.
+    """Alignment, Adam's form and norm as ratios to another placement's on the same batches.
 
-    A ratio to what cannot be told from nothing says nothing: it is NaN where the reference's interval holds 0.
+    NaN where the reference is not significant (its interval includes 0).
     """
     nothing = Estimate(np.nan, np.nan, np.nan)
     found = {"norm": jackknife(own.norm / reference.norm) if (reference.norm > 0).all() else nothing}
@@ -184,11 +184,11 @@ def ratios(own: Alignment, reference: Alignment) -> dict[str, Estimate]:
 
 
 def shares(parts: Sequence[Alignment], whole: Alignment) -> list[dict[str, Estimate]]:
-    """Of each part of a gradient, its share of the whole one's signal and of its noise.
+    """Each part's share of a gradient's signal and noise.
 
     Signals add up to 1. Noise adds up only as far as parts do not vary together.
     """
-    with np.errstate(invalid="ignore", divide="ignore"):  # of a gradient that is nothing there are no shares
+    with np.errstate(invalid="ignore", divide="ignore"):  # a zero gradient has no shares
         return [
             {"signal": jackknife(part.signal / whole.signal), "noise": jackknife(part.noise / whole.noise)}
             for part in parts

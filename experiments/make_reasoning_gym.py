@@ -1,7 +1,7 @@
 """Makes train.jsonl and test.jsonl, in TRL's columns, out of a task of reasoning-gym, whose answers a rule can check.
 
     pip install '.[smollm]'
-    python scripts/make_reasoning_gym.py --task chain_sum --num_problems 400 --output_dir data \
+    python -m experiments.make_reasoning_gym --task chain_sum --num_problems 400 --output_dir data \
         --settings min_terms=3 max_terms=3 min_digits=1 max_digits=1
 
 `prompt` is a conversation: worked examples, as turns before the question, and the question. A small model needs them to
@@ -27,7 +27,7 @@ _DO: dict[str, Callable[[int, int], int]] = {
 
 
 class TaskError(ValueError):
-    """What cannot be made; the message names the option and how to mend it."""
+    """What cannot be made; the message names the option and the fix."""
 
 
 def worked(entry: dict[str, Any]) -> str:
