@@ -155,7 +155,7 @@ def row_of(rollouts: Sequence[Labeled], variant: Variant, name: str, resamples: 
         return {"tokens": int(tokens.decisive.sum()), **found}
 
     mixed = variant.rule == "own_or_mixture" and variant.options.max_negatives == max(MIXTURES)
-    row = {
+    row: dict[str, Any] = {
         "method": variant.method.name,
         "rule": variant.rule or variant.method.name,
         "max_negatives": variant.options.max_negatives if variant.rule and "mixture" in variant.rule else None,
