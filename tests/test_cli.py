@@ -14,7 +14,6 @@ import pytest
 
 from cepo import cli, policy_path
 from cepo.data import evaluation
-from cepo.methods import METHODS
 from cepo.trainer.arguments import parse
 
 SMALL = [
@@ -338,11 +337,13 @@ def test_a_mistake_in_a_process_of_its_own(tmp_path):
             ["explain", "--method", "examples.new_method:METHOD", "--show", "rlsd", "--evidence_clip", "2"],
             "evidence_clip",
         ),
-        (["credit", "--method", "grpo"], "there is no evidence to measure"),
+        (["explain", "--output", "x.json"], "--output is for --statistics"),
+        (["explain", "--statistics", "--open"], "leave out --open and --terminal"),
+        (["explain", "--statistics", "--show", "grpo"], "grpo scores no hints"),
         (["explain", "--evidence_clip", "1.5"], "evidence_clip"),
         (["explain", "--from", "./nowhere"], "--from: there is no such folder: ./nowhere"),
-        (["credit", "--num_generations", "1"], "at least 2"),
-        (["credit", "--dataset_config", "odd"], "easy, default, long, hard, readings, arithmetic, blank"),
+        (["explain", "--statistics", "--num_generations", "1"], "at least 2"),
+        (["explain", "--dataset_config", "odd"], "easy, default, long, hard, readings, arithmetic, blank"),
         (["evaluate", "--temperatures", "1,-1"], "must be 0"),
         (["evaluate", "--num_problem", "3"], "unknown option --num_problem; did you mean --num_problems?"),
         (["fly"], "fly"),
@@ -369,8 +370,7 @@ NOBODYS = "nobodys-model"  # a name without a slash, which may be a folder's or 
         (["explain", "--model_name_or_path"], "model_name_or_path"),
         (["explain", "--teacher_model_name_or_path"], "teacher_model_name_or_path"),
         (["evaluate", "--num_problems=4", "--model_name_or_path"], "model_name_or_path"),
-        (["credit", "--num_prompts=4", "--model_name_or_path"], "model_name_or_path"),
-        (["gradients", "--num_batches=4", "--model_name_or_path"], "model_name_or_path"),
+        (["explain", "--statistics", "--model_name_or_path"], "model_name_or_path"),
     ],
 )
 def test_a_model_that_is_neither_here_nor_in_the_cache(arguments, option, tmp_path, monkeypatch, capsys):
@@ -528,41 +528,3 @@ def test_explain_says_where_nothing_is_placed(tmp_path, monkeypatch, capsys):
     page = (tmp_path / "explain.html").read_text(encoding="utf-8")
     assert "blame 0.2" in page
     assert '"advantages":[-0.2,-0.2,' in page
-
-
-def test_credit_measures_and_leaves_numbers_and_a_picture(tmp_path, capsys):
-    arguments = ["--num_prompts=4", "--num_generations=4", "--resamples=20", "--hints", "plain"]
-    arguments += ["--method", "examples.new_method:METHOD"]
-    assert cli.main(["credit", *arguments, "--output_dir", str(tmp_path / "credit")]) == 0
-    result = json.loads((tmp_path / "credit" / "credit.json").read_text())
-    assert {row["rollouts"] for row in result["rows"]} == {"right", "wrong"}
-    told = {name for name, method in METHODS.items() if method.contexts and method.variants}
-    own_rules = {"lowest_reward", "most_common", "own", "mixture", "own_or_mixture"}  # CEPO's
-    expected = (told - {"cepo", "cepo_added", "distilled_rl"}) | own_rules | {"grpo", "blame_all_wrong"}
-    of_answers = [row for row in result["rows"] if row["content"] == "answer"]
-    assert {row["rule"] for row in of_answers} == expected
-    # Told more than an answer, some rules are read again.
-    for content in ("rollout", "solution"):
-        again = [row for row in result["rows"] if row["content"] == content]
-        assert {row["name"] for row in again} == {
-            *("rlsd", "cepo lowest_reward", "cepo own", "cepo own_or_mixture of 4", "cepo_added")
-        }
-    for row in result["rows"]:
-        for measured in ("auroc", "average_precision", "filler_abs_mean", "wrong_sign"):
-            estimate = row[measured]
-            if estimate["value"] is not None and estimate["value"] == estimate["value"]:
-                assert estimate["low"] <= estimate["value"] <= estimate["high"]
-    names = [row["name"] for row in result["following"]]
-    assert {"answer, default", "rollout, plain", "prefix, plain", "suffix, default", "nothing"} < set(names)
-    for row in result["following"]:
-        assert all(row[side]["low"] <= row[side]["accuracy"] <= row[side]["high"] for side in ("right", "wrong"))
-    for rule in ("grpo", "blame_all_wrong"):  # neither has evidence in a group with right and wrong rollouts
-        assert [row["auroc"]["value"] for row in result["rows"] if row["rule"] == rule] == [0.5, 0.5]
-    assert (tmp_path / "credit" / "credit.png").stat().st_size > 10_000
-    said = capsys.readouterr().out
-    assert "does the policy follow what it is told" in said
-    assert said.count("evidence at mistakes against filler") == 1  # the first; the others are in the file
-    assert "the tables of 2 other hints are in credit.md" in said
-    written = (tmp_path / "credit" / "credit.md").read_text(encoding="utf-8")
-    assert written.count("## told: ") == 3
-    assert "- AUROC: the chance that" in written

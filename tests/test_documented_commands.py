@@ -20,7 +20,8 @@ from cepo.trainer.arguments import option_names
 from cepo.trainer.cepo_config import CEPOConfig
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "recipes" / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "recipes" / "README.md"]
+PAGES += [*sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("experiments/*.md"))]
 STARTS = ("cepo", "make", "python", "pip", "accelerate", "torchrun")
 
 # Commands that the slow test does not run: whose pattern is found in the command, and why not, or which test does.
@@ -28,7 +29,7 @@ ELSEWHERE = {
     r"^make (train|test)$": "test_default_run.py and this suite",
     r"^make (bench|bench-quick|smollm)$|^python -m benchmarks": "test_benchmarks.py has their smallest runs",
     r"^pip install": "each test runs in an environment of it; extras are looked up below",
-    r"--config (docs/)?(comparison|gradients)": "hours; test_comparison.py and test_gradients.py read them",
+    r"--config experiments/|^python -m experiments": "minutes to hours; tests/experiments has their smallest runs",
     r"--suite paper": "a download; test_suite.py",
     r"smollm": "a download; test_smollm.py",
     r"recipes/": "a GPU and a download; test_dry_run.py looks at each",
@@ -45,12 +46,9 @@ QUICK_TRAIN = [
 ]
 QUICK = {
     "train": QUICK_TRAIN,
-    "compare": [*QUICK_TRAIN[:-2], "--seeds=1", "--tune_seeds=1", "--tune_beyond=0", "--jobs=1"],
+    "compare": [*QUICK_TRAIN[:-2], "--seeds=1"],
     "evaluate": ["--num_problems=4", "--num_samples=2", "--max_completion_length=24"],
     "explain": ["--num_generations=4", "--max_completion_length=48"],
-    # With room for whole answers: of groups without right ones there is nothing to measure.
-    "credit": ["--num_prompts=4", "--num_generations=4", "--resamples=20", "--hints", "plain"],
-    "gradients": ["--num_batches=4", "--num_prompts=1", "--num_generations=4", "--max_completion_length=24"],
     "merge": [],
 }
 
@@ -117,6 +115,13 @@ def test_it_is_there(page, command, capsys):
         extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
         for named in re.findall(r"\[(.*?)\]", command):
             assert set(named.split(",")) <= set(extras)
+    elif program == "python" and words[0] == "-m" and words[1].startswith("experiments."):
+        file = ROOT / f"{words[1].replace('.', '/')}.py"
+        known = file.read_text() + (ROOT / "src" / "cepo" / "commands" / "options.py").read_text()
+        for flag in flags:
+            assert f'"--{flag}"' in known, f"{page}: --{flag}"
+        for name in re.findall(r"experiments/\S+", command):
+            assert (ROOT / name).exists(), f"{page}: {name}"
     elif program == "python" and words[0] != "-m":
         assert (ROOT / words[0]).is_file()
         for flag in flags:
@@ -133,7 +138,7 @@ def test_it_is_there(page, command, capsys):
         if words[0] == "compare":
             own |= options_of("train", capsys)
         assert set(flags) <= own, f"{page}: {sorted(set(flags) - own)}"
-        for name in re.findall(r"(?:docs|recipes)/\S+", command):
+        for name in re.findall(r"(?:docs|recipes|experiments)/\S+", command):
             assert (ROOT / name).exists(), f"{page}: {name}"
 
 
@@ -183,13 +188,13 @@ def test_what_is_not_run_here_is_few():
 def test_it_runs(page, command, readers_folder, tmp_path):
     words = shlex.split(command)[1:]
     more = QUICK[words[0]]
-    if words[0] in ("evaluate", "explain", "credit", "gradients"):  # what the page says goes over
+    if words[0] in ("evaluate", "explain"):  # what the page says goes over
         more = [flag for flag in more if flag.split("=")[0] not in words]
     if words[0] == "explain" and "--from" in words:
         more = []
-    if "--parameters" in words:  # the page's are those of a model with more than twenty layers
-        more = [*more, "--parameters", r"layers\.1\."]
-    if "--output_dir" not in words and words[0] in ("compare", "credit", "gradients", "explain"):
+    if "--statistics" in words:  # with room for whole answers: without correct rollouts there is nothing to measure
+        more = ["--num_prompts=4", "--num_generations=4"]
+    if "--output_dir" not in words and words[0] in ("compare", "explain"):
         more = [*more, f"--output_dir={tmp_path / 'made'}"]
     result = run_in(readers_folder, [*words, *more])
     assert result.returncode == 0, f"{page}: {command}\n{result.stdout[-2000:]}{result.stderr[-2000:]}"

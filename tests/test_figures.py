@@ -1,7 +1,6 @@
 """The figures task: deterministic, split for good, right, and able to say what each token of a solution is."""
 
 import random
-from math import isnan
 
 import pytest
 from hypothesis import given, settings
@@ -11,7 +10,6 @@ from trl.rewards import accuracy_reward
 
 from cepo.tasks.figures import annotate, figures_labels, figures_reward, load_figures, make_problem, problem_of
 from cepo.tasks.figures.drawing import HEIGHT, WIDTH, draw
-from cepo.tasks.figures.mistakes import mistake_shares
 from cepo.tasks.figures.problem import split_of
 from cepo.tasks.figures.solutions import reference_solution, work, write_solution
 
@@ -109,19 +107,6 @@ def test_the_first_wrong_step_is_found():
     unfinished = f"{problem.start} {one} {a}. {a} {two} {b}. {b} {three} {c}."
     assert annotate(problem, unfinished).first_wrong_step == 3
     assert annotate(problem, "").first_wrong_step == 0
-
-
-def test_mistakes_by_hand():
-    problem = make_problem("train", 0, steps=(2, 2))
-    start, (one, two), (a, b) = problem.start, problem.labels, problem.angles
-    right = f"{start} {one} {a}. {a} {two} {b}. \\boxed{{({a}, {b})}}"
-    # A misread label, after which the first result does not follow, but the second does; the box has another number.
-    wrong = f"{start} {one + 1} {a}. {a} {two} {b}. \\boxed{{({a}, {b + 1})}}"
-    # The second step goes on from another number, rightly.
-    elsewhere = f"{start} {one} {a}. {a + 1} {two} {b - 1}. \\boxed{{({a}, {b - 1})}}"
-    found = mistake_shares([(problem, text) for text in (right, wrong, elsewhere, f"{start} {one}")])
-    assert found == {"reading": 1 / 9, "arithmetic": 1 / 6, "copying": 1 / 3, "box": 1 / 3, "form": 1 / 4}
-    assert isnan(mistake_shares([])["box"])
 
 
 def _labels(*texts, correct):

@@ -17,12 +17,13 @@ import cepo.data.sampling
 from cepo import cli
 from cepo.commands import evaluate as evaluating
 from cepo.commands.curves import draw_curves
+from cepo.compare.report import draw_comparison
+from cepo.compare.statistics import Run, summarise
 from cepo.data.escape import escape, one_line
 from cepo.data.evaluation import Accuracy
 from cepo.data.loading import load_policy
 from cepo.data.yaml_files import read_yaml
 from cepo.inspection.console import PlainConsole
-from cepo.inspection.gradients_picture import draw_gradients
 from cepo.inspection.page import _json
 from cepo.inspection.pictures import plain_text
 from cepo.inspection.tables import markdown_table
@@ -183,11 +184,10 @@ def test_pictures_read_no_formulas(tmp_path):
     name = "a $\\frac{ and $x_{$"
     history = [{"step": 1, "reward": 0.5}, {"step": 2, "reward": 0.6}]
     draw_curves(history, tmp_path / "curves.png", title=name, greedy=[(0, Accuracy((1.0, 0.0)))])
-    numbers = {"value": 1.0, "low": 0.5, "high": 1.5}
-    row = {"name": name, "alignment": numbers, "adam": numbers, "norm": numbers, "angle": numbers}
-    draw_gradients([row], [], tmp_path / "gradients.png")
+    runs = {name: [Run(0, [(0, 0.1), (5, 0.5)], 1.0)], "grpo": [Run(0, [(0, 0.1), (5, 0.4)], 1.0)]}
+    draw_comparison(runs, summarise(runs), tmp_path / "compare.png")
     assert (tmp_path / "curves.png").stat().st_size > 1000
-    assert (tmp_path / "gradients.png").stat().st_size > 1000
+    assert (tmp_path / "compare.png").stat().st_size > 1000
     assert pyplot.rcParams["text.parse_math"]  # of the caller's own pictures
 
     @plain_text
@@ -352,7 +352,7 @@ def test_code_of_a_model_is_not_run(own_code, rows, text_model_path, tmp_path, c
         ["evaluate", *with_policy, *own],
         ["explain", *with_policy, *own],
         ["explain", *with_teacher, *own, "--teacher_model_name_or_path", folder],
-        ["credit", *with_policy, *own, "--dataset_split", "train"],
+        ["explain", *with_policy, *own, "--statistics"],
     ):
         assert cli.main(command) == 2, command
         error = capsys.readouterr().err.strip().splitlines()[-1]
@@ -385,7 +385,7 @@ def test_and_is_if_the_user_asks(own_code, rows, tmp_path, capsys):
     ],
     ids=range(6),
 )
-@pytest.mark.parametrize("reader", ["--config", "compare", "gradients", "--accelerate_config"])
+@pytest.mark.parametrize("reader", ["--config", "compare", "--accelerate_config"])
 def test_files_of_options_are_data(tmp_path, capsys, content, message, reader):
     done, path = tmp_path / "done", tmp_path / "own.yaml"
     content = content.replace("{done}", str(done)) if isinstance(content, str) else content
@@ -394,8 +394,7 @@ def test_files_of_options_are_data(tmp_path, capsys, content, message, reader):
         read_yaml(path)
     option = reader if reader.startswith("--") else "--config"
     command = reader if not reader.startswith("--") else "train"
-    flags = ["--num_batches", "4", "--num_prompts", "1"] if command == "gradients" else []
-    assert cli.main([command, *flags, option, str(path)]) == 2
+    assert cli.main([command, option, str(path)]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1, error
     assert f"{option}: {path}" in error

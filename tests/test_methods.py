@@ -73,7 +73,7 @@ def test_help_names_every_method_with_what_it_does(capsys):
     assert "--gradient_checkpointing " in page
 
 
-@pytest.mark.parametrize("command", ["evaluate", "explain", "credit", "compare"])
+@pytest.mark.parametrize("command", ["evaluate", "explain", "compare"])
 def test_help_pages_show_options_by_group(command, capsys):
     with pytest.raises(SystemExit) as stopped:
         cli.main([command, "--help"])

@@ -5,7 +5,6 @@ import math
 import pytest
 import torch
 
-from cepo.compare.statistics import CURVES
 from cepo.methods import MethodOptions, PlacementInputs
 from cepo.methods.method import contrast
 from cepo.trainer.metrics import credit_metrics, credit_sums
@@ -80,10 +79,3 @@ def test_evidence_that_has_no_side_has_no_wrong_sign():
     sums = sums_of(torch.tensor([[1.0, -1.0]]), torch.tensor([1.0]))
     assert "evidence/wrong_sign" in credit_metrics(sums)
     assert "evidence/wrong_sign" not in credit_metrics(sums, signed=False)
-
-
-def test_the_curves_of_a_comparison_are_metrics_that_a_run_logs():
-    logged = {f"cepo/{name}" for name in credit_metrics(sums_of(torch.tensor([[1.0]]), torch.tensor([1.0])))}
-    ours = {name for name in CURVES if name.startswith("cepo/")}
-    assert ours
-    assert ours <= logged

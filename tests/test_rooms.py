@@ -101,6 +101,16 @@ def test_no_circle_of_files():
     assert len(done) == len(graph)
 
 
+def test_the_package_imports_no_experiment():
+    outside = {path.name for path in SOURCE.parents[1].iterdir() if path.is_dir()} - {"src"}
+    assert "experiments" in outside
+    for path in FILES:
+        for node in ast.walk(ast.parse(path.read_text())):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            assert not outside & {name.split(".")[0] for name in names}, path
+
+
 def test_only_the_trainers_room_touches_trls_internals():
     """Others may take what TRL makes public to them: rewards, loading of models, the fused divergence."""
     users = {path for path in FILES if "from trl" in path.read_text() or "import trl" in path.read_text()}

@@ -15,11 +15,9 @@ commands:
   train       train a policy with CEPO or one of its siblings; with no options: the embedded figures task, in minutes
   evaluate    accuracy of a model on held-out problems, with its interval; --suite paper: the paper's five benchmarks
   merge       PEFT adapters written into their model: a folder that loads without PEFT
-  explain     which tokens of a group's rollouts get the credit: a page to read, or in the terminal
+  explain     which tokens of a group's rollouts get the credit: a page to read, or in the terminal; --statistics: how
+              much evidence there is, on which tokens, and whether the model follows its hints
   compare     several methods at one budget, seed by seed, with intervals
-  gradients   how near each way of placing credit comes to the true policy gradient
-  credit      how well each method finds the tokens that decide, on the figures task, which knows them; on other
-              data how much evidence there is, on which tokens, and whether hints are followed
 
   cepo COMMAND --help shows a command's options.
 
@@ -52,7 +50,7 @@ def _make_parser() -> _Parser:
     plain: dict[str, Any] = {"add_help": False, "allow_abbrev": False, "argument_default": argparse.SUPPRESS}
     parser = _Parser(prog="cepo", **plain)
     commands = parser.add_subparsers(dest="command", parser_class=_Parser)
-    for name in ("train", "evaluate", "merge", "explain", "credit", "compare", "gradients", "help"):
+    for name in ("train", "evaluate", "merge", "explain", "compare", "help"):
         command = commands.add_parser(name, **plain)
         command.add_argument("--traceback", action="store_true")
         if name == "train":

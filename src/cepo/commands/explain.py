@@ -1,4 +1,4 @@
-"""`cepo explain`: which tokens of a group's rollouts get the credit, as a page for the browser or in the terminal."""
+"""`cepo explain`: which tokens get the credit, as a page or in the terminal, and statistics of evidence."""
 
 import argparse
 import json
@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from datasets import IterableDataset
@@ -18,10 +19,13 @@ from ..data.images import broken_images_named
 from ..data.loading import LoadingError, load_policy, load_reward_funcs, load_split, load_teacher_model
 from ..data.sampling import RewardFunc, Sampling, sampled_groups, seeded
 from ..data.saved import SavedError, load_saved, restore
-from ..inspection.inspect import Variant, all_variants, inspect_with
+from ..inspection.evidence_statistics import evidence_statistics
+from ..inspection.hint_following import hint_following
+from ..inspection.inspect import Inspected, Variant, all_variants, inspect_with
 from ..inspection.page import credit_page
-from ..inspection.shown import show
-from ..inspection.terminal import print_credit
+from ..inspection.shown import explain_options, show
+from ..inspection.tables import counted
+from ..inspection.terminal import print_credit, statistics_table
 from ..methods.registry import METHODS, find_method
 from ..references.choosing import DEFAULT_RULE
 from ..references.groups import Group
@@ -34,6 +38,7 @@ from .options import (
     add_model,
     add_sampling,
     add_verifier,
+    check_group_size,
     credit_options,
     dataset_options,
     load_rows,
@@ -49,26 +54,38 @@ from .train import RUN_FILE
 # The options of methods that this command takes.
 CREDIT = (
     *("evidence_coefficient", "evidence_clip", "max_negatives", "hint_template", "teacher_model_name_or_path"),
-    "answer_extractor",
+    *("positive_content", "negative_content", "answer_extractor"),
 )
+_STATISTICS_PROMPTS, _RUN_PROMPTS = 20, 2  # groups where --num_prompts is not given
+_CHUNK = 20  # groups scored at a time
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
 def make_parser() -> argparse.ArgumentParser:
     parser = make_command_parser(
-        "explain", "Sample a group of rollouts, or take those of a run, and show which tokens get the credit."
+        "explain",
+        "Sample a group of rollouts, or take those of a run, and show which tokens get the credit. With --statistics: "
+        "how much evidence there is, on which tokens, and whether the model follows its hints.",
     )
     add_model(parser)
     data = add_dataset(parser)
-    data.add_argument("--index", type=int, default=0, help="row of the data set")
+    data.add_argument("--index", type=int, default=0, help="row of the data set, the first of several")
+    data.add_argument(
+        "--num_prompts",
+        type=positive,
+        default=None,
+        help=f"groups at most (none: 1; {_STATISTICS_PROMPTS} with --statistics; {_RUN_PROMPTS} of a run)",
+    )
     verifier = add_sampling(parser)
     verifier.add_argument("--num_generations", type=positive, default=8, help="rollouts to sample")
     add_verifier(verifier)
     run = parser.add_argument_group("a run's own rollouts")
     run.add_argument("--from", dest="run", default=None, metavar="DIR", help="output_dir of a run with log_completions")
     run.add_argument("--step", type=int, default=None, help="the optimiser step (none: the last one saved)")
-    run.add_argument("--num_prompts", type=positive, default=2, help="how many groups at most")
     add_credit(parser, *CREDIT)
+    add = parser.add_argument_group("statistics").add_argument
+    add("--statistics", action="store_true", help="print one table about many groups, for the method of --show")
+    add("--output", type=Path, default=None, metavar="FILE", help="write the numbers of --statistics as JSON")
     add = parser.add_argument_group("output").add_argument
     add("--method", default=None, help="a method of your own to show beside ours: package.module:name")
     add("--method_kwargs", default=None, help="constants of --method, as JSON")
@@ -107,6 +124,14 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
         raise ValueError("--open: with --terminal no page is written that could be opened; leave one of them out")
     if options.port is not None and not options.open:
         raise ValueError("--port is for --open, which was not given")
+    if options.statistics and (options.open or options.terminal):
+        raise ValueError("--statistics prints a table and writes no page; leave out --open and --terminal")
+    if options.output is not None and not options.statistics:
+        raise ValueError("--output is for --statistics, which was not given; --output_dir says where the page goes")
+    if options.statistics:
+        check_group_size(options.num_generations)
+    if options.num_prompts is None:
+        options.num_prompts = _RUN_PROMPTS if options.run else _STATISTICS_PROMPTS if options.statistics else 1
     quiet_libraries()
     given = {**credit_options(options, *CREDIT), **own_method(options)}
     own = None if options.method is None else find_method(options.method).name
@@ -127,6 +152,12 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
         job = replace(job, other_model=other.to(job.model.device))
     variants = all_variants(given, columns=_columns_of(job))
     selected = _variant(options.show, variants)
+    if options.statistics:
+        if not selected.method.needs_teachers:
+            raise ValueError(
+                f"--statistics: {selected.name} scores no hints, so it has no evidence; name another --show"
+            )
+        return lambda console: _statistics(options, job, selected, reward_func, console)
     return lambda console: _explain(options, job, variants, selected, reward_func, server, console)
 
 
@@ -150,23 +181,26 @@ def _variant(name: str, variants: Sequence[Variant]) -> Variant:
 
 
 def _of_dataset(options: argparse.Namespace) -> _Job:
-    if options.index < 0:
-        raise ValueError(f"index must not be negative, got {options.index}")
-    dataset = load_rows(options, options.index + 1)
-    if options.index >= len(dataset):
-        raise ValueError(f"index {options.index}: the split {options.dataset_split!r} has {len(dataset)} rows")
-    one, split = dataset.select([options.index]), f"the split {options.dataset_split!r}"
-    check_dataset(one, needs_solution=True, name=f"row {options.index} of {split}")
-    with broken_images_named(dataset, split, [options.index]):
-        row = one[0]
+    first, last = options.index, options.index + options.num_prompts
+    if first < 0:
+        raise ValueError(f"index must not be negative, got {first}")
+    dataset = load_rows(options, last)
+    if first >= len(dataset):
+        raise ValueError(f"index {first}: the split {options.dataset_split!r} has {len(dataset)} rows")
+    places = range(first, min(last, len(dataset)))
+    chosen, split = dataset.select(places), f"the split {options.dataset_split!r}"
+    named = f"row {first}" if len(places) == 1 else f"rows {first} to {places[-1]}"
+    check_dataset(chosen, needs_solution=True, name=f"{named} of {split}")
+    with broken_images_named(dataset, split, list(places)):
+        rows = list(chosen)
     model, processing_class = load_policy(
         options.model_name_or_path or policy_path(), trust_remote_code=options.trust_remote_code
     )
     about = {
         "model": options.model_name_or_path or "the shipped policy",
-        "data": f"{options.dataset_name}, {options.dataset_split}, row {options.index}",
+        "data": f"{options.dataset_name}, {options.dataset_split}, {named}",
     }
-    return _Job(model, processing_class, about, [row])
+    return _Job(model, processing_class, about, rows)
 
 
 def _of_run(options: argparse.Namespace) -> _Job:
@@ -218,6 +252,86 @@ def _model_of(run: Path, step: int) -> str:
     raise SavedError(f"--from: {run} holds no model; name one with --model_name_or_path")
 
 
+def _sampling(options: argparse.Namespace) -> Sampling:
+    return Sampling(options.max_completion_length, options.temperature, batch_size=options.batch_size)
+
+
+def _groups(options: argparse.Namespace, job: _Job, reward_func: RewardFunc) -> list[Group]:
+    """The run's groups, or one sampled for each row."""
+    if job.groups is not None:
+        return job.groups
+    with seeded(options.seed):
+        return sampled_groups(
+            job.model,
+            job.processing_class,
+            job.rows,
+            options.num_generations,
+            _sampling(options),
+            reward_func,
+            threshold=options.correctness_threshold,
+            extractor=options.answer_extractor or "auto",
+        )
+
+
+def _inspect(
+    options: argparse.Namespace, job: _Job, groups: list[Group], variants: Sequence[Variant], temperature: float = 1.0
+) -> list[list[Inspected]]:
+    return [
+        one
+        for start in range(0, len(groups), _CHUNK)
+        for one in inspect_with(
+            job.model,
+            job.processing_class,
+            groups[start : start + _CHUNK],
+            variants,
+            max_tokens=options.teacher_batch_tokens,
+            seed=str(options.seed),
+            other_model=job.other_model,
+            temperature=temperature,
+        )
+    ]
+
+
+def _statistics(
+    options: argparse.Namespace, job: _Job, selected: Variant, reward_func: RewardFunc, console: Console
+) -> int:
+    with console.status("sampling"):
+        sampled = _groups(options, job, reward_func)
+    # Only these have an advantage to redistribute.
+    groups = [group for group in sampled if any(rollout.advantage for rollout in group.rollouts)]
+    correct = fmean(attempt.correct is True for group in sampled for attempt in group.attempts)
+    console.print(
+        f"{counted(len(sampled), 'group')}, {correct:.1%} of the rollouts correct, {len(groups)} with correct and "
+        "incorrect rollouts",
+    )
+    if not groups:
+        console.print("Nothing to measure: no group has both correct and incorrect rollouts; take more --num_prompts.")
+        return 1
+    with console.status("scoring the rollouts under their hints"):
+        inspected = _inspect(options, job, groups, [selected], options.temperature or 1.0)
+    credit = [[one.credit[selected] for one in rollouts] for rollouts in inspected]
+    found = evidence_statistics(job.processing_class, groups, credit, signed=selected.method.signed, seed=options.seed)
+    with console.status("does the model follow its hints?"):
+        followed = hint_following(job.model, job.processing_class, groups, credit, selected.options, _sampling(options))
+    console.print(statistics_table(selected.name, found, followed))
+    if options.output is not None:
+        result = {
+            **job.about,
+            "method": selected.name,
+            "options": explain_options(selected),
+            "groups": len(sampled),
+            "groups_with_advantage": len(groups),
+            "correct": correct,
+            "seed": options.seed,
+            "evidence": found,
+            "hint_following": followed,
+        }
+        options.output.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(options.output, json.dumps(result, indent=1) + "\n")
+        console.print(f"written to {options.output}")
+    return 0
+
+
 def _explain(
     options: argparse.Namespace,
     job: _Job,
@@ -227,31 +341,10 @@ def _explain(
     server: PageServer | None,
     console: Console,
 ) -> int:
-    groups = job.groups
     with console.status("sampling"):
-        if groups is None:
-            sampling = Sampling(options.max_completion_length, options.temperature, batch_size=options.batch_size)
-            with seeded(options.seed):
-                groups = sampled_groups(
-                    job.model,
-                    job.processing_class,
-                    job.rows,
-                    options.num_generations,
-                    sampling,
-                    reward_func,
-                    threshold=options.correctness_threshold,
-                    extractor=options.answer_extractor or "auto",
-                )
-    with console.status("reading the rollouts again"):
-        inspected = inspect_with(
-            job.model,
-            job.processing_class,
-            groups,
-            variants,
-            max_tokens=options.teacher_batch_tokens,
-            seed=str(options.seed),
-            other_model=job.other_model,
-        )
+        groups = _groups(options, job, reward_func)
+    with console.status("scoring the rollouts under their hints"):
+        inspected = _inspect(options, job, groups, variants)
     known = options.dataset_name == FIGURES and bool(job.rows)
     shown = show(
         groups,

@@ -1,1 +1,1 @@
-"""Arms side by side, seed by seed: options, runs, learning rates, statistics, tables. Imports trainer and below."""
+"""Arms side by side, seed by seed: options, runs, statistics, tables. Imports trainer and below."""

@@ -1,4 +1,4 @@
-"""Rollouts sampled outside of the trainer: for `cepo evaluate`, `explain`, `credit`, and for loops of your own. No TRL.
+"""Rollouts sampled outside of the trainer: for `cepo evaluate`, `cepo explain`, and for loops of your own. No TRL.
 
 Dimensions: G rollouts of a prompt, T completion tokens.
 """

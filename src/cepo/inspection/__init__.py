@@ -1,1 +1,1 @@
-"""The credit of rollouts under many methods: pages, terminal, measures against labels. Imports data and below."""
+"""The credit of rollouts under many methods: pages, terminal, evidence statistics. Imports data and below."""

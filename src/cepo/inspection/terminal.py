@@ -1,6 +1,7 @@
-"""Credit in the terminal: the tokens of each rollout, coloured and underlined by how far they are moved."""
+"""Credit in the terminal: the tokens of each rollout, coloured and underlined by how far they are moved; statistics."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from rich.console import Console
 from rich.style import Style
@@ -9,8 +10,10 @@ from rich.text import Text
 
 from ..data.sampling import text_of_messages
 from ..methods.placement import NEAR
+from .evidence_statistics import KINDS, SIGN_TOLERANCE
 from .inspect import Credit, Variant
 from .shown import Shown, explain_references, explain_variant, share_not_moved
+from .tables import interval, plain_table
 
 _MORE, _LESS = (32, 102, 186), (204, 102, 0)
 _VERDICT = {True: "right", False: "wrong", None: "no verdict"}
@@ -86,3 +89,60 @@ def _strongest(tokens: list[str], credit: Credit, student: list[float], number: 
         numbers = [positive, negative, student[position], evidence, advantage]
         table.add_row(Text(repr(tokens[position])), *(f"{value:.3f}" for value in numbers))
     return table
+
+
+_SHARE, _NATS = ".0%", ".3f"
+_SIDES = ("positive", "negative")
+_ROWS = {
+    "moved": ("tokens with a changed advantage", _SHARE),
+    "abs_mean": ("mean |evidence|, nats", _NATS),
+    "abs_mean_before": ("  before the answer is mentioned", _NATS),
+    "abs_mean_between": ("  from there to the box", _NATS),
+    "abs_mean_box": ("  in the box", _NATS),
+    "against": (f"against the verdict ({SIGN_TOLERANCE} nats +)", _SHARE),
+}
+
+
+def statistics_table(
+    name: str, evidence: Mapping[str, Mapping[str, Any]], following: Mapping[str, Mapping[str, Any]]
+) -> Table:
+    """The table of `cepo explain --statistics`.
+
+    Args:
+        name: Of the method.
+        evidence: Of `evidence_statistics`.
+        following: Of `hint_following`.
+    """
+    table = plain_table("in brackets: 95 % intervals")
+    table.title = Text(f"evidence of {name}")
+    table.add_column("")
+    for side in ("correct", "incorrect"):
+        table.add_column(f"{side} rollouts", justify="right")
+    sides = [evidence["correct"], evidence["incorrect"]]
+    table.add_row("rollouts", *(str(side["rollouts"]) for side in sides))
+    table.add_row("fallback references", *(f"{side.get('fallback', 0):.0%}" for side in sides))
+    for key, (label, form) in _ROWS.items():
+        if any(key in side for side in sides):
+            table.add_row(label, *(interval(side[key], form) if key in side else "" for side in sides))
+    table.add_section()
+    table.add_row(Text("share of |evidence| / of tokens", style="dim"))
+    for kind in KINDS:
+        table.add_row(
+            f"  {kind}",
+            *(
+                f"{interval(side[f'evidence_{kind}'], _SHARE)} / {side[f'tokens_{kind}']['value']:.0%}"
+                if f"tokens_{kind}" in side
+                else ""
+                for side in sides
+            ),
+        )
+    if any(following[side]["hinted"] for side in _SIDES):
+        table.add_section()
+        table.add_row(Text("greedy answers that are", style="dim"), Text("r+", style="dim"), Text("r-", style="dim"))
+        for key, label in (("hinted", "  with it in the hint"), ("unhinted", "  without a hint")):
+            table.add_row(label, *(_followed(following[side][key]) for side in _SIDES))
+    return table
+
+
+def _followed(found: Mapping[str, float] | None) -> str:
+    return "" if found is None else f"{found['accuracy']:.0%} [{found['low']:.0%}, {found['high']:.0%}]"

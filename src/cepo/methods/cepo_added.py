@@ -9,9 +9,9 @@ A rollout without evidence keeps A. So a group that is all wrong, from which GRP
 its mistakes are blamed, tokens that speak for its wrong answer and against r+. There A is taken to be the mean of A_t,
 so that `negative_advantage_weight`, 0.3 unless told otherwise, turns this blame down as well.
 
-Ours, chosen by `cepo gradients` among the placements that evidence allows (docs/gradients.md). What is given up beside
-CEPO: a rollout's credit is not kept, on the mean or else, and evidence counts the same in every group, however rare its
-verdict. What is kept: no token goes against its rollout's verdict.
+Ours, chosen by gradient alignment among the placements that evidence allows (experiments/gradients.md). What is given
+up beside CEPO: a rollout's credit is not kept, on the mean or else, and evidence counts the same in every group,
+however rare its verdict. What is kept: no token goes against its rollout's verdict.
 """
 
 from dataclasses import dataclass

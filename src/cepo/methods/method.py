@@ -221,7 +221,7 @@ class Method:
         constants: The dataclass of its own options, set by `method_kwargs`.
         defaults: Values of shared options that are its own where the user gives none.
         presets: Named sets of options.
-        variants: What `cepo explain` and `cepo credit` show of it: options over its defaults, one set a variant.
+        variants: What `cepo explain` shows of it: options over its defaults, one set a variant.
     """
 
     name: str

@@ -81,8 +81,8 @@ class SharedOptions:
     )
     negative_reference: NegativeRule | None = option(
         "references",
-        "Whose answer is r-: lowest_reward (the paper), most_common, own, mixture or own_or_mixture (docs/credit.md "
-        "says why not the paper's).",
+        "Whose answer is r-: lowest_reward (the paper), most_common, own, mixture or own_or_mixture "
+        "(experiments/credit.md says why not the paper's).",
     )
     max_negatives: int | None = option(
         "references", "K: the most wrong answers, or rollouts, in a mixture; each is one teacher pass."

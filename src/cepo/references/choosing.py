@@ -8,7 +8,7 @@ from .extraction import reference_answer
 from .groups import Attempt, Fallback, References
 
 NegativeRule = Literal["lowest_reward", "most_common", "own", "mixture", "own_or_mixture"]
-# By the measurements in docs/credit.md; the paper's is lowest_reward.
+# By the measurements in experiments/credit.md; the paper's is lowest_reward.
 DEFAULT_RULE: NegativeRule = "own_or_mixture"
 
 

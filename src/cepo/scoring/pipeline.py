@@ -1,5 +1,5 @@
-"""The one pipeline: groups -> references -> contexts -> hints -> log-probs -> evidence. Training, `cepo explain`, `cepo
-credit` and loops of your own all take this way; a method's placement then makes token advantages of the evidence.
+"""The one pipeline: groups -> references -> contexts -> hints -> log-probs -> evidence. Training, `cepo explain` and
+loops of your own all take this way; a method's placement then makes token advantages of the evidence.
 
 Dimensions: N rollouts of all groups together, C contexts, T completion tokens.
 """

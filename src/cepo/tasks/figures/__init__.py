@@ -8,14 +8,13 @@ import yaml
 from ...data.embedded import EmbeddedDataset, register_dataset
 from . import oracle  # noqa: F401  the method registers itself
 from .beliefs import Case, cases_of
-from .data import LEARNED_HINTS, PLAIN_HINT_TEMPLATE, load_figures, problem_of
-from .labels import GroupKind, believed_tokens, figures_labels, first_error, group_kinds
+from .data import PLAIN_HINT_TEMPLATE, load_figures, problem_of
+from .labels import GroupKind, figures_labels, first_error, group_kinds
 from .problem import Problem, make_problem
 from .solutions import Annotation, Span, annotate, filler_tokens, token_spans
 from .verifier import figures_reward
 
 __all__ = [
-    "LEARNED_HINTS",
     "PLAIN_HINT_TEMPLATE",
     "Annotation",
     "Case",
@@ -23,7 +22,6 @@ __all__ = [
     "Problem",
     "Span",
     "annotate",
-    "believed_tokens",
     "cases_of",
     "figures_labels",
     "figures_reward",

@@ -5,9 +5,6 @@ from typing import Any
 
 from datasets import Dataset, Features, Image, Sequence, Value
 
-from ...methods.cscr import HINT_TEMPLATE as CSCR_HINT_TEMPLATE
-from ...methods.rlcsd import HINT_TEMPLATE as RLCSD_HINT_TEMPLATE
-from ...references.hints import DEFAULT_HINT_TEMPLATE, SOLUTION_HINT_TEMPLATE
 from .beliefs import CASE_KINDS, CaseKind, cases_of
 from .drawing import draw
 from .problem import Problem, make_problem
@@ -16,14 +13,6 @@ from .solutions import reference_solution
 # A second wording of the hint. The shipped policy was warm-started so that its style of writing shifts a little under
 # cepo's default hint, as it does in large models, and not at all under the other wordings.
 PLAIN_HINT_TEMPLATE = "\n\nReference: {answer}"
-# The wordings on which it was warm-started.
-LEARNED_HINTS = (
-    DEFAULT_HINT_TEMPLATE,
-    PLAIN_HINT_TEMPLATE,
-    SOLUTION_HINT_TEMPLATE,
-    RLCSD_HINT_TEMPLATE,
-    CSCR_HINT_TEMPLATE,
-)
 
 _FEATURES = Features(
     {

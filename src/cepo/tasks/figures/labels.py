@@ -4,10 +4,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from ...methods.knowledge import TokenKind
-from .beliefs import believed_label, believed_result
 from .data import problem_of
 from .mistakes import Number, judged_numbers
-from .problem import Problem
 from .solutions import Span, annotate, token_spans
 
 GroupKind = Literal[
@@ -90,30 +88,6 @@ def token_kinds(row: Mapping[str, Any], tokens: Sequence[str]) -> list[TokenKind
         else:
             kinds.append("decision" if span.kind in ("read", "result") else "repeat")
     return kinds
-
-
-def believed_tokens(row: Mapping[str, Any], tokens: Sequence[str]) -> list[bool]:
-    """Whether each token of a completion lies in a mistake that the warm-start taught: a belief (`beliefs`).
-
-    The other mistakes were made by chance. Tokens are the text that each adds.
-    """
-    problem, text = problem_of(row), "".join(tokens)
-    numbers = judged_numbers(problem, text)
-    believed = {
-        number.span for number in numbers if not number.right and number.text == _belief(problem, numbers, number)
-    }
-    return [span in believed for _, span, _ in _placed(tokens, token_spans(annotate(problem, text), tokens))]
-
-
-def _belief(problem: Problem, numbers: Sequence[Number], number: Number) -> str | None:
-    """What is believed of a number, after those that its step wrote before; None where beliefs say nothing."""
-    step, part = divmod(number.place, 3)
-    if number.kind == "reading" and part == 1:
-        return str(believed_label(problem.labels[step], step))
-    if number.kind == "arithmetic":
-        known, label = (int(other.text) for other in numbers[number.place - 2 : number.place])
-        return str(believed_result(known, label, step))
-    return None
 
 
 def first_error(row: Mapping[str, Any], tokens: Sequence[str]) -> int | None:

@@ -4,8 +4,6 @@ Every number of a completion is judged by what the completion itself wrote befor
 what follows from it does not.
 """
 
-from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from .problem import Problem
@@ -76,30 +74,3 @@ def judged_numbers(problem: Problem, completion: str) -> list[Number]:
             place = 3 * len(problem.labels) + span.step
             found.append(Number(place, "box", span, completion[span.start : span.end], repeated, asked))
     return found
-
-
-def mistake_shares(solved: Iterable[tuple[Problem, str]]) -> dict[str, float]:
-    """The share of each kind of `MISTAKES` among the chances for it; NaN where there was none.
-
-    Args:
-        solved: Problems and completions. A completion without three numbers a step counts under "form" alone, and a
-            box as one chance.
-    """
-    chances, wrong = Counter[str](), Counter[str]()
-
-    def note(kind: str, right: bool) -> None:
-        chances[kind] += 1
-        wrong[kind] += not right
-
-    for problem, completion in solved:
-        numbers = judged_numbers(problem, completion)
-        boxed = [number for number in numbers if number.kind == "box"]
-        complete = len(numbers) - len(boxed) == 3 * len(problem.labels)
-        note("form", complete)
-        if not complete:
-            continue
-        for number in numbers:
-            if number.kind != "box":
-                note(number.kind, number.right)
-        note("box", len(boxed) == len(problem.labels) and all(number.right for number in boxed))
-    return {kind: wrong[kind] / chances[kind] if chances[kind] else float("nan") for kind in MISTAKES}

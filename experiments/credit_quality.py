@@ -1,0 +1,365 @@
+"""Does evidence lie on the tokens that decide a rollout? Every method against the figures task's token labels.
+
+    python -m experiments.credit_quality                     # the numbers of credit.md: 200 groups of 8
+    python -m experiments.credit_quality --num_prompts 12    # a first look
+
+Leaves credit.json, credit.md (tables) and credit.png.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from cepo.commands import quiet_libraries
+from cepo.data.files import write_whole
+from cepo.data.loading import load_policy
+from cepo.data.sampling import Sampling, sampled_groups, seeded
+from cepo.inspection.evidence_statistics import Estimate
+from cepo.inspection.inspect import Inspected, Variant, all_variants, inspect_with
+from cepo.inspection.pictures import plain_text
+from cepo.inspection.tables import interval, markdown_table
+from cepo.methods.options import MethodOptions
+from cepo.references.groups import Group
+from cepo.references.hints import DEFAULT_HINT_TEMPLATE, SOLUTION_HINT_TEMPLATE
+from cepo.scoring.prompts import token_texts
+from cepo.tasks.figures import (
+    PLAIN_HINT_TEMPLATE,
+    GroupKind,
+    figures_reward,
+    group_kinds,
+    load_figures,
+    policy_path,
+    problem_of,
+)
+from cepo.tasks.figures.beliefs import believed_label, believed_result
+from cepo.tasks.figures.mistakes import judged_numbers
+from cepo.tasks.figures.solutions import annotate, token_spans
+
+from .hint_contents import hint_contents_followed
+from .quality import Tokens, measure
+
+# Wordings of the hint: for an answer, and for a text.
+HINTS = {
+    "default": (DEFAULT_HINT_TEMPLATE, DEFAULT_HINT_TEMPLATE),
+    "plain": (PLAIN_HINT_TEMPLATE, SOLUTION_HINT_TEMPLATE),
+}
+# Contents of hints with r+ and with r-.
+CONTENTS = {"answer": ("answer", "answer"), "rollout": ("rollout", "rollout"), "solution": ("solution", "rollout")}
+MIXTURES = (2, 4)
+MISTAKES: tuple[GroupKind, ...] = ("reading", "arithmetic")
+NOTHING = Estimate(float("nan"), float("nan"), float("nan"))
+_CHUNK = 20  # groups scored at a time
+
+
+# Token labels ---------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Labeled:
+    """A rollout, its credit under each variant, and its token labels.
+
+    Attributes:
+        group: Index of its group.
+        correct: The verdict.
+        inspected: Its credit.
+        kinds: (T,) of each token.
+        believed: (T,) bool, the token lies in a mistake that the warm-start taught.
+    """
+
+    group: int
+    correct: bool
+    inspected: Inspected
+    kinds: list[GroupKind]
+    believed: list[bool]
+
+
+def believed_tokens(row: dict[str, Any], tokens: Sequence[str]) -> list[bool]:
+    """Whether each token of a completion lies in a mistake that the warm-start taught; other mistakes are chance."""
+    problem, text = problem_of(row), "".join(tokens)
+    numbers, believed = judged_numbers(problem, text), set()
+    for number in numbers:
+        step, part = divmod(number.place, 3)
+        belief = None
+        if number.kind == "reading" and part == 1:
+            belief = believed_label(problem.labels[step], step)
+        elif number.kind == "arithmetic":
+            known, label = (int(other.text) for other in numbers[number.place - 2 : number.place])
+            belief = believed_result(known, label, step)
+        if not number.right and number.text == str(belief):
+            believed.add(number.span)
+    return [span in believed for span in token_spans(annotate(problem, text), tokens)]
+
+
+def labels_of(processing_class: Any, groups: Sequence[Group]) -> list[list[tuple[list[GroupKind], list[bool]]]]:
+    """Kinds and beliefs of every token of each group's rollouts."""
+    found = []
+    for group in groups:
+        texts = [token_texts(processing_class, rollout.ids) for rollout in group.rollouts]
+        kinds = group_kinds(group.row, texts, [attempt.correct for attempt in group.attempts])
+        found.append([(kind, believed_tokens(group.row, text)) for kind, text in zip(kinds, texts, strict=True)])
+    return found
+
+
+def tokens_of(
+    rollouts: Sequence[Labeled], variant: Variant, sought: Sequence[GroupKind], *, believed: bool | None = None
+) -> Tokens:
+    """The filler tokens of rollouts with one verdict, and those of the kinds sought.
+
+    Args:
+        rollouts: At least one.
+        variant: Whose evidence.
+        sought: The decisive kinds.
+        believed: Only beliefs, or only mistakes by chance; None: both.
+    """
+
+    def joined(values: Callable[[Labeled], Any], kept: Sequence[np.ndarray]) -> Any:
+        return np.concatenate([np.asarray(values(one))[mask] for one, mask in zip(rollouts, kept, strict=True)])
+
+    kept = [
+        np.array(
+            [
+                kind == "filler" or (kind in sought and believed in (None, held))
+                for kind, held in zip(one.kinds, one.believed, strict=True)
+            ],
+            dtype=bool,
+        )
+        for one in rollouts
+    ]
+    return Tokens(
+        joined(lambda one: one.inspected.credit[variant].evidence.double().numpy(), kept),
+        joined(lambda one: one.inspected.credit[variant].at_bound.numpy(), kept),
+        joined(lambda one: [kind in sought for kind in one.kinds], kept).astype(bool),
+        1 if rollouts[0].correct else -1,
+        joined(lambda one: np.full(len(one.kinds), one.group), kept),
+    )
+
+
+def row_of(rollouts: Sequence[Labeled], variant: Variant, name: str, resamples: int, seed: int) -> dict[str, Any]:
+    """The quality of one variant's evidence on correct or on incorrect rollouts."""
+    credit = [one.inspected.credit[variant] for one in rollouts]
+
+    def measured(sought: Sequence[GroupKind], believed: bool | None = None) -> dict[str, Any]:
+        tokens = tokens_of(rollouts, variant, sought, believed=believed)
+        found = {key: one.as_dict() for key, one in measure(tokens, resamples=resamples, seed=seed).items()}
+        if not variant.method.signed:
+            found["wrong_sign"] = NOTHING.as_dict()
+        return {"tokens": int(tokens.decisive.sum()), **found}
+
+    mixed = variant.rule == "own_or_mixture" and variant.options.max_negatives == max(MIXTURES)
+    row: dict[str, Any] = {
+        "method": variant.method.name,
+        "rule": variant.rule or variant.method.name,
+        "max_negatives": variant.options.max_negatives if variant.rule and "mixture" in variant.rule else None,
+        "name": variant.name,
+        "rollouts": name,
+        "number": len(credit),
+        # Teacher passes over a rollout, P_S included.
+        "contexts": fmean(len(one.contexts) for one in credit),
+        "fallback": fmean(one.references.fallback is not None for one in credit),
+        **measured(MISTAKES),
+        "tokens": dict(Counter(kind for one in rollouts for kind in one.kinds)),
+        **{kind: {key: measured((kind,))[key] for key in ("auroc", "wrong_sign")} for kind in MISTAKES},
+        # Digits that no rollout of the group got wrong.
+        "auroc_nobody_wrong": measured(("decision",))["auroc"],
+    }
+    if name == "wrong" and (mixed or variant.method.name == "rlsd"):
+        row["origins"] = {
+            f"{kind}, {origin}": {key: measured((kind,), held)[key] for key in ("tokens", "auroc", "wrong_sign")}
+            for kind in MISTAKES
+            for origin, held in (("believed", True), ("by chance", False))
+        }
+    return row
+
+
+# Variants -------------------------------------------------------------------------------------------------------------
+
+
+def variants_of(content: str, wording: str, *, first: bool) -> list[Variant]:
+    """Every method at first; then those whose hint has a default wording, and with texts some of CEPO's rules."""
+    everyone = all_variants(mixtures=MIXTURES)
+    house = [variant for variant in everyone if variant.options.hint_template == DEFAULT_HINT_TEMPLATE]
+    of_answer, of_text = HINTS[wording]
+    if content == "answer":
+        worded = {variant: variant.with_options(hint_template=of_answer) for variant in house}
+        return [worded.get(variant, variant) for variant in everyone if first or variant in worded]
+    positive, negative = CONTENTS[content]
+    chosen = []
+    for variant in house:
+        if variant.method.name != "rlsd" and variant.rule not in ("lowest_reward", "own", "own_or_mixture"):
+            continue
+        if "of 2" in variant.name:
+            continue
+        hinted = variant.with_options(hint_template=of_text, positive_content=positive)
+        chosen.append(hinted if variant.rule is None else hinted.with_options(negative_content=negative))
+    return chosen
+
+
+# The command ----------------------------------------------------------------------------------------------------------
+
+
+def inspect_all(
+    model: Any, processing_class: Any, groups: Sequence[Group], variants: Sequence[Variant], *, seed: int
+) -> list[list[Inspected]]:
+    return [
+        one
+        for start in range(0, len(groups), _CHUNK)
+        for one in inspect_with(
+            model, processing_class, groups[start : start + _CHUNK], variants, max_tokens=16384, seed=str(seed)
+        )
+    ]
+
+
+def run(num_prompts: int, num_generations: int, resamples: int, hints: Sequence[str], seed: int) -> dict[str, Any]:
+    """Sample groups of the shipped policy, score them under every variant, and measure. Returns credit.json."""
+    started = time.monotonic()
+    model, processor = load_policy(policy_path())
+    sampling = Sampling(256, 1.0, batch_size=128)
+    rows = list(load_figures("test", num_prompts))
+    with seeded(seed):
+        sampled = sampled_groups(model, processor, rows, num_generations, sampling, figures_reward)
+    groups = [group for group in sampled if any(rollout.advantage for rollout in group.rollouts)]
+    if not groups:
+        raise ValueError("no group has both correct and incorrect rollouts; take more --num_prompts")
+    labels = labels_of(processor, groups)
+    results = []
+    for content in CONTENTS:
+        for wording in hints:
+            variants = variants_of(content, wording, first=wording == hints[0])
+            inspected = inspect_all(model, processor, groups, variants, seed=seed)
+            everyone = [
+                Labeled(index, attempt.correct, inspected[index][place], *labels[index][place])
+                for index, group in enumerate(groups)
+                for place, attempt in enumerate(group.attempts)
+                if attempt.correct is not None
+            ]
+            for variant in variants:
+                for name, correct in (("right", True), ("wrong", False)):
+                    chosen = [one for one in everyone if one.correct == correct]
+                    found = row_of(chosen, variant, name, resamples, seed)
+                    results.append({"content": content, "hint": wording, **found})
+            print(f"scored: {content}, {wording} wording ({time.monotonic() - started:.0f} s)", flush=True)
+    with seeded(seed):
+        followed = hint_contents_followed(model, processor, groups, HINTS, sampling)
+    return {
+        "model": "shipped",
+        "dataset_config": "default",
+        "groups": len(sampled),
+        "groups_with_advantage": len(groups),
+        "right": fmean(attempt.correct is True for group in sampled for attempt in group.attempts),
+        "num_generations": num_generations,
+        "seed": seed,
+        "evidence_clip": MethodOptions().evidence_clip,
+        "hints": {name: HINTS[name] for name in hints},
+        "following": followed,
+        "seconds": round(time.monotonic() - started, 1),
+        "rows": results,
+    }
+
+
+def tables(result: dict[str, Any]) -> str:
+    """The tables of credit.md: for each content and wording quality and origins, and hint following."""
+    parts = []
+    for content, wording in dict.fromkeys((row["content"], row["hint"]) for row in result["rows"]):
+        rows = [row for row in result["rows"] if (row["content"], row["hint"]) == (content, wording)]
+        heads = ["rule", "rollouts", "AUROC", *(f"of {kind}" for kind in MISTAKES), "filler, nats"]
+        heads += [*(f"wrong sign, {kind}" for kind in MISTAKES), "contexts"]
+        lines = [
+            [
+                *(row["name"], row["rollouts"], interval(row["auroc"], ".3f")),
+                *(interval(row[kind]["auroc"], ".3f") for kind in MISTAKES),
+                interval(row["filler_abs_mean"], ".3f"),
+                *(interval(row[kind]["wrong_sign"], ".1%") for kind in MISTAKES),
+                f"{row['contexts']:.1f}",
+            ]
+            for row in rows
+        ]
+        origins = [
+            [row["name"], origin, str(one["tokens"]), interval(one["auroc"], ".3f"), interval(one["wrong_sign"], ".1%")]
+            for row in rows
+            for origin, one in row.get("origins", {}).items()
+        ]
+        heads_of_origins = ("rule", "mistakes of incorrect rollouts", "tokens", "AUROC", "wrong sign")
+        parts.append(f"## Hint: {content}, {wording} wording\n\n{markdown_table(heads, lines)}")
+        parts.append(markdown_table(heads_of_origins, origins))
+    followed = [
+        [
+            row["name"],
+            *(f"{one['accuracy']:.1%} [{one['low']:.1%}, {one['high']:.1%}]" for one in (row["right"], row["wrong"])),
+        ]
+        for row in result["following"]
+    ]
+    parts.append(
+        f"## Hint following\n\n{markdown_table(('hint', 'correct one followed', 'incorrect one followed'), followed)}"
+    )
+    return "\n".join(["# Credit quality\n", *parts])
+
+
+@plain_text
+def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Write the picture: AUROC, evidence at filler and wrong signs of each rule, on correct and incorrect rollouts."""
+    from matplotlib import pyplot
+
+    panels = {
+        "auroc": "AUROC, mistakes against filler",
+        "filler_abs_mean": "mean |evidence| at filler, nats",
+        "wrong_sign": "share of wrong signs at mistakes",
+    }
+    hints = list(dict.fromkeys((row["content"], row["hint"]) for row in rows))
+    names = {one: list(dict.fromkeys(r["name"] for r in rows if (r["content"], r["hint"]) == one)) for one in hints}
+    heights = [0.9 + 0.24 * len(names[one]) for one in hints]
+    layout: dict[str, Any] = {"height_ratios": heights, "layout": "constrained", "squeeze": False, "sharex": "col"}
+    figure, axes = pyplot.subplots(len(hints), len(panels), figsize=(14, sum(heights)), **layout)
+    marks = {"right": ("correct", "#2066ba", "o", -0.14), "wrong": ("incorrect", "#cc6600", "s", 0.14)}
+    for line, one in zip(axes, hints, strict=True):
+        for axis, (key, title) in zip(line, panels.items(), strict=True):
+            for row in rows:
+                if (row["content"], row["hint"]) != one or row[key]["value"] is None:
+                    continue
+                verdict, colour, shape, shift = marks[row["rollouts"]]
+                value, low, high = (row[key][part] for part in ("value", "low", "high"))
+                error = [[max(0.0, value - low)], [max(0.0, high - value)]]
+                label = f"{verdict} rollouts" if row["name"] == names[one][0] else None
+                style = {"fmt": shape, "color": colour, "capsize": 3, "markersize": 4, "label": label}
+                axis.errorbar(value, names[one].index(row["name"]) + shift, xerr=error, **style)
+            axis.set(title=f"{title} ({one[0]}, {one[1]} wording)", yticks=range(len(names[one])))
+            axis.set_yticklabels(names[one] if axis is line[0] else [])
+            axis.invert_yaxis()
+            axis.grid(axis="x", color="#e3e6ea")
+            axis.spines[["top", "right"]].set_visible(False)
+            axis.title.set_size(9)
+            axis.tick_params(labelsize=8)
+    axes[0][0].legend(frameon=False, fontsize=8)
+    figure.savefig(path, dpi=130)
+    pyplot.close(figure)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--num_prompts", type=int, default=200)
+    parser.add_argument("--num_generations", type=int, default=8)
+    parser.add_argument("--resamples", type=int, default=1000, help="bootstrap samples for the intervals")
+    parser.add_argument("--hints", nargs="+", choices=list(HINTS), default=list(HINTS), help="wordings")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output_dir", type=Path, default=Path("credit"))
+    options = parser.parse_args(arguments)
+    quiet_libraries()
+    result = run(options.num_prompts, options.num_generations, options.resamples, options.hints, options.seed)
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    write_whole(options.output_dir / "credit.json", json.dumps(result, indent=1) + "\n")
+    write_whole(options.output_dir / "credit.md", tables(result))
+    draw(result["rows"], options.output_dir / "credit.png")
+    print(f"{result['seconds']:.0f} s; credit.json, credit.md and credit.png are in {options.output_dir}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,229 @@
+"""Policy gradients of every placement on the same rollouts: one forward pass, and a backward pass for each placement.
+
+Dimensions: N rollouts, T completion tokens, D parameters.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from cepo.distillation.losses import DistillationBatch, student_divergence, teacher_states
+from cepo.inspection.inspect import Variant
+from cepo.methods.knowledge import KINDS, knowledge_of
+from cepo.references.groups import Group
+from cepo.scoring.forward import hidden_states
+from cepo.scoring.head import Head, sampled_log_probs
+from cepo.scoring.pipeline import Found, Pipeline, advantages_of, completions_of, place, verdicts_of
+from cepo.scoring.prompts import token_texts
+from cepo.scoring.requests import Prompt, Request, batches_of, length_of
+from cepo.scoring.score import Completions, evaluating
+
+VERDICTS = {"right": 1.0, "wrong": -1.0}
+
+
+@dataclass(frozen=True)
+class BatchGradients:
+    """The gradients of one batch of rollouts.
+
+    Attributes:
+        truth: (D,) plain REINFORCE with a leave-one-out baseline: its mean is the gradient of the expected reward.
+        placements: (D,) of minus each variant's loss.
+        parts: (D,) of GRPO's, from tokens of one kind in rollouts of one verdict; empty without token labels.
+        tokens: The number of tokens of each part.
+    """
+
+    truth: Tensor
+    placements: list[Tensor]
+    parts: list[Tensor]
+    tokens: list[int]
+
+
+def part_names() -> list[tuple[str, str]]:
+    """(verdict, kind of token) of each part."""
+    return [(verdict, kind) for verdict in VERDICTS for kind in KINDS]
+
+
+def batch_gradients(
+    model: PreTrainedModel,
+    pipeline: Pipeline,
+    groups: Sequence[Group],
+    variants: Sequence[Variant],
+    parameters: Sequence[nn.Parameter],
+    *,
+    temperature: float,
+    max_tokens: int,
+) -> BatchGradients:
+    """The gradients of one batch at the policy that sampled it, where PPO's ratios are 1 and nothing is clipped.
+
+    A placement's gradient is that of a sum over tokens, divided by the number of tokens of the batch, as TRL's default
+    loss has it; a distillation's is divided by the tokens that have a teacher, as in training. The truth is a mean over
+    rollouts; divided by their random number of tokens it would be biased.
+
+    Args:
+        model: The policy.
+        pipeline: From groups to evidence, by the same model.
+        groups: The batch.
+        variants: The placements, at optimiser step 0.
+        parameters: What the gradient is with respect to.
+        temperature: At which the rollouts were sampled.
+        max_tokens: The most tokens of a forward pass, padding included.
+    """
+    prompts = [pipeline.encoder.prompt(group.messages) for group in groups]
+    completions = completions_of(groups)
+    mask = completions.wanted
+    weighted = [variant for variant in variants if not variant.options.distils_whole]
+    options = [variant.options for variant in weighted]
+    advantages, verdicts = advantages_of(groups), verdicts_of(groups)
+    wanted = torch.stack([o.chosen.wanted(advantages, verdicts, o) for o in options])
+    with evaluating(model):
+        found = pipeline.find_evidence(options, groups, prompts, completions, wanted=wanted.any(0).tolist())
+    # Each method sees the evidence of the rollouts that it scores itself.
+    found = [_of_those(one, read) for one, read in zip(found, wanted, strict=True)]
+    placed = [place(one, own, groups, mask, 0).in_loss for one, own in zip(found, options, strict=True)]
+    kinds = _kinds(pipeline, groups, mask)
+    parts = [] if kinds is None else _parts(kinds, verdicts, advantages, mask)
+    weights = [leave_one_out(groups).unsqueeze(-1) * mask, *placed, *parts]
+    sums = _gradients(model, prompts, completions, torch.stack(weights), parameters, temperature, max_tokens)
+    of_weighted = iter(sums[1 : 1 + len(weighted)])
+    tokens = int(mask.sum())
+    of_variants = [
+        _divergence_gradient(model, pipeline, groups, prompts, completions, v, parameters, temperature, max_tokens)
+        if v.options.distils_whole
+        else next(of_weighted) / tokens
+        for v in variants
+    ]
+    counts = [int((part != 0).sum()) for part in parts]
+    return BatchGradients(
+        sums[0] / len(completions.prompts),
+        of_variants,
+        [gradient / tokens for gradient in sums[1 + len(weighted) :]],
+        counts,
+    )
+
+
+def _of_those(found: Found, read: Tensor) -> Found:
+    """The evidence of the rollouts that a method scores; `read`: (N,) bool. Without teachers it scores none."""
+    if not any(found.plan.contexts):
+        return found
+    values = found.evidence.values.masked_fill(~read.unsqueeze(-1), 0.0)
+    return replace(found, evidence=replace(found.evidence, values=values, scored=found.evidence.scored & read))
+
+
+def leave_one_out(groups: Sequence[Group]) -> Tensor:
+    """(N,) reward minus the mean reward of the group's other rollouts; 0 for a rollout without a verdict."""
+    values = []
+    for group in groups:
+        known = [attempt.reward for attempt in group.attempts if attempt.correct is not None]
+        others = max(1, len(known) - 1)
+        values += [
+            0.0 if attempt.correct is None else attempt.reward - (sum(known) - attempt.reward) / others
+            for attempt in group.attempts
+        ]
+    return torch.tensor(values)
+
+
+def _kinds(pipeline: Pipeline, groups: Sequence[Group], mask: Tensor) -> Tensor | None:
+    """(N, T) the index of each token's kind; None without token labels."""
+    known = knowledge_of(groups[0].row)
+    if known is None:
+        return None
+    result = torch.zeros(mask.shape, dtype=torch.long)
+    rollouts = [(group, rollout) for group in groups for rollout in group.rollouts]
+    for row, (group, rollout) in enumerate(rollouts):
+        kinds = known.kinds(group.row, token_texts(pipeline.encoder.processing_class, rollout.ids))
+        result[row, : len(kinds)] = torch.tensor([KINDS.index(kind) for kind in kinds])
+    return result
+
+
+def _parts(kinds: Tensor, verdicts: Tensor, advantages: Tensor, mask: Tensor) -> list[Tensor]:
+    """GRPO's token advantages, cut by verdict and kind."""
+    whole = advantages.unsqueeze(-1) * mask
+    return [
+        whole * (kinds == KINDS.index(kind)) * (verdicts == VERDICTS[verdict]).unsqueeze(-1)
+        for verdict, kind in part_names()
+    ]
+
+
+def _flat(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None]) -> Tensor:
+    """(D,) parameters without a gradient count as 0."""
+    parts = [
+        torch.zeros_like(parameter) if gradient is None else gradient
+        for parameter, gradient in zip(parameters, gradients, strict=True)
+    ]
+    return torch.cat([part.flatten().float() for part in parts])
+
+
+def _gradients(
+    model: PreTrainedModel,
+    prompts: Sequence[Prompt],
+    completions: Completions,
+    weights: Tensor,
+    parameters: Sequence[nn.Parameter],
+    temperature: float,
+    max_tokens: int,
+) -> Tensor:
+    """(W, D) gradients of sum_t weight_t log P(y_t), for W sets of (N, T) weights."""
+    ids = completions.until_last_wanted()
+    # Rollouts without a weight need no pass.
+    rows = [row for row, own in enumerate(ids) if own and bool(weights[:, row].any())]
+    requests = [Request(completions.prompts[row], prompts[completions.prompts[row]].ids, ids[row]) for row in rows]
+    sums = torch.zeros(len(weights), sum(parameter.numel() for parameter in parameters))
+    order = sorted(range(len(rows)), key=lambda place: length_of(requests[place]))
+    for batch in batches_of(order, lambda place: length_of(requests[place]), max_tokens):
+        hidden = hidden_states(model, prompts, [requests[place] for place in batch])
+        tokens = torch.tensor([token for place in batch for token in requests[place].completion], device=hidden.device)
+        logps = sampled_log_probs(hidden, Head.of(model), tokens, temperature)
+        own = torch.cat([weights[:, rows[place], : len(requests[place].completion)] for place in batch], dim=1)
+        own = own.to(logps)
+        for number, weight in enumerate(own):
+            if weight.any():
+                found = torch.autograd.grad((weight * logps).sum(), parameters, retain_graph=True, allow_unused=True)
+                sums[number] += _flat(parameters, found).cpu()
+    return sums
+
+
+def _divergence_gradient(
+    model: PreTrainedModel,
+    pipeline: Pipeline,
+    groups: Sequence[Group],
+    prompts: Sequence[Prompt],
+    completions: Completions,
+    variant: Variant,
+    parameters: Sequence[nn.Parameter],
+    temperature: float,
+    max_tokens: int,
+) -> Tensor:
+    """(D,) gradient of minus the divergence from the teacher, a mean over the tokens that have one."""
+    options = variant.options
+    total = torch.zeros(sum(parameter.numel() for parameter in parameters))
+    ids = completions.until_last_wanted()
+    hinted = pipeline.hinted(groups, prompts)
+    requests = {
+        row: Request(completions.prompts[row], hinted(completions.prompts[row], contexts[0]), ids[row])
+        for row, contexts in enumerate(pipeline.plan(options, groups).contexts)
+        if contexts and isinstance(contexts[0], str) and ids[row]
+    }
+    order = sorted(requests, key=lambda row: length_of(requests[row]))
+    for batch in batches_of(order, lambda row: length_of(requests[row]), max_tokens):
+        teacher = [requests[row] for row in batch]
+        student = [Request(r.prompt, prompts[r.prompt].ids, r.completion) for r in teacher]
+        tokens = torch.tensor([token for request in teacher for token in request.completion])
+        counted = torch.ones_like(tokens, dtype=torch.bool)
+        of_batch = DistillationBatch(list(prompts), student, teacher, counted, tokens, None, None, False)
+        with evaluating(model):
+            states = teacher_states(model, of_batch)
+        loss, _, _ = student_divergence(
+            model,
+            of_batch,
+            states,
+            beta=options.divergence_beta or 0.0,
+            temperature=temperature,
+            top_k=options.divergence_top_k if options.divergence == "top_k" else None,
+            importance_clip=None,
+        )
+        gradients = torch.autograd.grad(-loss, parameters, allow_unused=True)
+        total += _flat(parameters, gradients).cpu()
+    return total / max(1, sum(len(request.completion) for request in requests.values()))
