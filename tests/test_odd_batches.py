@@ -180,7 +180,8 @@ def test_a_distillation_whose_teacher_has_no_numbers_skips_the_step(
 @pytest.mark.parametrize("method", TRAINED)
 def test_nothing_but_the_end(tmp_path, text_figures, text_model_path, monkeypatch, method):
     """Every completion is the end token alone, by the sampler's own options."""
-    monkeypatch.setattr(CEPOTrainer, "_place", spy := Spy(CEPOTrainer._place))
+    spy = Spy(cepo.trainer.cepo_trainer.in_loss)
+    monkeypatch.setattr(cepo.trainer.cepo_trainer, "in_loss", spy)
     end = {"sequence_bias": [[[_end_of(text_model_path)], 100.0]]}
     options = {"max_completion_length": 1, "generation_kwargs": end}
     trainer = step(tmp_path, text_figures, text_model_path, method, **options)
@@ -192,13 +193,14 @@ def test_nothing_but_the_end(tmp_path, text_figures, text_model_path, monkeypatc
 
 
 class Spy:
-    """A method that notes what it gives."""
+    """A function that notes what it gives."""
 
-    def __init__(self, method):
-        self.method, self.seen = method, []
+    def __init__(self, function):
+        self.function, self.seen = function, []
 
-    def __get__(self, instance, owner):
-        return lambda *args: self.seen.append(found := self.method(instance, *args)) or found
+    def __call__(self, *args):
+        self.seen.append(found := self.function(*args))
+        return found
 
 
 def _end_of(path):
