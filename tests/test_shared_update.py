@@ -245,9 +245,9 @@ def test_groups_stay_together_in_the_micro_batches_of_one_step(tmp_path, task): 
     options = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 3, "loss_type": "grpo", "max_steps": 1}
     kept = train(tmp_path, task, "auto", **options)
     assert all(len({tuple(row) for row in part["prompt_ids"].tolist()}) == 1 for part in kept._buffered_inputs)
-    assert kept._keeps_groups()
+    assert kept._sharing._keeps_groups()
     for other in ({"loss_type": "bnpo"}, {"top_entropy_quantile": 0.5}, {"steps_per_generation": 6, "max_steps": 2}):
-        assert not train(tmp_path, task, "auto", **{**options, **other})._keeps_groups()
+        assert not train(tmp_path, task, "auto", **{**options, **other})._sharing._keeps_groups()
 
 
 # Sampling -------------------------------------------------------------------------------------------------------------
