@@ -137,7 +137,7 @@ BAD_CONFIGS = [
     ("arms: {../../x: {method: grpo}}", "choose another name"),
     ("arms: {a: {method: grpo}", "is not YAML"),
     ("arms: {a: {method: grpo}}\nseed: 1", "unknown seed; it takes against, arms"),
-    ("[1]", "must hold against, arms, base, first_seed, seeds, not list"),
+    ("[1]", "must hold options as `name: value` lines"),
     ("arms: {a: {method: grpo, reward_funcs: nonesuch}}", "arm a: "),
     ("arms: {a: {method: grpo, model_name_or_path: ./nowhere}}", "./nowhere"),
     ("arms: {a: {method: grpo}}\nfirst_seed: last", "first_seed must be a number, not 'last'"),

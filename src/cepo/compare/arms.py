@@ -80,10 +80,7 @@ def read_config(path: Path | None) -> dict[str, Any]:
     Raises:
         ValueError: If it is missing or not a mapping.
     """
-    config = {} if path is None else read_yaml(path) or {}
-    if not isinstance(config, dict):
-        raise ValueError(f"--config: {path} must hold {', '.join(sorted(CONFIG_KEYS))}, not {type(config).__name__}")
-    return config
+    return {} if path is None else read_yaml(path)
 
 
 def read_comparison(
