@@ -117,7 +117,7 @@ def texts_of_completions(completion):
     answer=hostile,
 )
 def hints(messages, template, answer):
-    """The hint closes the last text of the last user turn, word for word but for marks of special tokens, and nothing else changes."""
+    """The hint closes the last text of the last user turn, but for marks word for word."""
     hint = fill_hint(template, answer)
     assert answer.replace(MARK, "") in hint.replace(MARK, "")
     before = repr(messages)

@@ -86,10 +86,6 @@ class Scripted(CEPOTrainer):
         self._note(batch, placed["advantages"])
         return placed
 
-    def _complete(self, batch, own):
-        super()._complete(batch, own)
-        self._note(batch, batch["advantages"])
-
     def _distil(self, model, inputs):
         self._note(inputs, torch.zeros(len(inputs["row"])))
         for place, ids, mask in zip(inputs["row"].tolist(), inputs["teacher_ids"], inputs["teacher_mask"], strict=True):

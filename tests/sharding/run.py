@@ -69,10 +69,6 @@ class Recorded(CEPOTrainer):
         self._note(placed, placed["advantages"])
         return placed
 
-    def _complete(self, batch, own):
-        super()._complete(batch, own)
-        self._note(batch, batch["advantages"])
-
     def _note(self, batch, advantages):
         for index, row in enumerate(batch["row"].tolist()):
             count = int(batch["completion_mask"][index].sum())

@@ -300,7 +300,7 @@ class CEPOTrainer(
             return super()._compute_loss(model, inputs)
         if self.args.distils_whole:
             return self._distil(model, inputs)
-        inputs = in_loss(inputs, self.args, self.state.global_step, self._processes.sum_tensor)
+        inputs = self._place(inputs)
         factor = 1.0
         if self._skips:
             common = self._processes.most_of if self.accelerator.num_processes > 1 else None
@@ -310,6 +310,9 @@ class CEPOTrainer(
                 return sum(p.flatten()[:1].sum() * 0.0 for p in model.parameters() if p.requires_grad)
             inputs = moving
         return super()._compute_loss(model, inputs) * factor
+
+    def _place(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return in_loss(batch, self.args, self.state.global_step, self._processes.sum_tensor)
 
     # The method -------------------------------------------------------------------------------------------------------
 
