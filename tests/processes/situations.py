@@ -160,7 +160,7 @@ def _loss(method: str, rng: Random) -> dict[str, Any]:
     found: dict[str, Any] = {"loss_type": rng.choice(("dapo", "grpo", "bnpo", "dr_grpo", "luspo", "cispo", "sapo"))}
     if method == "rlcsd":
         found["loss_type"] = rng.choice(("dapo", "bnpo", "dr_grpo", "cispo"))
-    if found["loss_type"] in ("grpo", "luspo", "dapo") and rng.random() < 0.5:
+    if found["loss_type"] in ("grpo", "luspo", "dapo") and rng.random() < 0.5 and method == "grpo":
         found["importance_sampling_level"] = "sequence"
     if rng.random() < 0.25:
         found["beta"] = 0.1
