@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from cepo import cli, load_figures, policy_path
-from cepo.trainer.arguments import option_names
+from cepo.trainer.arguments import make_parser
 from cepo.trainer.cepo_config import CEPOConfig
 
 ROOT = Path(__file__).parents[1]
@@ -89,7 +89,7 @@ def why_not(command):
 
 def options_of(command, capsys):
     if command == "train":
-        return {*option_names(), *(field.name for field in fields(CEPOConfig))}
+        return {*(action.dest for action in make_parser()._actions), *(field.name for field in fields(CEPOConfig))}
     with pytest.raises(SystemExit):
         cli.main([command, "--help"])
     return set(re.findall(r"^  --(\w+)", capsys.readouterr().out, re.M))

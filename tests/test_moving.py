@@ -11,11 +11,11 @@ from trl.experimental.sdpo import SDPOConfig
 
 from cepo import METHODS, CEPOConfig
 from cepo.methods.options import presets
-from cepo.trainer.arguments import option_names
+from cepo.trainer.arguments import make_parser
 
 PAGE = (Path(__file__).parents[1] / "docs" / "moving.md").read_text()
 SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE, re.M | re.S))
-OURS = {*option_names(), *(field.name for field in fields(CEPOConfig))}
+OURS = {*(action.dest for action in make_parser()._actions), *(field.name for field in fields(CEPOConfig))}
 # Words in backquotes in the second column that are values of options.
 VALUES = {
     *METHODS,

@@ -107,11 +107,6 @@ def make_parser(processes: int | None = None) -> TrlParser:
     return _Parser((TrainArguments, config, ModelConfig), prog="cepo train", allow_abbrev=False)
 
 
-def option_names() -> set[str]:
-    """Of everything that `cepo train` can be given."""
-    return {action.dest for action in make_parser()._actions}
-
-
 @dataclass(frozen=True)
 class CommandLine:
     """The arguments of `cepo train`, read once.
