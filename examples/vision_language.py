@@ -44,7 +44,7 @@ def main():
         vllm_mode="colocate",
         logging_steps=1,
         log_completions=True,  # for cepo explain --from
-        credit_samples_every=10,
+        credit_page_steps=10,
         report_to="none",  # or trackio, tensorboard, wandb
     )
     lora = LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")

@@ -150,7 +150,7 @@ def row_of(rollouts: Sequence[Labeled], variant: Variant, name: str, resamples: 
     def measured(sought: Sequence[GroupKind], believed: bool | None = None) -> dict[str, Any]:
         tokens = tokens_of(rollouts, variant, sought, believed=believed)
         found = {key: one.as_dict() for key, one in measure(tokens, resamples=resamples, seed=seed).items()}
-        if not variant.method.signed:
+        if not variant.method.evidence_is_signed:
             found["wrong_sign"] = NOTHING.as_dict()
         return {"tokens": int(tokens.decisive.sum()), **found}
 

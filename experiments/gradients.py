@@ -105,7 +105,7 @@ def read_placements(path: Path | None, dataset: Any) -> tuple[list[Variant], lis
             known = {key: value for key, value in values.items() if key in MethodOptions.__dataclass_fields__}
             options = MethodOptions(**{"method": REFERENCE, **known, **own})
             check_method(dataset, options)
-            if options.chosen.needs_other_model:
+            if options.method_spec.needs_other_model:
                 raise ValueError("it needs another model")
             variants.append(Variant(str(name), options))
         except (ValueError, TypeError) as error:

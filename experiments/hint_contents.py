@@ -13,11 +13,11 @@ from cepo.methods.cscr import SAID_RIGHT, SAID_WRONG
 from cepo.methods.options import MethodOptions
 from cepo.methods.rlcsd import HINT_TEMPLATE as RLCSD_HINT
 from cepo.methods.rlcsd import asserted
-from cepo.references.choosing import choose_references
 from cepo.references.equality import same_answer
 from cepo.references.extraction import final_answer
 from cepo.references.groups import Attempt, Group
 from cepo.references.hints import add_hint, fill_hint
+from cepo.references.negatives import choose_references
 from cepo.scoring.prompts import cut_text, without_marks
 from cepo.tasks.figures import figures_reward
 
@@ -63,7 +63,7 @@ def hints_of(processing_class: Any, wordings: Mapping[str, tuple[str, str]]) -> 
     """
 
     def part(name: Literal["prefix", "suffix"], group: Group, attempt: Attempt) -> str:  # noqa: ARG001
-        return cut_text(processing_class, attempt.text, name, MethodOptions(method="cepo").content_tokens or 64)
+        return cut_text(processing_class, attempt.text, name, MethodOptions(method="cepo").hint_max_tokens or 64)
 
     hints = []
     for wording, (of_answer, of_text) in wordings.items():

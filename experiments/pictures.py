@@ -31,7 +31,7 @@ def outcome(picture: Path) -> None:
     from matplotlib import pyplot
 
     comparison = read("comparison.json")
-    colours = {"cepo_added": "#c1271c", "blame 0.05": "#d98a00", "grpo": "#2066ba"}
+    colours = {"cepo_additive": "#c1271c", "blame 0.05": "#d98a00", "grpo": "#2066ba"}
     sheet, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
     for name, colour in colours.items():
         points = band([Run(run["seed"], run["accuracy"], run["seconds"]) for run in comparison["runs"][name]])
@@ -61,7 +61,7 @@ def outcome(picture: Path) -> None:
         print(line)
 
 
-def seeds_counted(comparison: dict, choice: str = "cepo_added") -> list[str]:
+def seeds_counted(comparison: dict, choice: str = "cepo_additive") -> list[str]:
     """In how many seeds the choice ends ahead; how many runs collapsed; the lead where neither of a pair did.
 
     A run has collapsed if its greedy answers end below half of the untrained policy's accuracy.

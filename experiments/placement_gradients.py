@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from cepo.distillation.losses import DistillationBatch, student_divergence, teacher_states
 from cepo.inspection.inspect import Variant
-from cepo.methods.knowledge import KINDS, knowledge_of
+from cepo.methods.token_labels import KINDS, token_labels_of
 from cepo.references.groups import Group
 from cepo.scoring.forward import hidden_states
 from cepo.scoring.head import Head, sampled_log_probs
@@ -74,10 +74,10 @@ def batch_gradients(
     prompts = [pipeline.encoder.prompt(group.messages) for group in groups]
     completions = completions_of(groups)
     mask = completions.wanted
-    weighted = [variant for variant in variants if not variant.options.distils_whole]
+    weighted = [variant for variant in variants if not variant.options.uses_divergence_loss]
     options = [variant.options for variant in weighted]
     advantages, verdicts = advantages_of(groups), verdicts_of(groups)
-    wanted = torch.stack([o.chosen.wanted(advantages, verdicts, o) for o in options])
+    wanted = torch.stack([o.method_spec.wanted(advantages, verdicts, o) for o in options])
     with evaluating(model):
         found = pipeline.find_evidence(options, groups, prompts, completions, wanted=wanted.any(0).tolist())
     # Each method sees the evidence of the rollouts that it scores itself.
@@ -91,7 +91,7 @@ def batch_gradients(
     tokens = int(mask.sum())
     of_variants = [
         _divergence_gradient(model, pipeline, groups, prompts, completions, v, parameters, temperature, max_tokens)
-        if v.options.distils_whole
+        if v.options.uses_divergence_loss
         else next(of_weighted) / tokens
         for v in variants
     ]
@@ -127,7 +127,7 @@ def leave_one_out(groups: Sequence[Group]) -> Tensor:
 
 def _kinds(pipeline: Pipeline, groups: Sequence[Group], mask: Tensor) -> Tensor | None:
     """(N, T) the index of each token's kind; None without token labels."""
-    known = knowledge_of(groups[0].row)
+    known = token_labels_of(groups[0].row)
     if known is None:
         return None
     result = torch.zeros(mask.shape, dtype=torch.long)

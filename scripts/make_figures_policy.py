@@ -41,7 +41,7 @@ from cepo.tasks.figures.solutions import work, write_solution
 
 SEED = 20261122
 Content = Literal["answer", "whole", "prefix", "suffix", "asserted", "outcome"]
-PARTS = (32, 48, 64, 96)  # lengths of a prefix or suffix [tokens]; 64 is the default of `content_tokens`
+PARTS = (32, 48, 64, 96)  # lengths of a prefix or suffix [tokens]; 64 is the default of `hint_max_tokens`
 DIGITS_WEIGHT = 3.0  # of a digit's token in the loss of phase 3; filler is random by design, and all it gives is noise
 
 

@@ -34,8 +34,8 @@ OPTIONS = {
     "save_total_limit": 2,
     "teacher": "ema",
     "teacher_ema_decay": 0.9,
-    "answer_extractor": "tests.killing.last_word",
-    "reward_funcs": "tests.killing.by_length",
+    "answer_extractor": "tests.support.killing.last_word",
+    "reward_funcs": "tests.support.killing.by_length",
     "learning_rate": 1e-5,
     "use_cpu": True,
 }

@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file
 
 from cepo import CEPOConfig, CEPOTrainer, cli
-from cepo.trainer.guarded import BadGradients, GradientError
-from tests.test_bad_rewards import SMALL
-from tests.test_trainer import QUICK, half_right, logged, make, train, weights_of, wrong_answers
+from cepo.trainer.nonfinite_gradients import GradientError, NonfiniteGradients
+from tests.support.command_line import SMALL
+from tests.support.training import QUICK, half_right, logged, make, train, weights_of, wrong_answers
 
 
 @pytest.fixture
@@ -149,11 +149,11 @@ def test_single_ones_do_not_stop_it(tmp_path, text_figures, text_model_path, spo
     spoil(0, 1, 3, 4)
     trainer = train(tmp_path, text_figures, text_model_path, max_steps=6)
     assert logged(trainer, "cepo/skipped_steps") == [1.0, 1.0, 0.0, 1.0, 1.0, 0.0]
-    with pytest.raises(ValueError, match="max_bad_gradients must be at least 1, got 0"):
-        CEPOConfig(output_dir=str(tmp_path), max_bad_gradients=0, **QUICK)
+    with pytest.raises(ValueError, match="max_nonfinite_grad_steps must be at least 1, got 0"):
+        CEPOConfig(output_dir=str(tmp_path), max_nonfinite_grad_steps=0, **QUICK)
     spoil(0)
     with pytest.raises(GradientError, match="gradients of 1 optimiser steps in a row, up to step 1"):
-        train(tmp_path, text_figures, text_model_path, max_bad_gradients=1)
+        train(tmp_path, text_figures, text_model_path, max_nonfinite_grad_steps=1)
 
 
 def test_a_run_that_comes_back_amid_bad_steps_goes_on_to_the_bit(
@@ -218,7 +218,7 @@ def by_place(completions, **kwargs):
 
 
 def test_a_norm_below_zero_is_deepspeeds_word_for_no_number():
-    bad = BadGradients(2)
+    bad = NonfiniteGradients(2)
     for norm, in_a_row in ((1.0, 0), (-1.0, 1), (0.0, 0), (math.nan, 1), (math.inf, 2)):
         bad.note(norm)
         assert bad.in_a_row == in_a_row

@@ -16,8 +16,8 @@ from cepo import CEPOConfig, CEPOTrainer, cli
 from cepo.data.reward_validation import RewardError, validate_rewards
 from cepo.data.sampling import group_advantages
 from cepo.trainer.checkpoints import last_whole_checkpoint
-from cepo.trainer.guarded import silenced
-from tests.test_trainer import QUICK, half_right, logged, make, train, weights_of
+from cepo.trainer.nonfinite_gradients import mask_unscored_rollouts
+from tests.support.training import QUICK, half_right, logged, make, train, weights_of
 
 PROMPTS = ["one", "two", "three"]
 
@@ -146,10 +146,10 @@ def test_a_rollout_that_nobody_judges_moves_nothing(
 def test_rows_without_a_word_by_hand():
     nan = math.nan
     rewards = torch.tensor([[nan, 3.0, nan], [1.0, 3.0, nan], [nan, nan, 2.0], [nan, 3.0, nan]])
-    found = silenced(rewards, torch.tensor([1.0, 0.0, 0.5]))
+    found = mask_unscored_rollouts(rewards, torch.tensor([1.0, 0.0, 0.5]))
     assert found.isnan().tolist() == [[True] * 3, [False, False, True], [True, True, False], [True] * 3]
     assert found[1, :2].tolist() == [1.0, 3.0]
-    assert silenced(rewards, torch.ones(3)).nan_to_num(-1).equal(rewards.nan_to_num(-1))
+    assert mask_unscored_rollouts(rewards, torch.ones(3)).nan_to_num(-1).equal(rewards.nan_to_num(-1))
 
 
 @given(st.lists(st.sampled_from([None, 0.0, 1.0, -2.5]), min_size=4, max_size=4))

@@ -4,7 +4,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -15,19 +14,7 @@ import pytest
 from cepo import cli, policy_path
 from cepo.data import evaluation
 from cepo.trainer.arguments import parse
-
-SMALL = [
-    "--max_steps=2",
-    "--per_device_train_batch_size=8",
-    "--num_generations=4",
-    "--max_completion_length=24",
-    "--figures_problems=8",
-]
-EVAL = ["--eval_problems=8", "--eval_samples=2", "--eval_sampled_problems=3"]
-
-
-def command(*arguments):
-    return [sys.executable, "-m", "cepo.cli", *arguments]
+from tests.support.command_line import EVAL, SMALL, command
 
 
 @pytest.fixture(scope="module")
@@ -316,7 +303,7 @@ def test_a_mistake_in_a_process_of_its_own(tmp_path):
     """As a user meets it: exit status 2, one line, no traceback."""
     result = subprocess.run(command("train", "--method", "ppo"), capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 2
-    assert result.stderr.splitlines()[-1].startswith("cepo: error: unknown method 'ppo'; there are cepo, cepo_added")
+    assert result.stderr.splitlines()[-1].startswith("cepo: error: unknown method 'ppo'; there are cepo, cepo_additive")
     assert "Traceback" not in result.stderr
 
 
@@ -488,7 +475,7 @@ def test_explain_in_the_terminal(capsys, tmp_path, monkeypatch):
 
 def test_explain_the_rollouts_of_a_run(tmp_path, capsys):
     run = str(tmp_path / "run")
-    options = ["--log_completions", "--num_completions_to_print=0", "--credit_samples_every=1", "--eval_problems=0"]
+    options = ["--log_completions", "--num_completions_to_print=0", "--credit_page_steps=1", "--eval_problems=0"]
     assert cli.main(["train", *SMALL, *options, "--max_completion_length=176", "--output_dir", run]) == 0
     assert capsys.readouterr().out.count("No held-out problems") == 1
     assert sorted(path.name for path in (tmp_path / "run" / "credit").iterdir()) == [

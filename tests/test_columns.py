@@ -10,8 +10,7 @@ from cepo import CEPOConfig, CEPOTrainer, cli, load_figures, policy_path
 from cepo.data.checks import DatasetError, check_dataset, unread_images
 from cepo.data.formats import FORMATS, DatasetOptions
 from cepo.data.loading import LoadingError, load_split
-
-from .test_trainer import half_right
+from tests.support.training import half_right
 
 PICTURES = [Picture.new("RGB", (32, 32), color) for color in ("red", "green", "blue")]
 BOXED = "\n\nReason step by step, and put your final answer in \\boxed{}."

@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from cepo.references.choosing import choose_references
-from cepo.references.contents import HintContent, with_contents
 from cepo.references.groups import Attempt
+from cepo.references.hint_content import HintContent, with_contents
+from cepo.references.negatives import choose_references
 
 ATTEMPTS = [
     Attempt("7", 1.0, True, "so it is 7"),
@@ -43,7 +43,7 @@ def test_nobody_is_told_its_own_text():
     found = told(HintContent(negative="rollout"))
     assert [one.negatives for one in found[1:4]] == [("again 3",), ("perhaps 3", "or 4"), ("perhaps 3",)]
     assert found[4].negatives == ("4",)
-    assert [one.fallback for one in found] == [None, None, None, None, "no_wrong_rollout"]
+    assert [one.fallback for one in found] == [None, None, None, None, "no_incorrect_rollout"]
     mixture = told(HintContent(negative="rollout"), rule="mixture")
     assert mixture[4].negatives == ("perhaps 3", "4")
 
@@ -53,7 +53,7 @@ def test_a_rollout_with_the_same_text_is_not_another_one():
     found = told(HintContent(positive="rollout", negative="rollout"), "own", [right, right, wrong, wrong])
     assert [one.positive for one in found] == ["7", "7", right.text, right.text]
     assert [one.negatives for one in found] == [(wrong.text,), (wrong.text,), ("4",), ("4",)]
-    assert [one.fallback for one in found] == ["no_right_rollout"] * 2 + ["no_wrong_rollout"] * 2
+    assert [one.fallback for one in found] == ["no_correct_rollout"] * 2 + ["no_incorrect_rollout"] * 2
     other = ATTEMPTS[2]
     found = told(HintContent(positive="rollout"), "own", [right, right, other, wrong])
     assert [one.positive for one in found] == [other.text, other.text, right.text, right.text]
@@ -63,12 +63,12 @@ def test_a_right_rollout_is_another_one():
     found = told(HintContent(positive="rollout"))
     assert [one.positive for one in found] == ["surely 7", "so it is 7", "so it is 7", "so it is 7", "so it is 7"]
     alone = told(HintContent(positive="rollout"), attempts=ATTEMPTS[:2])
-    assert [one.fallback for one in alone] == ["no_right_rollout", None]
+    assert [one.fallback for one in alone] == ["no_correct_rollout", None]
     assert alone[0].positive == "7"
     # With rejected rollouts to be told as well, that reason stays: it is what keeps a student from being taught.
     none_right = [replace(attempt, correct=False) for attempt in ATTEMPTS]
     both = told(HintContent(positive="rollout", negative="rollout"), attempts=none_right, rule="own")
-    assert {one.fallback for one in both} == {"no_right_rollout"}
+    assert {one.fallback for one in both} == {"no_correct_rollout"}
 
 
 @pytest.mark.parametrize(("part", "positive"), [("prefix", "Long reasoning,"), ("suffix", r"so \boxed{7}")])

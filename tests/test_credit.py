@@ -16,11 +16,11 @@ from cepo.credit import (
     token_advantages,
     unscorable,
 )
+from tests.support.values import advantage_values
 
 from .reference import loops
 
 logps = st.floats(-60, 0)
-advantage_values = st.one_of(st.just(0.0), st.floats(-3, 3).filter(lambda a: abs(a) > 1e-6))
 clips = st.floats(0.01, 0.99)
 coefficients = st.floats(0, 1)
 

@@ -10,8 +10,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from cepo.fast.kv_cache import GrowingLayer, grow_in_place, keys_read_as_they_lie
-
-from . import tiny_models
+from tests.support import tiny_models
 
 # What happens to a cache between two passes: (what, number).
 CHANGES = st.lists(

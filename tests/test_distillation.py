@@ -14,8 +14,7 @@ import cepo.scoring.pipeline
 import cepo.trainer.cepo_trainer
 from cepo import CEPOConfig, CEPOTrainer
 from cepo.scoring.score import evaluating
-
-from .test_trainer import half_right, logged, loss_inputs, make, task, train, weights_of, wrong_answers
+from tests.support.training import half_right, logged, loss_inputs, make, task, train, weights_of, wrong_answers
 
 __all__ = ["loss_inputs", "task"]  # fixtures
 
@@ -386,10 +385,10 @@ def test_whole_rollouts_in_hints(tmp_path, text_figures, text_model_path, monkey
     completions = {messages[0]["content"] for messages in trainer._logs["completion"]}
     assert set(told) & completions
     # The rollout whose answer is the group's r-, and no other's, is told that answer alone: two groups, two such.
-    assert logged(trainer, "cepo/fallback/no_wrong_rollout") == [2 / 8]
+    assert logged(trainer, "cepo/fallback/no_incorrect_rollout") == [2 / 8]
     assert len(set(told) - completions) == 2
     told.clear()
-    options |= {"positive_part": "suffix", "negative_part": "suffix", "content_tokens": 3}
+    options |= {"positive_part": "suffix", "negative_part": "suffix", "hint_max_tokens": 3}
     trainer = train(tmp_path, text_figures, text_model_path, half_right, **options)
     completions = {messages[0]["content"] for messages in trainer._logs["completion"]}
     # A cut may go through a character.
@@ -433,7 +432,7 @@ def test_the_oracle_knows_figures_only(tmp_path, text_model_path, text_figures):
         ({"negative_content": "solution"}, "unknown negative_content"),
         ({"positive_part": "middle"}, "unknown positive_part"),
         ({"negative_part": "middle"}, "unknown negative_part"),
-        ({"content_tokens": 0}, "content_tokens"),
+        ({"hint_max_tokens": 0}, "hint_max_tokens"),
     ],
 )
 def test_bad_options_are_refused(options, named):

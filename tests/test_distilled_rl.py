@@ -9,11 +9,11 @@ from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokeniz
 
 from cepo import MethodOptions, cli, policy_path
 from cepo.methods import METHODS, OTHER_MODEL, STUDENT
+from tests.support.methods import check_a_real_step, inputs_of, placed_by
+from tests.support.training import letters, logged, loss_inputs, make, task
+from tests.support.values import advantage_values
 
 from .reference import loops
-from .test_credit import advantage_values
-from .test_methods import check_a_real_step, inputs_of, placed_by
-from .test_trainer import letters, logged, loss_inputs, make, task
 
 __all__ = ["loss_inputs", "task"]  # fixtures
 TEACHER = {"teacher_model_name_or_path": "somewhere"}
@@ -135,7 +135,7 @@ def test_a_real_step(tmp_path, task, stronger, loss_inputs, monkeypatch):
 
 
 def test_the_policy_as_its_own_teacher_is_grpo(tmp_path, task, loss_inputs, monkeypatch):
-    from .test_trainer import half_right, train
+    from tests.support.training import half_right, train
 
     dataset, model = task
     options = {"method": "distilled_rl", "max_steps": 1, "skip_zero_advantage": False}

@@ -79,5 +79,5 @@ def test_the_main_process_alone_logs(reports):
     """One file of events."""
     folder, _ = reports
     scalars, texts = read_events(folder / "spanning")
-    assert scalars["train/cepo/right"] == [(1, 0.5), (2, 0.5)]
+    assert scalars["train/cepo/correct"] == [(1, 0.5), (2, 0.5)]
     assert [step for step, _ in texts["credit"]] == [0, 1]

@@ -13,7 +13,7 @@ from transformers import AutoModelForImageTextToText
 from cepo import CEPOConfig, cli, policy_path
 from cepo.planning.memory import Layout, Lengths, layer_bytes, memory_of, tower_block_bytes
 from cepo.planning.models import KNOWN, Skeleton, find_config
-from tests.real_data import load_copy
+from tests.support.real_data import load_copy
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 LINES = [

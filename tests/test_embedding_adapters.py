@@ -8,9 +8,8 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cepo import CEPOConfig
-from cepo.trainer.refusals import check_vllm_weights
-
-from .test_trainer import half_right, make
+from cepo.trainer.validation import check_vllm_weights
+from tests.support.training import half_right, make
 
 EMBEDDING = {"target_modules": ["q_proj", "embed_tokens"]}
 

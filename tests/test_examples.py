@@ -164,20 +164,21 @@ def test_a_new_method_is_thirty_lines_and_runs_by_its_import_path(examples_folde
 def test_the_new_method_blames_groups_that_are_all_wrong(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
     from cepo import Attempt, MethodOptions
-    from cepo.methods.method import KnownGroup
-
-    from .test_methods import inputs_of
+    from cepo.methods.method import LabeledGroup
+    from tests.support.methods import inputs_of
 
     options = MethodOptions(method="examples.new_method:METHOD", method_kwargs={"blame": 0.25})
     wrong, right = Attempt("1", 0.0, False), Attempt("2", 1.0, True)
 
     def labels(*attempts):
-        group = KnownGroup({}, [["a", "b"]] * len(attempts), attempts, [0.0] * len(attempts), 3)
-        return options.chosen.labels(group, options)
+        group = LabeledGroup({}, [["a", "b"]] * len(attempts), attempts, [0.0] * len(attempts), 3)
+        return options.method_spec.token_values(group, options)
 
     assert labels(wrong, wrong) == [[-1.0, -1.0]] * 2
     assert labels(wrong, right) == [[0.0, 0.0]] * 2
-    placed = options.chosen.place(inputs_of([[-1.0, -1.0], [0.0, 0.0]], [0.0, -2.0], verdicts=[-1.0, -1.0]), options, 0)
+    placed = options.method_spec.place(
+        inputs_of([[-1.0, -1.0], [0.0, 0.0]], [0.0, -2.0], verdicts=[-1.0, -1.0]), options, 0
+    )
     assert placed.advantages.tolist() == [[-0.25, -0.25], [-2.0, -2.0]]
 
 

@@ -22,7 +22,7 @@ from cepo.references.groups import Attempt
 from cepo.references.notation import plain
 from cepo.references.units import split_unit
 from cepo.scoring.prompts import thinking_opening
-from tests.real_data import FOLDER
+from tests.support.real_data import FOLDER
 
 
 def said(text):

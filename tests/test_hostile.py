@@ -27,8 +27,7 @@ from cepo.inspection.console import PlainConsole
 from cepo.inspection.page import _json
 from cepo.inspection.pictures import plain_text
 from cepo.inspection.tables import markdown_table
-
-from .test_trainer import half_right, make, train
+from tests.support.training import half_right, make, train
 
 ROOT = Path(__file__).parents[1]
 # Clears the screen, names a window, links, goes back to the line's start, turns a line around, ends markup and pages.

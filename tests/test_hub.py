@@ -18,9 +18,8 @@ from transformers import AutoModelForCausalLM, AutoProcessor
 
 from cepo import cli
 from cepo.data.hub import HubError
-
-from .test_cli import SMALL, command
-from .test_trainer import half_right, make
+from tests.support.command_line import SMALL, command
+from tests.support.training import half_right, make
 
 NOBODY = "http://127.0.0.1:9"  # a port that is closed
 TRAIN = ["train", *SMALL, "--max_steps=2", "--eval_problems=0", "--output_dir=out"]

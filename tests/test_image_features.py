@@ -8,10 +8,10 @@ import torch
 from torch.testing import assert_close
 
 from cepo.fast.image_features import ImageFeatures, frozen_tower
+from tests.support import tiny_models
+from tests.support.tiny_models import IMAGE_MODELS
 
-from . import tiny_models
 from .test_passes import image_for
-from .tiny_models import IMAGE_MODELS
 
 
 @pytest.fixture(params=IMAGE_MODELS)

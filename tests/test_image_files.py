@@ -21,8 +21,7 @@ from cepo.data.images import opaque_image, with_opaque_images
 from cepo.data.loading import load_policy, load_processor, load_split
 from cepo.data.sampling import Sampling, conversation_of, sampled_groups
 from cepo.scoring.prompts import PromptEncoder
-
-from .test_trainer import make
+from tests.support.training import make
 
 PROMPT = [{"role": "user", "content": "How long is the side?"}]
 SIZE = (96, 64)

@@ -27,9 +27,8 @@ from transformers import (
 
 from cepo import CEPOConfig, CEPOTrainer, policy_path
 from cepo.data.sampling import _GENERATORS, Sampling, conversation_of, sample, seeded
-
-from . import tiny_models
-from .test_trainer import QUICK, letters
+from tests.support import tiny_models
+from tests.support.training import QUICK, letters
 
 TEXT = {
     **{name: value for name, value in tiny_models.TEXT.items() if name not in ("vocab_size", "eos_token_id")},

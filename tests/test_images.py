@@ -16,8 +16,7 @@ from cepo.data.checks import DatasetError, check_dataset, check_image_sizes
 from cepo.data.formats import DatasetOptions
 from cepo.data.images import LARGEST_IMAGE, broken_images_named
 from cepo.data.loading import load_processor, load_split
-
-from .test_trainer import make
+from tests.support.training import make
 
 PROMPT = [{"role": "user", "content": "How many?"}]
 

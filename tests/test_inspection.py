@@ -49,7 +49,7 @@ def test_a_page_of_training_shows_the_evidence_that_was_trained_on(tmp_path, fig
         max_completion_length=24,
         gradient_checkpointing=False,
         negative_reference=rule,
-        credit_samples_every=1,
+        credit_page_steps=1,
         log_completions=True,
         num_completions_to_print=0,
         save_strategy="no",

@@ -6,7 +6,7 @@ import time
 import pytest
 
 from cepo.trainer.checkpoints import last_whole_checkpoint
-from tests.killing import METHODS, PLACES, SMALL, differences, outcome, run, said, started, words
+from tests.support.killing import METHODS, PLACES, SMALL, differences, outcome, run, said, started, words
 
 # A method, where it is killed, and at which time that it comes there.
 A_FEW = [
@@ -19,7 +19,7 @@ A_FEW = [
 # At which time that a run comes there: before the first checkpoint, or in the midst.
 TIMES = {"sampling": 4, "rewards": 4, "teachers": 5, "loss": 4, "optimizer": 4, "accuracy": 3, "rollouts": 4}
 TIMES |= {"saved teacher": 1, "final model": 4}
-WITH_TEACHERS = ("cepo", "cepo_added", "rlsd", "rlcsd", "rlrt", "cscr", "pbsd", "distilled_rl")  # that read rollouts
+WITH_TEACHERS = ("cepo", "cepo_additive", "rlsd", "rlcsd", "rlrt", "cscr", "pbsd", "distilled_rl")  # that read rollouts
 OF_ALL = tuple(name for name in METHODS if name != "grpo")  # whose generations here serve for several steps
 MANY = [
     ("grpo", "sampling", 2),

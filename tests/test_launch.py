@@ -16,7 +16,7 @@ from cepo.commands import launch, progress
 from cepo.commands.progress import StopOnInterrupt
 from cepo.trainer.arguments import read_command_line
 from cepo.trainer.checkpoints import last_whole_checkpoint
-from cepo.trainer.layout import check_processes
+from cepo.trainer.sharding import check_processes
 
 CPU = ["--accelerate_config", "recipes/accelerate/cpu.yaml", "--use_cpu", "true"]
 SMALL = [

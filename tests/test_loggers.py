@@ -11,11 +11,10 @@ import torch
 
 from cepo import cli
 from cepo.trainer.metrics import verdict_shares
+from tests.support.command_line import SMALL, command
+from tests.support.training import half_right, train, wrong_answers
 
-from .test_cli import SMALL, command
-from .test_trainer import half_right, train, wrong_answers
-
-PAGES = {"credit_samples_every": 2, "max_steps": 3}
+PAGES = {"credit_page_steps": 2, "max_steps": 3}
 
 
 @pytest.fixture(autouse=True)
@@ -68,7 +67,7 @@ def test_tensorboard_holds_metrics_and_credit(tmp_path, text_figures, text_model
     wrong_answers(monkeypatch)
     train(tmp_path, text_figures, text_model_path, half_right, report_to="tensorboard", **PAGES)
     scalars, texts = read_events(tmp_path / "out")
-    assert scalars["train/cepo/right"] == [(1, 0.5), (2, 0.5), (3, 0.5)]
+    assert scalars["train/cepo/correct"] == [(1, 0.5), (2, 0.5), (3, 0.5)]
     assert [step for step, _ in scalars["train/reward"]] == [1, 2, 3]
     assert [step for step, _ in texts["credit"]] == [0, 2]
     for step, text in texts["credit"]:
@@ -89,7 +88,7 @@ def test_trackio_holds_metrics_the_page_and_trls_table(tmp_path, text_figures, t
     train(tmp_path, text_figures, text_model_path, half_right, **options)
     assert list((tmp_path / "trackio").glob("of-a-test*")), "the database is the test's own"
     logs = trackio.sqlite_storage.SQLiteStorage.get_logs("of-a-test", "one")
-    assert [log["train/cepo/right"] for log in logs if "train/cepo/right" in log] == [0.5] * 3
+    assert [log["train/cepo/correct"] for log in logs if "train/cepo/correct" in log] == [0.5] * 3
     drawn = {log["train/global_step"]: log["credit"] for log in logs if "credit" in log}
     held = {
         f"step-{step:05d}.html": (tmp_path / "trackio" / "media" / page["file_path"]).read_text()
@@ -126,11 +125,11 @@ def read_wandb(folder):
 def test_wandb_holds_metrics_the_page_and_trls_table(tmp_path):
     """Offline, in a process of its own, for W&B keeps much for as long as one lives."""
     pytest.importorskip("wandb")
-    options = ["--report_to=wandb", "--credit_samples_every=1", "--log_completions"]
+    options = ["--report_to=wandb", "--credit_page_steps=1", "--log_completions"]
     options += ["--eval_problems=0", "--num_completions_to_print=0", "--output_dir=out"]
     subprocess.run(command("train", *SMALL, *options), cwd=tmp_path, check=True, capture_output=True, text=True)
     logs, files = read_wandb(tmp_path)
-    assert [log["train/global_step"] for log in logs if "train/cepo/right" in log] == [1, 2]
+    assert [log["train/global_step"] for log in logs if "train/cepo/correct" in log] == [1, 2]
     drawn = {log["train/global_step"]: log["credit"] for log in logs if "credit" in log}
     assert {page["_type"] for page in drawn.values()} == {"html-file"}
     assert {f"step-{step:05d}.html": (files / page["path"]).read_text() for step, page in drawn.items()} == pages_of(
@@ -177,6 +176,6 @@ def test_right_is_no_mean_of_rewards(tmp_path, text_figures, text_model_path):
         return [2.0, 0.6, 0.4, None] * (len(completions) // 4)
 
     trainer = train(tmp_path, text_figures, text_model_path, judge, max_steps=1)
-    assert [entry["cepo/right"] for entry in trainer.state.log_history if "cepo/right" in entry] == pytest.approx(
+    assert [entry["cepo/correct"] for entry in trainer.state.log_history if "cepo/correct" in entry] == pytest.approx(
         [2 / 3]
     )

@@ -13,8 +13,7 @@ from cepo.data import merging
 from cepo.data.loading import load_merged, load_policy
 from cepo.data.sampling import conversation_of
 from cepo.scoring.prompts import PromptEncoder
-
-from .tiny_models import IMAGE_MODELS, TEXT_MODELS
+from tests.support.tiny_models import IMAGE_MODELS, TEXT_MODELS
 
 KINDS = {
     "lora": {},

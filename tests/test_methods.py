@@ -15,31 +15,16 @@ from torch.testing import assert_close
 from trl.rewards import accuracy_reward
 
 from cepo import CEPOConfig, MethodOptions, cli, policy_path
-from cepo.methods import METHODS, Placement, PlacementInputs, find_method, register_method
+from cepo.methods import METHODS, TokenAdvantages, find_method, register_method
 from cepo.methods.options import SELECTIVE, default_of, preset_options, presets
-from cepo.methods.placement import NEAR, uniform
-
-from .test_credit import advantage_values
-from .test_trainer import half_right, logged, loss_inputs, task, train, weights_of, wrong_answers
+from cepo.methods.token_advantages import NEAR, uniform
+from tests.support.methods import check_a_real_step, inputs_of, placed_by
+from tests.support.training import half_right, logged, loss_inputs, task, train, weights_of, wrong_answers
+from tests.support.values import advantage_values
 
 __all__ = ["loss_inputs", "task"]  # fixtures
 
 DOCS = Path(__file__).parents[1] / "docs"
-
-
-def inputs_of(evidence, advantages, *, mask=None, scored=None, verdicts=None, unscorable=None):
-    """Placement inputs from lists; everything trained and read, right where the advantage is above 0."""
-    evidence, advantages = torch.tensor(evidence, dtype=torch.float64), torch.tensor(advantages, dtype=torch.float64)
-    mask = torch.ones_like(evidence, dtype=torch.bool) if mask is None else torch.tensor(mask)
-    scored = torch.ones_like(advantages, dtype=torch.bool) if scored is None else torch.tensor(scored)
-    verdicts = advantages.sign() if verdicts is None else torch.tensor(verdicts, dtype=torch.float64)
-    unscorable = torch.zeros_like(mask) if unscorable is None else torch.tensor(unscorable)
-    return PlacementInputs(advantages, evidence, mask, scored, verdicts, unscorable)
-
-
-def placed_by(method, inputs, step=0, **options):
-    options = MethodOptions(method=method, **options)
-    return options.chosen.place(inputs, options, step)
 
 
 # What is said once ----------------------------------------------------------------------------------------------------
@@ -51,7 +36,7 @@ def test_every_method_says_what_it_is():
         assert method.summary.endswith(tuple("abcdefghijklmnopqrstuvwxyz0123456789-)"))  # a phrase, no full stop
         assert method.options <= set(SELECTIVE)
         assert set(method.defaults) <= method.options | {"negative_advantage_weight"}
-        assert (method.contexts is None) or (method.labels is None)
+        assert (method.contexts is None) or (method.token_values is None)
         assert all((method.facts.formula, method.facts.told, method.facts.sign, method.facts.passes))
         assert set().union(*method.variants) <= method.options
 
@@ -94,13 +79,13 @@ VALUES = {
     "evidence_clip": 0.3,
     "negative_reference": "own",
     "max_negatives": 2,
-    "no_negative": "uniform",
+    "missing_negative": "uniform",
     "hint_template": "{answer}!",
     "positive_content": "solution",
     "negative_content": "rollout",
     "positive_part": "prefix",
     "negative_part": "suffix",
-    "content_tokens": 5,
+    "hint_max_tokens": 5,
     "teacher": "ema",
     "teacher_sync_steps": 3,
     "teacher_ema_decay": 0.5,
@@ -237,9 +222,9 @@ def test_the_weight_of_negative_advantages_is_a_factor_of_whole_rollouts(weight,
 def test_rollouts_of_weight_zero_are_not_read():
     options = MethodOptions(negative_advantage_weight=0.0)
     advantages, verdicts = torch.tensor([1.0, -1.0, 0.0]), torch.tensor([1.0, -1.0, 1.0])
-    assert options.chosen.wanted(advantages, verdicts, options).tolist() == [True, False, False]
+    assert options.method_spec.wanted(advantages, verdicts, options).tolist() == [True, False, False]
     options = MethodOptions()
-    assert options.chosen.wanted(advantages, verdicts, options).tolist() == [True, True, False]
+    assert options.method_spec.wanted(advantages, verdicts, options).tolist() == [True, True, False]
     with pytest.raises(ValueError, match="negative_advantage_weight must not be negative"):
         MethodOptions(negative_advantage_weight=-1.0)
 
@@ -265,25 +250,6 @@ def test_distillation_has_no_advantages_to_weigh(tmp_path):
                 negative_advantage_weight=0.05,
                 bf16=False,
             )
-
-
-def check_a_real_step(tmp_path, task, loss_inputs, monkeypatch, method, *, reward=half_right, **options):
-    """One step of the real trainer, with images or without: token advantages that differ from GRPO's reach the loss.
-
-    Returns:
-        The trainer, and the micro-batch that TRL's loss was given.
-    """
-    wrong_answers(monkeypatch)
-    dataset, model = task
-    options = {"max_steps": 1, "skip_zero_advantage": False, **options}
-    trainer = train(tmp_path, dataset, model, reward, method=method, **options)
-    batch = loss_inputs.pop()
-    mask = batch["completion_mask"].bool()
-    assert batch["advantages"].shape == mask.shape
-    assert (batch["advantages"][~mask] == 0).all()
-    assert logged(trainer, "cepo/credit/moved")[0] > 0
-    assert all(torch.isfinite(weight).all() for weight in weights_of(trainer).values())
-    return trainer, batch
 
 
 # A method that is not ours --------------------------------------------------------------------------------------------
@@ -328,7 +294,7 @@ def test_a_method_of_ones_own_trains(tmp_path, figures, own_method, loss_inputs)
 
 def test_a_method_of_ones_own_from_the_command_line(tmp_path, own_method, capsys):
     small = ["--max_steps=1", "--per_device_train_batch_size=8", "--num_generations=4", "--max_completion_length=176"]
-    arguments = [*small, "--figures_problems=8", "--eval_problems=0", "--credit_samples_every=1", "--output_dir=out"]
+    arguments = [*small, "--figures_problems=8", "--eval_problems=0", "--credit_page_steps=1", "--output_dir=out"]
     assert cli.main(["train", "--method", own_method, *arguments]) == 0
     assert json.loads(Path("out/summary.json").read_text())["method"] == own_method
     assert '"only_more"' in Path("out/credit/step-00000.html").read_text()
@@ -366,16 +332,16 @@ def test_a_method_without_teachers_is_its_placement_alone(
 
 
 BROKEN = """
-from cepo.methods import Method, Placement
+from cepo.methods import Method, TokenAdvantages
 
 def flat(inputs, options, step):
-    return Placement.of(inputs, inputs.advantages)
+    return TokenAdvantages.of(inputs, inputs.advantages)
 
 def bare(inputs, options, step):
     return inputs.evidence
 
-flat_method = Method(name="flat", summary="of a wrong shape", placement=flat)
-bare_method = Method(name="bare", summary="no placement", placement=bare)
+flat_method = Method(name="flat", summary="of a wrong shape", assign_credit=flat)
+bare_method = Method(name="bare", summary="no placement", assign_credit=bare)
 """
 
 
@@ -400,11 +366,11 @@ def test_stages_that_would_never_run_are_refused():
 def test_a_placement_with_another_shape_is_refused_by_name():
     inputs = inputs_of([[0.1, 0.2]] * 3, [1.0, -1.0, 0.0])
     with pytest.raises(ValueError, match=r"advantages must have the shape \(3, 2\) of tokens, got \(3,\)"):
-        Placement.of(inputs, inputs.advantages)
+        TokenAdvantages.of(inputs, inputs.advantages)
     with pytest.raises(ValueError, match=r"at_bound must have the shape \(3, 2\) of tokens, got \(3, 1\)"):
-        Placement.of(inputs, inputs.evidence, inputs.mask[:, :1])
+        TokenAdvantages.of(inputs, inputs.evidence, inputs.mask[:, :1])
     with pytest.raises(ValueError, match=r"scale must have the shape \(3,\) of rollouts, got \(3, 2\)"):
-        replace(Placement.of(inputs, inputs.evidence), scale=inputs.evidence)
+        replace(TokenAdvantages.of(inputs, inputs.evidence), scale=inputs.evidence)
 
 
 def test_a_method_of_ones_own_is_compared(tmp_path, own_method, monkeypatch):
@@ -419,7 +385,7 @@ def test_a_method_of_ones_own_is_compared(tmp_path, own_method, monkeypatch):
 def test_a_method_trains_as_its_placement_says(tmp_path, text_figures, text_model_path, monkeypatch):
     """CEPO with another name and the uniform placement is GRPO, whatever its teachers say."""
     wrong_answers(monkeypatch)
-    monkeypatch.setitem(METHODS, "idle", replace(METHODS["cepo"], name="idle", placement=uniform))
+    monkeypatch.setitem(METHODS, "idle", replace(METHODS["cepo"], name="idle", assign_credit=uniform))
     idle = train(tmp_path, text_figures, text_model_path, half_right, method="idle")
     grpo = train(tmp_path, text_figures, text_model_path, half_right, method="grpo", skip_zero_advantage=True)
     assert all(share > 0 for share in logged(idle, "cepo/rows_scored"))
@@ -433,12 +399,12 @@ def test_a_loss_that_is_no_plain_mean(tmp_path, text_figures, text_model_path, m
     wrong_answers(monkeypatch)
 
     def doubled(inputs, options, step):
-        placed = METHODS["cepo"].placement(inputs, options, step)
+        placed = METHODS["cepo"].assign_credit(inputs, options, step)
         return replace(placed, loss_weights=torch.full_like(placed.advantages, 2.0))
 
     options = {"reward": half_right, "max_steps": 1}
     train(tmp_path, text_figures, text_model_path, **options)
-    monkeypatch.setitem(METHODS, "doubled", replace(METHODS["cepo"], name="doubled", placement=doubled))
+    monkeypatch.setitem(METHODS, "doubled", replace(METHODS["cepo"], name="doubled", assign_credit=doubled))
     trainer = train(tmp_path, text_figures, text_model_path, method="doubled", **options)
     plain, twice = (batch["advantages"] for batch in loss_inputs)
     assert_close(twice, 2 * plain)
@@ -471,7 +437,7 @@ def test_values_of_another_kind_are_refused_by_name(options, message, kind):
 
 
 @pytest.mark.parametrize(
-    "options", [{"credit_samples_every": None}, {"freeze_vision_tower": 3}, {"correctness_threshold": float("nan")}]
+    "options", [{"credit_page_steps": None}, {"freeze_vision_tower": 3}, {"correctness_threshold": float("nan")}]
 )
 def test_and_of_a_run(options):
     (name,) = options

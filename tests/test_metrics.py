@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from cepo.methods import MethodOptions, PlacementInputs
+from cepo.methods import CreditInputs, MethodOptions
 from cepo.methods.method import contrast
 from cepo.trainer.metrics import credit_metrics, credit_sums
 
@@ -15,9 +15,9 @@ def sums_of(delta, advantages, mask=None, clip=0.5, verdicts=None, unscorable=No
     mask = torch.ones_like(delta, dtype=torch.bool) if mask is None else mask
     verdicts = advantages if verdicts is None else verdicts
     unscorable = torch.zeros_like(mask) if unscorable is None else unscorable
-    inputs = PlacementInputs(advantages, delta, mask, torch.ones(len(delta), dtype=torch.bool), verdicts, unscorable)
+    inputs = CreditInputs(advantages, delta, mask, torch.ones(len(delta), dtype=torch.bool), verdicts, unscorable)
     options = MethodOptions(evidence_clip=clip)
-    return credit_sums(inputs, options.chosen.place(inputs, options, 0))
+    return credit_sums(inputs, options.method_spec.place(inputs, options, 0))
 
 
 def test_by_hand():
@@ -69,9 +69,9 @@ def test_right_and_wrong_are_the_verifiers_word_not_the_sign_of_the_advantage():
 def test_rollouts_that_were_not_read_do_not_count():
     delta, advantages = torch.tensor([[1.0, -0.2], [0.0, 0.0]]), torch.tensor([1.0, -1.0])
     mask, verdicts = torch.ones(2, 2, dtype=torch.bool), torch.tensor([1.0, -1.0])
-    inputs = PlacementInputs(advantages, delta, mask, torch.tensor([True, False]), verdicts, ~mask)
+    inputs = CreditInputs(advantages, delta, mask, torch.tensor([True, False]), verdicts, ~mask)
     options = MethodOptions()
-    sums = credit_sums(inputs, options.chosen.place(inputs, options, 0))
+    sums = credit_sums(inputs, options.method_spec.place(inputs, options, 0))
     assert (sums["tokens"], sums["at_bound"], sums["tokens_wrong"]) == (2, 1, 0)
 
 

@@ -11,9 +11,8 @@ from huggingface_hub import ModelCard
 from cepo import cli, load_figures
 from cepo.methods import METHODS, MethodOptions
 from cepo.trainer.model_card import method_options, paper_of, shown_command, without_paths
-
-from .test_cli import EVAL, SMALL
-from .test_trainer import half_right, train
+from tests.support.command_line import EVAL, SMALL
+from tests.support.training import half_right, train
 
 
 def card_of(folder):

@@ -13,9 +13,9 @@ import cepo.methods.method
 import cepo.scoring.score
 import cepo.trainer.cepo_trainer
 from cepo import CEPOTrainer, MethodOptions, References, policy_path
-from cepo.methods import METHODS, PlacementInputs
+from cepo.methods import METHODS, CreditInputs
 from tests.reference import loops
-from tests.test_trainer import half_right, logged, loss_inputs, train, weights_of, wrong_answers
+from tests.support.training import half_right, logged, loss_inputs, train, weights_of, wrong_answers
 
 __all__ = ["loss_inputs"]  # a fixture
 
@@ -66,8 +66,8 @@ def placed(method, advantages, logps, mask):
     options = MethodOptions(method=method, **_needed(method))
     present = torch.ones(logps.shape[:2], dtype=torch.bool)
     found = METHODS[method].evidence(logps, present)
-    inputs = PlacementInputs(advantages, found.values, mask, found.scored, advantages.sign(), found.unscorable)
-    return options, found, options.chosen.place(inputs, options, 0)
+    inputs = CreditInputs(advantages, found.values, mask, found.scored, advantages.sign(), found.unscorable)
+    return options, found, options.method_spec.place(inputs, options, 0)
 
 
 def _needed(method):
@@ -230,16 +230,18 @@ def test_no_answer_can_be_read(tmp_path, text_figures, text_model_path, monkeypa
     trainer = step(tmp_path, text_figures, text_model_path, method, wrong)
     assert is_sound(trainer)
     scored = logged(trainer, "cepo/rows_scored")[0]
-    fallbacks = {name: logged(trainer, f"cepo/fallback/{name}") for name in ("no_wrong_answer", "no_right_rollout")}
-    if method in ("cepo", "cepo_added", "rlsd", "cscr", "pbsd", "opsd"):  # against P_S, or told the solution
+    fallbacks = {
+        name: logged(trainer, f"cepo/fallback/{name}") for name in ("no_incorrect_answer", "no_correct_rollout")
+    }
+    if method in ("cepo", "cepo_additive", "rlsd", "cscr", "pbsd", "opsd"):  # against P_S, or told the solution
         assert scored == 1.0
-        assert fallbacks["no_wrong_answer"] == [1.0 if method in ("cepo", "cepo_added") else 0.0]
+        assert fallbacks["no_incorrect_answer"] == [1.0 if method in ("cepo", "cepo_additive") else 0.0]
     elif method == "distilled_rl":  # where A > 0
         assert scored == 0.5
     else:
         assert scored == 0.0
     if method in ("rlcsd", "sdpo"):
-        assert fallbacks["no_right_rollout"] == [1.0]
+        assert fallbacks["no_correct_rollout"] == [1.0]
 
 
 # bfloat16 -------------------------------------------------------------------------------------------------------------

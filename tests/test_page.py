@@ -16,9 +16,9 @@ from PIL import Image
 from cepo.inspection.console import PlainConsole
 from cepo.inspection.inspect import Credit, Inspected, all_variants
 from cepo.inspection.page import credit_page
-from cepo.inspection.shown import Shown
 from cepo.inspection.terminal import print_credit
-from cepo.methods import PlacementInputs
+from cepo.inspection.view_model import Shown
+from cepo.methods import CreditInputs
 from cepo.references.groups import Attempt, Fallback, Group, References, Rollout
 
 HOSTILE = "</script><script>window.broken = 1</script><img src=x onerror='window.broken = 2'><!-- [bold red]"
@@ -41,7 +41,7 @@ def shown(texts, *, solution="(1, 2)", question="How many?"):
             own = advantages[row : row + 1]
             student = torch.linspace(-3, -0.5, count)
             yes = torch.ones(1, count, dtype=torch.bool)
-            inputs = PlacementInputs(own, evidence, yes, yes[:, 0], own.sign(), ~yes)
+            inputs = CreditInputs(own, evidence, yes, yes[:, 0], own.sign(), ~yes)
             placed = variant.method.place(inputs, variant.options, 0)
             positive = None if variant == GRPO else student
             negative = None if variant == GRPO else student - evidence[0]

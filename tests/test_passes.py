@@ -14,9 +14,8 @@ from cepo.fast.prefix_cache import PrefixCachedForward, branched_states, cache_a
 from cepo.scoring.forward import FullForward, ScoringModel, hidden_states
 from cepo.scoring.requests import Prompt, Request, batches_of
 from cepo.scoring.score import evaluating
-
-from . import tiny_models
-from .tiny_models import BEGIN, END, HYBRID_MODELS, IMAGE, IMAGE_MODELS, TEXT_MODELS, VOCABULARY
+from tests.support import tiny_models
+from tests.support.tiny_models import BEGIN, END, HYBRID_MODELS, IMAGE, IMAGE_MODELS, TEXT_MODELS, VOCABULARY
 
 SHAREABLE = [*TEXT_MODELS, *IMAGE_MODELS]
 

@@ -10,11 +10,11 @@ from torch.testing import assert_close
 
 from cepo import MethodOptions
 from cepo.methods.pbsd import sums_of_turns
+from tests.support.methods import check_a_real_step, inputs_of, placed_by
+from tests.support.training import logged, loss_inputs, task
+from tests.support.values import advantage_values
 
 from .reference import loops
-from .test_credit import advantage_values
-from .test_methods import check_a_real_step, inputs_of, placed_by
-from .test_trainer import logged, loss_inputs, task
 
 __all__ = ["loss_inputs", "task"]  # fixtures
 

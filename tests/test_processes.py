@@ -180,7 +180,7 @@ def test_the_situations_bring_about_what_they_are_for(many):
             states = {idle(rank, what) for rank in ranks}
             nothing[what] += len(states) == 2
     assert min(learned.values()) >= 3, learned
-    reasons = {"no_rejected", "no_wrong_answer", "own_missing", "no_right_rollout", "no_wrong_rollout"}
+    reasons = {"no_rejected", "no_incorrect_answer", "own_missing", "no_correct_rollout", "no_incorrect_rollout"}
     assert reasons <= fallbacks, fallbacks
     assert spanning >= 40
     assert min(nothing.values()) >= 10, nothing

@@ -17,8 +17,7 @@ from rich.console import Console
 from cepo.commands import progress
 from cepo.commands.progress import Progress
 from cepo.inspection.console import PlainConsole
-
-from .test_cli import SMALL, command
+from tests.support.command_line import SMALL, command
 
 
 def follow(logs, monkeypatch, *, seconds=(0, 100, 200, 300, 400), live=False, width=120, **args):
@@ -45,7 +44,7 @@ def follow(logs, monkeypatch, *, seconds=(0, 100, 200, 300, 400), live=False, wi
 
 
 def log_of(**more):
-    return {"reward": 0.5, "cepo/right": 0.25, "completions/mean_length": 20.0, "step_time": 2.0, **more}
+    return {"reward": 0.5, "cepo/correct": 0.25, "completions/mean_length": 20.0, "step_time": 2.0, **more}
 
 
 def test_evaluation_between_steps_changes_no_rate(monkeypatch):
@@ -106,7 +105,7 @@ def test_a_run_whose_rollouts_serve_for_four_steps(tmp_path):
 
 
 def test_what_is_not_known_is_a_dash(monkeypatch):
-    logs = [(1, log_of(**{"cepo/right": None, "reward": None, "step_time": None}))]
+    logs = [(1, log_of(**{"cepo/correct": None, "reward": None, "step_time": None}))]
     assert follow(logs, monkeypatch) == ["step  1/10  reward -  right -  lambda -  length 20  - left"]
     assert follow(logs, monkeypatch, live=True)[0].endswith("- left  reward -  right -  lambda -  - tokens/s")
 

@@ -20,7 +20,7 @@ from cepo.references.groups import Attempt
 from cepo.references.hints import DEFAULT_HINT_TEMPLATE, add_hint, fill_hint
 from cepo.scoring.prompts import PromptEncoder
 from cepo.tasks.figures import policy_path
-from tests.real_data import FEATURES, FOLDER, lines_of, load_copy
+from tests.support.real_data import FEATURES, FOLDER, lines_of, load_copy
 
 IMAGES = {"geometry3k": 1, "mathvision": 1, "wemath": 1}
 QUESTION = {"geometry3k": "problem", "math": "problem", "dapo_math": "prompt", "deepmath": "question"}

@@ -4,7 +4,7 @@ import pytest
 from datasets import load_dataset
 from PIL import Image as Pictures
 
-from .real_data import FEATURES, completions_of, lines_of, load_copy
+from tests.support.real_data import FEATURES, completions_of, lines_of, load_copy
 
 every_dataset = pytest.mark.parametrize("name", FEATURES)
 

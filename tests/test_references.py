@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cepo.references.choosing import choose_references
 from cepo.references.groups import Attempt, References
+from cepo.references.negatives import choose_references
 
 RULES = ("lowest_reward", "most_common", "own", "mixture", "own_or_mixture")
 
@@ -56,7 +56,7 @@ def test_without_a_rejected_rollout_there_is_no_negative(rule):
 @pytest.mark.parametrize("rule", RULES)
 def test_an_answer_that_was_not_announced_is_never_a_negative(rule):
     references = choose_references([right(), wrong(None), wrong("")], "7", rule=rule)
-    assert references == [References("7", (), "no_wrong_answer")] * 3
+    assert references == [References("7", (), "no_incorrect_answer")] * 3
 
 
 @pytest.mark.parametrize("rule", RULES)
@@ -70,7 +70,7 @@ def test_a_right_answer_marked_down_for_its_format_is_never_a_negative(rule):
 def test_another_spelling_of_the_right_answer_is_never_a_negative(rule):
     """Even if the verifier rejects it, telling a teacher that r- is r+ would say nothing."""
     references = choose_references([right(), wrong("7.0")], "7", rule=rule)
-    assert references[0] == References("7", (), "no_wrong_answer")
+    assert references[0] == References("7", (), "no_incorrect_answer")
 
 
 @pytest.mark.parametrize("rule", RULES)

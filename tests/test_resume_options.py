@@ -14,8 +14,7 @@ from trl import ModelConfig
 from cepo import CEPOConfig, cli, policy_path
 from cepo.trainer.arguments import TrainArguments
 from cepo.trainer.resume_options import DATA_OPTIONS, FILE, MAY_CHANGE, RunOptions, as_json, changed, options_of
-
-from .test_trainer import half_right, letters, logged, make, train
+from tests.support.training import half_right, letters, logged, make, train
 
 SMALL = {
     "max_steps": 3,

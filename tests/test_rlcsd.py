@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from cepo import CEPOConfig, MethodOptions
-from cepo.methods import METHODS, Tools
+from cepo.methods import METHODS, StageContext
 from cepo.references.groups import Attempt
+from tests.support.methods import check_a_real_step, inputs_of, placed_by
+from tests.support.training import logged, loss_inputs, task
 
 from .reference import loops
-from .test_methods import check_a_real_step, inputs_of, placed_by
-from .test_trainer import logged, loss_inputs, task
 
 __all__ = ["loss_inputs", "task"]  # fixtures
 
@@ -25,7 +25,7 @@ MUTE = Attempt(None, 0.0, False, "wrong without an answer")
 
 
 def references(attempts, seed=0, **options):
-    tools = Tools(lambda text, part, tokens: text, random.Random(seed))
+    tools = StageContext(lambda text, part, tokens: text, random.Random(seed))
     return METHODS["rlcsd"].references(attempts, r"so \boxed{7}", MethodOptions(method="rlcsd", **options), tools)
 
 
@@ -97,9 +97,9 @@ def test_every_rollout_is_told_siblings_and_never_itself():
 
 def test_what_is_missing_is_said():
     one_right = references([RIGHT[0], *WRONG[:2]])
-    assert [found.fallback for found in one_right] == ["no_right_rollout", None, None]
+    assert [found.fallback for found in one_right] == ["no_correct_rollout", None, None]
     one_wrong = references([*RIGHT[:2], WRONG[0], MUTE])
-    assert [found.fallback for found in one_wrong] == [None, None, "no_wrong_rollout", None]
+    assert [found.fallback for found in one_wrong] == [None, None, "no_incorrect_rollout", None]
     assert [len(found.negatives) for found in one_wrong] == [1, 1, 0, 1]
     for found in (one_right[0], one_wrong[2]):
         assert METHODS["rlcsd"].contexts(found, MethodOptions(method="rlcsd")) == []

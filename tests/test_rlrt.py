@@ -11,11 +11,11 @@ from torch.testing import assert_close
 from cepo import MethodOptions
 from cepo.methods import METHODS, STUDENT
 from cepo.references.groups import References
+from tests.support.methods import check_a_real_step, inputs_of, placed_by
+from tests.support.training import half_right, logged, loss_inputs, task
+from tests.support.values import advantage_values
 
 from .reference import loops
-from .test_credit import advantage_values
-from .test_methods import check_a_real_step, inputs_of, placed_by
-from .test_trainer import half_right, logged, loss_inputs, task
 
 __all__ = ["loss_inputs", "task"]  # fixtures
 
@@ -67,7 +67,7 @@ def test_only_right_rollouts_with_another_right_one_are_read():
     advantages, verdicts = torch.tensor([1.0, -1.0, 0.0, -0.2]), torch.tensor([1.0, -1.0, 1.0, 1.0])
     assert METHODS["rlrt"].wanted(advantages, verdicts, options).tolist() == [True, False, False, True]
     assert METHODS["rlrt"].contexts(References("a rollout", ()), options) == ["a rollout", STUDENT]
-    assert METHODS["rlrt"].contexts(References("7", (), "no_right_rollout"), options) == []
+    assert METHODS["rlrt"].contexts(References("7", (), "no_correct_rollout"), options) == []
 
 
 def test_a_real_step(tmp_path, task, loss_inputs, monkeypatch):
@@ -87,4 +87,4 @@ def test_the_only_right_rollout_keeps_its_advantage(tmp_path, task, loss_inputs,
 
     trainer, _ = check_a_real_step(tmp_path, task, loss_inputs, monkeypatch, "rlrt", reward=one_or_half)
     assert logged(trainer, "cepo/rows_scored") == [0.25]
-    assert logged(trainer, "cepo/fallback/no_right_rollout") == [pytest.approx(1 / 3)]
+    assert logged(trainer, "cepo/fallback/no_correct_rollout") == [pytest.approx(1 / 3)]

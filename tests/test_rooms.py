@@ -120,7 +120,13 @@ def test_only_the_trainers_room_touches_trls_internals():
     assert {room_of(path) for path in users if any(name in path.read_text() for name in inside)} <= {"trainer", "fast"}
 
 
-CORE = ("cepo.credit", "cepo.references.choosing", "cepo.references.contents", "cepo.methods", "cepo.scoring.pipeline")
+CORE = (
+    "cepo.credit",
+    "cepo.references.negatives",
+    "cepo.references.hint_content",
+    "cepo.methods",
+    "cepo.scoring.pipeline",
+)
 
 
 @pytest.mark.parametrize("module", CORE)

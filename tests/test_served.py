@@ -9,9 +9,9 @@ import torch
 from trl import GRPOTrainer
 
 from cepo import CEPOTrainer
+from tests.support.training import QUICK, half_right, logged, make, wrong_answers
 
 from .test_distillation import distributions, forward_kl, lessons, own_prompt, told_prompt
-from .test_trainer import QUICK, half_right, logged, make, wrong_answers
 
 __all__ = ["lessons"]  # a fixture
 

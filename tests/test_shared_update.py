@@ -15,14 +15,14 @@ from trl.trainer.utils import add_fused_lm_head
 
 from cepo import CEPOConfig, CEPOTrainer, policy_path
 from cepo.fast.generation import PrefixSharingGenerator, SharedPrompts
-from cepo.fast.shared_rows import Rows, branched, distinct, packed, packing_pays, why_not_shared
+from cepo.fast.shared_rows import Rows, branched, distinct, packed, packing_pays, sharing_unsupported_reason
 from cepo.fast.trainer import rows_of
 from cepo.trainer.batches import images_of_rows
+from tests.support import tiny_models
+from tests.support.tiny_models import HYBRID_MODELS, IMAGE_MODELS
+from tests.support.training import QUICK, half_right, logged, weights_of
 
-from . import tiny_models
 from .test_passes import SHAREABLE, prompt_for, words
-from .test_trainer import QUICK, half_right, logged, task, weights_of  # noqa: F401
-from .tiny_models import HYBRID_MODELS, IMAGE_MODELS
 
 PACKABLE = [name for name in SHAREABLE if not name.startswith("gemma3")]  # whose windows no mask of ours knows
 CASES = [*((name, branched) for name in SHAREABLE), *((name, packed) for name in PACKABLE)]
@@ -146,7 +146,7 @@ def test_tokens_and_cost():
 )
 def test_structure(name, checkpoints, reason):
     model = tiny_models.make(name)
-    found = why_not_shared(model, checkpoints=checkpoints)
+    found = sharing_unsupported_reason(model, checkpoints=checkpoints)
     assert found is None if reason is None else reason in found
     assert name in SHAREABLE or name in HYBRID_MODELS
 
@@ -154,7 +154,7 @@ def test_structure(name, checkpoints, reason):
 # The real trainer -----------------------------------------------------------------------------------------------------
 
 
-def train(tmp_path, task, shared, trainer_class=CEPOTrainer, **options):  # noqa: F811
+def train(tmp_path, task, shared, trainer_class=CEPOTrainer, **options):
     dataset, model = task
     peft_config = options.pop("peft_config", None)
     if trainer_class is CEPOTrainer:
@@ -205,7 +205,7 @@ SITUATIONS = {
 
 
 @pytest.mark.parametrize("name", SITUATIONS)
-def test_steps_are_those_of_whole_rows(tmp_path, task, name):  # noqa: F811
+def test_steps_are_those_of_whole_rows(tmp_path, task, name):
     """Losses, entropies and weights after real steps, by SGD, in which a gradient is what moves."""
     options = SITUATIONS[name]
     if name == "frozen tower" and task[1] != policy_path():
@@ -221,14 +221,14 @@ def test_steps_are_those_of_whole_rows(tmp_path, task, name):  # noqa: F811
         assert_close(weight, expected[weight_name], atol=2e-5, rtol=1e-3)
 
 
-def test_never_is_trl_to_the_bit(tmp_path, task):  # noqa: F811
+def test_never_is_trl_to_the_bit(tmp_path, task):
     ours = train(tmp_path, task, "never", epsilon_high=0.28)
     theirs = train(tmp_path, task, "never", trainer_class=GRPOTrainer, epsilon_high=0.28)
     expected = weights_of(theirs)
     assert all(torch.equal(weight, expected[name]) for name, weight in weights_of(ours).items())
 
 
-def test_where_it_cannot_be_exact_it_is_not_done_and_said_once(tmp_path, task, caplog):  # noqa: F811
+def test_where_it_cannot_be_exact_it_is_not_done_and_said_once(tmp_path, task, caplog):
     dropped = {"peft_config": LoraConfig(r=4, lora_dropout=0.3, target_modules=["q_proj"])}
     trainer = train(tmp_path, task, "auto", **dropped)
     assert trainer._sharing.shares is False
@@ -241,7 +241,7 @@ def test_where_it_cannot_be_exact_it_is_not_done_and_said_once(tmp_path, task, c
         train(tmp_path, task, "always", **dropped)
 
 
-def test_groups_stay_together_in_the_micro_batches_of_one_step(tmp_path, task):  # noqa: F811
+def test_groups_stay_together_in_the_micro_batches_of_one_step(tmp_path, task):
     options = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 3, "loss_type": "grpo", "max_steps": 1}
     kept = train(tmp_path, task, "auto", **options)
     assert all(len({tuple(row) for row in part["prompt_ids"].tolist()}) == 1 for part in kept._buffered_inputs)
@@ -254,7 +254,7 @@ def test_groups_stay_together_in_the_micro_batches_of_one_step(tmp_path, task): 
 
 
 @pytest.mark.parametrize("options", [{}, {"peft_config": LoraConfig(r=4, target_modules=["q_proj", "v_proj"])}])
-def test_the_same_is_sampled_from_prompts_that_run_once(tmp_path, task, options, monkeypatch):  # noqa: F811
+def test_the_same_is_sampled_from_prompts_that_run_once(tmp_path, task, options, monkeypatch):
     """By the same seed, token for token; each distinct prompt once in a batch, but for the trial."""
     sampled = {}
     for shared in ("never", "auto"):

@@ -10,8 +10,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from cepo import cli, load_figures, policy_path
 from cepo.tasks.figures import figures_reward
-
-from . import lmms_tasks
+from tests.support import lmms_tasks
 
 pytestmark = [
     pytest.mark.lmms,

@@ -9,8 +9,7 @@ from trl import GRPOTrainer
 
 from cepo import CEPOConfig, CEPOTrainer, policy_path
 from cepo.scoring.forward import Scorer
-
-from .test_trainer import QUICK, half_right, logged, task, weights_of  # noqa: F401
+from tests.support.training import QUICK, half_right, logged, weights_of
 
 METHODS = {
     "rlsd": {"method": "rlsd"},
@@ -46,7 +45,7 @@ def some_right(completions, **kwargs):
     return [float(place % 2) if place // 4 % 2 else 1.0 for place in range(len(completions))]
 
 
-def run(tmp_path, task, **options):  # noqa: F811
+def run(tmp_path, task, **options):
     dataset, model = task
     args = CEPOConfig(output_dir=str(tmp_path), **(QUICK | {"optim": "sgd", "learning_rate": 0.5} | options))
     torch.manual_seed(0)
@@ -69,7 +68,7 @@ def asked(monkeypatch):
 
 
 @pytest.mark.parametrize("name", SITUATIONS)
-def test_student_log_probs_are_known_before_the_loss(tmp_path, task, name, asked, monkeypatch):  # noqa: F811
+def test_student_log_probs_are_known_before_the_loss(tmp_path, task, name, asked, monkeypatch):
     """With TRL's own log-probs of the policy that sampled, no pass is made for them, and the step is the same."""
     options = SITUATIONS[name]
     scored = run(tmp_path, task, **options)
@@ -112,7 +111,7 @@ def test_student_log_probs_are_known_before_the_loss(tmp_path, task, name, asked
         ({}, True),
     ],
 )
-def test_without_one_step_a_generation_trls_own_are_taken(tmp_path, task, options, reads, asked):  # noqa: F811
+def test_without_one_step_a_generation_trls_own_are_taken(tmp_path, task, options, reads, asked):
     """TRL has computed the log-probs of the policy that sampled for its ratio; with dropout they are no teacher's."""
     dataset, model = task
     args = CEPOConfig(output_dir=str(tmp_path), **(QUICK | {"method": "rlsd"} | options))

@@ -19,62 +19,17 @@ from cepo import CEPOConfig, CEPOTrainer, References, policy_path, reference_ans
 from cepo.methods import METHODS
 from cepo.scoring.pipeline import Pipeline
 from cepo.scoring.score import evaluating
+from tests.support.training import (
+    QUICK,
+    half_right,
+    letters,
+    logged,
+    train,
+    weights_of,
+    wrong_answers,
+)
 
 LOSSES = ["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo"]
-QUICK = {
-    "max_steps": 2,
-    "per_device_train_batch_size": 8,
-    "num_generations": 4,
-    "max_completion_length": 16,
-    "learning_rate": 1e-3,
-    "bf16": False,
-    "gradient_checkpointing": False,
-    "logging_steps": 1,
-    "save_strategy": "no",
-    "report_to": "none",
-    "disable_tqdm": True,
-}
-
-
-def letters(completions, **kwargs):
-    """A reward that any model's rollouts differ in: the share of the letter a."""
-    texts = [completion[0]["content"] for completion in completions]
-    return [text.count("a") / max(1, len(text)) for text in texts]
-
-
-def half_right(completions, **kwargs):
-    """Right or wrong, whatever they say: every other one, so that each group has both."""
-    return [0.0, 1.0] * (len(completions) // 2)
-
-
-def wrong_answers(monkeypatch):
-    """Short completions reach no answer; pretend that each rollout gave one."""
-    monkeypatch.setattr(cepo.trainer.cepo_trainer, "final_answer", lambda text, extractor: str(len(text)))
-
-
-def make(tmp_path, dataset, model=None, reward=letters, trainer_class=CEPOTrainer, peft_config=None, **options):
-    config_class = CEPOConfig if trainer_class is CEPOTrainer else GRPOConfig
-    args = config_class(output_dir=str(tmp_path / "out"), **(QUICK | options))
-    return trainer_class(model or policy_path(), reward, args, dataset, peft_config=peft_config)
-
-
-def train(*args, **options):
-    trainer = make(*args, **options)
-    trainer.train(resume_from_checkpoint=trainer.args.resume_from_checkpoint)
-    return trainer
-
-
-def weights_of(trainer):
-    return {name: parameter.detach().clone() for name, parameter in trainer.model.named_parameters()}
-
-
-def logged(trainer, key):
-    return [entry[key] for entry in trainer.state.log_history if key in entry]
-
-
-@pytest.fixture(params=["vlm", "text"])
-def task(request, figures, text_figures, text_model_path):
-    return {"vlm": (figures, policy_path()), "text": (text_figures, text_model_path)}[request.param]
 
 
 def test_grpo_is_trls_own_to_the_bit(tmp_path, task):
@@ -130,20 +85,6 @@ def test_teachers_move_the_policy_elsewhere(tmp_path, task, method, lora, monkey
         uniform = train(tmp_path, dataset, model, half_right, method="grpo", peft_config=peft_config)
         differs = [not torch.equal(weight, weights_of(uniform)[name]) for name, weight in weights_of(placed).items()]
         assert any(differs)
-
-
-@pytest.fixture
-def loss_inputs(monkeypatch):
-    """What TRL's loss was given, batch by batch."""
-    batches = []
-    compute_loss = GRPOTrainer._compute_loss
-
-    def spy(self, model, inputs):
-        batches.append(inputs)
-        return compute_loss(self, model, inputs)
-
-    monkeypatch.setattr(GRPOTrainer, "_compute_loss", spy)
-    return batches
 
 
 def test_token_advantages_reach_the_loss(tmp_path, figures, monkeypatch, loss_inputs):
@@ -322,9 +263,9 @@ def test_the_teacher_without_a_hint_is_trls_own_student(tmp_path, task, monkeypa
 def test_without_a_wrong_answer(tmp_path, figures, monkeypatch, fallback, scored):
     """No rollout announces an answer: `student` compares with P_S (RLSD), `uniform` keeps GRPO's advantage."""
     monkeypatch.setattr(cepo.trainer.cepo_trainer, "final_answer", lambda text, extractor: None)
-    trainer = train(tmp_path, figures, reward=half_right, max_steps=1, no_negative=fallback)
+    trainer = train(tmp_path, figures, reward=half_right, max_steps=1, missing_negative=fallback)
     assert logged(trainer, "cepo/rows_scored") == [scored]
-    assert logged(trainer, "cepo/fallback/no_wrong_answer") == [1.0]
+    assert logged(trainer, "cepo/fallback/no_incorrect_answer") == [1.0]
     other = train(tmp_path, figures, reward=half_right, max_steps=1, method="rlsd" if fallback == "student" else "grpo")
     for name, weight in weights_of(other).items():
         assert_close(weights_of(trainer)[name], weight)
@@ -343,11 +284,11 @@ def test_what_lasts_is_said_once(tmp_path, figures, monkeypatch, caplog):
     caplog.clear()
     trainer = train(tmp_path / "unread", figures, reward=half_right, max_steps=5)
     assert logged(trainer, "cepo/verdicts/missing") == [0.0] * 5
-    (unread,) = [record.getMessage() for record in caplog.records if "no_wrong_answer" in record.getMessage()]
+    (unread,) = [record.getMessage() for record in caplog.records if "no_incorrect_answer" in record.getMessage()]
     assert "answer_extractor" in unread
     caplog.clear()
     train(tmp_path / "short", figures, reward=half_right, max_steps=2)
-    assert not [record for record in caplog.records if "no_wrong_answer" in record.getMessage()]
+    assert not [record for record in caplog.records if "no_incorrect_answer" in record.getMessage()]
 
 
 def test_answers_are_read_as_the_option_says(tmp_path, figures):
@@ -600,7 +541,7 @@ def test_the_students_log_probs_are_not_computed_twice(tmp_path, text_figures, t
         ({"evidence_schedule": "steep"}, "steep"),
         ({"negative_reference": "best"}, "best"),
         ({"max_negatives": 0}, "max_negatives.*0"),
-        ({"no_negative": "none"}, "none"),
+        ({"missing_negative": "none"}, "none"),
         ({"hint_template": "no place"}, "hint_template"),
         ({"num_generations": 1}, "num_generations|generation"),
         ({"num_generations": 3}, "divisible"),
@@ -619,7 +560,7 @@ def test_a_grpo_config_is_refused(tmp_path, figures):
 def test_the_paper_as_a_preset_and_what_we_change(tmp_path):
     args = CEPOConfig.preset("paper", output_dir=str(tmp_path), bf16=False)
     assert (args.evidence_coefficient, args.evidence_steps, args.evidence_clip) == (0.5, 25, 0.5)
-    assert (args.negative_reference, args.no_negative, args.method) == ("lowest_reward", "student", "cepo")
+    assert (args.negative_reference, args.missing_negative, args.method) == ("lowest_reward", "student", "cepo")
     assert (args.epsilon, args.epsilon_high, args.beta) == (0.2, 0.28, 0.0)
     assert [args.coefficient_at(step) for step in (0, 5, 25)] == pytest.approx([0.5, 0.4, 0.0])
     ours = CEPOConfig(output_dir=str(tmp_path), bf16=False)

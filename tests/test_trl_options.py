@@ -11,7 +11,7 @@ from trl import GRPOConfig, GRPOTrainer
 from cepo import CEPOConfig, cli
 from cepo.methods import METHODS
 from cepo.trainer.trl_options import TRL_OPTIONS
-from tests.test_trainer import QUICK, half_right, make
+from tests.support.training import QUICK, half_right, make
 
 ADDED = {one.name for one in fields(GRPOConfig)} - {one.name for one in fields(TrainingArguments)}
 # A value that is not the default, for those that a distillation refuses.

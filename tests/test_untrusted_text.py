@@ -10,7 +10,7 @@ from cepo.data.loading import load_policy
 from cepo.data.sampling import Sampling, conversation_of, placeholder_ids, sample, sampled_groups
 from cepo.references.hints import MARK, add_hint, fill_hint
 from cepo.scoring.prompts import PromptEncoder, special_tokens, tokenizer_of, without_marks
-from tests.test_trainer import QUICK, half_right, train
+from tests.support.training import QUICK, half_right, train
 
 IMAGE, END = "<|image_pad|>", "<|im_end|>"
 

@@ -14,7 +14,7 @@ from cepo.data.evaluation import VerdictError, evaluate
 from cepo.data.loading import load_policy, load_reward_funcs
 from cepo.data.sampling import Sampling, verdicts
 from cepo.references.hints import add_hint
-from tests.test_trainer import QUICK, half_right, logged, train
+from tests.support.training import QUICK, half_right, logged, train
 
 ROWS = [{"prompt": [{"role": "user", "content": "?"}], "solution": str(n), "unit": "cm"} for n in range(4)]
 TEXTS, IDS = ["0", "5", "2", ""], [(1,), (2, 3), (4,), ()]

@@ -8,13 +8,13 @@ from torch.testing import assert_close
 from trl.rewards import accuracy_reward
 
 from cepo import MethodOptions, load_figures
-from cepo.methods import METHODS, KnownGroup
+from cepo.methods import METHODS, LabeledGroup
 from cepo.references.groups import Attempt
 from cepo.tasks.figures import first_error
+from tests.support.methods import check_a_real_step, inputs_of, placed_by
+from tests.support.training import half_right, logged, loss_inputs, make, task, train, weights_of
 
 from .reference import loops
-from .test_methods import check_a_real_step, inputs_of, placed_by
-from .test_trainer import half_right, logged, loss_inputs, make, task, train, weights_of
 
 __all__ = ["loss_inputs", "task"]  # fixtures
 
@@ -23,8 +23,8 @@ def advantages_of(lengths, correct, errors, *, row=None, prompt_tokens=0, **own)
     attempts = [Attempt("7", 0.0, verdict, "", error) for verdict, error in zip(correct, errors, strict=True)]
     tokens = [["x"] * length for length in lengths]
     options = MethodOptions(method="vppo", first_error_reward="given", method_kwargs=own)
-    group = KnownGroup(row or {}, tokens, attempts, [0.0] * len(attempts), prompt_tokens)
-    return METHODS["vppo"].labels(group, options)
+    group = LabeledGroup(row or {}, tokens, attempts, [0.0] * len(attempts), prompt_tokens)
+    return METHODS["vppo"].token_values(group, options)
 
 
 def test_by_hand():
@@ -103,8 +103,8 @@ def test_the_figures_task_knows_the_first_error():
     assert first_error(row, slipped) == 9
     misread = ["60", " and", " 5", "7", " leave", " 63", *right[5:]]
     assert first_error(row, misread) == 2  # where the wrong number begins
-    group = KnownGroup(row, [right, slipped], [Attempt("7", 1.0, True), Attempt("8", 0.0, False)], [0.7, -0.7], 0)
-    found = METHODS["vppo"].labels(group, MethodOptions(method="vppo"))
+    group = LabeledGroup(row, [right, slipped], [Attempt("7", 1.0, True), Attempt("8", 0.0, False)], [0.7, -0.7], 0)
+    found = METHODS["vppo"].token_values(group, MethodOptions(method="vppo"))
     mean = (1 + 0.5 * 9 / 11) / 2
     assert found[1] == pytest.approx([0.5 - mean] * 9 + [-mean] * 2)
 

@@ -9,10 +9,10 @@ if TYPE_CHECKING:
     from .data.evaluation import Accuracy, Evaluation, evaluate, evaluate_accuracy
     from .data.rewards import answer_reward
     from .methods import METHODS, Method, MethodOptions
-    from .references.choosing import choose_references
     from .references.equality import same_answer
     from .references.extraction import final_answer, reference_answer
     from .references.groups import Attempt, References
+    from .references.negatives import choose_references
     from .tasks.figures import load_figures, policy_path
     from .trainer.cepo_config import CEPOConfig
     from .trainer.cepo_trainer import CEPOTrainer
@@ -25,7 +25,7 @@ _HOME = {
     "credit": "",
     "Attempt": "references.groups",
     "References": "references.groups",
-    "choose_references": "references.choosing",
+    "choose_references": "references.negatives",
     "answer_reward": "data.rewards",
     "final_answer": "references.extraction",
     "reference_answer": "references.extraction",

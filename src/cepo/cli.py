@@ -112,7 +112,7 @@ def _run(command: str, arguments: list[str], traceback: bool) -> int:
         return 2
     from .data.checks import DatasetError
     from .data.reward_validation import RewardError
-    from .trainer.guarded import GradientError
+    from .trainer.nonfinite_gradients import GradientError
 
     try:
         return job(PlainConsole(soft_wrap=True))

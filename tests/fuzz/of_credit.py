@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 
 from cepo import credit
 from cepo.methods.options import MethodOptions
-from cepo.methods.placement import PlacementInputs
 from cepo.methods.registry import METHODS
+from cepo.methods.token_advantages import CreditInputs
 
 from ..reference import loops
 from .properties import examples
@@ -116,7 +116,7 @@ CONSTANTS = {
             "highest": st.floats(0, 3),
         }
     ),
-    "cepo_added": st.fixed_dictionaries(
+    "cepo_additive": st.fixed_dictionaries(
         {"prior": st.floats(0.001, 3), "eta": st.floats(0, 3), "tau": st.floats(1e-3, 5)}
     ),
     "cscr": st.fixed_dictionaries(
@@ -166,13 +166,13 @@ def placements(draw, name):
     values = values.masked_fill(unscorable, 0.0).masked_fill(~scored.unsqueeze(-1), 0.0)
     own = torch.tensor(rows_of(draw, st.one_of(st.floats(-8, 8, width=32), st.just(0.0)), rows))
     verdicts = torch.tensor(rows_of(draw, st.sampled_from([1.0, 0.0, -1.0]), rows))
-    return MethodOptions(**options), PlacementInputs(own, values, mask, scored, verdicts, unscorable)
+    return MethodOptions(**options), CreditInputs(own, values, mask, scored, verdicts, unscorable)
 
 
 def placement(drawn, step):
     """What every method promises, and what each does."""
     options, inputs = drawn
-    placed = options.chosen.place(inputs, options, step)
+    placed = options.method_spec.place(inputs, options, step)
     found, base, mask = placed.advantages, placed.rollout_advantages.unsqueeze(-1), inputs.mask
     for values in (found, placed.in_loss, placed.shift, placed.scale, placed.rollout_advantages):
         assert values.isfinite().all(), values
@@ -182,7 +182,7 @@ def placement(drawn, step):
     assert not (placed.moved & ~mask).any()
     if options.negative_advantage_weight == 0:
         assert (found[base.expand_as(found) < 0] == 0).all()
-    if options.chosen.facts.sign.startswith("yes"):
+    if options.method_spec.facts.sign.startswith("yes"):
         assert (found * base >= 0).all()
     bound = bounds_of(options, step)
     if bound is not None:
@@ -200,7 +200,7 @@ def placement(drawn, step):
         read = mask & inputs.scored.unsqueeze(-1)
         assert ((found - base)[read].abs() <= weight * most * (1 + 1e-5) + 1e-5).all()
         assert (found[~read] == 0).all()
-    if options.method == "cepo_added":
+    if options.method == "cepo_additive":
         own, read = options.constants, mask & inputs.scored.unsqueeze(-1)
         factor = torch.where(inputs.advantages < 0, options.negative_advantage_weight, 1.0)
         most = (factor * (own.prior * inputs.advantages.abs() + own.eta)).unsqueeze(-1).expand_as(found)

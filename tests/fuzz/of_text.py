@@ -14,11 +14,9 @@ from cepo.data.escape import escape, one_line
 from cepo.inspection.console import PlainConsole
 from cepo.inspection.page import _json
 from cepo.inspection.tables import markdown_text
-from cepo.methods.method import Tools
+from cepo.methods.method import StageContext
 from cepo.methods.options import MethodOptions
 from cepo.methods.rlcsd import METHOD as RLCSD
-from cepo.references.choosing import choose_references
-from cepo.references.contents import HintContent, with_contents
 from cepo.references.equality import same_answer
 from cepo.references.extraction import (
     EXTRACTORS,
@@ -29,7 +27,9 @@ from cepo.references.extraction import (
     text_of_completion,
 )
 from cepo.references.groups import Attempt
+from cepo.references.hint_content import HintContent, with_contents
 from cepo.references.hints import MARK, add_hint, fill_hint
+from cepo.references.negatives import choose_references
 
 from .properties import examples
 
@@ -179,7 +179,7 @@ def references(attempts, rule, most, solution):
         assert one.positive == reference_answer(solution)
         assert len(one.negatives) == len(one.sources) <= most
         assert set(one.sources) <= rejected
-        assert bool(one.negatives) or one.fallback in ("no_rejected", "no_wrong_answer")
+        assert bool(one.negatives) or one.fallback in ("no_rejected", "no_incorrect_answer")
         for negative, source in zip(one.negatives, one.sources, strict=True):
             assert negative == attempts[source].answer
             assert normalised(negative) != normalised(one.positive)
@@ -216,7 +216,7 @@ def siblings(attempts, solution, seed, most):
     options = MethodOptions(method="rlcsd", max_negatives=most)
 
     def drawn():
-        return RLCSD.references(attempts, solution, options, Tools(lambda text, *_: text, random.Random(seed)))
+        return RLCSD.references(attempts, solution, options, StageContext(lambda text, *_: text, random.Random(seed)))
 
     found = drawn()
     assert found == drawn()
@@ -252,7 +252,7 @@ def contents(attempts, solution, rule, positive, negative, part):
             assert after == before
         if positive == "solution":
             assert after.positive == (solution if part == "whole" else cut(solution, part, 5))
-        if positive == "rollout" and part == "whole" and after.fallback != "no_right_rollout":
+        if positive == "rollout" and part == "whole" and after.fallback != "no_correct_rollout":
             assert after.positive in others - {attempt.text}
         if negative == "rollout" and part == "whole":
             told = zip(after.negatives, before.negatives, strict=True)

@@ -15,7 +15,7 @@ SIZES = (2, 3, 4, 6, 12)
 LABELLED = ("oracle", "vppo")
 DISTILLING = ("opsd", "sdpo")
 METHODS = (
-    *("cepo", "cepo_added", "rlsd", "grpo", "opsd", "sdpo", "rlcsd", "rlrt", "cscr", "pbsd", "distilled_rl"),
+    *("cepo", "cepo_additive", "rlsd", "grpo", "opsd", "sdpo", "rlcsd", "rlrt", "cscr", "pbsd", "distilled_rl"),
     *LABELLED,
 )
 # How the rewards of a batch lie.
@@ -116,7 +116,7 @@ def _options(method: str, rng: Random) -> dict[str, Any]:
     if rng.random() < 0.3:
         options["log_completions"] = True
     if rng.random() < 0.15:
-        options["credit_samples_every"] = 1
+        options["credit_page_steps"] = 1
     if rng.random() < 0.5:
         options["teacher_batch_tokens"] = rng.choice((150, 400))
     if rng.random() < 0.3:
@@ -141,7 +141,7 @@ def _options(method: str, rng: Random) -> dict[str, Any]:
         options |= {
             "negative_reference": rng.choice(("lowest_reward", "most_common", "own", "mixture", "own_or_mixture")),
             "max_negatives": rng.choice((1, 4)),
-            "no_negative": rng.choice(("student", "uniform")),
+            "missing_negative": rng.choice(("student", "uniform")),
             "negative_content": rng.choice(("answer", "rollout")),
             "positive_content": rng.choice(("answer", "solution", "rollout")),
             "evidence_steps": rng.choice((1, 50)),  # after one step it is GRPO

@@ -85,7 +85,7 @@ def rlcsd(advantages, evidence, mask, read, tau, strength, threshold, lowest, hi
     return table, selected
 
 
-def cepo_added(advantages, evidence, mask, read, verdicts, prior, eta, tau, weight=1.0):
+def cepo_additive(advantages, evidence, mask, read, verdicts, prior, eta, tau, weight=1.0):
     """Token advantages, `negative_advantage_weight` included."""
     table = []
     for advantage, row, row_mask, was_read, verdict in zip(advantages, evidence, mask, read, verdicts, strict=True):

@@ -63,7 +63,7 @@ CASES: dict[str, dict[str, Any]] = {
     "saved": {**_EMA, "max_steps": 4, "save_strategy": "steps", "save_steps": 1},
     "resumed": {**_EMA, "max_steps": 4, "resume": "saved/checkpoint-2"},
 }
-# Labels of tokens need whole groups on each process: three processes have one each, two would cut the second in half.
+# Values of tokens need whole groups on each process: three processes have one each, two would cut the second in half.
 LABELLED = {name: {"method": name} for name in ("oracle", "vppo")}
 # The loss of the first process is no number in the second step.
 SPOILT = {"spoilt": {**_EMA, "spoil": [1], "lr_scheduler_type": "constant"}}

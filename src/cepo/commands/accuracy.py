@@ -17,7 +17,7 @@ from ..data.sampling import Sampling
 from ..trainer.arguments import TrainArguments
 from ..trainer.cepo_trainer import CEPOTrainer
 from ..trainer.checkpoints import STATE_FILE
-from ..trainer.layout import whole_policy
+from ..trainer.sharding import whole_policy
 
 
 @dataclass(frozen=True)

@@ -29,8 +29,8 @@ from ..planning.memory import PHASES, Layout, Lengths, Memory, memory_of
 from ..planning.models import Skeleton, find_config
 from ..trainer.arguments import CommandLine, TrainArguments, load_data, parse
 from ..trainer.cepo_config import CEPOConfig
-from ..trainer.layout import NO_FSDP1
-from ..trainer.refusals import check_whole_groups
+from ..trainer.sharding import NO_FSDP1
+from ..trainer.validation import check_whole_groups
 from .launch import accelerate_options
 
 _GIB = 2**30
@@ -149,7 +149,7 @@ def _describe(args: CEPOConfig, model_args: ModelConfig, layout: Layout, finding
     ]
     with findings.trying():
         check_whole_groups(args, layout.processes)
-    if layout.engine == "fsdp1" and (args.chosen.needs_teachers or args.distils_whole):
+    if layout.engine == "fsdp1" and (args.method_spec.needs_teachers or args.uses_divergence_loss):
         findings.problems.append(NO_FSDP1)
     if args.use_vllm:
         findings.unseen.append("vLLM, which is not asked here")
@@ -195,7 +195,7 @@ def _look_at_data(
         findings.problems.append(str(error))
     if isinstance(data, Dataset):
         rows = len(data)
-        needs_solution = args.chosen.needs_solution or need_solutions(functions)
+        needs_solution = args.method_spec.needs_solution or need_solutions(functions)
         with findings.trying():
             for function in functions[:1]:
                 line, _ = check_verifier(function, data, args.answer_extractor)

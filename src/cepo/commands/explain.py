@@ -23,12 +23,12 @@ from ..inspection.evidence_statistics import evidence_statistics
 from ..inspection.hint_following import hint_following
 from ..inspection.inspect import Inspected, Variant, all_variants, inspect_with
 from ..inspection.page import credit_page
-from ..inspection.shown import explain_options, show
 from ..inspection.tables import counted
 from ..inspection.terminal import print_credit, statistics_table
+from ..inspection.view_model import explain_options, show
 from ..methods.registry import METHODS, find_method
-from ..references.choosing import DEFAULT_RULE
 from ..references.groups import Group
+from ..references.negatives import DEFAULT_RULE
 from ..tasks.figures import NAME as FIGURES
 from ..tasks.figures import filler_tokens, policy_path, problem_of
 from . import quiet_libraries
@@ -310,7 +310,9 @@ def _statistics(
     with console.status("scoring the rollouts under their hints"):
         inspected = _inspect(options, job, groups, [selected], options.temperature or 1.0)
     credit = [[one.credit[selected] for one in rollouts] for rollouts in inspected]
-    found = evidence_statistics(job.processing_class, groups, credit, signed=selected.method.signed, seed=options.seed)
+    found = evidence_statistics(
+        job.processing_class, groups, credit, signed=selected.method.evidence_is_signed, seed=options.seed
+    )
     with console.status("does the model follow its hints?"):
         followed = hint_following(job.model, job.processing_class, groups, credit, selected.options, _sampling(options))
     console.print(statistics_table(selected.name, found, followed))

@@ -71,7 +71,7 @@ class Progress(TrainerCallback):
         if length is not None:
             self._sampled.append((state.global_step, time.monotonic()))
         each = args.per_device_train_batch_size * args.world_size * args.gradient_accumulation_steps
-        values = {"reward": logs.get("reward"), "right": logs.get("cepo/right")}
+        values = {"reward": logs.get("reward"), "right": logs.get("cepo/correct")}
         values |= {"lambda": logs.get("cepo/coefficient"), "length": length}
         rate, left = self._rate(each / args.num_iterations), self._left(state.max_steps - state.global_step)
         self._show(state.global_step, state.max_steps, values, rate, left)

@@ -31,10 +31,10 @@ from ..trainer.arguments import Sources, TrainArguments, check_sources, parse, r
 from ..trainer.cepo_config import CEPOConfig
 from ..trainer.cepo_trainer import CEPOTrainer
 from ..trainer.checkpoints import CheckpointError, check_output_dir, last_whole_checkpoint
-from ..trainer.guarded import GradientError
-from ..trainer.layout import is_sharded
 from ..trainer.model_card import RunFacts
+from ..trainer.nonfinite_gradients import GradientError
 from ..trainer.resume_options import DATA_OPTIONS
+from ..trainer.sharding import is_sharded
 from . import quiet_libraries
 from .accuracy import AccuracyCurve, BeforeTraining, Measure, Measured
 from .curves import draw_curves
@@ -121,7 +121,7 @@ def _train(
     trainer.add_callback(before)
 
     trainer.remove_callback(PrinterCallback)
-    interrupt = StopOnInterrupt(console, trainer._processes.most_of)
+    interrupt = StopOnInterrupt(console, trainer._processes.all_reduce_max)
     # TRL prints its tables of completions past the console, through a line that changes.
     progress = Progress(console, live=False if args.log_completions else None)
     trainer.add_callback(progress)
@@ -297,7 +297,7 @@ def _print_next(script_args: TrainArguments, args: CEPOConfig, console: Console)
         rest += ["--method", args.method]
         if constants is not None:
             rest += ["--method_kwargs", constants if isinstance(constants, str) else json.dumps(constants)]
-    elif args.method not in (CEPOConfig.method, "grpo") and not args.chosen.needs_other_model:
+    elif args.method not in (CEPOConfig.method, "grpo") and not args.method_spec.needs_other_model:
         rest += ["--show", args.method]
     command = shlex.join(["cepo", "explain", *rest])
     console.print(f"Which tokens get the credit: {command}", highlight=False, markup=False, soft_wrap=True)

@@ -184,8 +184,8 @@ def _check(arms: Sequence[Arm]) -> tuple[dict[str, dict[str, Any]], list[str]]:
         with _named(arm.name):
             parsed[arm.name] = parse(command_line({**arm.options, "output_dir": "unused"}))
     for name, (script_args, training_args, model_args) in parsed.items():
-        method = training_args.chosen
-        source = (script_args, model_args, method.needs_solution, method.refuses)
+        method = training_args.method_spec
+        source = (script_args, model_args, method.needs_solution, method.check_dataset)
         if source in seen:
             continue
         seen.append(source)

@@ -222,7 +222,7 @@ def check_method(dataset: Any, options: MethodOptions) -> None:
     Raises:
         DatasetError: Naming the method and its reason.
     """
-    refuses = options.chosen.refuses
+    refuses = options.method_spec.check_dataset
     reason = refuses and refuses(dataset.column_names or [], options)
     if reason:
         raise DatasetError(f"method={options.method!r} cannot train on this data set: {reason}")

@@ -15,7 +15,7 @@ from datasets import Dataset
 from scipy.stats import norm, t
 from transformers import PreTrainedModel, ProcessorMixin
 
-from ..methods.knowledge import knowledge_of
+from ..methods.token_labels import token_labels_of
 from ..references.groups import Ids
 from ..scoring.entropy import token_entropies
 from ..scoring.prompts import PromptEncoder, token_texts
@@ -339,7 +339,7 @@ def entropy_of(
     prompts = [encoder.prompt(conversation_of(row, processing_class)) for row in rows]
     requests = [Request(place, prompts[place].ids, completions[index]) for place, index in enumerate(indices)]
     found = token_entropies(model, prompts, requests, temperature=sampling.temperature) if requests else []
-    known = knowledge_of(dataset[0])
+    known = token_labels_of(dataset[0])
     sums: list[tuple[int, tuple[float, int], tuple[float, int]]] = []
     for index, row, request, values in zip(indices, rows, requests, found, strict=True):
         texts = token_texts(processing_class, request.completion)

@@ -159,7 +159,7 @@ def _of_completions(model: PreTrainedModel, **inputs: Any) -> Found:
     return output.log_probs, output.entropy
 
 
-def why_not_shared(model: PreTrainedModel, *, checkpoints: bool) -> str | None:
+def sharing_unsupported_reason(model: PreTrainedModel, *, checkpoints: bool) -> str | None:
     """What keeps a model's prompts from being shared, as far as its structure tells; None if nothing does.
 
     Args:

@@ -18,14 +18,14 @@ from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, uns
 
 from ..distillation.losses import DistillationBatch
 from ..scoring.head import Head, sampled_log_probs
-from ..scoring.requests import TOKEN_TYPES, distinct_prompts, why_not_branched
+from ..scoring.requests import TOKEN_TYPES, distinct_prompts, prefix_cache_unsupported_reason
 from ..scoring.score import has_dropout
 from ..trainer.batches import Batch, images_of_rows, known_images, select_rows
-from ..trainer.layout import checkpoints_activations, inner_model, is_sharded
+from ..trainer.sharding import checkpoints_activations, inner_model, is_sharded
 from .generation import PrefixSharingGenerator, SharedPrompts
 from .image_features import ImageFeatures
 from .prefix_cache import branched_states, why_trial_failed
-from .shared_rows import Found, Rows, branched, difference, distinct, packed, packing_pays, why_not_shared
+from .shared_rows import Found, Rows, branched, difference, distinct, packed, packing_pays, sharing_unsupported_reason
 
 _logger = logging.getLogger(__name__)
 
@@ -127,7 +127,7 @@ class PromptSharing:
         reason = "weights are sharded" if is_sharded(self._trainer) else None
         if reason is None and has_dropout(self._trainer.model):
             reason = "dropout would be the same for all rollouts of a prompt"
-        reason = reason or why_not_shared(inner, checkpoints=checkpoints)
+        reason = reason or sharing_unsupported_reason(inner, checkpoints=checkpoints)
         if self._trainer.args.shared_prompt_update == "always":
             if reason is not None:
                 raise ValueError(f"shared_prompt_update='always': {reason}; take 'auto'")
@@ -145,7 +145,7 @@ class PromptSharing:
         if self._off:
             return batch
         inner = inner_model(self._trainer, self._trainer.model)
-        if why_not_branched(batch.prompts, [*batch.student, *batch.teacher]) is not None:
+        if prefix_cache_unsupported_reason(batch.prompts, [*batch.student, *batch.teacher]) is not None:
             return batch
         if self.shares is None and checkpoints_activations(inner):
             self._say("the update runs every prompt once per rollout: gradient checkpointing leaves no cache.")

@@ -37,7 +37,7 @@ class Variant:
 
     @property
     def method(self) -> Method:
-        return self.options.chosen
+        return self.options.method_spec
 
     @property
     def rule(self) -> str | None:
@@ -63,7 +63,7 @@ def make_variant(method: str, given: Mapping[str, Any], own: Mapping[str, Any]) 
         own: What makes the variant, over these.
     """
     options = MethodOptions(**{**readable(given, method), **own, "method": method})
-    words = [options.chosen.name, *map(str, own.values())]
+    words = [options.method_spec.name, *map(str, own.values())]
     rule = own.get("negative_reference", "")
     return Variant(" ".join(words) + (f" of {options.max_negatives}" if "mixture" in rule else ""), options)
 
@@ -87,15 +87,15 @@ def all_variants(
     names = [*METHODS, *([chosen] if chosen and chosen not in METHODS else [])]
     variants = []
     for name in sorted(names, key=lambda name: name != "grpo"):
-        method = METHODS[name] if name in METHODS else MethodOptions(method=name).chosen
+        method = METHODS[name] if name in METHODS else MethodOptions(method=name).method_spec
         if method.needs_other_model and "teacher_model_name_or_path" not in given:
             continue
         its = {**given, "method_kwargs": constants} if name == chosen else given
-        if method.labels is not None:
+        if method.token_values is not None:
             if columns is None:
                 continue
             options = MethodOptions(**{**readable(its, name), "method": name})
-            reason = method.refuses and method.refuses(columns, options)
+            reason = method.check_dataset and method.check_dataset(columns, options)
             if reason and name == chosen:
                 raise ValueError(f"method {method.name!r} has nothing to say of this data set: {reason}")
             if reason:
@@ -118,8 +118,8 @@ class Credit:
         positive, negative: (T,) log P_T+ and the log of what stands against it [nats]; None where not read.
         evidence: (T,) [nats]; 0 where not read.
         advantages: (T,) A_t.
-        shift: (T,) (A_t - A) as a share of the placement's scale, see `Placement.shift`.
-        moved, at_bound: (T,) bool, see `Placement`.
+        shift: (T,) (A_t - A) as a share of the placement's scale, see `TokenAdvantages.shift`.
+        moved, at_bound: (T,) bool, see `TokenAdvantages`.
         scale: The |A_t - A| of a shift of 1.
         rollout_advantage: A, GRPO's or the method's own.
     """

@@ -3,10 +3,10 @@
 import json
 from collections.abc import Sequence
 
-from ..methods.placement import NEAR
+from ..methods.token_advantages import NEAR
 from .inspect import Variant
-from .shown import Shown, explain_variant
 from .tables import markdown_table, markdown_text
+from .view_model import Shown, explain_variant
 
 _VERDICT = {True: "right", False: "wrong", None: "no verdict"}
 

@@ -16,11 +16,11 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.sampling import images_of_messages, text_of_messages
-from ..methods.placement import NEAR
+from ..methods.token_advantages import NEAR
 from ..references.extraction import reference_answer
 from ..references.groups import Attempt
 from .inspect import Credit, Variant
-from .shown import Shown, explain_options, explain_references, explain_rule, explain_variant
+from .view_model import Shown, explain_options, explain_references, explain_rule, explain_variant
 
 _LARGEST_SIDE = 1024  # pixels; larger images are shown smaller
 

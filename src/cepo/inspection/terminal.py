@@ -9,11 +9,11 @@ from rich.table import Table
 from rich.text import Text
 
 from ..data.sampling import text_of_messages
-from ..methods.placement import NEAR
+from ..methods.token_advantages import NEAR
 from .evidence_statistics import KINDS, SIGN_TOLERANCE
 from .inspect import Credit, Variant
-from .shown import Shown, explain_references, explain_variant, share_not_moved
 from .tables import interval, plain_table
+from .view_model import Shown, explain_references, explain_variant, share_not_moved
 
 _MORE, _LESS = (32, 102, 186), (204, 102, 0)
 _VERDICT = {True: "right", False: "wrong", None: "no verdict"}

@@ -1,23 +1,23 @@
 """The methods, one file each: what teachers are told, evidence, placement, options. Imports references, credit.py."""
 
-from .method import OTHER_MODEL, STUDENT, Context, Evidence, Facts, KnownGroup, Method, Tools
+from .method import OTHER_MODEL, STUDENT, Context, Evidence, LabeledGroup, Method, MethodDoc, StageContext
 from .options import MethodOptions
-from .placement import Placement, PlacementInputs
 from .registry import METHODS, find_method, register_method
+from .token_advantages import CreditInputs, TokenAdvantages
 
 __all__ = [
     "METHODS",
     "OTHER_MODEL",
     "STUDENT",
     "Context",
+    "CreditInputs",
     "Evidence",
-    "Facts",
-    "KnownGroup",
+    "LabeledGroup",
     "Method",
+    "MethodDoc",
     "MethodOptions",
-    "Placement",
-    "PlacementInputs",
-    "Tools",
+    "StageContext",
+    "TokenAdvantages",
     "find_method",
     "register_method",
 ]

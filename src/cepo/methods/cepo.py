@@ -2,10 +2,10 @@
 
 from typing import get_args
 
-from ..references.choosing import NegativeRule
 from ..references.groups import References
-from .method import RIGHT_AND_WRONG, STUDENT, TEACHER, Context, Facts, Method, right_and_wrong_answers
-from .reweighting import FACTS_OF_WEIGHTS, SCHEDULE, reweighted
+from ..references.negatives import NegativeRule
+from .method import CONTRAST_OPTIONS, STUDENT, TEACHER, Context, Method, MethodDoc, correct_and_incorrect_answers
+from .reweighting import REWEIGHTING_DOC, SCHEDULE, reweighted
 from .shared_options import SharedOptions
 
 
@@ -13,27 +13,27 @@ def contexts(references: References, options: SharedOptions) -> list[Context]:
     """r+, then every r-; without any, P_S takes the place of P_T- (RLSD) or the rollout keeps its advantage (GRPO)."""
     if references.negatives:
         return [references.positive, *references.negatives]
-    return [references.positive, STUDENT] if options.no_negative == "student" else []
+    return [references.positive, STUDENT] if options.missing_negative == "student" else []
 
 
 METHOD = Method(
     name="cepo",
     summary="more where a token speaks for r+ against r-",
     source="arXiv 2605.19436",
-    facts=Facts(
+    facts=MethodDoc(
         formula="A [(1 - λ) + λ clip((P_T+ / P_T-)^sign(A), 1 - ε, 1 + ε)]",
         told="r+; each r-",
         passes="1 + K; 2 with one r-",
-        **FACTS_OF_WEIGHTS,
+        **REWEIGHTING_DOC,
     ),
-    options=frozenset({*SCHEDULE, *RIGHT_AND_WRONG, *TEACHER}),
-    references=right_and_wrong_answers,
+    options=frozenset({*SCHEDULE, *CONTRAST_OPTIONS, *TEACHER}),
+    references=correct_and_incorrect_answers,
     contexts=contexts,
-    placement=reweighted,
+    assign_credit=reweighted,
     presets={
         "paper": {
             "negative_reference": "lowest_reward",
-            "no_negative": "student",
+            "missing_negative": "student",
             "evidence_coefficient": 0.5,
             "evidence_steps": 25,
             "evidence_schedule": "linear",

@@ -19,9 +19,9 @@ from torch import Tensor
 
 from ..credit import evidence, unscorable
 from ..references.groups import Attempt, References
-from .method import STUDENT, TEACHER, Context, Evidence, Facts, Method, Tools
-from .placement import Placement, PlacementInputs, mean_of_tokens
+from .method import STUDENT, TEACHER, Context, Evidence, Method, MethodDoc, StageContext
 from .shared_options import SharedOptions
+from .token_advantages import CreditInputs, TokenAdvantages, mean_of_tokens
 
 HINT_TEMPLATE = "\n\n{answer}"
 SAID_RIGHT, SAID_WRONG = "The answer that follows is correct.", "The answer that follows is wrong."
@@ -52,7 +52,7 @@ def references(
     attempts: Sequence[Attempt],
     solution: str,  # noqa: ARG001
     options: SharedOptions,  # noqa: ARG001
-    tools: Tools,  # noqa: ARG001
+    tools: StageContext,  # noqa: ARG001
 ) -> list[References]:
     """The two outcomes, the same for every rollout."""
     return [References(SAID_RIGHT, (SAID_WRONG,))] * len(attempts)
@@ -77,7 +77,7 @@ def sensitivity(logps: Tensor, present: Tensor) -> Evidence:
     return Evidence(values.masked_fill(unread.unsqueeze(-1), 0.0), missing, ~unread, right, wrong)
 
 
-def damped(inputs: PlacementInputs, options: SharedOptions, step: int) -> Placement:  # noqa: ARG001
+def damped(inputs: CreditInputs, options: SharedOptions, step: int) -> TokenAdvantages:  # noqa: ARG001
     """A w_t, with weights of mean 1 over the trained tokens of a rollout."""
     own: Constants = options.constants
     raw = (-own.rate * (inputs.evidence - own.threshold).clamp(min=0)).exp()
@@ -87,14 +87,14 @@ def damped(inputs: PlacementInputs, options: SharedOptions, step: int) -> Placem
     weights = bounded / mean_of_tokens(bounded, found).clamp(min=own.floor).unsqueeze(-1)
     weights = torch.where(inputs.scored.unsqueeze(-1) & found, weights, 1.0).to(inputs.advantages.dtype)
     advantages = inputs.advantages.unsqueeze(-1) * weights
-    return Placement.of(inputs, advantages, raw < own.floor)
+    return TokenAdvantages.of(inputs, advantages, raw < own.floor)
 
 
 METHOD = Method(
     name="cscr",
     summary="less where an asserted outcome, right or wrong, moves it; the sum is kept",
     source="arXiv 2607.27888",
-    facts=Facts(
+    facts=MethodDoc(
         formula="A u_t / mean(u), u_t = max(floor, exp(-rate c_t)), c_t = max(|log P_T+/P_S|, |log P_T-/P_S|)",
         told="that the answer is right; that it is wrong",
         sign="yes",
@@ -105,8 +105,8 @@ METHOD = Method(
     references=references,
     contexts=contexts,
     evidence=sensitivity,
-    placement=damped,
+    assign_credit=damped,
     constants=Constants,
-    signed=False,
+    evidence_is_signed=False,
     defaults={"hint_template": HINT_TEMPLATE},
 )

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from ..references.groups import Attempt, References
-from .method import OTHER_MODEL, STUDENT, Context, Facts, Method, Tools
-from .placement import Placement, PlacementInputs, mean_of_tokens
+from .method import OTHER_MODEL, STUDENT, Context, Method, MethodDoc, StageContext
 from .shared_options import SharedOptions
+from .token_advantages import CreditInputs, TokenAdvantages, mean_of_tokens
 
 # Beyond this [nats] a ratio is at its bound whatever it is.
 _LARGEST = 80.0
@@ -55,7 +55,7 @@ def references(
     attempts: Sequence[Attempt],
     solution: str,  # noqa: ARG001
     options: SharedOptions,  # noqa: ARG001
-    tools: Tools,  # noqa: ARG001
+    tools: StageContext,  # noqa: ARG001
 ) -> list[References]:
     """None: the teacher is told nothing."""
     return [References("", ())] * len(attempts)
@@ -71,7 +71,7 @@ def weighed_ones(advantages: Tensor, verdicts: Tensor, options: SharedOptions) -
     return options.constants.weighs(advantages)
 
 
-def by_ratio(inputs: PlacementInputs, options: SharedOptions, step: int) -> Placement:  # noqa: ARG001
+def by_ratio(inputs: CreditInputs, options: SharedOptions, step: int) -> TokenAdvantages:  # noqa: ARG001
     """A w_t, clipped first and then normalised, so that w lies in [1 / ratio_clip^2, ratio_clip^2]."""
     own: Constants = options.constants
     raw = inputs.evidence.clamp(-_LARGEST, _LARGEST).exp()
@@ -86,14 +86,14 @@ def by_ratio(inputs: PlacementInputs, options: SharedOptions, step: int) -> Plac
     advantages = (inputs.advantages.unsqueeze(-1) * weights).masked_fill(~inputs.mask, 0.0)
     at_bound = (clipped != raw) & inputs.mask & weighed
     scale = (own.ratio_clip - 1) * inputs.advantages.abs()
-    return Placement(advantages, inputs.advantages, scale, at_bound, inputs.mask)
+    return TokenAdvantages(advantages, inputs.advantages, scale, at_bound, inputs.mask)
 
 
 METHOD = Method(
     name="distilled_rl",
     summary="where A > 0, more if another, stronger model finds it likelier",
     source="arXiv 2607.17247",
-    facts=Facts(
+    facts=MethodDoc(
         formula="A c_t / geometric mean of c, c_t = clip(P_T / P_S, 1/3, 3), where A > 0, else A",
         told="nothing; it is another model",
         sign="yes",
@@ -103,8 +103,8 @@ METHOD = Method(
     options=frozenset({"teacher_model_name_or_path"}),
     references=references,
     contexts=contexts,
-    selects=weighed_ones,
-    placement=by_ratio,
+    rollout_filter=weighed_ones,
+    assign_credit=by_ratio,
     constants=Constants,
     needs_other_model=True,
 )

@@ -6,7 +6,7 @@ from .shared_options import SharedOptions
 
 OPTIONS = frozenset(
     {
-        *("hint_template", "positive_content", "positive_part", "content_tokens"),
+        *("hint_template", "positive_content", "positive_part", "hint_max_tokens"),
         *TEACHER,
         *("divergence", "divergence_beta", "divergence_top_k", "importance_clip"),
     }
@@ -21,6 +21,6 @@ FACTS = {
 
 def contexts(references: References, options: SharedOptions) -> list[Context]:
     """One teacher, that is told the positive content; none where it was to be a right rollout and there is none."""
-    if references.fallback == "no_right_rollout":
+    if references.fallback == "no_correct_rollout":
         return []
     return [references.positive, STUDENT] if options.divergence == "sampled" else [references.positive]

@@ -9,7 +9,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 _NAMES = {int: "a whole number", float: "a number", bool: "true or false", str: "text", NoneType: "none"}
 
 
-def check_kinds(owner: type, values: Mapping[str, Any]) -> None:
+def check_types(owner: type, values: Mapping[str, Any]) -> None:
     """Refuse values that are not what the annotations of a dataclass say, and numbers that are none.
 
     Annotations other than plain types, choices and unions of these say nothing here.

@@ -17,12 +17,12 @@ from typing import Any
 from torch import Tensor
 
 from ..credit import evidence, mean_probability, unscorable
-from ..references.choosing import choose_references
-from ..references.contents import Part, with_contents
 from ..references.extraction import reference_answer
 from ..references.groups import Attempt, References
-from .placement import Place, Placement, PlacementInputs, negative_weights, uniform
+from ..references.hint_content import Part, with_contents
+from ..references.negatives import choose_references
 from .shared_options import SharedOptions
+from .token_advantages import AssignCredit, CreditInputs, TokenAdvantages, negative_weights, uniform
 
 
 class Unhinted(Enum):
@@ -40,15 +40,15 @@ Context = str | Unhinted | None
 
 # The shared options of methods with teachers: whose weights these have.
 TEACHER = ("teacher", "teacher_sync_steps", "teacher_ema_decay")
-# Those of methods with `right_and_wrong_answers`: whose answer is r-, and what hints say.
-RIGHT_AND_WRONG = (
-    *("negative_reference", "max_negatives", "no_negative", "hint_template", "content_tokens"),
+# Those of methods with `correct_and_incorrect_answers`: whose answer is r-, and what hints say.
+CONTRAST_OPTIONS = (
+    *("negative_reference", "max_negatives", "missing_negative", "hint_template", "hint_max_tokens"),
     *("positive_content", "negative_content", "positive_part", "negative_part"),
 )
 
 
 @dataclass(frozen=True)
-class Tools:
+class StageContext:
     """What a references stage may use besides a group.
 
     Attributes:
@@ -79,7 +79,7 @@ class Evidence:
 
 
 @dataclass(frozen=True)
-class KnownGroup:
+class LabeledGroup:
     """A whole group for a method that asks what is known of its tokens, rather than teachers.
 
     Attributes:
@@ -99,17 +99,19 @@ class KnownGroup:
 
 # References stage -----------------------------------------------------------------------------------------------------
 
-MakeReferences = Callable[[Sequence[Attempt], str, SharedOptions, Tools], list[References]]
+MakeReferences = Callable[[Sequence[Attempt], str, SharedOptions, StageContext], list[References]]
 
 
-def right_answer(attempts: Sequence[Attempt], solution: str, options: SharedOptions, tools: Tools) -> list[References]:
+def correct_answer(
+    attempts: Sequence[Attempt], solution: str, options: SharedOptions, tools: StageContext
+) -> list[References]:
     """r+ alone: the answer, or what `positive_content` puts in its place."""
     plain = [References(reference_answer(solution, options.answer_extractor), ())] * len(attempts)
     return with_contents(plain, attempts, solution, options.hint_content(), tools.cut)
 
 
-def right_and_wrong_answers(
-    attempts: Sequence[Attempt], solution: str, options: SharedOptions, tools: Tools
+def correct_and_incorrect_answers(
+    attempts: Sequence[Attempt], solution: str, options: SharedOptions, tools: StageContext
 ) -> list[References]:
     """r+, and r- of the group's rejected rollouts (CEPO's paper, algorithm step 2), or what stands in their place."""
     rule, most = options.negative_reference, options.max_negatives
@@ -149,15 +151,15 @@ def contrast(logps: Tensor, present: Tensor) -> Evidence:
 
 
 # Evidence without teachers, of a whole group: (group, options) -> for each rollout the (T,) evidence of its tokens.
-Labels = Callable[[KnownGroup, SharedOptions], list[list[float]]]
+TokenValues = Callable[[LabeledGroup, SharedOptions], list[list[float]]]
 
 # Which rollouts are read ----------------------------------------------------------------------------------------------
 
 # ((B,) advantages, (B,) verdicts, options) -> (B,) bool: those whose evidence can move something.
-SelectRollouts = Callable[[Tensor, Tensor, SharedOptions], Tensor]
+RolloutFilter = Callable[[Tensor, Tensor, SharedOptions], Tensor]
 
 
-def those_with_advantage(advantages: Tensor, verdicts: Tensor, options: SharedOptions) -> Tensor:  # noqa: ARG001
+def with_advantage(advantages: Tensor, verdicts: Tensor, options: SharedOptions) -> Tensor:  # noqa: ARG001
     """Rollouts of groups with variance: no other can move the policy."""
     return advantages != 0
 
@@ -176,7 +178,7 @@ class NoConstants:
 
 
 @dataclass(frozen=True)
-class Facts:
+class MethodDoc:
     """A row of the table of methods in docs/methods.md.
 
     Attributes:
@@ -210,13 +212,13 @@ class Method:
         evidence: From the log-probs under all contexts.
         labels: Evidence from what is known of the tokens, in place of teachers: (group, options) -> for each rollout
             the (T,) evidence of its tokens.
-        refuses: Why a data set with these columns will not do, or None: (columns, options) -> reason.
-        selects: The rollouts that are scored.
+        check_dataset: Why a data set with these columns will not do, or None: (columns, options) -> reason.
+        rollout_filter: The rollouts that are scored.
         distils: Whether the loss is the student's divergence from the teacher, rather than GRPO's.
-        weighs_loss: Whether its placement gives tokens a weight in the loss's mean (`Placement.loss_weights`), which
-            then has to be one mean over tokens.
-        signed: Whether evidence above 0 raises the credit of a right rollout's token, and below 0 the blame of a wrong
-            one's.
+        has_loss_weights: Whether it weighs tokens in the loss's mean (`TokenAdvantages.loss_weights`), which then has
+            to be one mean over tokens.
+        evidence_is_signed: Whether evidence above 0 raises the advantage of a correct rollout's token, and evidence
+            below 0 lowers that of an incorrect one's.
         needs_other_model: Whether it has OTHER_MODEL among its contexts.
         constants: The dataclass of its own options, set by `method_kwargs`.
         defaults: Values of shared options that are its own where the user gives none.
@@ -226,19 +228,19 @@ class Method:
 
     name: str
     summary: str
-    placement: Place
+    assign_credit: AssignCredit
     source: str = ""
-    facts: Facts = Facts()
+    facts: MethodDoc = MethodDoc()
     options: frozenset[str] = frozenset()
-    references: MakeReferences = right_answer
+    references: MakeReferences = correct_answer
     contexts: MakeContexts | None = None
     evidence: FindEvidence = contrast
-    labels: Labels | None = None
-    refuses: Callable[[Collection[str], SharedOptions], str | None] | None = None
-    selects: SelectRollouts = those_with_advantage
+    token_values: TokenValues | None = None
+    check_dataset: Callable[[Collection[str], SharedOptions], str | None] | None = None
+    rollout_filter: RolloutFilter = with_advantage
     distils: bool = False
-    weighs_loss: bool = False
-    signed: bool = True
+    has_loss_weights: bool = False
+    evidence_is_signed: bool = True
     needs_other_model: bool = False
     constants: type = NoConstants
     defaults: Mapping[str, Any] = field(default_factory=dict)
@@ -246,7 +248,7 @@ class Method:
     variants: Sequence[Mapping[str, Any]] = ({},)
 
     def __post_init__(self):
-        if self.contexts is not None and self.labels is not None:
+        if self.contexts is not None and self.token_values is not None:
             raise ValueError(f"method {self.name}: evidence is of contexts or of labels; leave one of them out")
         if self.contexts is None and self.evidence is not contrast:
             raise ValueError(f"method {self.name}: without contexts there are no log-probs for its evidence stage")
@@ -256,28 +258,30 @@ class Method:
         return self.contexts is not None
 
     @property
-    def places(self) -> bool:
+    def changes_advantages(self) -> bool:
         """Whether token advantages may differ from GRPO's, so that its placement has to run."""
-        return self.needs_teachers or self.labels is not None or self.placement is not uniform
+        return self.needs_teachers or self.token_values is not None or self.assign_credit is not uniform
 
     @property
     def needs_solution(self) -> bool:
         """Whether its rows need a `solution` column: teachers are told it, or labels are judged by it."""
-        return self.needs_teachers or self.labels is not None
+        return self.needs_teachers or self.token_values is not None
 
-    def place(self, inputs: PlacementInputs, options: SharedOptions, step: int) -> Placement:
+    def place(self, inputs: CreditInputs, options: SharedOptions, step: int) -> TokenAdvantages:
         """Token advantages at an optimiser step, `negative_advantage_weight` included."""
-        placed = self.placement(inputs, options, step)
-        if not isinstance(placed, Placement):
+        placed = self.assign_credit(inputs, options, step)
+        if not isinstance(placed, TokenAdvantages):
             kind = type(placed).__name__
-            raise TypeError(f"method {self.name}: its placement returned a {kind}; Placement.of makes a Placement")
-        if options.blame == 1:
+            raise TypeError(
+                f"method {self.name}: its placement returned a {kind}; TokenAdvantages.of makes a TokenAdvantages"
+            )
+        if options.negative_weight == 1:
             return placed
-        return placed.weighted(negative_weights(placed.rollout_advantages, options.blame))
+        return placed.weighted(negative_weights(placed.rollout_advantages, options.negative_weight))
 
     def wanted(self, advantages: Tensor, verdicts: Tensor, options: SharedOptions) -> Tensor:
         """(B,) bool, the rollouts that are read: those whose evidence can move something."""
-        wanted = self.selects(advantages, verdicts, options)
+        wanted = self.rollout_filter(advantages, verdicts, options)
         # Where the loss counts scored tokens, leaving some out would change the weight of the others.
-        spared = options.blame == 0 and not self.weighs_loss
+        spared = options.negative_weight == 0 and not self.has_loss_weights
         return wanted & (advantages >= 0) if spared else wanted

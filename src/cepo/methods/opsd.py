@@ -2,18 +2,18 @@
 
 from ..references.hints import SOLUTION_HINT_TEMPLATE
 from .distilling import FACTS, OPTIONS, contexts
-from .method import Facts, Method, all_rollouts
-from .placement import as_advantages
+from .method import Method, MethodDoc, all_rollouts
+from .token_advantages import as_advantages
 
 METHOD = Method(
     name="opsd",
     summary="none: distillation from a teacher that is told the solution",
     source="arXiv 2601.18734",
-    facts=Facts(told="the solution", **FACTS),
+    facts=MethodDoc(told="the solution", **FACTS),
     options=OPTIONS,
     contexts=contexts,
-    placement=as_advantages,
-    selects=all_rollouts,
+    assign_credit=as_advantages,
+    rollout_filter=all_rollouts,
     distils=True,
     defaults={
         "positive_content": "solution",

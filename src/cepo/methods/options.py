@@ -10,14 +10,14 @@ from dataclasses import dataclass, fields
 from typing import Any, get_args
 
 from ..credit import Schedule, evidence_coefficient
-from ..references.choosing import DEFAULT_RULE, NegativeRule
-from ..references.contents import NegativeContent, Part, PositiveContent
 from ..references.extraction import find_extractor
+from ..references.hint_content import NegativeContent, Part, PositiveContent
 from ..references.hints import DEFAULT_HINT_TEMPLATE, require_placeholder
-from .kinds import check_kinds
+from ..references.negatives import DEFAULT_RULE, NegativeRule
+from .kinds import check_types
 from .method import Method
 from .registry import METHODS, find_method
-from .shared_options import Divergence, NoNegative, SharedOptions, TeacherSource
+from .shared_options import Divergence, MissingNegative, SharedOptions, TeacherSource
 
 
 @dataclass
@@ -32,7 +32,7 @@ class MethodOptions(SharedOptions):
         self.resolve()
 
     @property
-    def chosen(self) -> Method:
+    def method_spec(self) -> Method:
         """The method."""
         return find_method(self.method)
 
@@ -43,17 +43,17 @@ class MethodOptions(SharedOptions):
         Raises:
             ValueError: If `method_kwargs` names one that it does not have, or gives a value that it refuses.
         """
-        return constants_of(self.chosen, self.method_kwargs)
+        return constants_of(self.method_spec, self.method_kwargs)
 
     @property
-    def distils_whole(self) -> bool:
+    def uses_divergence_loss(self) -> bool:
         """Whether the loss is a divergence over the vocabulary, rather than TRL's with other advantages."""
-        return self.chosen.distils and self.divergence != "sampled"
+        return self.method_spec.distils and self.divergence != "sampled"
 
     def coefficient_at(self, step: int) -> float:
         """lambda at an optimiser step; 0 for a method that places nothing, 1 for one whose strength has no option."""
-        method = self.chosen
-        if not method.places:
+        method = self.method_spec
+        if not method.changes_advantages:
             return 0.0
         if self.evidence_coefficient is None:
             return 1.0
@@ -68,8 +68,8 @@ class MethodOptions(SharedOptions):
 
     def resolve(self) -> None:
         """Put in what the method says, and refuse what it does not read or cannot take."""
-        check_kinds(SharedOptions, {one.name: getattr(self, one.name) for one in fields(SharedOptions)})
-        method = self.chosen
+        check_types(SharedOptions, {one.name: getattr(self, one.name) for one in fields(SharedOptions)})
+        method = self.method_spec
         #: What the user gave, method included: of use to another method that is shown beside this one.
         self.given: dict[str, Any] = {
             name: value
@@ -96,12 +96,12 @@ class MethodOptions(SharedOptions):
         find_extractor(self.answer_extractor)
         if self.hint_template is not None:
             require_placeholder(self.hint_template)
-        if self.chosen.distils and self.negative_advantage_weight != 1:
+        if self.method_spec.distils and self.negative_advantage_weight != 1:
             raise ValueError(
                 f"method={self.method!r} does not read advantages, so that negative_advantage_weight would do nothing; "
                 "leave it out"
             )
-        if self.chosen.needs_other_model and self.teacher_model_name_or_path is None:
+        if self.method_spec.needs_other_model and self.teacher_model_name_or_path is None:
             raise ValueError(
                 f"method={self.method!r} needs teacher_model_name_or_path, a model with the same vocabulary"
             )
@@ -117,7 +117,7 @@ DEFAULTED = ("negative_advantage_weight", *SELECTIVE)
 _CHOICES: dict[str, tuple[str, ...]] = {
     "evidence_schedule": get_args(Schedule),
     "negative_reference": get_args(NegativeRule),
-    "no_negative": get_args(NoNegative),
+    "missing_negative": get_args(MissingNegative),
     "positive_content": get_args(PositiveContent),
     "negative_content": get_args(NegativeContent),
     "positive_part": get_args(Part),
@@ -132,7 +132,7 @@ _RANGES: dict[str, tuple[Any, str]] = {
     "evidence_steps": (lambda value: value >= 0, "(T_warm) must not be negative"),
     "evidence_clip": (lambda value: 0 < value < 1, "(eps_w) must lie strictly between 0 and 1"),
     "max_negatives": (lambda value: value >= 1, "(K) must be at least 1"),
-    "content_tokens": _AT_LEAST_ONE,
+    "hint_max_tokens": _AT_LEAST_ONE,
     "teacher_sync_steps": _AT_LEAST_ONE,
     "teacher_ema_decay": (lambda value: 0 <= value < 1, "must lie in [0, 1)"),
     "divergence_beta": (lambda value: 0 <= value <= 1, "must lie in [0, 1]"),
@@ -149,13 +149,13 @@ DEFAULTS: dict[str, Any] = {
     "evidence_clip": 0.5,
     "negative_reference": DEFAULT_RULE,
     "max_negatives": 4,
-    "no_negative": "student",
+    "missing_negative": "student",
     "hint_template": DEFAULT_HINT_TEMPLATE,
     "positive_content": "answer",
     "negative_content": "answer",
     "positive_part": "whole",
     "negative_part": "whole",
-    "content_tokens": 64,
+    "hint_max_tokens": 64,
     "teacher": "policy",
     "teacher_sync_steps": 10,
     "teacher_ema_decay": 0.999,
@@ -216,7 +216,7 @@ def constants_of(method: Method, given: Mapping[str, Any] | str | None) -> Any:
             f"method_kwargs: method {method.name!r} has no {', '.join(unknown)}; it has {', '.join(known)}"
         )
     try:
-        check_kinds(method.constants, given)
+        check_types(method.constants, given)
         return method.constants(**given)
     except (TypeError, ValueError) as error:
         raise ValueError(f"method_kwargs: {error}") from error

@@ -17,9 +17,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from .method import TEACHER, Facts, Method, told_and_student
-from .placement import Placement, PlacementInputs
+from .method import TEACHER, Method, MethodDoc, told_and_student
 from .shared_options import SharedOptions
+from .token_advantages import CreditInputs, TokenAdvantages
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def sums_of_turns(evidence: Tensor, mask: Tensor) -> Tensor:
     return sums.gather(1, turn).masked_fill(~mask, 0.0)
 
 
-def by_turns(inputs: PlacementInputs, options: SharedOptions, step: int) -> Placement:  # noqa: ARG001
+def by_turns(inputs: CreditInputs, options: SharedOptions, step: int) -> TokenAdvantages:  # noqa: ARG001
     """A (1 + sign(A) clip(tanh(s / scale), -bound, bound))."""
     own: Constants = options.constants
     sums = sums_of_turns(inputs.evidence, inputs.mask) if own.unit == "turn" else inputs.evidence
@@ -69,22 +69,22 @@ def by_turns(inputs: PlacementInputs, options: SharedOptions, step: int) -> Plac
     weights = 1 + advantages.sign() * raw.clamp(-own.bound, own.bound).to(advantages.dtype)
     placed = (advantages * weights).masked_fill(~inputs.mask, 0.0)
     at_bound = (raw.abs() > own.bound) & inputs.mask
-    return Placement(placed, inputs.advantages, own.bound * inputs.advantages.abs(), at_bound, inputs.mask)
+    return TokenAdvantages(placed, inputs.advantages, own.bound * inputs.advantages.abs(), at_bound, inputs.mask)
 
 
 METHOD = Method(
     name="pbsd",
     summary="more for turns that, told r+, speak for the verdict",
     source="arXiv 2606.09348",
-    facts=Facts(
+    facts=MethodDoc(
         formula="A [1 + sign(A) clip(tanh(Σ_turn log(P_T+ / P_S) / d), -b, b)]",
         told="r+",
         sign="yes",
         bounds="|A_t - A| <= b |A|",
         passes="1",
     ),
-    options=frozenset({"hint_template", "positive_content", "positive_part", "content_tokens", *TEACHER}),
+    options=frozenset({"hint_template", "positive_content", "positive_part", "hint_max_tokens", *TEACHER}),
     contexts=told_and_student,
-    placement=by_turns,
+    assign_credit=by_turns,
     constants=Constants,
 )

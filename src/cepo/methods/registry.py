@@ -10,7 +10,7 @@ from .method import Method
 # A line for each method: the file in this room whose `METHOD` it is.
 _FILES = (
     "cepo",
-    "cepo_added",
+    "cepo_additive",
     "rlsd",
     "grpo",
     "opsd",

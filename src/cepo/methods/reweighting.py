@@ -3,15 +3,15 @@
 import math
 
 from ..credit import signed_evidence, token_advantages
-from .placement import Placement, PlacementInputs
 from .shared_options import SharedOptions
+from .token_advantages import CreditInputs, TokenAdvantages
 
 # What this placement reads.
 SCHEDULE = ("evidence_coefficient", "evidence_steps", "evidence_schedule", "evidence_clip")
-FACTS_OF_WEIGHTS = {"sign": "yes", "bounds": "|A_t - A| <= λ ε |A|"}
+REWEIGHTING_DOC = {"sign": "yes", "bounds": "|A_t - A| <= λ ε |A|"}
 
 
-def reweighted(inputs: PlacementInputs, options: SharedOptions, step: int) -> Placement:
+def reweighted(inputs: CreditInputs, options: SharedOptions, step: int) -> TokenAdvantages:
     """A [(1 - lambda) + lambda clip(exp(sign(A) delta), 1 - eps_w, 1 + eps_w)] (paper, algorithm steps 4, 5 and 7)."""
     coefficient, clip = options.coefficient_at(step), options.evidence_clip
     assert clip is not None  # its methods read it
@@ -19,4 +19,4 @@ def reweighted(inputs: PlacementInputs, options: SharedOptions, step: int) -> Pl
     signed = signed_evidence(inputs.evidence, inputs.advantages)
     clipped = (signed > math.log(1 + clip)) | (signed < math.log(1 - clip))
     scale = coefficient * clip * inputs.advantages.abs()
-    return Placement(advantages, inputs.advantages, scale, clipped & inputs.mask, inputs.mask)
+    return TokenAdvantages(advantages, inputs.advantages, scale, clipped & inputs.mask, inputs.mask)

@@ -25,9 +25,9 @@ import torch
 from ..references.equality import accepted_by_any_grader
 from ..references.extraction import reference_answer
 from ..references.groups import Attempt, References
-from .method import TEACHER, Context, Facts, Method, Tools
-from .placement import Placement, PlacementInputs
+from .method import TEACHER, Context, Method, MethodDoc, StageContext
 from .shared_options import SharedOptions
+from .token_advantages import CreditInputs, TokenAdvantages
 
 HINT_TEMPLATE = (
     "\n\nA reference solution:\n{answer}\n\nSolve the problem yourself and put the final answer in \\boxed{}."
@@ -71,7 +71,9 @@ def asserted(text: str, answer: str) -> str:
     return f"{text}\nIts final answer, {answer}, is the correct one."
 
 
-def references(attempts: Sequence[Attempt], solution: str, options: SharedOptions, tools: Tools) -> list[References]:
+def references(
+    attempts: Sequence[Attempt], solution: str, options: SharedOptions, tools: StageContext
+) -> list[References]:
     """For each rollout one right sibling and up to K wrong ones that gave an answer, drawn anew, never itself."""
     right = [place for place, attempt in enumerate(attempts) if attempt.correct]
     reference = reference_answer(solution, options.answer_extractor)
@@ -91,9 +93,9 @@ def references(attempts: Sequence[Attempt], solution: str, options: SharedOption
         pool = [other for other in wrong if other != place]
         from_solution = options.constants.right_hint == "solution"
         if not others and not from_solution:
-            return References(reference, (), "no_right_rollout")
+            return References(reference, (), "no_correct_rollout")
         if not pool:
-            return References(reference, (), "no_wrong_rollout")
+            return References(reference, (), "no_incorrect_rollout")
         positive = asserted(solution, reference) if from_solution else told(tools.random.choice(others))
         drawn = tools.random.sample(pool, min(options.max_negatives or 1, len(pool)))
         return References(positive, tuple(map(told, drawn)), None, tuple(drawn))
@@ -106,7 +108,7 @@ def contexts(references: References, options: SharedOptions) -> list[Context]:  
     return [references.positive, *references.negatives] if references.negatives else []
 
 
-def additive(inputs: PlacementInputs, options: SharedOptions, step: int) -> Placement:
+def additive(inputs: CreditInputs, options: SharedOptions, step: int) -> TokenAdvantages:
     """A + r for selected tokens, A for the others, 0 for a rollout that was not read, which is then not trained on."""
     own, strength = options.constants, options.constants.beta * options.coefficient_at(step)
     advantages = inputs.advantages.unsqueeze(-1)
@@ -126,14 +128,14 @@ def additive(inputs: PlacementInputs, options: SharedOptions, step: int) -> Plac
     weights = torch.where(selected, own.eta * all_tokens / of_selected, all_tokens / of_others)
     at_bound = selected & (crossed | (raw < own.lowest) | (raw > own.highest))
     scale = torch.full_like(inputs.advantages, min(strength, max(abs(own.lowest), abs(own.highest))))
-    return Placement(placed, inputs.advantages, scale, at_bound, inputs.mask, weights)
+    return TokenAdvantages(placed, inputs.advantages, scale, at_bound, inputs.mask, weights)
 
 
 METHOD = Method(
     name="rlcsd",
     summary="all of it, and a bonus where a right sibling rollout makes it likelier than wrong ones do",
     source="arXiv 2606.11709",
-    facts=Facts(
+    facts=MethodDoc(
         formula="A + r where |r| > threshold, 0 in place of a change of sign; r = βλ tanh(log(P_T+ / mean P_T-) / τ)",
         told="a whole right sibling; each of K wrong siblings",
         sign="yes, or 0",
@@ -143,8 +145,8 @@ METHOD = Method(
     options=frozenset({"evidence_coefficient", "max_negatives", "hint_template", *TEACHER}),
     references=references,
     contexts=contexts,
-    placement=additive,
+    assign_credit=additive,
     constants=Constants,
-    weighs_loss=True,
+    has_loss_weights=True,
     defaults={"hint_template": HINT_TEMPLATE, "teacher": "synced", "teacher_sync_steps": 10},
 )

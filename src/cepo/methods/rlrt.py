@@ -17,15 +17,15 @@ from torch import Tensor
 
 from ..references.groups import References
 from ..references.hints import SOLUTION_HINT_TEMPLATE
-from .method import STUDENT, TEACHER, Context, Evidence, Facts, Method, contrast
-from .placement import Placement, PlacementInputs
-from .reweighting import FACTS_OF_WEIGHTS, reweighted
+from .method import STUDENT, TEACHER, Context, Evidence, Method, MethodDoc, contrast
+from .reweighting import REWEIGHTING_DOC, reweighted
 from .shared_options import SharedOptions
+from .token_advantages import CreditInputs, TokenAdvantages
 
 
 def contexts(references: References, options: SharedOptions) -> list[Context]:  # noqa: ARG001
     """A teacher that is told another right rollout, and the student; none without such a rollout."""
-    return [] if references.fallback == "no_right_rollout" else [references.positive, STUDENT]
+    return [] if references.fallback == "no_correct_rollout" else [references.positive, STUDENT]
 
 
 def reversed_contrast(logps: Tensor, present: Tensor) -> Evidence:
@@ -39,7 +39,7 @@ def right_ones(advantages: Tensor, verdicts: Tensor, options: SharedOptions) -> 
     return (advantages != 0) & (verdicts > 0)
 
 
-def reweighted_where_right(inputs: PlacementInputs, options: SharedOptions, step: int) -> Placement:
+def reweighted_where_right(inputs: CreditInputs, options: SharedOptions, step: int) -> TokenAdvantages:
     """CEPO's placement for rollouts that are right; the others keep their advantage."""
     evidence = inputs.evidence * (inputs.verdicts > 0).unsqueeze(-1)
     return reweighted(replace(inputs, evidence=evidence), options, step)
@@ -49,21 +49,21 @@ METHOD = Method(
     name="rlrt",
     summary="on right rollouts, more where a policy told a right one would not have written it",
     source="arXiv 2605.10781",
-    facts=Facts(
+    facts=MethodDoc(
         formula="A [(1 - λ) + λ clip((P_S / P_T+)^sign(A), 1 - ε, 1 + ε)] where right, else A",
         told="another right rollout",
         passes="1, right rollouts alone",
-        **FACTS_OF_WEIGHTS,
+        **REWEIGHTING_DOC,
     ),
     options=frozenset(
         {
             *("evidence_coefficient", "evidence_clip", "hint_template"),
-            *("positive_content", "positive_part", "content_tokens", *TEACHER),
+            *("positive_content", "positive_part", "hint_max_tokens", *TEACHER),
         }
     ),
     contexts=contexts,
     evidence=reversed_contrast,
-    selects=right_ones,
-    placement=reweighted_where_right,
+    rollout_filter=right_ones,
+    assign_credit=reweighted_where_right,
     defaults={"positive_content": "rollout", "hint_template": SOLUTION_HINT_TEMPLATE},
 )

@@ -1,24 +1,24 @@
 """RLSD (arXiv 2604.03128): evidence for the right answer against no answer."""
 
-from .method import TEACHER, Facts, Method, told_and_student
-from .reweighting import FACTS_OF_WEIGHTS, SCHEDULE, reweighted
+from .method import TEACHER, Method, MethodDoc, told_and_student
+from .reweighting import REWEIGHTING_DOC, SCHEDULE, reweighted
 
 METHOD = Method(
     name="rlsd",
     summary="more where it speaks for r+ against no answer",
     source="arXiv 2604.03128",
-    facts=Facts(
-        formula="A [(1 - λ) + λ clip((P_T+ / P_S)^sign(A), 1 - ε, 1 + ε)]", told="r+", passes="1", **FACTS_OF_WEIGHTS
+    facts=MethodDoc(
+        formula="A [(1 - λ) + λ clip((P_T+ / P_S)^sign(A), 1 - ε, 1 + ε)]", told="r+", passes="1", **REWEIGHTING_DOC
     ),
     options=frozenset(
         {
             *SCHEDULE,
-            *("hint_template", "positive_content", "positive_part", "content_tokens"),
+            *("hint_template", "positive_content", "positive_part", "hint_max_tokens"),
             *TEACHER,
         }
     ),
     contexts=told_and_student,
-    placement=reweighted,
+    assign_credit=reweighted,
     presets={
         "rlsd": {
             "evidence_coefficient": 0.5,

@@ -4,10 +4,10 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from ..credit import Schedule
-from ..references.choosing import NegativeRule
-from ..references.contents import HintContent, NegativeContent, Part, PositiveContent
+from ..references.hint_content import HintContent, NegativeContent, Part, PositiveContent
+from ..references.negatives import NegativeRule
 
-NoNegative = Literal["student", "uniform"]
+MissingNegative = Literal["student", "uniform"]
 TeacherSource = Literal["policy", "initial", "synced", "ema"]
 Divergence = Literal["full", "top_k", "sampled"]
 
@@ -87,7 +87,7 @@ class SharedOptions:
     max_negatives: int | None = option(
         "references", "K: the most wrong answers, or rollouts, in a mixture; each is one teacher pass."
     )
-    no_negative: NoNegative | None = option(
+    missing_negative: MissingNegative | None = option(
         "references",
         "Without a usable r-: student, the policy without a hint takes its place, which is RLSD (paper, step 2); or "
         "uniform, which is GRPO.",
@@ -109,7 +109,7 @@ class SharedOptions:
         "hints", "Of a solution or rollout that stands for r+: the whole, or a prefix or suffix of it."
     )
     negative_part: Part | None = option("hints", "The same of a rollout that stands for r-.")
-    content_tokens: int | None = option("hints", "Length of that prefix or suffix, in tokens.")
+    hint_max_tokens: int | None = option("hints", "Length of that prefix or suffix, in tokens.")
     teacher: TeacherSource | None = option(
         "teacher",
         "Whose weights teachers have: policy, the live ones; initial, those of step 0; synced, a copy renewed every "
@@ -153,7 +153,7 @@ class SharedOptions:
         raise NotImplementedError
 
     @property
-    def blame(self) -> float:
+    def negative_weight(self) -> float:
         """The factor of rollouts with A < 0: `negative_advantage_weight`, resolved."""
         assert self.negative_advantage_weight is not None  # `MethodOptions` has put in what the method says
         return self.negative_advantage_weight
@@ -165,6 +165,6 @@ class SharedOptions:
             "negative": self.negative_content,
             "positive_part": self.positive_part,
             "negative_part": self.negative_part,
-            "tokens": self.content_tokens,
+            "tokens": self.hint_max_tokens,
         }
         return HintContent(**{name: value for name, value in given.items() if value is not None})

@@ -18,10 +18,10 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from statistics import fmean
 
-from .knowledge import knowledge_of
-from .method import Facts, KnownGroup, Method
-from .placement import as_advantages
+from .method import LabeledGroup, Method, MethodDoc
 from .shared_options import SharedOptions
+from .token_advantages import as_advantages
+from .token_labels import token_labels_of
 
 
 @dataclass(frozen=True)
@@ -46,11 +46,11 @@ class Constants:
             raise ValueError(f"margin must not be negative, got {self.margin}")
 
 
-def values_less_baseline(group: KnownGroup, options: SharedOptions) -> list[list[float]]:
+def values_less_baseline(group: LabeledGroup, options: SharedOptions) -> list[list[float]]:
     """A_t of each token of each rollout of a group."""
     own: Constants = options.constants
     margin = group.prompt_tokens if own.margin is None else own.margin
-    known = knowledge_of(group.row)
+    known = token_labels_of(group.row)
     kept: list[int | None] = []  # of a right rollout None
     values: list[list[float]] = []
     for tokens, attempt in zip(group.tokens, group.attempts, strict=True):
@@ -74,7 +74,7 @@ def values_less_baseline(group: KnownGroup, options: SharedOptions) -> list[list
 
 
 def refuses(columns: Collection[str], options: SharedOptions) -> str | None:
-    if options.first_error_reward is not None or knowledge_of(columns) is not None:
+    if options.first_error_reward is not None or token_labels_of(columns) is not None:
         return None
     return (
         "nobody knows where a rollout's first error is; name a reward function that does with first_error_reward, or "
@@ -86,7 +86,7 @@ METHOD = Method(
     name="vppo",
     summary="no teacher: half of a right rollout's value until some way before the first error",
     source="arXiv 2601.18984",
-    facts=Facts(
+    facts=MethodDoc(
         formula="v_t - mean v; v_t = 1 if right; if wrong 1/2 up to a margin before the first error, then 0",
         told="nothing",
         sign="no",
@@ -94,9 +94,9 @@ METHOD = Method(
         passes="0",
     ),
     options=frozenset({"first_error_reward"}),
-    labels=values_less_baseline,
-    refuses=refuses,
-    placement=as_advantages,
+    token_values=values_less_baseline,
+    check_dataset=refuses,
+    assign_credit=as_advantages,
     constants=Constants,
-    signed=False,
+    evidence_is_signed=False,
 )

@@ -110,11 +110,11 @@ def memory_of(
     if answers:
         memory.parts += generation(skeleton, layout, answers, lengths, half, "accuracy")
     memory.parts += update(skeleton, args, lengths, mixed, half)
-    if args.shared_prompt_update != "never" and layout.shards != "weights" and not args.distils_whole:
+    if args.shared_prompt_update != "never" and layout.shards != "weights" and not args.uses_divergence_loss:
         memory.notes.append("the update is counted as if every rollout had a prompt of its own; shared, it holds less")
     if lengths.image and skeleton.trains_tower and skeleton.tower_sizes is None:
         memory.notes.append("activations of the vision tower are not in this: its sizes have other names")
-    if (args.chosen.needs_teachers and args.coefficient_at(0) > 0) or args.distils_whole:
+    if (args.method_spec.needs_teachers and args.coefficient_at(0) > 0) or args.uses_divergence_loss:
         memory.parts += teacher_passes(skeleton, args, lengths, mixed, half)
     return memory
 
@@ -224,7 +224,7 @@ def update(skeleton: Skeleton, args: CEPOConfig, lengths: Lengths, mixed: bool, 
         block = tower_block_bytes(skeleton, mixed)
         kept = block + depth * width * stream if again else depth * block
         yield Part("activations of the vision tower", rows * lengths.image * merged * kept, ["update"])
-    if args.distils_whole:
+    if args.uses_divergence_loss:
         chunk = min(CHUNK, rows * lengths.completion)
         head = Part(f"logits of {chunk} tokens, twice over", 6 * chunk * text.vocab_size * 4, ["update"])
         yield Part("hidden states of student and teacher", 2 * tokens * text.hidden_size * half, ["update"])

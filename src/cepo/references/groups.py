@@ -13,10 +13,10 @@ Messages = list[dict[str, Any]]
 # Why a rollout does not get the references that its method asks for.
 Fallback = Literal[
     "no_rejected",  # the verifier rejected no rollout of the group
-    "no_wrong_answer",  # it rejected some, but none of them gives an answer that differs from r+
+    "no_incorrect_answer",  # it rejected some, but none of them gives an answer that differs from r+
     "own_missing",  # a rejected rollout without an answer of its own; it gets the group's most common wrong answer
-    "no_right_rollout",  # the teacher is to be told another right rollout, and there is none
-    "no_wrong_rollout",  # it is to be told another rejected rollout with this answer, and there is none
+    "no_correct_rollout",  # the teacher is to be told another right rollout, and there is none
+    "no_incorrect_rollout",  # it is to be told another rejected rollout with this answer, and there is none
 ]
 
 

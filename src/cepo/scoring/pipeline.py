@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
-from ..methods.method import OTHER_MODEL, STUDENT, Context, Evidence, KnownGroup, Labels, Tools
+from ..methods.method import OTHER_MODEL, STUDENT, Context, Evidence, LabeledGroup, StageContext, TokenValues
 from ..methods.options import MethodOptions
-from ..methods.placement import Placement, PlacementInputs
-from ..references.contents import Part
+from ..methods.token_advantages import CreditInputs, TokenAdvantages
 from ..references.groups import Group, Ids, References, Rollout
+from ..references.hint_content import Part
 from ..references.hints import add_hint, fill_hint
 from .forward import Scorer, ScoringModel
 from .prompts import PromptEncoder, cut_text, token_texts
@@ -115,13 +115,13 @@ class Pipeline:
             groups: The groups.
             wanted: For each rollout, whether it is to be read; None: all are.
         """
-        method = options.chosen
+        method = options.method_spec
         if method.contexts is None:
             everyone = [References("", ())] * sum(len(group.rollouts) for group in groups)
             return Plan(everyone, [[] for _ in everyone])
         references: list[References] = []
         for group in groups:
-            tools = Tools(self._cut, Random(f"{self.seed}:{group.number}"))
+            tools = StageContext(self._cut, Random(f"{self.seed}:{group.number}"))
             of_group = method.references(group.attempts, group.solution, options, tools)
             references += of_group[group.first : group.first + len(group.rollouts)]
         kept = [True] * len(references) if wanted is None else wanted
@@ -224,17 +224,17 @@ class Pipeline:
         completions: Completions,
     ) -> Evidence:
         """What a method makes of what was read for it."""
-        method = options.chosen
-        if method.labels is not None:
-            return self._labelled(options, method.labels, groups, prompts, completions)
-        if method.places and not method.needs_teachers:
+        method = options.method_spec
+        if method.token_values is not None:
+            return self._labelled(options, method.token_values, groups, prompts, completions)
+        if method.changes_advantages and not method.needs_teachers:
             return no_evidence(completions.completion_ids)
         return method.evidence(read.logps, read.present)
 
     def _labelled(
         self,
         options: MethodOptions,
-        labels: Labels,
+        labels: TokenValues,
         groups: Sequence[Group],
         prompts: Sequence[Prompt],
         completions: Completions,
@@ -245,7 +245,7 @@ class Pipeline:
         for group, prompt in zip(groups, prompts, strict=True):
             texts = [token_texts(self.encoder.processing_class, rollout.ids) for rollout in group.rollouts]
             advantages = [rollout.advantage for rollout in group.rollouts]
-            known = KnownGroup(group.row, texts, group.attempts, advantages, text_length(prompt))
+            known = LabeledGroup(group.row, texts, group.attempts, advantages, text_length(prompt))
             for place, found in enumerate(labels(known, options)):
                 if len(found) > len(texts[place]):
                     raise ValueError(
@@ -309,7 +309,7 @@ def completions_of(groups: Sequence[Group], *, trained_only: bool = False) -> Co
     return Completions(ids, wanted, owners)
 
 
-def place(found: Found, options: MethodOptions, groups: Sequence[Group], mask: Tensor, step: int) -> Placement:
+def place(found: Found, options: MethodOptions, groups: Sequence[Group], mask: Tensor, step: int) -> TokenAdvantages:
     """Token advantages of the groups' rollouts at an optimiser step.
 
     Args:
@@ -320,7 +320,7 @@ def place(found: Found, options: MethodOptions, groups: Sequence[Group], mask: T
         step: Optimiser steps done so far.
     """
     values = found.evidence.values
-    inputs = PlacementInputs(
+    inputs = CreditInputs(
         advantages_of(groups).to(values.device),
         values.masked_fill(~mask, 0.0),
         mask,
@@ -328,4 +328,4 @@ def place(found: Found, options: MethodOptions, groups: Sequence[Group], mask: T
         verdicts_of(groups).to(values.device),
         found.evidence.unscorable,
     )
-    return options.chosen.place(inputs, options, step)
+    return options.method_spec.place(inputs, options, step)

@@ -7,9 +7,9 @@ from typing import Any
 
 from transformers import ProcessorMixin
 
-from ..references.contents import Part
 from ..references.extraction import opens_thinking
 from ..references.groups import Ids, Messages
+from ..references.hint_content import Part
 from ..references.hints import MARK
 from .requests import TOKEN_TYPES, Prompt, common_length, end_of_images
 

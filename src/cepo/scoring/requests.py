@@ -122,7 +122,7 @@ def shared_prefixes(prompts: Sequence[Prompt], requests: Sequence[Request]) -> d
     return prefixes
 
 
-def why_not_branched(prompts: Sequence[Prompt], requests: Sequence[Request]) -> str | None:
+def prefix_cache_unsupported_reason(prompts: Sequence[Prompt], requests: Sequence[Request]) -> str | None:
     """Why all but the last token of these contexts cannot be run for their completions to go on from; None if they can.
 
     The last token that is run has to be text: from its position on, positions count by one.

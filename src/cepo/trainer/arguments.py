@@ -265,7 +265,7 @@ def check_sources(script_args: TrainArguments, training_args: CEPOConfig, model_
     # The verifiers compare with the solution, whatever the method. Where teachers need it, the trainer checks the
     # training set itself, and a second pass over every row would find nothing new.
     judged, extractor = need_solutions(reward_funcs), training_args.answer_extractor
-    if not training_args.chosen.needs_teachers:
+    if not training_args.method_spec.needs_teachers:
         check_dataset(train_dataset, needs_solution=judged, extractor=extractor)
     if held_out is not None:
         check_dataset(held_out, needs_solution=judged, name="the held-out split", extractor=extractor)

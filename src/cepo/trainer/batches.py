@@ -111,7 +111,7 @@ def without_padding(batch: Batch) -> Batch:
     return trimmed
 
 
-def moving_rows(batch: Batch, loss_type: str, common: Callable[[int], int] | None) -> tuple[Batch | None, float]:
+def rows_with_gradient(batch: Batch, loss_type: str, common: Callable[[int], int] | None) -> tuple[Batch | None, float]:
     """The rows of a micro-batch that can move the policy.
 
     Args:

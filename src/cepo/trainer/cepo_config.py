@@ -7,7 +7,7 @@ import torch
 from trl import GRPOConfig
 
 from .. import tasks  # noqa: F401  # registers its methods
-from ..methods.kinds import check_kinds
+from ..methods.kinds import check_types
 from ..methods.options import DEFAULTED, MethodOptions, default_text, preset_options
 from ..methods.shared_options import Help, option
 from .trl_options import generation_kwargs_problem
@@ -65,7 +65,7 @@ class CEPOConfig(MethodOptions, GRPOConfig):
         "gradient is the same but for rounding, entropy and clip ratios are those of the rollouts that are left.",
         follows="true but for grpo, where it is exact: no beta, entropy bonus, top_entropy_quantile, router loss",
     )
-    credit_samples_every: int = option(
+    credit_page_steps: int = option(
         "run",
         "Every so many optimiser steps, write a page of two groups' rollouts, every token with its credit under each "
         "method, to credit/ in the output directory; 0: never. Its passes come on top of the method's.",
@@ -74,7 +74,7 @@ class CEPOConfig(MethodOptions, GRPOConfig):
     freeze_vision_tower: bool = option(
         "run", "Leave the weights of a vision-language model's vision tower as they are.", False
     )
-    max_bad_gradients: int = option(
+    max_nonfinite_grad_steps: int = option(
         "run",
         "The run stops when the gradients of so many optimiser steps in a row were not finite; each of these steps is "
         "skipped, and counted in cepo/skipped_steps.",
@@ -83,7 +83,7 @@ class CEPOConfig(MethodOptions, GRPOConfig):
     epsilon_high: float | None = option("run", "Upper epsilon of the PPO clip; the paper's is 0.28.", 0.28)
 
     def __post_init__(self):
-        check_kinds(CEPOConfig, {name: getattr(self, name) for name in CEPOConfig.__annotations__})
+        check_types(CEPOConfig, {name: getattr(self, name) for name in CEPOConfig.__annotations__})
         self._refuse_less_than_one()
         self.resolve()
         for name in ("shared_prompt", "shared_prompt_update"):
@@ -92,10 +92,10 @@ class CEPOConfig(MethodOptions, GRPOConfig):
                 raise ValueError(f"unknown {name} {getattr(self, name)!r}; choose one of {choices}")
         if self.teacher_batch_tokens is not None and self.teacher_batch_tokens < 1:
             raise ValueError(f"teacher_batch_tokens must be at least 1, got {self.teacher_batch_tokens}")
-        if self.max_bad_gradients < 1:
-            raise ValueError(f"max_bad_gradients must be at least 1, got {self.max_bad_gradients}")
-        if self.credit_samples_every < 0:
-            raise ValueError(f"credit_samples_every must not be negative, got {self.credit_samples_every}")
+        if self.max_nonfinite_grad_steps < 1:
+            raise ValueError(f"max_nonfinite_grad_steps must be at least 1, got {self.max_nonfinite_grad_steps}")
+        if self.credit_page_steps < 0:
+            raise ValueError(f"credit_page_steps must not be negative, got {self.credit_page_steps}")
         if getattr(self, "bf16", None) is None and (self.use_cpu or not torch.accelerator.is_available()):
             # TRL's default is bf16 everywhere; transformers refuses that on a CPU.
             self.bf16 = False
@@ -122,7 +122,7 @@ class CEPOConfig(MethodOptions, GRPOConfig):
 
     def _refuse_other_means(self) -> None:
         """A weight in a mean over all tokens says nothing in a mean over each rollout's."""
-        if self.chosen.weighs_loss and self.loss_type in ("grpo", "sapo", "luspo"):
+        if self.method_spec.has_loss_weights and self.loss_type in ("grpo", "sapo", "luspo"):
             raise ValueError(
                 f"method={self.method!r} weighs tokens in one mean over all of them, which "
                 f"loss_type={self.loss_type!r} does not take; leave it out, or take dapo, bnpo, dr_grpo, cispo or vespo"
@@ -130,7 +130,7 @@ class CEPOConfig(MethodOptions, GRPOConfig):
 
     def _refuse_sequence_level(self) -> None:
         """A sequence's ratio has the mean of its tokens' gradients: only the mean advantage would reach the policy."""
-        if self.importance_sampling_level == "sequence" and self.chosen.places:
+        if self.importance_sampling_level == "sequence" and self.method_spec.changes_advantages:
             raise ValueError(
                 f"method={self.method!r} gives tokens advantages of their own, of which only the mean would count at "
                 "importance_sampling_level='sequence'; take 'token'"
@@ -138,7 +138,7 @@ class CEPOConfig(MethodOptions, GRPOConfig):
 
     def _refuse_what_would_do_nothing(self) -> None:
         """A divergence over the vocabulary is a loss of its own."""
-        if not self.distils_whole:
+        if not self.uses_divergence_loss:
             return
         foreign = {
             "beta": self.beta != 0,
@@ -175,7 +175,7 @@ class CEPOConfig(MethodOptions, GRPOConfig):
     @property
     def skips(self) -> bool:
         """Whether the update leaves out rollouts without token advantages, as far as options decide that."""
-        if self.chosen.distils:  # which has no advantages
+        if self.method_spec.distils:  # which has no advantages
             return False
         if self.skip_zero_advantage is None:
             return self.method != "grpo" and self.why_no_skipping() is None

@@ -43,23 +43,23 @@ from ..scoring.prompts import PromptEncoder, tokenizer_of
 from ..scoring.requests import Prompt
 from ..scoring.score import Completions
 from ..scoring.shards import head_gathered_with_gradient
-from .batches import moving_rows, prompt_of, refuse_mixed_images, trained_tokens
+from .advantages import assign_credit, evidence_fields, in_loss
+from .batches import prompt_of, refuse_mixed_images, rows_with_gradient, trained_tokens
 from .cepo_config import CEPOConfig
 from .completion_batch import CompletionBatch, attempts_of
 from .credit_page import NUMBER_OF_GROUPS, CreditPageLogger, write_credit_page
 from .distillation import add_teacher_prompts, distillation_batch
-from .guarded import GuardedTrainer, silenced
+from .distributed import Processes
+from .health_warnings import HealthWarnings
 from .hub import HubTrainer
-from .lasting import LastingTrouble
-from .layout import check_layout, check_processes
 from .metrics import credit_metrics, credit_sums, verdict_shares
 from .model_card import CardTrainer
-from .processes import Processes
-from .refusals import check_adapters, check_distillation, check_vllm_weights, check_whole_groups
+from .nonfinite_gradients import GuardedTrainer, mask_unscored_rollouts
 from .resuming import ResumingTrainer
+from .sharding import check_layout, check_processes
 from .sharing import NoSharing
 from .teachers import FollowPolicy, Teachers
-from .token_advantages import assign_credit, evidence_fields, in_loss
+from .validation import check_adapters, check_distillation, check_vllm_weights, check_whole_groups
 
 _logger = logging.getLogger(__name__)
 
@@ -108,13 +108,13 @@ class CEPOTrainer(
         if not isinstance(args, CEPOConfig):
             raise TypeError(f"CEPOTrainer takes a CEPOConfig as `args`, got {type(args).__name__}")
         check_processes(args.world_size)
-        self.method = args.chosen
+        self.method = args.method_spec
         # Answers are compared with solutions for the method, or for people who want to see credit.
-        needs_solution = self.method.needs_solution or args.credit_samples_every > 0
+        needs_solution = self.method.needs_solution or args.credit_page_steps > 0
         self._needs_solution = needs_solution
         # Whether rollouts are saved: those that `cepo explain --from` can read again.
         self._saves = args.log_completions and (needs_solution or can_be_explained(train_dataset))
-        self._collects = needs_solution or self.method.places or self._saves
+        self._collects = needs_solution or self.method.changes_advantages or self._saves
         if train_dataset is not None:
             owns_prompts = kwargs.get("environment_factory") is not None  # then the prompts come from the environment
             check_dataset(
@@ -156,17 +156,17 @@ class CEPOTrainer(
         self._skips = self._decide_skipping()
         if args.freeze_vision_tower:
             freeze_vision_tower(self.model)
-        if args.distils_whole:
+        if args.uses_divergence_loss:
             check_distillation(self, args.method)
         check_vllm_weights(self)
         check_whole_groups(args, self.accelerator.num_processes)
-        if self.method.needs_teachers or args.distils_whole:
+        if self.method.needs_teachers or args.uses_divergence_loss:
             check_layout(self)
             check_adapters(self, args.method)
         self._processes = Processes(self.accelerator)
         self._teachers = Teachers(self, args, self._processes)
         self.add_callback(FollowPolicy(self._teachers))
-        self.add_callback(LastingTrouble())
+        self.add_callback(HealthWarnings())
         self._page_logger = CreditPageLogger(self.callback_handler)
         self.add_callback(self._page_logger)
         if needs_solution:
@@ -223,7 +223,7 @@ class CEPOTrainer(
             right, missing = verdict_shares(
                 rewards_per_func[:, self._correctness_index], self.args.correctness_threshold
             )
-            self._log_credit("right", right)
+            self._log_credit("correct", right)
             self._log_credit("verdicts/missing", missing)
         if self.model.training and self._collects:
             solutions = [
@@ -233,7 +233,7 @@ class CEPOTrainer(
                 for row in inputs
             ]
             self._batch = self._collect(inputs, prompts, completions, solutions, rewards_per_func)
-        return silenced(rewards_per_func, self.reward_weights)
+        return mask_unscored_rollouts(rewards_per_func, self.reward_weights)
 
     def _generate(self, prompts):
         started = time.perf_counter()
@@ -258,7 +258,7 @@ class CEPOTrainer(
         scored = 0.0
         # Evidence rides in TRL's batch, which is shuffled and split along the rollouts; the advantages stay (B,) until
         # the loss, because lambda belongs to the optimiser step and a batch may serve for several.
-        if self.args.distils_whole:
+        if self.args.uses_divergence_loss:
             scored = self._find_teacher_prompts(output)
         elif self._coefficient() > 0:
             scored = self._find_evidence(output)
@@ -298,13 +298,13 @@ class CEPOTrainer(
     def _compute_loss(self, model, inputs):
         if not self.model.training:
             return super()._compute_loss(model, inputs)
-        if self.args.distils_whole:
+        if self.args.uses_divergence_loss:
             return self._distil(model, inputs)
         inputs = self._place(inputs)
         factor = 1.0
         if self._skips:
-            common = self._processes.most_of if self.accelerator.num_processes > 1 else None
-            moving, factor = moving_rows(inputs, self.loss_type, common)
+            common = self._processes.all_reduce_max if self.accelerator.num_processes > 1 else None
+            moving, factor = rows_with_gradient(inputs, self.loss_type, common)
             if moving is None:
                 # Zero, and zero gradients, as GRPO gives such a batch: an optimiser with momentum moves on them.
                 return sum(p.flatten()[:1].sum() * 0.0 for p in model.parameters() if p.requires_grad)
@@ -367,7 +367,7 @@ class CEPOTrainer(
         inputs, placed = assign_credit(batch, self.args, self.state.global_step, self._processes.sum_tensor)
         sums = credit_sums(inputs, placed)
         totals = dict(zip(sums, self._processes.sum(list(sums.values())), strict=True))
-        for name, value in credit_metrics(totals, signed=self.method.signed).items():
+        for name, value in credit_metrics(totals, signed=self.method.evidence_is_signed).items():
             self._log_credit(name, value)
 
     def _coefficient(self) -> float:
@@ -449,7 +449,7 @@ class CEPOTrainer(
 
     def _keep_samples(self, batch: dict[str, Any]) -> None:
         """Save the rollouts, and draw the page of their credit, where the options ask for it."""
-        step, every, saves = self.state.global_step, self.args.credit_samples_every, self._saves
+        step, every, saves = self.state.global_step, self.args.credit_page_steps, self._saves
         draws = every > 0 and step % every == 0
         if self._batch is None or step == self._kept_step or not (draws or saves):
             return
@@ -503,7 +503,7 @@ class CEPOTrainer(
 
     def _log_distillation(self) -> None:
         """Mean divergence and entropy [nats] over the tokens that the micro-batches of a step have learned from."""
-        if not self.args.distils_whole:
+        if not self.args.uses_divergence_loss:
             return
         plain, entropy, tokens = self._processes.sum(torch.stack(self._distilled).sum(0).tolist())
         self._distilled.clear()

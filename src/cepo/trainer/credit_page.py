@@ -1,4 +1,4 @@
-"""The page of credit that a training run writes every `credit_samples_every` steps, and sends to its loggers."""
+"""The page of credit that a training run writes every `credit_page_steps` steps, and sends to its loggers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ from ..data.files import write_whole
 from ..inspection.inspect import all_variants, inspect
 from ..inspection.markdown import credit_markdown
 from ..inspection.page import credit_page
-from ..inspection.shown import show
+from ..inspection.view_model import show
 from ..references.groups import Group
 from ..scoring.pipeline import Pipeline
 from ..scoring.requests import Prompt

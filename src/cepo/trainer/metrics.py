@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..credit import signed_evidence
-from ..methods.placement import Placement, PlacementInputs
+from ..methods.token_advantages import CreditInputs, TokenAdvantages
 
 # Shares and moments are ratios of two of these sums, so that processes can add theirs before dividing.
 _RATIOS = {
@@ -23,7 +23,7 @@ _STANDARD_DEVIATIONS = {
 }
 
 
-def credit_sums(inputs: PlacementInputs, placed: Placement) -> dict[str, float]:
+def credit_sums(inputs: CreditInputs, placed: TokenAdvantages) -> dict[str, float]:
     """Sums over the tokens of one process's rollouts that were read; there may be none.
 
     Args:
@@ -57,7 +57,7 @@ def credit_metrics(sums: dict[str, float], *, signed: bool = True) -> dict[str, 
     ``evidence/*_mean`` and ``*_std`` [nats] over the tokens of correct and of wrong rollouts; ``evidence/wrong_sign``:
     the share of all |evidence| that lowers the weight of its token, that is, speaks against its rollout's advantage;
     ``evidence/unscorable``: the share of tokens without a finite log-prob; ``credit/moved``: the share of tokens whose
-    advantage is not their rollout's, see `Placement.moved`; ``credit/at_bound``: of those that a bound has stopped.
+    advantage is not their rollout's, see `TokenAdvantages.moved`; ``credit/at_bound``: of those that a bound stopped.
     """
     ratios = {name: parts for name, parts in _RATIOS.items() if signed or name != "evidence/wrong_sign"}
     metrics = {name: sums[part] / sums[whole] if sums[whole] else math.nan for name, (part, whole) in ratios.items()}

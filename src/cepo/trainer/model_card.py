@@ -77,7 +77,7 @@ def paper_of(method: Method) -> dict[str, str]:
 
 def method_options(options: MethodOptions) -> dict[str, Any]:
     """The options that the method of a run reads, with their values: shared ones, then its constants."""
-    names = [name for name in options.__dataclass_fields__ if name in options.chosen.options]
+    names = [name for name in options.__dataclass_fields__ if name in options.method_spec.options]
     shared = {name: getattr(options, name) for name in ("negative_advantage_weight", "answer_extractor", *names)}
     return {name: value for name, value in {**shared, **asdict(options.constants)}.items() if value is not None}
 

@@ -39,14 +39,14 @@ MAY_CHANGE = frozenset(
         *("report_to", "run_name", "project", "trackio_space_id", "trackio_bucket_id", "trackio_static_space_id"),
         *("push_to_hub", "hub_token", "hub_private_repo", "hub_model_id", "hub_strategy", "hub_always_push"),
         *("hub_revision", "log_completions", "log_multimodal", "num_completions_to_print", "log_unique_prompts"),
-        *("log_completions_hub_repo", "credit_samples_every", "skip_memory_metrics", "debug"),
+        *("log_completions_hub_repo", "credit_page_steps", "skip_memory_metrics", "debug"),
         # Evaluation.
         *("eval_strategy", "eval_steps", "eval_delay", "per_device_eval_batch_size", "prediction_loss_only"),
         *("eval_on_start", "eval_do_concat_batches", "eval_use_gather_object", "eval_accumulation_steps"),
         *("include_for_metrics", "batch_eval_metrics", "bf16_full_eval", "fp16_full_eval", "num_generations_eval"),
         *("load_best_model_at_end", "metric_for_best_model", "greater_is_better", "do_train", "do_eval", "do_predict"),
         # When a run that fails is stopped.
-        "max_bad_gradients",
+        "max_nonfinite_grad_steps",
         # Where and how the same numbers are computed, but for rounding: devices, memory, processes, workers, engines.
         *("tf32", "gradient_checkpointing", "gradient_checkpointing_kwargs", "torch_compile", "torch_compile_backend"),
         *("torch_compile_mode", "use_liger_kernel", "liger_kernel_config", "use_cache", "torch_empty_cache_steps"),

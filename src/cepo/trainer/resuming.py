@@ -21,13 +21,13 @@ from trl import GRPOTrainer
 from trl.trainer.utils import strip_images_from_messages
 
 from .checkpoints import STATE_FILE, find_checkpoint, written_whole
-from .layout import name_cpu_plainly
 from .resume_options import FILE, RunOptions, new_schedule, options_of, refuse_changed
+from .sharding import name_cpu_plainly
 
 _logger = logging.getLogger(__name__)
 
 # A file for each process. Tensors, numbers and names alone: it is loaded without running anything.
-_FILE = "in_hand-{rank}.pt"
+_FILE = "rollout_buffer_{rank}.pt"
 
 
 class ResumingTrainer(GRPOTrainer):
@@ -154,7 +154,7 @@ class ResumingTrainer(GRPOTrainer):
         args = self.args
         return [args.world_size, args.per_device_train_batch_size, args.steps_per_generation]
 
-    def take_up(self) -> None:
+    def restore(self) -> None:
         """Go on with the order of the data, the rollouts and the numbers of the checkpoint that was resumed from."""
         checkpoint, self._resumed_from = self._resumed_from, None
         if checkpoint is None:
@@ -225,4 +225,4 @@ class _TakeUp(TrainerCallback):
         self._trainer = trainer
 
     def on_train_begin(self, args, state, control, **kwargs):  # noqa: ARG002
-        self._trainer.take_up()
+        self._trainer.restore()

@@ -20,8 +20,8 @@ from ..scoring.score import LogProbs, evaluating, has_dropout
 from ..scoring.teacher_weights import TeacherWeights
 from .batches import Batch
 from .cepo_config import CEPOConfig
-from .layout import inner_model, layout_of
-from .processes import Processes
+from .distributed import Processes
+from .sharding import inner_model, layout_of
 
 _SHARES = {"auto": None, "always": True, "never": False}
 

@@ -1,7 +1,7 @@
 """Every option that TRL's GRPOConfig adds, beside our methods: a test walks this table, and docs/options.md shows it.
 
 `placing`: for methods that give tokens advantages, in TRL's loss. `distilling`: for a divergence over the vocabulary, a
-loss of its own (`CEPOConfig.distils_whole`).
+loss of its own (`CEPOConfig.uses_divergence_loss`).
 """
 
 from collections.abc import Mapping

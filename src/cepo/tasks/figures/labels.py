@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from ...methods.knowledge import TokenKind
+from ...methods.token_labels import TokenKind
 from .data import problem_of
 from .mistakes import Number, judged_numbers
 from .solutions import Span, annotate, token_spans

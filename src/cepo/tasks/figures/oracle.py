@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 import torch
 
-from ...methods.knowledge import Knowledge, register_knowledge
-from ...methods.method import Facts, KnownGroup, Method
-from ...methods.placement import Placement, PlacementInputs
+from ...methods.method import LabeledGroup, Method, MethodDoc
 from ...methods.registry import register_method
-from ...methods.reweighting import FACTS_OF_WEIGHTS, SCHEDULE, reweighted
+from ...methods.reweighting import REWEIGHTING_DOC, SCHEDULE, reweighted
 from ...methods.shared_options import SharedOptions
+from ...methods.token_advantages import CreditInputs, TokenAdvantages
+from ...methods.token_labels import TokenLabels, register_token_labels
 from .labels import figures_labels, first_error, token_kinds
 
 # The columns by which a row of this task is known.
@@ -19,7 +19,7 @@ COLUMNS = frozenset({"start", "labels", "angles"})
 LABEL_EVIDENCE = 20.0
 
 
-def oracle_evidence(group: KnownGroup, options: SharedOptions) -> list[list[float]]:  # noqa: ARG001
+def oracle_evidence(group: LabeledGroup, options: SharedOptions) -> list[list[float]]:  # noqa: ARG001
     """Evidence that raises the weight of tokens that decide to its bound, and lowers that of filler."""
     labels = figures_labels(group.row, group.tokens, [attempt.correct for attempt in group.attempts])
     signs = [(advantage > 0) - (advantage < 0) for advantage in group.advantages]
@@ -38,7 +38,7 @@ class Constants:
     only_mistakes: bool = False
 
 
-def placed_by_labels(inputs: PlacementInputs, options: SharedOptions, step: int) -> Placement:
+def placed_by_labels(inputs: CreditInputs, options: SharedOptions, step: int) -> TokenAdvantages:
     """CEPO's placement, or blame for mistakes alone."""
     if not options.constants.only_mistakes:
         return reweighted(inputs, options, step)
@@ -46,7 +46,7 @@ def placed_by_labels(inputs: PlacementInputs, options: SharedOptions, step: int)
     advantages = inputs.advantages.unsqueeze(-1) * inputs.mask
     blameless = (advantages < 0) & (inputs.evidence >= 0)
     scale = (1 - kept) * inputs.advantages.abs()
-    return Placement(
+    return TokenAdvantages(
         torch.where(blameless, kept * advantages, advantages),
         inputs.advantages,
         scale,
@@ -64,15 +64,15 @@ ORACLE = Method(
     name="oracle",
     summary="more where the figures task's ground truth says that it decided",
     source="",
-    facts=Facts(
-        formula="A [(1 - λ) + λ w_t], w_t = 1 ± ε by the labels", told="nothing", passes="0", **FACTS_OF_WEIGHTS
+    facts=MethodDoc(
+        formula="A [(1 - λ) + λ w_t], w_t = 1 ± ε by the labels", told="nothing", passes="0", **REWEIGHTING_DOC
     ),
     options=frozenset(SCHEDULE),
-    labels=oracle_evidence,
-    refuses=_refuses,
-    placement=placed_by_labels,
+    token_values=oracle_evidence,
+    check_dataset=_refuses,
+    assign_credit=placed_by_labels,
     constants=Constants,
 )
 
 register_method(ORACLE)
-register_knowledge(Knowledge(COLUMNS, first_error, token_kinds))
+register_token_labels(TokenLabels(COLUMNS, first_error, token_kinds))

@@ -25,7 +25,7 @@ from transformers import Trainer
 from cepo import policy_path
 
 METHODS = (
-    *("cepo", "cepo_added", "rlsd", "grpo", "opsd", "sdpo", "rlcsd", "rlrt", "cscr"),
+    *("cepo", "cepo_additive", "rlsd", "grpo", "opsd", "sdpo", "rlcsd", "rlrt", "cscr"),
     *("pbsd", "distilled_rl", "vppo", "oracle"),
 )
 SMALL = {
@@ -43,9 +43,9 @@ SMALL = {
     "accuracy_every": 2,
     "warmup_steps": 0,
     "learning_rate": 1e-3,
-    "reward_funcs": "tests.killing.by_length",
-    "answer_extractor": "tests.killing.last_word",
-    "credit_samples_every": 3,
+    "reward_funcs": "tests.support.killing.by_length",
+    "answer_extractor": "tests.support.killing.last_word",
+    "credit_page_steps": 3,
     "log_completions": True,
     "num_completions_to_print": 0,
     "use_cpu": True,
@@ -148,7 +148,7 @@ def _child(arguments, folder, place, number):
 @cache
 def _context():
     context = get_context("forkserver")
-    context.set_forkserver_preload(["cepo.commands.train", "tests.killing"])
+    context.set_forkserver_preload(["cepo.commands.train", "tests.support.killing"])
     return context
 
 
@@ -173,7 +173,7 @@ def said(folder):
 def started(arguments, folder):
     """The real command, in an interpreter of its own; once it has printed something, this is entered."""
     folder.mkdir(parents=True, exist_ok=True)
-    log, root = folder / "log", Path(__file__).parent.parent
+    log, root = folder / "log", Path(__file__).parents[2]
     path = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
     with log.open("a") as out:
         process = subprocess.Popen(

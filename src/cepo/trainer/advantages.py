@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..methods.method import Evidence
 from ..methods.options import MethodOptions
-from ..methods.placement import Placement, PlacementInputs, negative_weights
+from ..methods.token_advantages import CreditInputs, TokenAdvantages, negative_weights
 from .batches import Batch, trained_tokens
 
 
@@ -29,17 +29,17 @@ def evidence_fields(evidence: Evidence, verdicts: Tensor) -> Batch:
 
 def assign_credit(
     batch: Batch, options: MethodOptions, step: int, sum_counts: Callable[[Tensor], Tensor]
-) -> tuple[PlacementInputs, Placement]:
+) -> tuple[CreditInputs, TokenAdvantages]:
     """Token advantages of a batch that carries evidence, and what they were made of.
 
     Args:
         batch: With (B,) `advantages` of GRPO.
         options: Of the method.
         step: Optimizer steps done so far.
-        sum_counts: See `PlacementInputs`.
+        sum_counts: See `CreditInputs`.
     """
     mask = trained_tokens(batch)
-    inputs = PlacementInputs(
+    inputs = CreditInputs(
         batch["advantages"],
         batch["evidence"].masked_fill(~mask, 0.0),
         mask,
@@ -48,12 +48,12 @@ def assign_credit(
         batch["unscorable"],
         sum_counts,
     )
-    return inputs, options.chosen.place(inputs, options, step)
+    return inputs, options.method_spec.place(inputs, options, step)
 
 
 def in_loss(batch: Batch, options: MethodOptions, step: int, sum_counts: Callable[[Tensor], Tensor]) -> Batch:
     """A micro-batch with the advantages that TRL's loss takes: (B, T) where there is evidence, else (B,)."""
     if "evidence" in batch and options.coefficient_at(step) > 0:
         return {**batch, "advantages": assign_credit(batch, options, step, sum_counts)[1].in_loss}
-    advantages, weight = batch["advantages"], options.blame
+    advantages, weight = batch["advantages"], options.negative_weight
     return batch if weight == 1 else {**batch, "advantages": advantages * negative_weights(advantages, weight)}

@@ -20,16 +20,16 @@ _RULES = {
 _SHOWN_OPTIONS = ("evidence_coefficient", "evidence_clip", "hint_template", "positive_content", "negative_content")
 _FALLBACKS: dict[Fallback, str] = {
     "no_rejected": "no rollout of the group was rejected",
-    "no_wrong_answer": "no rejected rollout gives an answer that differs from r+",
+    "no_incorrect_answer": "no rejected rollout gives an answer that differs from r+",
     "own_missing": "this rollout has no usable answer of its own, so the most common wrong one is used",
-    "no_right_rollout": "the group has no other right rollout to tell the teacher, so it is told the answer",
-    "no_wrong_rollout": "no other rollout ends in this wrong answer, so the teacher is told the answer alone",
+    "no_correct_rollout": "the group has no other right rollout to tell the teacher, so it is told the answer",
+    "no_incorrect_rollout": "no other rollout ends in this wrong answer, so the teacher is told the answer alone",
 }
 
 # The same for a rollout that a method therefore leaves unscored.
 _NOT_SCORED: dict[Fallback, str] = {
-    "no_right_rollout": "the group has no other right rollout to tell the teacher, so this one is not scored",
-    "no_wrong_rollout": "the group has no other wrong rollout to tell the teacher, so this one is not scored",
+    "no_correct_rollout": "the group has no other right rollout to tell the teacher, so this one is not scored",
+    "no_incorrect_rollout": "the group has no other wrong rollout to tell the teacher, so this one is not scored",
 }
 
 

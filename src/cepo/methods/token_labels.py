@@ -14,7 +14,7 @@ KINDS: tuple[TokenKind, ...] = get_args(TokenKind)
 
 
 @dataclass(frozen=True)
-class Knowledge:
+class TokenLabels:
     """What one task knows.
 
     Attributes:
@@ -29,14 +29,14 @@ class Knowledge:
     kinds: Callable[[Mapping[str, Any], Sequence[str]], list[TokenKind]]
 
 
-_KNOWN: list[Knowledge] = []
+_KNOWN: list[TokenLabels] = []
 
 
-def register_knowledge(knowledge: Knowledge) -> None:
+def register_token_labels(knowledge: TokenLabels) -> None:
     """Make it known to all methods."""
     _KNOWN.append(knowledge)
 
 
-def knowledge_of(columns: Collection[str]) -> Knowledge | None:
+def token_labels_of(columns: Collection[str]) -> TokenLabels | None:
     """That of the task to which rows with these columns belong, if any."""
     return next((known for known in _KNOWN if known.columns <= set(columns)), None)

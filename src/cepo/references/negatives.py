@@ -51,7 +51,7 @@ def choose_references(
     rejected = [place for place, attempt in enumerate(attempts) if attempt.correct is False]
     usable = [place for place in rejected if (answer := attempts[place].answer) and not accepted(answer, positive)]
     if not usable:
-        reason: Fallback = "no_wrong_answer" if rejected else "no_rejected"
+        reason: Fallback = "no_incorrect_answer" if rejected else "no_rejected"
         return [References(positive, (), reason)] * len(attempts)
 
     ranked = _by_frequency(usable, lambda one, other: same(attempts[one].answer or "", attempts[other].answer or ""))

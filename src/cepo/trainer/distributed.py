@@ -39,6 +39,6 @@ class Processes:
         everyone = gather_object([list(numbers)])
         return [max(column) for column in itertools.zip_longest(*everyone, fillvalue=0)]
 
-    def most_of(self, number: int) -> int:
+    def all_reduce_max(self, number: int) -> int:
         """The most of one number."""
         return self.most([number])[0]

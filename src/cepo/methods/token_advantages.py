@@ -1,6 +1,6 @@
-"""Placement: how evidence becomes token advantages, and what people look at of it.
+"""TokenAdvantages: how evidence becomes token advantages, and what people look at of it.
 
-A placement is a function of `PlacementInputs`, the options and the optimiser step. It knows nothing of the trainer, and
+A placement is a function of `CreditInputs`, the options and the optimiser step. It knows nothing of the trainer, and
 sees whole rollouts, so that a weight may be normalised over one.
 
 Dimensions: B rollouts, T completion tokens.
@@ -25,7 +25,7 @@ def of_one_process(counts: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class PlacementInputs:
+class CreditInputs:
     """What a placement is given.
 
     Attributes:
@@ -58,7 +58,7 @@ class PlacementInputs:
 
 
 @dataclass(frozen=True)
-class Placement:
+class TokenAdvantages:
     """Token advantages, and what they are to be compared with.
 
     Attributes:
@@ -90,7 +90,7 @@ class Placement:
                 )
 
     @classmethod
-    def of(cls, inputs: PlacementInputs, advantages: Tensor, at_bound: Tensor | None = None) -> "Placement":
+    def of(cls, inputs: CreditInputs, advantages: Tensor, at_bound: Tensor | None = None) -> "TokenAdvantages":
         """Token advantages (B, T) beside GRPO's: a page's colour is full where one differs by |A|.
 
         Args:
@@ -127,7 +127,7 @@ class Placement:
         """(B, T) what TRL's loss is given for advantages."""
         return self.advantages if self.loss_weights is None else self.advantages * self.loss_weights
 
-    def weighted(self, factors: Tensor) -> "Placement":
+    def weighted(self, factors: Tensor) -> "TokenAdvantages":
         """Every token advantage of a rollout times its factor (B,), which must not be negative."""
         return replace(
             self,
@@ -137,21 +137,21 @@ class Placement:
         )
 
 
-Place = Callable[[PlacementInputs, SharedOptions, int], Placement]
+AssignCredit = Callable[[CreditInputs, SharedOptions, int], TokenAdvantages]
 
 
-def uniform(inputs: PlacementInputs, options: SharedOptions, step: int) -> Placement:  # noqa: ARG001
+def uniform(inputs: CreditInputs, options: SharedOptions, step: int) -> TokenAdvantages:  # noqa: ARG001
     """GRPO's: every token of a rollout has its advantage (arXiv 2402.03300)."""
     advantages = inputs.advantages.detach().unsqueeze(-1) * inputs.mask
     nothing = torch.zeros_like(inputs.advantages)
-    return Placement(advantages, inputs.advantages, nothing, torch.zeros_like(inputs.mask), inputs.mask)
+    return TokenAdvantages(advantages, inputs.advantages, nothing, torch.zeros_like(inputs.mask), inputs.mask)
 
 
-def as_advantages(inputs: PlacementInputs, options: SharedOptions, step: int) -> Placement:  # noqa: ARG001
+def as_advantages(inputs: CreditInputs, options: SharedOptions, step: int) -> TokenAdvantages:  # noqa: ARG001
     """The evidence itself, a token advantage of its own, whatever GRPO's is; A is its mean over the rollout."""
     evidence = inputs.evidence.masked_fill(~inputs.mask, 0.0)
     own = mean_of_tokens(evidence, inputs.mask)
-    return Placement(evidence, own, torch.ones_like(own), torch.zeros_like(inputs.mask), inputs.mask)
+    return TokenAdvantages(evidence, own, torch.ones_like(own), torch.zeros_like(inputs.mask), inputs.mask)
 
 
 def mean_of_tokens(values: Tensor, mask: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from datasets import Dataset, Features, Image, List, Value
 from PIL import Image as Pictures
 from PIL import ImageDraw
 
-FOLDER = Path(__file__).parent / "data"
+FOLDER = Path(__file__).parents[1] / "data"
 TEXT = Value("string")
 
 # Columns in the order of the Hub.

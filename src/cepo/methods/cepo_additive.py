@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from .cepo import contexts
-from .method import RIGHT_AND_WRONG, TEACHER, Facts, Method, right_and_wrong_answers
-from .placement import Placement, PlacementInputs, mean_of_tokens
+from .method import CONTRAST_OPTIONS, TEACHER, Method, MethodDoc, correct_and_incorrect_answers
 from .shared_options import SharedOptions
+from .token_advantages import CreditInputs, TokenAdvantages, mean_of_tokens
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Constants:
 
 def all_wrong(advantages: Tensor, verdicts: Tensor, options: SharedOptions) -> Tensor:
     """(B,) bool, wrong rollouts of groups without variance, where they are learned from."""
-    learned = options.constants.all_wrong and options.blame > 0
+    learned = options.constants.all_wrong and options.negative_weight > 0
     return (advantages == 0) & (verdicts < 0) & learned
 
 
@@ -61,7 +61,7 @@ def selects(advantages: Tensor, verdicts: Tensor, options: SharedOptions) -> Ten
     return (advantages != 0) | all_wrong(advantages, verdicts, options)
 
 
-def added(inputs: PlacementInputs, options: SharedOptions, step: int) -> Placement:  # noqa: ARG001
+def added(inputs: CreditInputs, options: SharedOptions, step: int) -> TokenAdvantages:  # noqa: ARG001
     """s max(0, prior |A| + eta tanh(s d / tau))."""
     own: Constants = options.constants
     wrong = all_wrong(inputs.advantages, inputs.verdicts, options) & inputs.scored
@@ -75,25 +75,25 @@ def added(inputs: PlacementInputs, options: SharedOptions, step: int) -> Placeme
     # The farthest that a token can be from A: at 0, or at the most.
     farthest = torch.maximum(size, own.prior * inputs.advantages.abs() + own.eta - size)
     scale = torch.where(inputs.scored & (sign.squeeze(-1) != 0), farthest, 0.0)
-    return Placement(placed, advantages, scale, (raw < 0) & scored & inputs.mask, inputs.mask)
+    return TokenAdvantages(placed, advantages, scale, (raw < 0) & scored & inputs.mask, inputs.mask)
 
 
 METHOD = Method(
-    name="cepo_added",
+    name="cepo_additive",
     summary="a fifth of it, up to a half more where evidence speaks for it; blame in groups that are all wrong",
     source="ours",
-    facts=Facts(
+    facts=MethodDoc(
         formula="s max(0, prior |A| + η tanh(s log(P_T+ / P_T-) / τ)), s = sign(A), or -1 in a group that is all wrong",
         told="r+; each r-",
         sign="yes, or 0",
         bounds="|A_t| <= prior |A| + η; A without evidence",
         passes="1 + K; 2 with one r-",
     ),
-    options=frozenset({*RIGHT_AND_WRONG, *TEACHER}),
+    options=frozenset({*CONTRAST_OPTIONS, *TEACHER}),
     defaults={"negative_advantage_weight": 0.3},
-    references=right_and_wrong_answers,
+    references=correct_and_incorrect_answers,
     contexts=contexts,
-    selects=selects,
-    placement=added,
+    rollout_filter=selects,
+    assign_credit=added,
     constants=Constants,
 )

@@ -44,8 +44,8 @@ def with_contents(
 ) -> list[References]:
     """The references of a group with the texts that teachers are told in place of the answers.
 
-    Where another rollout is wanted and there is none, the answer stays, and the fallback is ``no_right_rollout`` or
-    ``no_wrong_rollout``.
+    Where another rollout is wanted and there is none, the answer stays, and the fallback is ``no_correct_rollout`` or
+    ``no_incorrect_rollout``.
 
     Args:
         references: Of each rollout of the group.
@@ -75,7 +75,7 @@ def with_contents(
         elif content.positive == "rollout":
             other = next((candidate for candidate in right if attempts[candidate].text != own), None)
             if other is None:
-                changed = replace(changed, fallback="no_right_rollout")
+                changed = replace(changed, fallback="no_correct_rollout")
             else:
                 changed = replace(changed, positive=part_of(attempts[other].text, content.positive_part))
         if content.negative == "rollout":
@@ -86,6 +86,6 @@ def with_contents(
             )
             changed = replace(changed, negatives=texts)
             if None in sources and changed.fallback is None:
-                changed = replace(changed, fallback="no_wrong_rollout")
+                changed = replace(changed, fallback="no_incorrect_rollout")
         filled.append(changed)
     return filled

@@ -44,7 +44,7 @@ def check_whole_groups(args: CEPOConfig, processes: int) -> None:
     Raises:
         ValueError: Naming the method and the option.
     """
-    if args.chosen.labels is not None and args.generation_batch_size // processes % args.num_generations:
+    if args.method_spec.token_values is not None and args.generation_batch_size // processes % args.num_generations:
         raise ValueError(
             f"method={args.method!r} needs whole groups on each process; make the batch of a process a multiple of "
             "num_generations"

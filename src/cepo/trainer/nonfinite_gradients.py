@@ -31,7 +31,7 @@ class GradientError(RuntimeError):
         self.spoilt = spoilt
 
 
-class BadGradients(TrainerCallback, ExportableState):
+class NonfiniteGradients(TrainerCallback, ExportableState):
     """Counts the optimiser steps that were skipped in a row, and ends the run after so many. Travels in checkpoints.
 
     Args:
@@ -68,7 +68,7 @@ def is_sound(norm: float) -> bool:
     return math.isfinite(norm) and norm >= 0
 
 
-def silenced(rewards: Tensor, weights: Tensor) -> Tensor:
+def mask_unscored_rollouts(rewards: Tensor, weights: Tensor) -> Tensor:
     """Rewards of which rollouts have none at all, if no function that weighs anything has a verdict on them.
 
     TRL takes a rollout for unscored, without an advantage and without a part in its group's mean, where every function
@@ -99,7 +99,7 @@ class GuardedTrainer(GRPOTrainer):
             else validated(function, name, self._thinking, self.args.answer_extractor)
             for function, name in zip(self.reward_funcs, self.reward_func_names, strict=True)
         ]
-        self._gradients = BadGradients(self.args.max_bad_gradients)
+        self._gradients = NonfiniteGradients(self.args.max_nonfinite_grad_steps)
         self.add_callback(self._gradients)
 
     @property
@@ -115,9 +115,9 @@ class GuardedTrainer(GRPOTrainer):
             folder = f"{self.args.output_dir}/checkpoint-{last}"
             raise GradientError(
                 f"the gradients of {count} optimiser steps in a row, up to step {last}, were not finite (norm "
-                f"{self._gradients.norm}). None of them was made: {folder} holds the weights from before them. Resume "
-                "it with more max_bad_gradients, or start a new run from that model with a lower learning_rate or in "
-                "float32"
+                f"{self._gradients.norm}). None of them was made: {folder} holds the weights from before. Resume it "
+                "with more max_nonfinite_grad_steps, or start a new run from that model with a lower learning_rate or "
+                "in float32"
             )
         return output
 

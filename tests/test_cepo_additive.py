@@ -11,12 +11,12 @@ from torch.testing import assert_close
 from cepo import MethodOptions
 from cepo.credit import evidence
 from cepo.methods import METHODS
-from cepo.methods.cepo_added import Constants
+from cepo.methods.cepo_additive import Constants
+from tests.support.methods import check_a_real_step, inputs_of, placed_by
+from tests.support.training import half_right, logged, loss_inputs, task, train, weights_of, wrong_answers
+from tests.support.values import advantage_values
 
 from .reference import loops
-from .test_credit import advantage_values
-from .test_methods import check_a_real_step, inputs_of, placed_by, wrong_answers
-from .test_trainer import half_right, logged, loss_inputs, task, train, weights_of
 
 __all__ = ["loss_inputs", "task"]  # fixtures
 
@@ -24,18 +24,18 @@ __all__ = ["loss_inputs", "task"]  # fixtures
 def test_by_hand():
     """tanh(log(3) / 2) is 1/2, and so is that of evidence 0.05 log 3 at tau 0.1. Blame counts 0.3."""
     half = 0.05 * math.log(3)
-    placed = placed_by("cepo_added", inputs_of([[half, 0.0, -half]] * 3, [2.0, -1.0, 0.0]))
+    placed = placed_by("cepo_additive", inputs_of([[half, 0.0, -half]] * 3, [2.0, -1.0, 0.0]))
     expected = torch.tensor([[0.4 + 0.25, 0.4, 0.4 - 0.25], [0.0, -0.06, -0.135], [0.0, 0.0, 0.0]]).double()
     assert_close(placed.advantages, expected)
     assert placed.at_bound.tolist() == [[False] * 3, [True, False, False], [False] * 3]
     assert placed.rollout_advantages.tolist() == pytest.approx([2.0, -0.3, 0.0])
-    assert placed_by("cepo_added", inputs_of([[half]], [1.0]), step=1000).advantages.item() == pytest.approx(0.45)
+    assert placed_by("cepo_additive", inputs_of([[half]], [1.0]), step=1000).advantages.item() == pytest.approx(0.45)
 
 
 def test_from_probabilities():
     """P_T+ 0.6 against P_T- 0.2 is log 3 nats, eleven times tau: the whole bonus, or none."""
     found = evidence(torch.tensor([[0.6, 0.2]]).double().log(), torch.tensor([[0.2, 0.6]]).double().log())
-    placed = placed_by("cepo_added", inputs_of(found.tolist(), [1.0]))
+    placed = placed_by("cepo_additive", inputs_of(found.tolist(), [1.0]))
     assert_close(placed.advantages, torch.tensor([[0.7, 0.0]]).double(), atol=1e-6, rtol=0)
 
 
@@ -43,12 +43,12 @@ def test_a_group_that_is_all_wrong_by_hand():
     """No advantage, and a wrong answer: what speaks against r+ is blamed, by a mean of 0.25 / 2; nothing is praised."""
     half = 0.05 * math.log(3)
     inputs = inputs_of([[half, -half]] * 3, [0.0, 0.0, 0.0], verdicts=[-1.0, 1.0, 0.0])
-    placed = placed_by("cepo_added", inputs, negative_advantage_weight=1.0)
+    placed = placed_by("cepo_additive", inputs, negative_advantage_weight=1.0)
     assert_close(placed.advantages, torch.tensor([[0.0, -0.25], [0.0, 0.0], [0.0, 0.0]]).double())
     assert_close(placed.rollout_advantages, torch.tensor([-0.125, 0.0, 0.0]).double())
     assert_close(placed.shift[0], torch.tensor([-1 / 3, 1 / 3]).double())  # of 0.375, from -0.125 to -0.5
-    assert_close(placed_by("cepo_added", inputs).advantages, 0.3 * placed.advantages)
-    left = placed_by("cepo_added", inputs, method_kwargs={"all_wrong": False})
+    assert_close(placed_by("cepo_additive", inputs).advantages, 0.3 * placed.advantages)
+    left = placed_by("cepo_additive", inputs, method_kwargs={"all_wrong": False})
     assert not left.advantages.any()
 
 
@@ -63,8 +63,8 @@ def test_a_group_that_is_all_wrong_by_hand():
 )
 def test_which_rollouts_are_read(options, read):
     advantages, verdicts = torch.tensor([1.0, -1.0, 0.0, 0.0, 0.0]), torch.tensor([1.0, -1.0, -1.0, 1.0, 0.0])
-    options = MethodOptions(method="cepo_added", **options)
-    assert METHODS["cepo_added"].wanted(advantages, verdicts, options).tolist() == read
+    options = MethodOptions(method="cepo_additive", **options)
+    assert METHODS["cepo_additive"].wanted(advantages, verdicts, options).tolist() == read
 
 
 rows = st.lists(
@@ -85,8 +85,8 @@ def test_agrees_with_plain_loops(rows, prior, eta, tau, weight):
     advantages, values, mask, read, verdicts = map(list, zip(*rows, strict=True))
     inputs = inputs_of(values, advantages, mask=mask, scored=read, verdicts=verdicts)
     constants = {"prior": prior, "eta": eta, "tau": tau}
-    placed = placed_by("cepo_added", inputs, method_kwargs=constants, negative_advantage_weight=weight)
-    expected = loops.cepo_added(advantages, values, mask, read, verdicts, prior, eta, tau, weight)
+    placed = placed_by("cepo_additive", inputs, method_kwargs=constants, negative_advantage_weight=weight)
+    expected = loops.cepo_additive(advantages, values, mask, read, verdicts, prior, eta, tau, weight)
     assert_close(placed.advantages, torch.tensor(expected, dtype=torch.float64))
     # Never against the verdict.
     assert (placed.advantages * inputs.advantages.unsqueeze(-1) >= 0).all()
@@ -103,7 +103,7 @@ def test_without_evidence_it_is_grpo(rows, prior):
     advantages, values, mask, read, verdicts = map(list, zip(*rows, strict=True))
     inputs = inputs_of(values, advantages, mask=mask, scored=read, verdicts=verdicts)
     constants = {"prior": prior, "eta": 0.0}
-    placed = placed_by("cepo_added", inputs, method_kwargs=constants, negative_advantage_weight=1.0)
+    placed = placed_by("cepo_additive", inputs, method_kwargs=constants, negative_advantage_weight=1.0)
     plain = placed_by("grpo", inputs).advantages
     assert_close(placed.advantages, torch.where(inputs.scored.unsqueeze(-1), prior * plain, plain))
 
@@ -118,12 +118,12 @@ def test_constants_that_mean_nothing_are_refused(constants):
 
 def test_no_schedule_is_read():
     with pytest.raises(ValueError, match="evidence_steps"):
-        MethodOptions(method="cepo_added", evidence_steps=10)
-    assert METHODS["cepo_added"].options.isdisjoint({"evidence_coefficient", "evidence_clip"})
+        MethodOptions(method="cepo_additive", evidence_steps=10)
+    assert METHODS["cepo_additive"].options.isdisjoint({"evidence_coefficient", "evidence_clip"})
 
 
 def test_a_real_step(tmp_path, task, loss_inputs, monkeypatch):
-    trainer, batch = check_a_real_step(tmp_path, task, loss_inputs, monkeypatch, "cepo_added")
+    trainer, batch = check_a_real_step(tmp_path, task, loss_inputs, monkeypatch, "cepo_additive")
     assert logged(trainer, "cepo/rows_scored") == [1.0]
     placed, mask = batch["advantages"], batch["completion_mask"].bool()
     right = batch["verdicts"] > 0
@@ -136,7 +136,7 @@ def test_a_real_step_with_a_group_that_is_all_wrong(tmp_path, task, loss_inputs,
     def none_or_half(completions, **kwargs):
         return [0.0] * 4 + half_right(completions)[4:]
 
-    trainer, batch = check_a_real_step(tmp_path, task, loss_inputs, monkeypatch, "cepo_added", reward=none_or_half)
+    trainer, batch = check_a_real_step(tmp_path, task, loss_inputs, monkeypatch, "cepo_additive", reward=none_or_half)
     assert logged(trainer, "cepo/rows_scored") == [1.0]
     assert (batch["advantages"] != 0).any(dim=1).all()
     assert (batch["advantages"][batch["verdicts"] < 0] <= 0).all()
@@ -151,9 +151,9 @@ def test_groups_without_variance_are_learned_from(tmp_path, task, monkeypatch):
         options = {"max_steps": 1, "learning_rate": 1e-2, "optim": "sgd", **options}
         return weights_of(train(tmp_path, dataset, model, lambda completions, **_: [0.0] * len(completions), **options))
 
-    untouched = trained(method="cepo_added", learning_rate=0.0)
+    untouched = trained(method="cepo_additive", learning_rate=0.0)
     plain = trained(method="grpo")
     assert all(plain[name].equal(untouched[name]) for name in untouched)
-    skipped, whole = (trained(method="cepo_added", skip_zero_advantage=skips) for skips in (True, False))
+    skipped, whole = (trained(method="cepo_additive", skip_zero_advantage=skips) for skips in (True, False))
     assert any(not whole[name].equal(untouched[name]) for name in whole)
     assert_close(skipped, whole)

@@ -10,7 +10,7 @@ _logger = logging.getLogger(__name__)
 STEPS, SHARE = 3, 0.5
 # What is logged, and what it means where it stays high.
 TROUBLES: dict[str, str] = {
-    "cepo/fallback/no_wrong_answer": (
+    "cepo/fallback/no_incorrect_answer": (
         "rollouts with an advantage have no wrong answer in their group that could be told, so that the method does "
         "without r-. Either answers are not found in completions, or those found equal the right one. Look at some "
         "with log_completions, and say with answer_extractor how answers are written"
@@ -27,7 +27,7 @@ TROUBLES: dict[str, str] = {
 }
 
 
-class LastingTrouble(TrainerCallback):
+class HealthWarnings(TrainerCallback):
     """Watches what is logged."""
 
     def __init__(self) -> None:

@@ -78,7 +78,7 @@ def run(name, reward, rows, num_generations, **options):
         save_strategy="no",
         report_to="tensorboard",
         use_cpu=True,
-        credit_samples_every=1,
+        credit_page_steps=1,
         log_completions=True,
         num_completions_to_print=0,
         teacher_batch_tokens=120,  # several passes, so that the processes would differ
@@ -92,7 +92,7 @@ def run(name, reward, rows, num_generations, **options):
         "negatives": trainer.negatives,
         "passes": trainer.passes,
         "updated": trainer.updated,
-        "right": [entry["cepo/right"] for entry in history],
+        "right": [entry["cepo/correct"] for entry in history],
         "scored": [entry["cepo/rows_scored"] for entry in history],
         "divergence": [entry.get("cepo/divergence") for entry in history],
         "grad_norm": [entry["grad_norm"] for entry in history],
