@@ -1,4 +1,4 @@
-"""Gradients that are not finite: the step is skipped and counted, nothing of it stays, and a run of them ends."""
+"""Non-finite gradients: the step is skipped and counted, leaves no trace, and several in a row stop the run."""
 
 import json
 import math
@@ -15,7 +15,7 @@ from tests.support.training import QUICK, half_right, logged, make, train, weigh
 
 @pytest.fixture
 def spoil(monkeypatch):
-    """Makes the losses of some steps, counted from 0, into something else."""
+    """Multiplies the losses of some steps, counted from 0."""
 
     whole = CEPOTrainer.compute_loss
 
@@ -34,7 +34,7 @@ def spoil(monkeypatch):
 
 
 def everything_of(trainer):
-    """The weights, and what the optimiser remembers of each."""
+    """Weights and optimizer state."""
     states = trainer.optimizer.state_dict()["state"]
     return {
         **weights_of(trainer),
@@ -47,8 +47,8 @@ def is_finite(trainer):
 
 
 @pytest.mark.parametrize(("by", "clip"), [(math.nan, 1.0), (math.inf, 0.0)])
-def test_a_step_that_is_skipped_leaves_nothing_behind(tmp_path, text_figures, text_model_path, spoil, by, clip):
-    """Neither in the weights (decay included), nor in Adam's memory, nor in the run after it."""
+def test_a_skipped_step_leaves_no_trace(tmp_path, text_figures, text_model_path, spoil, by, clip):
+    """Weights (without decay), Adam's state, and the steps after it."""
     options = {"method": "grpo", "max_grad_norm": clip, "weight_decay": 0.1, "optim": "adamw_torch", "max_steps": 3}
     spoil(1, by=by)
     trainer = train(tmp_path, text_figures, text_model_path, **options)
@@ -58,13 +58,13 @@ def test_a_step_that_is_skipped_leaves_nothing_behind(tmp_path, text_figures, te
     assert not math.isfinite(norms[1])
     assert norms[0] > 0 < norms[2]
     assert {int(own["step"]) for own in trainer.optimizer.state_dict()["state"].values()} == {2}
-    # Where the loss is nothing else than 0 times what it was, the weights decay, and momentum moves them.
+    # With a loss of 0 instead, weights decay and momentum moves them.
     spoil(1, by=0.0)
     other = train(tmp_path, text_figures, text_model_path, **options)
     assert any(not torch.equal(weight, weights_of(other)[name]) for name, weight in weights_of(trainer).items())
 
 
-def test_the_weights_after_it_are_those_before_it(tmp_path, text_figures, text_model_path, spoil):
+def test_weights_and_optimizer_state_are_those_before_the_skipped_steps(tmp_path, text_figures, text_model_path, spoil):
     before = train(tmp_path, text_figures, text_model_path, max_steps=1, lr_scheduler_type="constant")
     spoil(1, 2)
     after = train(tmp_path, text_figures, text_model_path, max_steps=3, lr_scheduler_type="constant")
@@ -74,7 +74,7 @@ def test_the_weights_after_it_are_those_before_it(tmp_path, text_figures, text_m
     assert all(torch.equal(torch.as_tensor(value), torch.as_tensor(other[key])) for key, value in one.items())
 
 
-def test_one_bad_micro_batch_takes_its_step_along(tmp_path, text_figures, text_model_path, spoil):
+def test_one_nonfinite_micro_batch_skips_its_step(tmp_path, text_figures, text_model_path, spoil):
     spoil(0, micro=1)
     options = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "max_steps": 2}
     trainer = train(tmp_path, text_figures, text_model_path, **options)
@@ -83,7 +83,7 @@ def test_one_bad_micro_batch_takes_its_step_along(tmp_path, text_figures, text_m
 
 
 @pytest.mark.parametrize("method", ["cepo", "rlcsd", "vppo", "opsd", "sdpo"])
-def test_methods_of_every_kind_of_loss_survive_it(tmp_path, text_figures, text_model_path, spoil, monkeypatch, method):
+def test_every_kind_of_loss_recovers(tmp_path, text_figures, text_model_path, spoil, monkeypatch, method):
     wrong_answers(monkeypatch)
     spoil(0)
     reward, more = half_right, {}
@@ -100,10 +100,10 @@ def third(completions, **kwargs):
 
 
 @pytest.mark.parametrize("teacher", ["ema", "synced"])
-def test_an_average_does_not_follow_a_step_that_was_not_made(
+def test_teacher_weights_after_a_skipped_step(
     tmp_path, text_figures, text_model_path, spoil, monkeypatch, teacher
 ):
-    """A copy is due after two steps, made or not, or it would lag behind by two more."""
+    """An average does not move; a copy that is due is made, or it would lag two more steps."""
     wrong_answers(monkeypatch)
     spoil(1)
     own = {"ema": {"teacher_ema_decay": 0.5}, "synced": {"teacher_sync_steps": 2}}[teacher]
@@ -126,13 +126,10 @@ def test_an_average_does_not_follow_a_step_that_was_not_made(
     assert not torch.equal(copies[-1][name], copies[0][name])
 
 
-# A run of them --------------------------------------------------------------------------------------------------------
-
-
-def test_several_in_a_row_stop_the_run_with_a_checkpoint_from_before(tmp_path, text_figures, text_model_path, spoil):
+def test_several_in_a_row_stop_the_run_with_a_checkpoint(tmp_path, text_figures, text_model_path, spoil):
     spoil(*range(1, 9))
     trainer = make(tmp_path, text_figures, text_model_path, max_steps=9, save_strategy="no")
-    with pytest.raises(GradientError, match=r"gradients of 3 optimiser steps in a row, up to step 4, .* \(norm nan\)"):
+    with pytest.raises(GradientError, match=r"gradients of 3 optimizer steps in a row, up to step 4, .* \(norm nan\)"):
         trainer.train()
     assert trainer.state.global_step == 4
     assert is_finite(trainer)
@@ -140,26 +137,26 @@ def test_several_in_a_row_stop_the_run_with_a_checkpoint_from_before(tmp_path, t
     saved, weights = load_file(folder / "model.safetensors"), weights_of(trainer)
     assert saved.keys() <= weights.keys()
     assert all(torch.equal(weight, weights[name]) for name, weight in saved.items())
-    # Who goes on gets as many again.
+    # A resumed run counts anew.
     with pytest.raises(GradientError, match="up to step 7"):
         train(tmp_path, text_figures, text_model_path, max_steps=9, resume_from_checkpoint=str(folder))
 
 
-def test_single_ones_do_not_stop_it(tmp_path, text_figures, text_model_path, spoil):
+def test_fewer_in_a_row_do_not_stop_the_run(tmp_path, text_figures, text_model_path, spoil):
     spoil(0, 1, 3, 4)
     trainer = train(tmp_path, text_figures, text_model_path, max_steps=6)
     assert logged(trainer, "cepo/skipped_steps") == [1.0, 1.0, 0.0, 1.0, 1.0, 0.0]
     with pytest.raises(ValueError, match="max_nonfinite_grad_steps must be at least 1, got 0"):
         CEPOConfig(output_dir=str(tmp_path), max_nonfinite_grad_steps=0, **QUICK)
     spoil(0)
-    with pytest.raises(GradientError, match="gradients of 1 optimiser steps in a row, up to step 1"):
+    with pytest.raises(GradientError, match="gradients of 1 optimizer steps in a row, up to step 1"):
         train(tmp_path, text_figures, text_model_path, max_nonfinite_grad_steps=1)
 
 
-def test_a_run_that_comes_back_amid_bad_steps_goes_on_to_the_bit(
+def test_resuming_between_skipped_steps_is_bit_identical(
     tmp_path, text_figures, text_model_path, spoil, monkeypatch
 ):
-    """Weights, optimiser, teacher, log, and how many there were in a row."""
+    """Weights, optimizer, teacher, log, and the number of skipped steps in a row."""
     wrong_answers(monkeypatch)
     options = {"max_steps": 5, "teacher": "ema", "teacher_ema_decay": 0.5, "save_strategy": "steps", "save_steps": 1}
     spoil(1, 3)
@@ -181,7 +178,7 @@ def test_a_run_that_comes_back_amid_bad_steps_goes_on_to_the_bit(
     spoil(1, 2, 3)
     with pytest.raises(GradientError, match="up to step 4"):
         train(tmp_path / "in", text_figures, text_model_path, half_right, **options)
-    with pytest.raises(GradientError, match="3 optimiser steps in a row, up to step 4"):
+    with pytest.raises(GradientError, match="3 optimizer steps in a row, up to step 4"):
         train(
             tmp_path / "again",
             text_figures,
@@ -193,16 +190,15 @@ def test_a_run_that_comes_back_amid_bad_steps_goes_on_to_the_bit(
 
 
 def test_from_the_command_line(tmp_path, spoil, capsys, caplog):
-    flags = {**SMALL, "max_steps": 9, "output_dir": tmp_path, "reward_funcs": "tests.test_bad_gradients.by_place"}
-    flags |= {"method": "grpo"}
-    arguments = ["train", *(part for name, value in flags.items() for part in (f"--{name}", str(value)))]
+    arguments = ["train", *SMALL, "--max_steps=9", "--method=grpo", f"--output_dir={tmp_path}"]
+    arguments += [f"--reward_funcs={__name__}.by_index"]
     spoil(2, 3, 4)
     assert cli.main(arguments) == 1
     printed = capsys.readouterr()
     (line,) = [line for line in printed.err.splitlines() if line.startswith("cepo: error")]
-    assert "gradients of 3 optimiser steps in a row, up to step 5, were not finite (norm nan)" in line
+    assert "gradients of 3 optimizer steps in a row, up to step 5, were not finite (norm nan)" in line
     assert f"Go on with: --resume_from_checkpoint {tmp_path}/checkpoint-5" in printed.out
-    assert "step 3 was skipped: its gradient is not finite" in caplog.text
+    assert "skipped step 3: its gradient is not finite" in caplog.text
     before = set(tmp_path.iterdir())
     assert tmp_path / "checkpoint-5" in before
     assert tmp_path / "summary.json" not in before
@@ -210,47 +206,43 @@ def test_from_the_command_line(tmp_path, spoil, capsys, caplog):
     assert json.loads((tmp_path / "summary.json").read_text())["steps"] == 9
 
 
-def by_place(completions, **kwargs):
+def by_index(completions, **kwargs):
     return half_right(completions)
 
 
-# What other engines do ------------------------------------------------------------------------------------------------
-
-
-def test_a_norm_below_zero_is_deepspeeds_word_for_no_number():
-    bad = NonfiniteGradients(2)
-    for norm, in_a_row in ((1.0, 0), (-1.0, 1), (0.0, 0), (math.nan, 1), (math.inf, 2)):
-        bad.note(norm)
-        assert bad.in_a_row == in_a_row
-    assert bad.stops
-    bad.note(math.inf, may_stop=False)  # float16 has not found its scale
-    assert not bad.stops
-
-
 class Engine:
-    """An accelerator, as far as it is asked."""
+    """The attributes of an accelerator that NonfiniteGradients reads."""
 
     def __init__(self, skipped=False, scale=None):
         self.optimizer_step_was_skipped, self.is_main_process = skipped, True
         self.scaler = scale and type("Scaler", (), {"get_scale": lambda _: scale})()
 
 
-def test_a_step_that_deepspeed_has_made_all_the_same_ends_the_run(tmp_path, text_figures, text_model_path, monkeypatch):
+def test_consecutive_skips_by_hand(tmp_path, text_figures, text_model_path):
+    """DeepSpeed reports an overflow as a norm of -1."""
+    trainer, gradients = make(tmp_path, text_figures, text_model_path), NonfiniteGradients(2)
+    for norm, in_a_row in ((1.0, 0), (-1.0, 1), (0.0, 0), (math.nan, 1), (None, 1), (math.inf, 2)):
+        gradients.check(trainer, norm)
+        assert gradients.in_a_row == in_a_row
+    assert gradients.stops
+
+
+def test_a_step_that_deepspeed_has_applied_stops_the_run(tmp_path, text_figures, text_model_path):
     trainer = make(tmp_path, text_figures, text_model_path)
     trainer.is_deepspeed_enabled, trainer.accelerator = True, Engine(skipped=True)
-    trainer._skip(trainer.model, -1.0)
+    trainer._gradients.check(trainer, -1.0)
     trainer.accelerator = Engine()
-    with pytest.raises(GradientError, match="DeepSpeed has made the step") as raised:
-        trainer._skip(trainer.model, -1.0)
-    assert raised.value.spoilt
+    with pytest.raises(GradientError, match="DeepSpeed has applied it") as raised:
+        trainer._gradients.check(trainer, -1.0)
+    assert raised.value.weights_corrupted
 
 
-@pytest.mark.parametrize(("scale", "seeks"), [(65536.0, True), (1.0, True), (0.5, False), (None, False)])
-def test_float16_may_look_for_its_scale(tmp_path, text_figures, text_model_path, scale, seeks):
+@pytest.mark.parametrize(("scale", "stops"), [(65536.0, False), (1.0, False), (0.5, True), (None, True)])
+def test_float16_may_search_its_loss_scale(tmp_path, text_figures, text_model_path, scale, stops):
     trainer = make(tmp_path, text_figures, text_model_path)
-    trainer.accelerator = Engine(scale=scale)
-    assert trainer._seeks_scale() is seeks
+    trainer.accelerator, gradients = Engine(scale=scale), NonfiniteGradients(1)
     parameter = next(trainer.model.parameters())
     parameter.grad = torch.full_like(parameter, math.nan)
-    trainer._skip(trainer.model, math.nan)
-    assert (parameter.grad is None) == (scale is None)  # the scaler looks at them, and skips by itself
+    gradients.check(trainer, math.nan)
+    assert gradients.stops is stops
+    assert (parameter.grad is None) == (scale is None)  # a scaler skips the step itself

@@ -11,7 +11,7 @@ from trl.rewards import accuracy_reward
 
 import cepo.scoring.forward
 import cepo.scoring.pipeline
-import cepo.trainer.cepo_trainer
+import cepo.trainer.distillation
 from cepo import CEPOConfig, CEPOTrainer
 from cepo.scoring.score import evaluating
 from tests.support.training import half_right, logged, loss_inputs, make, task, train, weights_of, wrong_answers
@@ -158,13 +158,13 @@ def test_micro_batches_add_up(tmp_path, figures, method):
 def test_teacher_and_student_read_in_the_same_precision(tmp_path, text_figures, text_model_path, monkeypatch):
     seen = {}
     for name in ("teacher_states", "student_divergence"):
-        stage = getattr(cepo.trainer.cepo_trainer, name)
+        stage = getattr(cepo.trainer.distillation, name)
 
         def noted(*args, name=name, stage=stage, **options):
             seen[name] = torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")
             return stage(*args, **options)
 
-        monkeypatch.setattr(cepo.trainer.cepo_trainer, name, noted)
+        monkeypatch.setattr(cepo.trainer.distillation, name, noted)
     train(tmp_path, text_figures, text_model_path, method="opsd", max_steps=1, bf16=True, use_cpu=True)
     assert seen == dict.fromkeys(("teacher_states", "student_divergence"), (True, torch.bfloat16))
 

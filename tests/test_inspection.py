@@ -6,7 +6,7 @@ from torch.testing import assert_close
 from trl.rewards import accuracy_reward
 
 import cepo.trainer.cepo_trainer
-import cepo.trainer.credit_page
+import cepo.trainer.samples
 from cepo import CEPOConfig, CEPOTrainer, load_figures, policy_path
 from cepo.data.loading import load_policy
 from cepo.data.sampling import Sampling, group_advantages, sampled_groups, seeded
@@ -39,7 +39,7 @@ def test_a_page_of_training_shows_the_evidence_that_was_trained_on(tmp_path, fig
     monkeypatch.setattr(cepo.trainer.cepo_trainer, "final_answer", lambda text, extractor: str(len(text)))
     drawn = []
     monkeypatch.setattr(
-        cepo.trainer.credit_page, "credit_page", lambda shown, **options: drawn.append((shown, options)) or "page"
+        cepo.trainer.samples, "credit_page", lambda shown, **options: drawn.append((shown, options)) or "page"
     )
     args = CEPOConfig(
         output_dir=str(tmp_path),

@@ -16,7 +16,7 @@ from cepo.commands import launch, progress
 from cepo.commands.progress import StopOnInterrupt
 from cepo.trainer.arguments import read_command_line
 from cepo.trainer.checkpoints import last_whole_checkpoint
-from cepo.trainer.sharding import check_processes
+from cepo.trainer.validation import check_world_size
 
 CPU = ["--accelerate_config", "recipes/accelerate/cpu.yaml", "--use_cpu", "true"]
 SMALL = [
@@ -69,9 +69,9 @@ def test_mistakes_are_found_before_anything_is_started(flags, message, capsys):
 
 def test_processes_that_do_not_know_of_each_other_are_refused(monkeypatch, tmp_path):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    check_processes(2)
+    check_world_size(2)
     with pytest.raises(ValueError, match=r"2 processes were started together.*--use_cpu true"):
-        check_processes(1)
+        check_world_size(1)
 
 
 def run(*arguments):

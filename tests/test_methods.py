@@ -328,7 +328,7 @@ def test_a_method_without_teachers_is_its_placement_alone(
         assert tokens[first:].unique().numel() == 1
         assert tokens[first:].all()
     assert (logged(trainer, "cepo/rows_scored"), logged(trainer, "cepo/coefficient")) == ([0.0], [1.0])
-    assert logged(trainer, "cepo/credit/moved") == [1.0]
+    assert logged(trainer, "cepo/credit/changed") == [1.0]
 
 
 BROKEN = """
@@ -389,7 +389,7 @@ def test_a_method_trains_as_its_placement_says(tmp_path, text_figures, text_mode
     idle = train(tmp_path, text_figures, text_model_path, half_right, method="idle")
     grpo = train(tmp_path, text_figures, text_model_path, half_right, method="grpo", skip_zero_advantage=True)
     assert all(share > 0 for share in logged(idle, "cepo/rows_scored"))
-    assert logged(idle, "cepo/credit/moved") == [0.0, 0.0]
+    assert logged(idle, "cepo/credit/changed") == [0.0, 0.0]
     for name, weight in weights_of(grpo).items():
         assert_close(weights_of(idle)[name], weight)
 
@@ -408,7 +408,7 @@ def test_a_loss_that_is_no_plain_mean(tmp_path, text_figures, text_model_path, m
     trainer = train(tmp_path, text_figures, text_model_path, method="doubled", **options)
     plain, twice = (batch["advantages"] for batch in loss_inputs)
     assert_close(twice, 2 * plain)
-    assert logged(trainer, "cepo/credit/moved")[0] > 0
+    assert logged(trainer, "cepo/credit/changed")[0] > 0
 
 
 @pytest.mark.parametrize(

@@ -26,12 +26,12 @@ def test_by_hand():
     mask = torch.tensor([[True, True, True], [True, True, False]])
     metrics = credit_metrics(sums_of(delta, torch.tensor([0.5, -0.5]), mask))
     assert metrics["evidence/correct_mean"] == pytest.approx(0.8 / 3)
-    assert metrics["evidence/wrong_mean"] == pytest.approx(-0.95)
+    assert metrics["evidence/incorrect_mean"] == pytest.approx(-0.95)
     assert metrics["evidence/correct_std"] == pytest.approx(torch.tensor([1.0, -0.2, 0.0]).std(correction=0).item())
-    assert metrics["evidence/wrong_std"] == pytest.approx(1.05)
-    assert metrics["evidence/wrong_sign"] == pytest.approx(0.3 / 3.3)  # -0.2 on the right one, 0.1 on the wrong one
-    assert metrics["credit/at_bound"] == pytest.approx(2 / 5)  # e^1 > 1.5 and e^2 > 1.5
-    assert metrics["credit/moved"] == pytest.approx(4 / 5)
+    assert metrics["evidence/incorrect_std"] == pytest.approx(1.05)
+    assert metrics["evidence/sign_disagreement"] == pytest.approx(0.3 / 3.3)  # -0.2 on the right one, 0.1 on the wrong one
+    assert metrics["credit/clipped"] == pytest.approx(2 / 5)  # e^1 > 1.5 and e^2 > 1.5
+    assert metrics["credit/changed"] == pytest.approx(4 / 5)
     assert metrics["evidence/unscorable"] == 0.0
 
 
@@ -62,7 +62,7 @@ def test_right_and_wrong_are_the_verifiers_word_not_the_sign_of_the_advantage():
     """A wrong rollout that is better than its group, for its format say, has a positive advantage."""
     sums = sums_of(torch.tensor([[1.0], [3.0]]), torch.tensor([1.0, -1.0]), verdicts=torch.tensor([-1.0, 0.0]))
     metrics = credit_metrics(sums)
-    assert metrics["evidence/wrong_mean"] == 1.0
+    assert metrics["evidence/incorrect_mean"] == 1.0
     assert math.isnan(metrics["evidence/correct_mean"])
 
 
@@ -72,10 +72,10 @@ def test_rollouts_that_were_not_read_do_not_count():
     inputs = CreditInputs(advantages, delta, mask, torch.tensor([True, False]), verdicts, ~mask)
     options = MethodOptions()
     sums = credit_sums(inputs, options.method_spec.place(inputs, options, 0))
-    assert (sums["tokens"], sums["at_bound"], sums["tokens_wrong"]) == (2, 1, 0)
+    assert (sums["tokens"], sums["clipped"], sums["tokens_incorrect"]) == (2, 1, 0)
 
 
 def test_evidence_that_has_no_side_has_no_wrong_sign():
     sums = sums_of(torch.tensor([[1.0, -1.0]]), torch.tensor([1.0]))
-    assert "evidence/wrong_sign" in credit_metrics(sums)
-    assert "evidence/wrong_sign" not in credit_metrics(sums, signed=False)
+    assert "evidence/sign_disagreement" in credit_metrics(sums)
+    assert "evidence/sign_disagreement" not in credit_metrics(sums, signed=False)

@@ -12,6 +12,7 @@ from transformers import AutoTokenizer
 import cepo.methods.method
 import cepo.scoring.score
 import cepo.trainer.cepo_trainer
+import cepo.trainer.distillation
 from cepo import CEPOTrainer, MethodOptions, References, policy_path
 from cepo.methods import METHODS, CreditInputs
 from tests.reference import loops
@@ -161,14 +162,14 @@ def test_a_teacher_without_a_number_in_training(
 def test_a_distillation_whose_teacher_has_no_numbers_skips_the_step(
     tmp_path, text_figures, text_model_path, monkeypatch, method
 ):
-    states = cepo.trainer.cepo_trainer.teacher_states
+    states = cepo.trainer.distillation.teacher_states
 
     def spoilt(*args, **kwargs):
         found = states(*args, **kwargs)
         found.hidden[0] = math.nan
         return found
 
-    monkeypatch.setattr(cepo.trainer.cepo_trainer, "teacher_states", spoilt)
+    monkeypatch.setattr(cepo.trainer.distillation, "teacher_states", spoilt)
     trainer = step(tmp_path, text_figures, text_model_path, method)
     assert logged(trainer, "cepo/skipped_steps") == [1.0]
     assert all(torch.isfinite(weight).all() for weight in weights_of(trainer).values())
@@ -180,8 +181,8 @@ def test_a_distillation_whose_teacher_has_no_numbers_skips_the_step(
 @pytest.mark.parametrize("method", TRAINED)
 def test_nothing_but_the_end(tmp_path, text_figures, text_model_path, monkeypatch, method):
     """Every completion is the end token alone, by the sampler's own options."""
-    spy = Spy(cepo.trainer.cepo_trainer.in_loss)
-    monkeypatch.setattr(cepo.trainer.cepo_trainer, "in_loss", spy)
+    spy = Spy(cepo.trainer.cepo_trainer.with_token_advantages)
+    monkeypatch.setattr(cepo.trainer.cepo_trainer, "with_token_advantages", spy)
     end = {"sequence_bias": [[[_end_of(text_model_path)], 100.0]]}
     options = {"max_completion_length": 1, "generation_kwargs": end}
     trainer = step(tmp_path, text_figures, text_model_path, method, **options)

@@ -71,7 +71,7 @@ def test_the_latest_whole_one(tmp_path):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ("true", "there is no whole checkpoint in"),
+        ("true", "there is no complete checkpoint in"),
         ("nowhere", "nowhere: there is no such folder"),
         ("cut", "cut: it was cut off while it was written"),
         ("empty", r"empty: it holds no checkpoint \(no trainer_state.json\)"),

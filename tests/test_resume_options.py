@@ -198,7 +198,7 @@ def test_from_python(tmp_path, text_figures, text_model_path, caplog):
         train(tmp_path, text_figures, text_model_path, letters, **options, **resume)
     with pytest.raises(ValueError, match=r'train_dataset "12 rows, digest \w+" \(now "11 rows, digest \w+"\)'):
         train(tmp_path, text_figures.select(range(11)), text_model_path, half_right, **options, **resume)
-    with pytest.raises(ValueError, match=r"there is no whole checkpoint in"):
+    with pytest.raises(ValueError, match=r"there is no complete checkpoint in"):
         make(tmp_path / "none", text_figures, text_model_path).train(resume_from_checkpoint=True)
     train(tmp_path, text_figures, text_model_path, half_right, **options | {"max_steps": 3}, **resume)
     (record,) = [record for record in caplog.records if "max_steps 3 in place of 2" in record.getMessage()]

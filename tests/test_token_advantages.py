@@ -95,7 +95,7 @@ def test_student_log_probs_are_known_before_the_loss(tmp_path, task, name, asked
     assert all(asked)
     assert len(asked) == with_hint
     names = [key for key in known.state.log_history[0] if key.startswith("cepo/") and "seconds" not in key]
-    assert {"cepo/evidence/wrong_mean", "cepo/credit/moved", "cepo/rows_scored"} <= set(names)
+    assert {"cepo/evidence/incorrect_mean", "cepo/credit/changed", "cepo/rows_scored"} <= set(names)
     for key in (*names, "loss", "grad_norm"):
         found, wanted = ([math.nan if v is None else v for v in logged(one, key)] for one in (scored, known))
         assert found == pytest.approx(wanted, rel=2e-3, abs=2e-5, nan_ok=True), key

@@ -54,7 +54,7 @@ def test_cepo_with_equal_references_is_grpo_to_the_bit(tmp_path, task, monkeypat
     grpo = train(tmp_path, dataset, model, method="grpo")
     same = train(tmp_path, dataset, model, method="cepo")
     assert all(share > 0 for share in logged(same, "cepo/rows_scored"))
-    assert logged(same, "cepo/evidence/wrong_std") == [0.0, 0.0]
+    assert logged(same, "cepo/evidence/incorrect_std") == [0.0, 0.0]
     for name, weight in weights_of(grpo).items():
         assert torch.equal(weight, weights_of(same)[name])
 
@@ -80,7 +80,7 @@ def test_teachers_move_the_policy_elsewhere(tmp_path, task, method, lora, monkey
     for first, second in seen:
         assert_close(first, second, equal_nan=True)  # no dropout: the same twice
     assert all(0 < share <= 1 for share in logged(placed, "cepo/rows_scored"))
-    assert all(value > 0 for value in logged(placed, "cepo/evidence/wrong_std"))
+    assert all(value > 0 for value in logged(placed, "cepo/evidence/incorrect_std"))
     if dataset.column_names == text_figures.column_names:  # once is enough, and text is quick
         uniform = train(tmp_path, dataset, model, half_right, method="grpo", peft_config=peft_config)
         differs = [not torch.equal(weight, weights_of(uniform)[name]) for name, weight in weights_of(placed).items()]

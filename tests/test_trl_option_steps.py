@@ -128,7 +128,7 @@ def test_a_step_with_evidence(tmp_path, text_figures, text_model_path, monkeypat
     options = with_room(group, text_model_path)
     trainer = train(tmp_path, text_figures, text_model_path, rewards_for(options), **options)
     assert is_sound(trainer)
-    assert logged(trainer, "cepo/evidence/wrong_std")[0] > 0
+    assert logged(trainer, "cepo/evidence/incorrect_std")[0] > 0
     assert all(batch["advantages"].dim() == 2 for batch in loss_inputs)
     check(group, trainer)
 

@@ -1,7 +1,4 @@
-"""The one seam of `fast/`, where it is switched on: without that folder everything runs, slower, with the same numbers.
-
-Nothing else imports `cepo.fast`.
-"""
+"""The only import of `cepo.fast`. Without that folder everything runs slower, with the same numbers to rounding."""
 
 import importlib
 import importlib.util
@@ -11,5 +8,5 @@ from types import ModuleType
 
 @cache
 def fast() -> ModuleType | None:
-    """`cepo.fast`, or None where the folder is not there."""
+    """The package `cepo.fast`; None if its folder has been deleted."""
     return importlib.import_module("cepo.fast") if importlib.util.find_spec("cepo.fast") else None

@@ -36,6 +36,6 @@ def check_a_real_step(tmp_path, task, loss_inputs, monkeypatch, method, *, rewar
     mask = batch["completion_mask"].bool()
     assert batch["advantages"].shape == mask.shape
     assert (batch["advantages"][~mask] == 0).all()
-    assert logged(trainer, "cepo/credit/moved")[0] > 0
+    assert logged(trainer, "cepo/credit/changed")[0] > 0
     assert all(torch.isfinite(weight).all() for weight in weights_of(trainer).values())
     return trainer, batch

@@ -29,8 +29,7 @@ from ..planning.memory import PHASES, Layout, Lengths, Memory, memory_of
 from ..planning.models import Skeleton, find_config
 from ..trainer.arguments import CommandLine, TrainArguments, load_data, parse
 from ..trainer.cepo_config import CEPOConfig
-from ..trainer.sharding import NO_FSDP1
-from ..trainer.validation import check_whole_groups
+from ..trainer.validation import NO_FSDP1, check_whole_groups
 from .launch import accelerate_options
 
 _GIB = 2**30

@@ -21,7 +21,7 @@ from ..compare.jobs import stopped_by_signals
 from ..data.embedded import EMBEDDED
 from ..data.evaluation import Accuracy
 from ..data.files import write_whole
-from ..data.hub import HubError, hub_errors
+from ..data.hub import HubError, hub_errors, upload_command
 from ..data.loading import holds_adapters, load_adapters, model_errors_named, require_chat_template
 from ..data.saved import FOLDER
 from ..inspection.tables import counted
@@ -80,6 +80,11 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
     if completions is not None and training_args.process_index == 0:  # as TRL does later
         with hub_errors("log_completions_hub_repo: the data set cannot be made on the Hub", "leave it out"):
             create_repo(completions, private=training_args.hub_private_repo, repo_type="dataset", exist_ok=True)
+    if training_args.push_to_hub and training_args.process_index == 0:  # as transformers does later
+        fix = f"leave it out and push later ({_push_command(training_args)}), or log in (hf auth login)"
+        with hub_errors("push_to_hub: the repository cannot be made on the Hub", fix):
+            token, private = training_args.hub_token, training_args.hub_private_repo
+            create_repo(_repository(training_args), token=token, private=private, exist_ok=True)
     with model_errors_named("model_name_or_path", sources.model_name):
         trainer = CEPOTrainer(
             model,
@@ -115,13 +120,13 @@ def _train(
     measure = Measure(trainer, script_args, held_out, console)
     before = BeforeTraining(measure, args.resume_from_checkpoint)
     after: Measured | None = None
-    trainer.card_facts = lambda: _facts(script_args, command, held_out, before, after)
+    trainer.run_facts = lambda: _facts(script_args, command, held_out, before, after)
     if not is_sharded(trainer):  # there, until training begins, processes hold weights that are nobody's
         before.measure()
     trainer.add_callback(before)
 
     trainer.remove_callback(PrinterCallback)
-    interrupt = StopOnInterrupt(console, trainer._processes.all_reduce_max)
+    interrupt = StopOnInterrupt(console, trainer._distributed.all_reduce_max)
     # TRL prints its tables of completions past the console, through a line that changes.
     progress = Progress(console, live=False if args.log_completions else None)
     trainer.add_callback(progress)
@@ -144,7 +149,7 @@ def _train(
         return 1
     except Exception as error:
         interrupt.restore()
-        if not (isinstance(error, GradientError) and error.spoilt):
+        if not (isinstance(error, GradientError) and error.weights_corrupted):
             _save_what_there_is(trainer, interrupt)
         _print_resume(trainer, interrupt, console)
         raise
@@ -177,8 +182,10 @@ def _train(
     trainer.create_model_card(_model_name(args))
     status = 0
     if args.push_to_hub:
+        fix = f"push it later: {_push_command(args)}"
         try:
-            trainer.push_to_hub(commit_message="Model save", revision=args.hub_revision)
+            with hub_errors(f"the model is saved in {args.output_dir}, and was not pushed to the Hub", fix):
+                trainer.push_to_hub(commit_message="Model save", revision=args.hub_revision)
         except HubError as error:
             console.print(str(error), highlight=False, markup=False, soft_wrap=True)
             status = 1
@@ -209,6 +216,15 @@ def _facts(
     if held_out is not None:
         data += f"; held out: {script_args.dataset_test_split}"
     return RunFacts(command, data, name if known else None, before.measured, after.as_dict() if after else None)
+
+
+def _repository(args: CEPOConfig) -> str:
+    """The repository of `push_to_hub`."""
+    return args.hub_model_id or Path(str(args.output_dir)).absolute().name
+
+
+def _push_command(args: CEPOConfig) -> str:
+    return upload_command(_repository(args), str(args.output_dir), private=bool(args.hub_private_repo))
 
 
 def _model_name(args: Any) -> str:

@@ -1,15 +1,15 @@
-"""Shortcuts with the same numbers, to rounding; the folder can be deleted. `acceleration.py` switches them on."""
+"""Shortcuts that change numbers by rounding only; the folder can be deleted. `acceleration.py` switches them on."""
 
 from typing import Any
 
 from .generation import PrefixSharingGenerator, SharedPrompts
 from .prefix_cache import forward_for
 
-__all__ = ["PrefixSharingGenerator", "SharedPrompts", "forward_for", "prompt_sharing"]
+__all__ = ["PrefixSharingGenerator", "SharedPrompts", "forward_for", "share_prompts"]
 
 
-def prompt_sharing(trainer: Any) -> Any:
-    """What a `CEPOTrainer` delegates to; this alone needs TRL."""
-    from .trainer import PromptSharing
+def share_prompts(trainer: Any) -> Any:
+    """Let a `CEPOTrainer` run each distinct prompt once; see `PromptSharing`."""
+    from .trainer import PromptSharing  # the rest of this folder works without TRL
 
     return PromptSharing(trainer)

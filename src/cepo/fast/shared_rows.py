@@ -46,7 +46,7 @@ class Rows:
     token_types: dict[str, Tensor] = field(default_factory=dict)
     images: dict[str, Tensor] = field(default_factory=dict)
 
-    def why_whole(self) -> str | None:
+    def unsupported_reason(self) -> str | None:
         """What keeps these prompts from being shared; None if nothing does."""
         last = self.width - 1
         if last < 1:

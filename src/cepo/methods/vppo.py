@@ -11,7 +11,7 @@ reward function (`first_error_reward`), or from what the task knows; where neith
 Open in the paper, and chosen here: a rollout without a verdict is not trained on and does not count in the mean; tokens
 that a tool returned count in a rollout's length; the prompt's length, where it is the margin, is that of its text.
 Answers not longer than their prompts then keep no prefix: `margin: 0` keeps all that comes before the error, and
-`cepo/credit/moved` says whether anything is kept.
+`cepo/credit/changed` says whether anything is kept.
 """
 
 from collections.abc import Collection

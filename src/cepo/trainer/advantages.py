@@ -1,11 +1,12 @@
-"""Evidence in TRL's batch, and the token advantages that its loss gets.
+"""From rewards and evidence to the advantages of TRL's loss.
 
-Evidence rides in the generation batch, which TRL shuffles and splits along the rollouts. Token advantages are made of
-it for each micro-batch, since lambda belongs to the optimizer step and a batch may serve for several.
+Evidence travels in the generation batch, which TRL shuffles and splits along the rollouts. Token advantages are
+computed for each micro-batch, because lambda depends on the optimizer step and a generation batch may serve several.
 
 Dimensions: B rollouts, T completion tokens.
 """
 
+import math
 from collections.abc import Callable
 
 from torch import Tensor
@@ -16,27 +17,45 @@ from ..methods.token_advantages import CreditInputs, TokenAdvantages, negative_w
 from .batches import Batch, trained_tokens
 
 
-def evidence_fields(evidence: Evidence, verdicts: Tensor) -> Batch:
-    """The fields of a generation batch that carry evidence, one row a rollout.
+def mask_unscored_rollouts(rewards: Tensor, weights: Tensor) -> Tensor:
+    """Set all rewards of a rollout to NaN if every function with a non-zero weight returned None for it.
+
+    TRL then leaves the rollout out of the group's mean and gives it no advantage. Otherwise a function of weight 0,
+    which only logs, would make it a rollout of reward 0.
 
     Args:
-        evidence: Of its B rollouts.
-        verdicts: (B,) 1 correct, -1 incorrect, 0 without a verdict.
+        rewards: (rollouts, functions) rewards, NaN for None.
+        weights: (functions,) weights of the functions.
     """
-    found = {"evidence": evidence.values, "scored": evidence.scored, "unscorable": evidence.unscorable}
-    return {**found, "verdicts": verdicts}
+    unscored = rewards[:, weights.to(rewards.device) != 0].isnan().all(dim=1)
+    return rewards.masked_fill(unscored.unsqueeze(-1), math.nan)
+
+
+def evidence_fields(evidence: Evidence, verdicts: Tensor) -> Batch:
+    """Fields that carry evidence in a generation batch, one row per rollout.
+
+    Args:
+        evidence: Evidence of the B rollouts.
+        verdicts: (B,) 1 for a correct rollout, -1 for an incorrect one, 0 without a verdict.
+    """
+    return {
+        "evidence": evidence.values,
+        "scored": evidence.scored,
+        "unscorable": evidence.unscorable,
+        "verdicts": verdicts,
+    }
 
 
 def assign_credit(
     batch: Batch, options: MethodOptions, step: int, sum_counts: Callable[[Tensor], Tensor]
 ) -> tuple[CreditInputs, TokenAdvantages]:
-    """Token advantages of a batch that carries evidence, and what they were made of.
+    """Token advantages of a batch with evidence, and the inputs that they were computed from.
 
     Args:
-        batch: With (B,) `advantages` of GRPO.
-        options: Of the method.
-        step: Optimizer steps done so far.
-        sum_counts: See `CreditInputs`.
+        batch: Batch with GRPO's (B,) `advantages`.
+        options: Options of the method.
+        step: Number of optimizer steps done so far.
+        sum_counts: Sum over processes, see `CreditInputs`.
     """
     mask = trained_tokens(batch)
     inputs = CreditInputs(
@@ -51,8 +70,10 @@ def assign_credit(
     return inputs, options.method_spec.place(inputs, options, step)
 
 
-def in_loss(batch: Batch, options: MethodOptions, step: int, sum_counts: Callable[[Tensor], Tensor]) -> Batch:
-    """A micro-batch with the advantages that TRL's loss takes: (B, T) where there is evidence, else (B,)."""
+def with_token_advantages(
+    batch: Batch, options: MethodOptions, step: int, sum_counts: Callable[[Tensor], Tensor]
+) -> Batch:
+    """A micro-batch with the advantages of TRL's loss: (B, T) with evidence and lambda > 0, otherwise (B,)."""
     if "evidence" in batch and options.coefficient_at(step) > 0:
         return {**batch, "advantages": assign_credit(batch, options, step, sum_counts)[1].in_loss}
     advantages, weight = batch["advantages"], options.negative_weight

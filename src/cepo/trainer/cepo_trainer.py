@@ -1,79 +1,62 @@
-"""`CEPOTrainer`: TRL's GRPOTrainer with credit placed token by token. The only file that knows TRL's internals.
+"""`CEPOTrainer`: TRL's GRPOTrainer with token advantages.
 
-TRL samples the rollouts, rewards them and computes the loss. Three seams are used: `_calculate_rewards` sees prompts,
-texts and rewards (and gathers the rewards of groups that span processes); `_generate_and_score_completions` returns the
-batch, to which the evidence is added; `_compute_loss` is given (B, T) token advantages, which TRL's losses accept.
+    rollouts -> references -> hints -> log-probs -> evidence -> token advantages -> loss
+
+TRL samples the rollouts, rewards them and computes the loss. The hooks of this class stand in the order in which TRL
+calls them: `_calculate_rewards` keeps prompts, texts and rewards, `_generate_and_score_completions` adds evidence to
+the generation batch, and `_compute_loss` replaces the (B,) advantages by (B, T) token advantages.
 """
 
-import logging
-import time
+import itertools
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import cache
+from pathlib import Path
 from typing import Any, get_args
 
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset
-from torch import Tensor
-from trl.models.utils import _ForwardRedirection
+from torch import Tensor, nn
 
 from ..acceleration import fast
-from ..data.checks import (
-    can_be_explained,
-    check_dataset,
-    check_image_sizes,
-    check_method,
-    check_size,
-    check_solution,
-    check_verifier,
-    unread_images,
-)
-from ..data.images import with_opaque_images
-from ..data.loading import freeze_vision_tower, require_chat_template
+from ..data.checks import can_be_explained, check_solution
+from ..data.files import write_whole
+from ..data.images import broken_images_named, with_opaque_images
+from ..data.loading import freeze_vision_tower
+from ..data.reward_validation import refuse_infinite, validated
 from ..data.sampling import check_special_tokens, text_of_messages
-from ..data.saved import rows_of, save_rows
-from ..distillation.losses import student_divergence, teacher_states
+from ..distillation.losses import DistillationBatch
 from ..methods.method import Evidence
 from ..references.extraction import final_answer, text_of_completion
-from ..references.groups import Fallback, Messages
+from ..references.groups import Fallback, Group, References
 from ..scoring.pipeline import no_evidence, verdicts_of
-from ..scoring.prompts import PromptEncoder, tokenizer_of
+from ..scoring.prompts import PromptEncoder, thinking_opening
 from ..scoring.requests import Prompt
 from ..scoring.score import Completions
 from ..scoring.shards import head_gathered_with_gradient
-from .advantages import assign_credit, evidence_fields, in_loss
-from .batches import prompt_of, refuse_mixed_images, rows_with_gradient, trained_tokens
+from .advantages import assign_credit, evidence_fields, mask_unscored_rollouts, with_token_advantages
+from .batches import Batch, prompt_of, refuse_mixed_images, rows_with_gradient, trained_tokens
 from .cepo_config import CEPOConfig
 from .completion_batch import CompletionBatch, attempts_of
-from .credit_page import NUMBER_OF_GROUPS, CreditPageLogger, write_credit_page
-from .distillation import add_teacher_prompts, distillation_batch
-from .distributed import Processes
-from .health_warnings import HealthWarnings
-from .hub import HubTrainer
-from .metrics import credit_metrics, credit_sums, verdict_shares
-from .model_card import CardTrainer
-from .nonfinite_gradients import GuardedTrainer, mask_unscored_rollouts
+from .distillation import add_teacher_prompts, distillation_batch, divergence_loss
+from .distributed import Distributed
+from .health_warnings import FailedUploads, HealthWarnings
+from .metrics import Stopwatch, credit_metrics, credit_sums, verdict_shares
+from .model_card import RunFacts, paper_of, run_section
+from .nonfinite_gradients import NonfiniteGradients
 from .resuming import ResumingTrainer
-from .sharding import check_layout, check_processes
-from .sharing import NoSharing
+from .samples import Samples
 from .teachers import FollowPolicy, Teachers
-from .validation import check_adapters, check_distillation, check_vllm_weights, check_whole_groups
-
-_logger = logging.getLogger(__name__)
+from .validation import first_error_index, reward_index, uses_solution, validate_data, validate_run
 
 
-class CEPOTrainer(
-    GuardedTrainer,
-    HubTrainer,
-    CardTrainer,
-    ResumingTrainer,
-):
-    """Trainer for CEPO and its siblings (`CEPOConfig.method`), a drop-in for TRL's [`GRPOTrainer`].
+class CEPOTrainer(ResumingTrainer):
+    """Trainer for CEPO and related methods (`CEPOConfig.method`), a drop-in replacement for TRL's [`GRPOTrainer`].
 
-    Same constructor, dataset columns, reward functions, PEFT, callbacks and loggers. For methods with teachers the data
-    set needs a `solution` column, and prompts must be conversations.
+    The constructor, dataset columns, reward functions, PEFT, callbacks and loggers are those of GRPOTrainer. Methods
+    with teachers need conversational prompts and a `solution` column.
 
     Example:
 
@@ -89,9 +72,11 @@ class CEPOTrainer(
     trainer.train()
     ```
 
-    Metrics, every step: `cepo/coefficient` (lambda), `cepo/rows_scored` (share of rollouts re-read by teachers),
-    `cepo/fallback/*` (share of the rollouts with a non-zero advantage that miss the r- their rule asks for),
-    `cepo/evidence/*` and `cepo/credit/*` (see `credit_metrics`), `cepo/seconds/generation`, `teachers` and `update`.
+    Metrics, beside TRL's: `cepo/correct` and `cepo/verdicts/missing` (see `verdict_shares`), `cepo/coefficient`
+    (lambda), `cepo/rows_scored` (share of rollouts scored by teachers), `cepo/fallback/*` (share of the rollouts with
+    an advantage that lack the r- of their rule), `cepo/evidence/*` and `cepo/credit/*` (see `credit_metrics`),
+    `cepo/divergence` [nats] of OPSD and SDPO, `cepo/skipped_steps`, and `cepo/seconds/generation`, `teachers` and
+    `update`.
 
     Raises:
         TypeError: If `args` is not a `CEPOConfig`.
@@ -99,7 +84,8 @@ class CEPOTrainer(
     """
 
     _tag_names = ["trl", "cepo"]
-    _name = "CEPO"
+    #: Called whenever a model card is written.
+    run_facts = staticmethod(RunFacts)
 
     def __init__(self, model, reward_funcs=None, args: CEPOConfig | None = None, train_dataset=None, *rest, **kwargs):
         if args is None:
@@ -107,413 +93,275 @@ class CEPOTrainer(
             args = CEPOConfig(f"{name.rstrip('/').split('/')[-1]}-CEPO")
         if not isinstance(args, CEPOConfig):
             raise TypeError(f"CEPOTrainer takes a CEPOConfig as `args`, got {type(args).__name__}")
-        check_processes(args.world_size)
+        makes_prompts = kwargs.get("environment_factory") is not None
+        validate_data(args, train_dataset, reward_funcs, environment_prompts=makes_prompts)
         self.method = args.method_spec
-        # Answers are compared with solutions for the method, or for people who want to see credit.
-        needs_solution = self.method.needs_solution or args.credit_page_steps > 0
-        self._needs_solution = needs_solution
-        # Whether rollouts are saved: those that `cepo explain --from` can read again.
-        self._saves = args.log_completions and (needs_solution or can_be_explained(train_dataset))
-        self._collects = needs_solution or self.method.changes_advantages or self._saves
-        if train_dataset is not None:
-            owns_prompts = kwargs.get("environment_factory") is not None  # then the prompts come from the environment
-            check_dataset(
-                train_dataset,
-                needs_solution=needs_solution,
-                needs_prompt=not owns_prompts,
-                extractor=args.answer_extractor,
-            )
-            if isinstance(train_dataset, Dataset):
-                check_size(train_dataset, args.generation_batch_size, args.num_generations)
-            check_method(train_dataset, args)
-            for function in reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]:
-                line, unreadable = check_verifier(function, train_dataset, args.answer_extractor)
-                if unreadable and args.process_index == 0:
-                    _logger.warning(line)
-        quick = fast()
-        self._sharing: Any = NoSharing() if quick is None else quick.prompt_sharing(self)
-        self._batch: CompletionBatch | None = None
-        self._kept_step: int | None = None
-        # Seconds that this process spent since it started; `update` is the loss, forward and backward.
-        self.seconds = {"generation": 0.0, "teachers": 0.0, "update": 0.0}
-        self._generation_seconds = self._preparation_seconds = self._update_seconds = 0.0
-        self._distilled: list[Tensor] = []
+        self._name, self._paper = "CEPO" if self.method.name == "cepo" else self.method.name, paper_of(self.method)
+        self._needs_solution = uses_solution(args)
+        saves = args.log_completions and (self._needs_solution or can_be_explained(train_dataset))
+        self._collects = self._needs_solution or self.method.changes_advantages or saves
+        self._samples = Samples(self, saves=saves)
+        self._stopwatch = Stopwatch("generation", "teachers", "update")
+        self._completion_batch: CompletionBatch | None = None  # from `_calculate_rewards` to the end of its caller
+        self._divergence_sums: list[Tensor] = []
+        self._gradients = NonfiniteGradients(args.max_nonfinite_grad_steps)
         super().__init__(model, reward_funcs, args, train_dataset, *rest, **kwargs)
-        if self._is_vlm and tokenizer_of(self.processing_class).padding_side != "left":
-            # TRL pads the tokens on the left, and takes what goes along with them as the processor pads it.
-            raise ValueError(
-                "processing_class pads on the right, so images would be looked for in the wrong places; load it with "
-                "padding_side='left'"
-            )
-        if self._is_vlm and self.accelerator.is_main_process and (unseen := unread_images(train_dataset)):
-            _logger.warning(unseen)
-        if self._is_vlm:  # the processor is known from here on
-            check_image_sizes(train_dataset, self.processing_class)
-        if isinstance(train_dataset, Dataset) and "prompt" in train_dataset.column_names:
-            check_special_tokens(train_dataset["prompt"], self.processing_class)
-        self._correctness_index = self._find_reward("correctness_reward") or 0
-        self._first_error_index = self._find_first_error_reward()
-        self._skips = self._decide_skipping()
+        template = {"chat_template": self.chat_template, **(self.chat_template_kwargs or {})}
+        self._thinking = thinking_opening(self.processing_class, template)
+        self.reward_funcs = [
+            func if isinstance(func, nn.Module) else validated(func, name, self._thinking, args.answer_extractor)
+            for func, name in zip(self.reward_funcs, self.reward_func_names, strict=True)
+        ]
+        validate_run(self)
+        names = self.reward_func_names
+        self._correctness_index = reward_index(args, "correctness_reward", names) or 0
+        self._first_error_index = first_error_index(args, names, self.reward_weights, self._correctness_index)
+        self._skips = args.skips and not self.aux_loss_enabled
         if args.freeze_vision_tower:
             freeze_vision_tower(self.model)
-        if args.uses_divergence_loss:
-            check_distillation(self, args.method)
-        check_vllm_weights(self)
-        check_whole_groups(args, self.accelerator.num_processes)
-        if self.method.needs_teachers or args.uses_divergence_loss:
-            check_layout(self)
-            check_adapters(self, args.method)
-        self._processes = Processes(self.accelerator)
-        self._teachers = Teachers(self, args, self._processes)
-        self.add_callback(FollowPolicy(self._teachers))
-        self.add_callback(HealthWarnings())
-        self._page_logger = CreditPageLogger(self.callback_handler)
-        self.add_callback(self._page_logger)
-        if needs_solution:
-            self._encoder = PromptEncoder(self.processing_class, self._is_vlm, self._template_options())
-
-    # Construction -----------------------------------------------------------------------------------------------------
-
-    def _find_reward(self, option: str) -> int | None:
-        """Index of the reward function that an option names; None if it names none."""
-        wanted = getattr(self.args, option)
-        if wanted is None:
-            return None
-        if wanted not in self.reward_func_names:
-            raise ValueError(
-                f"{option}={wanted!r} is none of the reward functions: {', '.join(self.reward_func_names)}"
+        self._distributed = Distributed(self.accelerator)
+        self._teachers = Teachers(self, args, self._distributed)
+        follow = FollowPolicy(self._teachers, self._gradients)
+        for callback in (self._gradients, follow, HealthWarnings(), FailedUploads(self)):
+            self.add_callback(callback)
+        if self._needs_solution:
+            self._encoder = PromptEncoder(
+                self.processing_class, self._is_vlm, {"tools": self.tools or None, **template}
             )
-        return self.reward_func_names.index(wanted)
+        shortcuts = fast()
+        self._sharing = None if shortcuts is None else shortcuts.share_prompts(self)
 
-    def _find_first_error_reward(self) -> int | None:
-        index = self._find_reward("first_error_reward")
-        if index is not None and self.reward_weights[index] != 0:
-            raise ValueError(
-                f"first_error_reward={self.args.first_error_reward!r} counts tokens, which are no reward: set its "
-                "weight in reward_weights to 0"
-            )
-        if index is not None and index == self._correctness_index:
-            raise ValueError(
-                "the first reward function decides what is right, unless correctness_reward names another; "
-                f"first_error_reward={self.args.first_error_reward!r} cannot be it"
-            )
-        return index
+    @property
+    def seconds(self) -> dict[str, float]:
+        """Seconds of this process in each part of training; `update` is the loss, forward and backward."""
+        return self._stopwatch.seconds
 
-    def _template_options(self) -> dict[str, Any]:
-        """What TRL passes to the chat template besides the conversation; also refuses a model that has no template."""
-        if self.rollout_func is not None:
-            raise ValueError(
-                f"method={self.args.method!r} re-reads rollouts after the prompts of the dataset, and a rollout_func "
-                "may have used others. Use method='grpo'."
-            )
-        if self.environment_factories is not None and any(self._env_tools.values()):
-            raise ValueError(
-                f"method={self.args.method!r} re-reads rollouts with another prompt, which environments with their own "
-                "tools do not support yet. Use method='grpo'."
-            )
-        if not self.chat_template:
-            require_chat_template(self.processing_class)
-        return {"tools": self.tools or None, "chat_template": self.chat_template, **self.chat_template_kwargs}
-
-    # TRL's seams ------------------------------------------------------------------------------------------------------
-
-    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
-        rewards_per_func = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
-        if self.model.training:
-            right, missing = verdict_shares(
-                rewards_per_func[:, self._correctness_index], self.args.correctness_threshold
-            )
-            self._log_credit("correct", right)
-            self._log_credit("verdicts/missing", missing)
-        if self.model.training and self._collects:
-            solutions = [
-                check_solution(row, f"a row of the training set (prompt {row['prompt']!r})", self.args.answer_extractor)
-                if self._needs_solution
-                else str(row.get("solution") or "")
-                for row in inputs
-            ]
-            self._batch = self._collect(inputs, prompts, completions, solutions, rewards_per_func)
-        return mask_unscored_rollouts(rewards_per_func, self.reward_weights)
-
-    def _generate(self, prompts):
-        started = time.perf_counter()
-        output = super()._generate(prompts)
-        self._generation_seconds += time.perf_counter() - started
+    def train(self, *args, **kwargs):
+        with broken_images_named(self.train_dataset, "the training set"):
+            output = super().train(*args, **kwargs)
+        self._gradients.raise_if_stopped(self.args.output_dir, self.state.global_step)
         return output
 
+    # Hooks of TRL and transformers, in the order of a training step ---------------------------------------------------
+
+    def training_step(self, model, inputs, num_items_in_batch):
+        with self._stopwatch.measure("update"):
+            loss = super().training_step(model, inputs, num_items_in_batch)
+        if self.accelerator.sync_gradients:
+            self._log_cepo("coefficient", self._coefficient)
+            for part, seconds in self._stopwatch.lap().items():
+                self._log_cepo(f"seconds/{part}", seconds)
+            self._log_divergence()
+        return loss
+
     def _generate_and_score_completions(self, inputs):
-        started = time.perf_counter()
-        self._generation_seconds = 0.0
         refuse_mixed_images(inputs)
-        if not isinstance(self.train_dataset, Dataset):  # rows of a stream are checked as they come
+        if not isinstance(self.train_dataset, Dataset):  # the rows of a stream are unknown before they arrive
             check_special_tokens([row["prompt"] for row in inputs], self.processing_class, "a batch of the stream")
         if self._is_vlm:
             inputs = [with_opaque_images(row) for row in inputs]
-        self._sharing.before_generation()
-        output = super()._generate_and_score_completions(inputs)
-        self._sharing.generated(output)
         if not self.model.training:
-            return output
-        teachers_started = time.perf_counter()
-        scored = 0.0
-        # Evidence rides in TRL's batch, which is shuffled and split along the rollouts; the advantages stay (B,) until
-        # the loss, because lambda belongs to the optimiser step and a batch may serve for several.
-        if self.args.uses_divergence_loss:
-            scored = self._find_teacher_prompts(output)
-        elif self._coefficient() > 0:
-            scored = self._find_evidence(output)
-        teachers_seconds = time.perf_counter() - teachers_started
-        self._log_credit("rows_scored", scored)
-        self._log_seconds("generation", self._generation_seconds)
-        self._log_seconds("teachers", teachers_seconds)
-        self._keep_samples(output)
-        self._batch = None
-        self._preparation_seconds += time.perf_counter() - started
-        return output
+            return super()._generate_and_score_completions(inputs)
+        with self._stopwatch.measure(None):
+            batch = super()._generate_and_score_completions(inputs)
+            with self._stopwatch.measure("teachers"):
+                scored = 0.0
+                if self.args.uses_divergence_loss:
+                    scored = self._find_teacher_prompts(batch)
+                elif self._coefficient > 0:
+                    scored = self._find_evidence(batch)
+            self._log_cepo("rows_scored", scored)
+            if self._completion_batch is not None:
+                self._samples.keep(self._completion_batch, batch)
+        self._completion_batch = None
+        return batch
 
-    def _prepare_inputs(self, generation_batch):
-        return self._sharing.regrouped(super()._prepare_inputs(generation_batch))
+    def _generate(self, prompts):
+        with self._stopwatch.measure("generation" if self.model.training else None):
+            return super()._generate(prompts)
 
-    def _generate_single_turn(self, *args, **kwargs):
-        return self._sharing.generate(super()._generate_single_turn, *args, **kwargs)
-
-    def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
-        whole = super()._get_per_token_logps_and_entropies
-        with head_gathered_with_gradient() if self.is_fsdp_enabled else nullcontext():
-            return self._sharing.log_probs(whole, model, *args, **kwargs)
-
-    def training_step(self, model, inputs, num_items_in_batch):
-        started = time.perf_counter()
-        self._preparation_seconds = 0.0
-        with self._sharing.training_step():
-            loss = super().training_step(model, inputs, num_items_in_batch)
-        self._update_seconds += time.perf_counter() - started - self._preparation_seconds
-        if self.accelerator.sync_gradients:
-            self._log_credit("coefficient", self._coefficient())
-            self._log_seconds("update", self._update_seconds)
-            self._update_seconds = 0.0
-            self._log_distillation()
-        return loss
+    def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
+        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        refuse_infinite(rewards, self.reward_func_names)
+        if self.model.training:
+            verdicts = rewards[:, self._correctness_index]
+            correct, missing = verdict_shares(verdicts, self.args.correctness_threshold)
+            self._log_cepo("correct", correct)
+            self._log_cepo("verdicts/missing", missing)
+            if self._collects:
+                self._completion_batch = self._collect(inputs, prompts, completions, rewards)
+        return mask_unscored_rollouts(rewards, self.reward_weights)
 
     def _compute_loss(self, model, inputs):
         if not self.model.training:
             return super()._compute_loss(model, inputs)
         if self.args.uses_divergence_loss:
-            return self._distil(model, inputs)
-        inputs = self._place(inputs)
-        factor = 1.0
-        if self._skips:
-            common = self._processes.all_reduce_max if self.accelerator.num_processes > 1 else None
-            moving, factor = rows_with_gradient(inputs, self.loss_type, common)
-            if moving is None:
-                # Zero, and zero gradients, as GRPO gives such a batch: an optimiser with momentum moves on them.
-                return sum(p.flatten()[:1].sum() * 0.0 for p in model.parameters() if p.requires_grad)
-            inputs = moving
-        return super()._compute_loss(model, inputs) * factor
+            loss, sums = divergence_loss(self, model, inputs)
+            self._divergence_sums.append(sums)
+            return loss
+        inputs = with_token_advantages(inputs, self.args, self.state.global_step, self._distributed.sum)
+        if not self._skips:
+            return super()._compute_loss(model, inputs)
+        common = self._distributed.all_reduce_max if self.accelerator.num_processes > 1 else None
+        rows, factor = rows_with_gradient(inputs, self.loss_type, common)
+        if rows is None:
+            # A loss of 0 with zero gradients, as from GRPO: an optimizer with momentum still moves.
+            return sum(p.flatten()[:1].sum() * 0.0 for p in model.parameters() if p.requires_grad)
+        return super()._compute_loss(model, rows) * factor
 
-    def _place(self, batch: dict[str, Any]) -> dict[str, Any]:
-        return in_loss(batch, self.args, self.state.global_step, self._processes.sum_tensor)
+    def _get_per_token_logps_and_entropies(self, model, *args, **kwargs):
+        with head_gathered_with_gradient() if self.is_fsdp_enabled else nullcontext():
+            return self._policy_log_probs(model, *args, **kwargs)
 
-    # The method -------------------------------------------------------------------------------------------------------
+    def _policy_log_probs(self, model, *args, **kwargs):
+        """Log-probs by TRL's forward pass, or with shared prompts (`fast/`)."""
+        return super()._get_per_token_logps_and_entropies(model, *args, **kwargs)
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        self._gradients.check(self, norm)
+        return norm
+
+    def log(self, logs, start_time=None):
+        if self._is_vlm and "wandb" in self.args.report_to:
+            # W&B refuses a table column in which the parts of prompts have different types, as text and images have.
+            prompts = self._logs["prompt"]
+            for index, prompt in enumerate(prompts):
+                if not isinstance(prompt, str):
+                    prompts[index] = [{"role": role, "content": text} for role, text in text_of_messages(prompt)]
+        super().log(logs, start_time)
+
+    def create_model_card(self, model_name=None, dataset_name=None, tags=None):
+        """Write TRL's model card and a section on the run to the output directory."""
+        if not self.is_world_process_zero():
+            return
+        facts = self.run_facts()
+        super().create_model_card(
+            model_name or Path(self.args.output_dir).name, dataset_name or facts.hub_dataset, tags
+        )
+        card = Path(self.args.output_dir) / "README.md"
+        write_whole(card, f"{card.read_text(encoding='utf-8').rstrip()}\n\n{run_section(self, facts)}")
+
+    def _save_extra(self, folder):
+        self._teachers.weights.save(folder)
+
+    def _load_extra(self, folder):
+        self._teachers.weights.load(folder)
+
+    # Stages -----------------------------------------------------------------------------------------------------------
 
     def _collect(
-        self,
-        rows: list[dict[str, Any]],
-        prompts: list[Messages],
-        completions: list[Any],
-        solutions: list[str],
-        rewards_per_func: Tensor,
+        self, rows: list[dict[str, Any]], prompts: list[Any], completions: list[Any], rewards: Tensor
     ) -> CompletionBatch:
-        """What the verifier said. Groups may span processes, so answers are gathered, as TRL gathers the rewards."""
+        """Answers, rewards and verdicts of all processes, since groups may span processes."""
+        args = self.args
         texts = [self._thinking + text_of_completion(completion) for completion in completions]
-        answers = [final_answer(text, self.args.answer_extractor) for text in texts]
-        everyone = gather_object(list(zip(answers, texts, solutions, strict=True)))
-        correctness = rewards_per_func[:, self._correctness_index].tolist()
-        totals = (rewards_per_func * self.reward_weights.to(rewards_per_func.device)).nansum(dim=1).tolist()
-        errors = [float("nan")] * len(everyone)
+        answers = [final_answer(text, args.answer_extractor) for text in texts]
+        solutions = [
+            check_solution(row, f"a row of the training set (prompt {row['prompt']!r})", args.answer_extractor)
+            if self._needs_solution
+            else str(row.get("solution") or "")
+            for row in rows
+        ]
+        gathered = gather_object(list(zip(answers, texts, solutions, strict=True)))
+        answers, texts, solutions = (list(column) for column in zip(*gathered, strict=True))
+        totals = (rewards * self.reward_weights.to(rewards.device)).nansum(dim=1).tolist()
+        errors = [float("nan")] * len(gathered)
         if self._first_error_index is not None:
-            errors = rewards_per_func[:, self._first_error_index].tolist()
-        answers, texts, solutions = (list(column) for column in zip(*everyone, strict=True))
-        attempts = attempts_of(answers, texts, totals, correctness, errors, self.args.correctness_threshold)
+            errors = rewards[:, self._first_error_index].tolist()
+        correctness = rewards[:, self._correctness_index].tolist()
+        attempts = attempts_of(answers, texts, totals, correctness, errors, args.correctness_threshold)
         first = self.accelerator.process_index * len(rows)
         return CompletionBatch(rows, prompts, attempts, solutions, self.num_generations, first)
 
-    def _find_evidence(self, batch: dict[str, Any]) -> float:
-        """Put evidence into a generation batch; the share of its rollouts that teachers read."""
-        assert self._batch is not None  # set by `_calculate_rewards`, which TRL calls for every batch
+    def _groups(self, batch: Batch) -> tuple[list[Group], list[Prompt], list[int]]:
+        """Groups of a generation batch, their prompts, and for each rollout the index of its group."""
+        assert self._completion_batch is not None  # TRL calls `_calculate_rewards` for every batch
+        groups, rows = self._completion_batch.groups(batch)
+        owners = [index for index, group in enumerate(groups) for _ in group.rollouts]
+        return groups, self._prompts(batch, rows), owners
+
+    def _find_evidence(self, batch: Batch) -> float:
+        """Add evidence to a generation batch; the share of its rollouts that teachers have scored."""
         advantages, mask = batch["advantages"], trained_tokens(batch)
-        groups, rows = self._batch.groups(batch)
+        groups, prompts, owners = self._groups(batch)
         verdicts = verdicts_of(groups).to(advantages)
-        if not self.method.needs_solution:  # nothing is known of the tokens, and nobody reads them
-            self._put_evidence(batch, no_evidence(batch["completion_ids"]), verdicts)
+        if not self.method.needs_solution:  # neither teachers nor token values: evidence is 0
+            self._add_evidence(batch, no_evidence(batch["completion_ids"]), verdicts)
             return 0.0
         wanted = (self.method.wanted(advantages, verdicts, self.args) & mask.any(dim=1)).tolist()
-        owners = [index for index, group in enumerate(groups) for _ in group.rollouts]
-        prompts, completions = self._prompts(batch, rows), Completions(batch["completion_ids"], mask, owners)
+        completions = Completions(batch["completion_ids"], mask, owners)
         pipeline = self._teachers.pipeline(self._encoder, batch)
-        plan = pipeline.plan(self.args, groups, wanted)
-        with self._teachers.reading():
+        plan = pipeline.plan(self.args, groups, wanted)  # references and hints
+        with self._teachers.scoring_mode():
             (read,) = pipeline.read([plan], groups, prompts, completions, self._teachers.student_logps(batch))
-        evidence = pipeline.evidence(self.args, read, groups, prompts, completions)
-        self._put_evidence(batch, evidence, verdicts)
+        self._add_evidence(batch, pipeline.evidence(self.args, read, groups, prompts, completions), verdicts)
         if not self.method.needs_teachers:
             return 0.0
-        self._log_fallbacks([r.fallback for r, kept in zip(plan.references, wanted, strict=True) if kept])
-        return self._processes.mean(read.present.any(dim=0).float().mean())
+        self._log_fallbacks(plan.references, wanted)
+        return self._distributed.mean(read.present.any(dim=0))
 
-    def _put_evidence(self, batch: dict[str, Any], evidence: Evidence, verdicts: Tensor) -> None:
-        """Let evidence ride in TRL's batch, and log what it makes of the advantages."""
+    def _add_evidence(self, batch: Batch, evidence: Evidence, verdicts: Tensor) -> None:
+        """Add evidence to a generation batch, and log the token advantages that follow from it at this step."""
         batch |= evidence_fields(evidence, verdicts)
-        inputs, placed = assign_credit(batch, self.args, self.state.global_step, self._processes.sum_tensor)
-        sums = credit_sums(inputs, placed)
-        totals = dict(zip(sums, self._processes.sum(list(sums.values())), strict=True))
+        inputs, result = assign_credit(batch, self.args, self.state.global_step, self._distributed.sum)
+        sums = credit_sums(inputs, result)
+        totals = dict(zip(sums, self._distributed.sum_numbers(list(sums.values())), strict=True))
         for name, value in credit_metrics(totals, signed=self.method.evidence_is_signed).items():
-            self._log_credit(name, value)
+            self._log_cepo(name, value)
 
-    def _coefficient(self) -> float:
-        """lambda."""
-        return self.args.coefficient_at(self.state.global_step)
-
-    def _find_teacher_prompts(self, batch: dict[str, Any]) -> float:
-        """Put the teachers' prompts into the batch; the share of rollouts that have a teacher."""
-        assert self._batch is not None  # set by `_calculate_rewards`, which TRL calls for every batch
-        groups, rows = self._batch.groups(batch)
-        pipeline, prompts = self._teachers.pipeline(self._encoder, batch), self._prompts(batch, rows)
+    def _find_teacher_prompts(self, batch: Batch) -> float:
+        """Add the teachers' prompts of OPSD and SDPO to a generation batch; the share of rollouts with a teacher."""
+        groups, prompts, owners = self._groups(batch)
+        pipeline = self._teachers.pipeline(self._encoder, batch)
         wanted = trained_tokens(batch).any(dim=1).tolist()
         plan = pipeline.plan(self.args, groups, wanted)
-        self._log_fallbacks([r.fallback for r, kept in zip(plan.references, wanted, strict=True) if kept])
+        self._log_fallbacks(plan.references, wanted)
         hinted = cache(pipeline.hinted(groups, prompts))
-        owners = [index for index, group in enumerate(groups) for _ in group.rollouts]
         ids = [
             hinted(owner, contexts[0]) if contexts and isinstance(contexts[0], str) else None
             for owner, contexts in zip(owners, plan.contexts, strict=True)
         ]
         tokens = add_teacher_prompts(batch, ids)
-        batch["teacher_tokens"] = self._processes.sum_tensor(tokens.float())
-        has_teacher = torch.tensor([tokens is not None for tokens in ids], device=tokens.device)
-        return self._processes.mean(has_teacher.float().mean())
+        batch["teacher_tokens"] = self._distributed.sum(tokens.float())
+        return self._distributed.mean(torch.tensor([one is not None for one in ids], device=tokens.device))
 
-    def _prompts(self, batch: dict[str, Any], rows: Sequence[int]) -> list[Prompt]:
-        """The prompts of some rows of a generation batch."""
-        return [prompt_of(batch, row, self._image_token()) for row in rows]
+    def _distillation_batch(self, inputs: Batch) -> DistillationBatch:
+        return distillation_batch(inputs, self._image_token)
 
+    def _prompts(self, batch: Batch, rows: Sequence[int]) -> list[Prompt]:
+        return [prompt_of(batch, row, self._image_token) for row in rows]
+
+    @property
     def _image_token(self) -> int | None:
         """The token that stands for a part of an image, if the model has one."""
         config = self.model.config
         return getattr(config, "image_token_id", getattr(config, "image_token_index", None))
 
-    # The update -------------------------------------------------------------------------------------------------------
-
-    def _distil(self, model: Any, inputs: dict[str, Any]) -> Tensor:
-        """Divergence of the policy from its teacher over the vocabulary, a mean over the tokens that have a teacher."""
-        args = self.args
-        batch = self._sharing.distillation(distillation_batch(inputs, self._image_token()))
-        unwrapped = self.accelerator.unwrap_model(self.model)
-        inner = self._teachers.inner()
-        with self._teachers.reading(), self._teachers.weights.in_place(), self.accelerator.autocast():
-            # Through the wrapper's forward, which has to see all passes where weights are sharded.
-            teacher = _ForwardRedirection()(
-                model, unwrapped, teacher_states, inner, batch, copied=self._teachers.weights.lags
-            )
-        top_k, beta = (args.divergence_top_k if args.divergence == "top_k" else None), args.divergence_beta
-        assert beta is not None  # its methods read it
-
-        def student() -> tuple[Tensor, Tensor, Tensor]:
-            with self.accelerator.autocast():  # which is part of the forward that this takes the place of
-                return student_divergence(
-                    inner,
-                    batch,
-                    teacher,
-                    beta=beta,
-                    temperature=self.temperature,
-                    top_k=top_k,
-                    importance_clip=args.importance_clip,
-                )
-
-        # Through the wrapper's forward, which DDP has to see.
-        total, plain, entropy = _ForwardRedirection()(model, unwrapped, student)
-        count = batch.counted.sum() * (not batch.empty)
-        self._distilled.append(torch.stack([plain.float(), entropy.float(), count.to(plain.device).float()]))
-        # The tokens are those of the generation batch; TRL scales its token means in the same way.
-        normalizer = inputs["teacher_tokens"].clamp(min=1.0) / self.accelerator.num_processes
-        return total * args.steps_per_generation / (normalizer * self.current_gradient_accumulation_steps)
-
-    def _decide_skipping(self) -> bool:
-        if not self.aux_loss_enabled:
-            return self.args.skips
-        if self.args.skip_zero_advantage:
-            self.args.require_skipping("the router's auxiliary loss has a gradient for every rollout")
-        return False
-
-    # What is left for people ------------------------------------------------------------------------------------------
-
-    def _keep_samples(self, batch: dict[str, Any]) -> None:
-        """Save the rollouts, and draw the page of their credit, where the options ask for it."""
-        step, every, saves = self.state.global_step, self.args.credit_page_steps, self._saves
-        draws = every > 0 and step % every == 0
-        if self._batch is None or step == self._kept_step or not (draws or saves):
-            return
-        self._kept_step = step
-        groups, rows = self._batch.groups(batch)
-        if saves:
-            before = self.accelerator.process_index * len(batch["advantages"]) // self.num_generations
-            saved = gather_object(rows_of(groups, before))
-            if self.accelerator.is_main_process:
-                save_rows(self.args.output_dir, step, saved)
-        if draws:
-            # Those in which there is credit to place, first.
-            order = sorted(range(len(groups)), key=lambda i: not any(r.advantage for r in groups[i].rollouts))
-            drawn = order[:NUMBER_OF_GROUPS]
-            with self._teachers.reading():
-                self._page_logger.page = write_credit_page(
-                    [groups[i] for i in drawn],
-                    self._prompts(batch, [rows[i] for i in drawn]),
-                    pipeline=self._teachers.pipeline(self._encoder, batch, own_weights=True),
-                    processing_class=self.processing_class,
-                    args=self.args,
-                    step=step,
-                    write=self.accelerator.is_main_process,
-                )
-
-    # Checkpoints ------------------------------------------------------------------------------------------------------
-
-    def _save_beside(self, folder):
-        self._teachers.weights.save(folder)
-
-    def _load_beside(self, folder):
-        self._teachers.weights.load(folder)
+    @property
+    def _coefficient(self) -> float:
+        """lambda."""
+        return self.args.coefficient_at(self.state.global_step)
 
     # Metrics ----------------------------------------------------------------------------------------------------------
 
-    def log(self, logs, start_time=None):
-        if self._is_vlm and "wandb" in self.args.report_to:
-            # W&B refuses TRL's table where the parts of a prompt differ in type, as image and text do.
-            prompts = self._logs["prompt"]
-            for place, prompt in enumerate(prompts):
-                if not isinstance(prompt, str):
-                    prompts[place] = [{"role": role, "content": text} for role, text in text_of_messages(prompt)]
-        super().log(logs, start_time)
-
-    def _log_credit(self, name: str, value: float) -> None:
+    def _log_cepo(self, name: str, value: float) -> None:
         self._metrics["train"][f"cepo/{name}"].append(value)
 
-    def _log_seconds(self, part: str, seconds: float) -> None:
-        self.seconds[part] += seconds
-        self._log_credit(f"seconds/{part}", seconds)
-
-    def _log_distillation(self) -> None:
-        """Mean divergence and entropy [nats] over the tokens that the micro-batches of a step have learned from."""
-        if not self.args.uses_divergence_loss:
+    def _log_divergence(self) -> None:
+        """Mean divergence and entropy [nats] over the tokens of a step."""
+        if not self._divergence_sums:
             return
-        plain, entropy, tokens = self._processes.sum(torch.stack(self._distilled).sum(0).tolist())
-        self._distilled.clear()
+        sums = torch.stack(self._divergence_sums).sum(0)
+        self._divergence_sums.clear()
+        divergence, entropy, tokens = self._distributed.sum(sums).tolist()
         if tokens:
-            self._log_credit("divergence", plain / tokens)
+            self._log_cepo("divergence", divergence / tokens)
             self._metrics["train"]["entropy"].append(entropy / tokens)
 
-    def _log_fallbacks(self, fallbacks: list[Fallback | None]) -> None:
-        counts = Counter(fallbacks)
-        reasons = get_args(Fallback)
-        sums = self._processes.sum([len(fallbacks), *(counts[reason] for reason in reasons)])
-        for reason, number in zip(reasons, sums[1:], strict=True):
-            self._log_credit(f"fallback/{reason}", number / sums[0] if sums[0] else 0.0)
+    def _log_fallbacks(self, references: Sequence[References], wanted: Sequence[bool]) -> None:
+        """Log the share of the wanted rollouts that fell back, for each reason."""
+        counts, reasons = Counter(r.fallback for r in itertools.compress(references, wanted)), get_args(Fallback)
+        total, *numbers = self._distributed.sum_numbers([sum(wanted), *(counts[reason] for reason in reasons)])
+        for reason, number in zip(reasons, numbers, strict=True):
+            self._log_cepo(f"fallback/{reason}", number / total if total else 0.0)

@@ -1,15 +1,17 @@
-"""Teachers' prompts in TRL's batch, and the part of a micro-batch that OPSD and SDPO learn from.
+"""The divergence loss of OPSD and SDPO in TRL's batch.
 
 Dimensions: B rollouts, T completion tokens, P' tokens of a teacher's prompt.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
+from trl.models.utils import _ForwardRedirection
 from trl.trainer.utils import pad
 
-from ..distillation.losses import DistillationBatch
+from ..distillation.losses import DistillationBatch, student_divergence, teacher_states
 from ..references.groups import Ids
 from ..scoring.requests import Request
 from ..scoring.score import Completions
@@ -17,14 +19,14 @@ from .batches import Batch, prompt_of, trained_tokens
 
 
 def add_teacher_prompts(batch: Batch, prompts: Sequence[Ids | None]) -> Tensor:
-    """Put teachers' prompts into TRL's batch, where they ride along the rollouts to the loss.
+    """Add the teachers' prompts to a generation batch.
 
     Args:
         batch: TRL's generation batch; gets `teacher_ids` and `teacher_mask`, (B, P'), padded on the left.
-        prompts: For each rollout the token ids of its teacher's prompt; None: it has no teacher.
+        prompts: Token ids of each rollout's prompt for the teacher; None for a rollout without a teacher.
 
     Returns:
-        () how many tokens have a teacher.
+        () number of tokens with a teacher.
     """
     trained = trained_tokens(batch)
     ids = [torch.tensor(tokens or (), dtype=torch.long) for tokens in prompts]
@@ -35,31 +37,74 @@ def add_teacher_prompts(batch: Batch, prompts: Sequence[Ids | None]) -> Tensor:
 
 
 def distillation_batch(batch: Batch, image_token: int | None) -> DistillationBatch:
-    """What a micro-batch that carries teachers' prompts has to learn from."""
+    """The rollouts of a micro-batch that have a teacher.
+
+    Args:
+        batch: Micro-batch with teachers' prompts.
+        image_token: See `prompt_of`.
+    """
     trained = trained_tokens(batch)
     rows = (batch["teacher_mask"].any(dim=1) & trained.any(dim=1)).nonzero().flatten().tolist()
-    chosen = rows or [0]
-    prompts = [prompt_of(batch, row, image_token) for row in chosen]
-    exists = batch["completion_mask"][chosen].bool()
-    completions = Completions(batch["completion_ids"][chosen], exists, []).until_last_wanted()
+    empty, rows = not rows, rows or [0]
+    prompts = [prompt_of(batch, row, image_token) for row in rows]
+    exists = batch["completion_mask"][rows].bool()
+    completions = Completions(batch["completion_ids"][rows], exists, []).until_last_wanted()
     student, teacher = [], []
-    for index, row in enumerate(chosen):
+    for index, row in enumerate(rows):
         ids = tuple(batch["teacher_ids"][row][batch["teacher_mask"][row].bool()].tolist())
         student.append(Request(index, prompts[index].ids, completions[index]))
         teacher.append(Request(index, ids or prompts[index].ids, completions[index]))
 
-    def of_all(values: Tensor) -> Tensor:
-        return torch.cat([values[row, : len(ids)] for row, ids in zip(chosen, completions, strict=True)])
+    def flat(values: Tensor) -> Tensor:
+        return torch.cat([values[row, : len(ids)] for row, ids in zip(rows, completions, strict=True)])
 
-    counted = of_all(trained)
+    counted = flat(trained)
     old, ratio = batch.get("old_per_token_logps"), batch.get("importance_sampling_ratio")
     return DistillationBatch(
         prompts,
         student,
         teacher,
         counted,
-        of_all(batch["completion_ids"])[counted],
-        None if old is None else of_all(old)[counted],
-        None if ratio is None else of_all(ratio.expand(trained.shape))[counted],  # (B, T), or (B, 1) of sequences
-        not rows,
+        flat(batch["completion_ids"])[counted],
+        None if old is None else flat(old)[counted],
+        None if ratio is None else flat(ratio.expand(trained.shape))[counted],  # (B, T), or (B, 1) per sequence
+        empty,
     )
+
+
+def divergence_loss(trainer: Any, model: Any, inputs: Batch) -> tuple[Tensor, Tensor]:
+    """Divergence of the policy from its teacher over the vocabulary, a mean over the tokens with a teacher.
+
+    Args:
+        trainer: A `CEPOTrainer`.
+        model: The wrapped policy.
+        inputs: Micro-batch with teachers' prompts.
+
+    Returns:
+        () the loss [nats], and (3,) sums for the log: divergence [nats], entropy [nats], number of tokens.
+    """
+    args, teachers = trainer.args, trainer._teachers
+    batch = trainer._distillation_batch(inputs)
+    unwrapped, inner = trainer.accelerator.unwrap_model(trainer.model), teachers.inner()
+    # Both passes go through the wrapper's forward, which DDP and sharding hook into.
+    with teachers.scoring_mode(), teachers.weights.in_place(), trainer.accelerator.autocast():
+        teacher = _ForwardRedirection()(model, unwrapped, teacher_states, inner, batch, copied=teachers.weights.lags)
+
+    def student() -> tuple[Tensor, Tensor, Tensor]:
+        with trainer.accelerator.autocast():  # the redirected call replaces the forward that has it
+            return student_divergence(
+                inner,
+                batch,
+                teacher,
+                beta=args.divergence_beta,
+                temperature=trainer.temperature,
+                top_k=args.divergence_top_k if args.divergence == "top_k" else None,
+                importance_clip=args.importance_clip,
+            )
+
+    total, plain, entropy = _ForwardRedirection()(model, unwrapped, student)
+    count = batch.counted.sum() * (not batch.empty)
+    sums = torch.stack([plain.float(), entropy.float(), count.to(plain.device).float()])
+    # Tokens of the whole generation batch, as TRL scales its token means.
+    normalizer = inputs["teacher_tokens"].clamp(min=1.0) / trainer.accelerator.num_processes
+    return total * args.steps_per_generation / (normalizer * trainer.current_gradient_accumulation_steps), sums

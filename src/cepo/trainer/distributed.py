@@ -1,4 +1,4 @@
-"""Numbers of all processes together."""
+"""Reductions over the processes of a run."""
 
 import itertools
 from collections.abc import Sequence
@@ -9,36 +9,34 @@ from accelerate.utils import gather_object
 from torch import Tensor
 
 
-class Processes:
-    """Reductions over the processes of a run.
+class Distributed:
+    """Collective reductions: every process has to call them together.
 
     Args:
-        accelerator: Of the run.
+        accelerator: Accelerator of the trainer.
     """
 
     def __init__(self, accelerator: Accelerator):
         self._accelerator = accelerator
 
-    def sum(self, values: Sequence[float]) -> list[float]:
-        """The sum of each number."""
-        tensor = torch.tensor(values, dtype=torch.float32, device=self._accelerator.device)
-        return self.sum_tensor(tensor).tolist()
-
-    def sum_tensor(self, values: Tensor) -> Tensor:
-        """The sum of each number of a tensor."""
+    def sum(self, values: Tensor) -> Tensor:
+        """Elementwise sum of a tensor."""
         return self._accelerator.reduce(values, reduction="sum")
 
-    def mean(self, value: Tensor) -> float:
-        """The mean of one number."""
-        return self._accelerator.reduce(value, reduction="mean").item()
+    def sum_numbers(self, numbers: Sequence[float]) -> list[float]:
+        """Elementwise sum of a list."""
+        return self.sum(torch.tensor(numbers, dtype=torch.float32, device=self._accelerator.device)).tolist()
 
-    def most(self, numbers: Sequence[int]) -> list[int]:
-        """The most of each number; shorter lists count as if they went on with zeros."""
+    def mean(self, values: Tensor) -> float:
+        """Mean over processes of the mean of a tensor; shapes have to agree."""
+        return self._accelerator.reduce(values.float().mean(), reduction="mean").item()
+
+    def max_numbers(self, numbers: Sequence[int]) -> list[int]:
+        """Elementwise maximum of lists of counts; shorter lists are padded with zeros."""
         if self._accelerator.num_processes == 1:
             return list(numbers)
-        everyone = gather_object([list(numbers)])
-        return [max(column) for column in itertools.zip_longest(*everyone, fillvalue=0)]
+        return [max(column) for column in itertools.zip_longest(*gather_object([list(numbers)]), fillvalue=0)]
 
     def all_reduce_max(self, number: int) -> int:
-        """The most of one number."""
-        return self.most([number])[0]
+        """Maximum of a count."""
+        return self.max_numbers([number])[0]

@@ -1,12 +1,12 @@
-"""The model card of a run: TRL's, with the method's options, data, accuracy before and after, and the command.
+"""The section on the run that is appended to TRL's model card.
 
-Cards are published: they hold no path of the machine and no token.
+Model cards are published, so folders of this machine, tokens and passwords are removed.
 """
 
 import json
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -14,16 +14,13 @@ from typing import Any
 
 from trl import GRPOTrainer
 
-from ..data.files import write_whole
 from ..inspection.tables import markdown_table
 from ..methods.method import Method
 from ..methods.options import MethodOptions
-from .cepo_config import CEPOConfig
 
-_CITATION = "@misc{{{name},\n    title  = {{{title}}},\n    eprint = {{arXiv:{number}}},\n}}"
-# Folders of an absolute path within a text; `//`, as in addresses, begins none.
+# Folders of an absolute path; the `//` of a URL starts none.
 _FOLDERS = re.compile(r"(?:file://|(?<![\w./]))/(?:[^/\s'\",;:]+/)+")
-_SECRETS = re.compile(r"hf_[A-Za-z0-9]{8,}|(?<=://)[^/@\s]+(?=@)")  # tokens, and passwords in addresses
+_SECRETS = re.compile(r"hf_[A-Za-z0-9]{8,}|(?<=://)[^/@\s]+(?=@)")  # tokens, and passwords in URLs
 # TRL's options without which a result cannot be compared.
 _RUN = ("learning_rate", "num_generations", "max_completion_length", "temperature", "loss_type", "beta", "seed")
 
@@ -33,10 +30,10 @@ class RunFacts:
     """What a trainer does not know of its run.
 
     Attributes:
-        command: The program and its arguments; empty if there was none.
-        data: Training and held-out data in words; empty if not known.
-        hub_dataset: Name of the data set on the Hub; None for another one.
-        before, after: Accuracy as in summary.json, ``greedy`` and ``sampled``; None if not measured yet.
+        command: Program and arguments; empty without a command line.
+        data: Training and held-out data in words.
+        hub_dataset: Name of the dataset on the Hub, if it is there.
+        before, after: Accuracy as in summary.json; None if not measured.
     """
 
     command: Sequence[str] = ()
@@ -46,127 +43,85 @@ class RunFacts:
     after: Mapping[str, Any] | None = None
 
 
-def without_paths(text: str) -> str:
+def without_secrets(text: str) -> str:
     """A text without folders of this machine, tokens and passwords."""
     text = _SECRETS.sub("...", text)
     return Path(text).name if text.startswith("/") and "\n" not in text else _FOLDERS.sub("", text)
 
 
-def shown_command(arguments: Sequence[str]) -> str:
-    """A command as a card shows it: absolute paths by their last part, no tokens."""
-    words, named = [], ""
+def public_command(arguments: Sequence[str]) -> str:
+    """A command line without secrets; options that end in `_token` lose their value."""
+    words, last_flag = [], ""
     for argument in arguments:
         flag, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
-        secret = value and (flag or named).endswith("_token")
-        words.append(flag + equals + (shlex.quote("..." if secret else without_paths(value)) if value else ""))
-        named = flag
+        secret = value and (flag or last_flag).endswith("_token")
+        words.append(flag + equals + (shlex.quote("..." if secret else without_secrets(value)) if value else ""))
+        last_flag = flag
     return " ".join(words)
 
 
 def paper_of(method: Method) -> dict[str, str]:
-    """Title, number and citation of a method's paper, for TRL's card; empty for a method without one."""
+    """Title, number and citation of a method's paper, as TRL's card takes them; empty for a method without a paper."""
     found = re.fullmatch(r"arXiv (\d{4}\.\d{4,5})", method.source)
     if found is None:
         return {}
     if found[1] == GRPOTrainer._paper["id"]:
         return dict(GRPOTrainer._paper)
     title = "CEPO: Contrastive Evidence Policy Optimization" if method.name == "cepo" else method.source
-    citation = _CITATION.format(name=method.name, title=title, number=found[1])
+    citation = f"@misc{{{method.name},\n    title  = {{{title}}},\n    eprint = {{arXiv:{found[1]}}},\n}}"
     return {"title": title, "id": found[1], "citation": citation}
 
 
 def method_options(options: MethodOptions) -> dict[str, Any]:
-    """The options that the method of a run reads, with their values: shared ones, then its constants."""
+    """The options that a method reads, with their values."""
     names = [name for name in options.__dataclass_fields__ if name in options.method_spec.options]
     shared = {name: getattr(options, name) for name in ("negative_advantage_weight", "answer_extractor", *names)}
     return {name: value for name, value in {**shared, **asdict(options.constants)}.items() if value is not None}
 
 
-class CardTrainer(GRPOTrainer):
-    """TRL's trainer, whose model cards describe the run."""
-
-    args: CEPOConfig
-    method: Method
-    reward_func_names: list[str]
-    _correctness_index: int
-    options_unknown_until: int | None
-    #: Called whenever a card is written.
-    card_facts: Callable[[], RunFacts] = RunFacts
-
-    def create_model_card(self, model_name=None, dataset_name=None, tags=None):
-        """Write TRL's card to the output directory, with a section on the run."""
-        if not self.is_world_process_zero():
-            return
-        facts = self.card_facts()
-        self._name = "CEPO" if self.method.name == "cepo" else self.method.name
-        self._paper = paper_of(self.method)
-        model_name = model_name or Path(self.args.output_dir).name
-        super().create_model_card(model_name, dataset_name or facts.hub_dataset, tags)
-        path = Path(self.args.output_dir) / "README.md"
-        card = path.read_text(encoding="utf-8")
-        versions = "### Framework versions\n\n"
-        changes = {
-            versions: f"{self._run_section(facts)}\n{versions}- cepo: {version('cepo')}\n",
-            # What TRL writes of a model that is not on the Hub, and of a licence that is not known.
-            "a fine-tuned version of [None](https://huggingface.co/None)": "trained from one that is not on the Hub",
-            'model="None"': f"model={json.dumps(model_name)}",
-            "\nlicence: license\n": "\n",
-        }
-        if self._is_vlm:
-            content = '[{"type": "image", "path": "picture.png"}, {"type": "text", "text": question}]'
-            changes['"text-generation"'] = '"image-text-to-text"'
-            changes['[{"role": "user", "content": question}]'] = f'text=[{{"role": "user", "content": {content}}}]'
-            changes["max_new_tokens=128"] = f"max_new_tokens={self.args.max_completion_length}"
-        for old, new in changes.items():
-            card = card.replace(old, new, 1)
-        write_whole(path, card)
-
-    def _run_section(self, facts: RunFacts) -> str:
-        method, args, state = self.method, self.args, self.state
-        decides = self.reward_func_names[self._correctness_index]
-        rewards = [decides, *(name for name in self.reward_func_names if name != decides)]
-        rows = {
-            **method_options(args),
-            "model": getattr(self.model.config, "_name_or_path", "").rstrip("/"),
-            "data": facts.data,
-            "reward functions": ", ".join(rewards),
-            "optimiser steps": state.global_step,
-            "rollouts of a generation": args.generation_batch_size,
-            **{name: getattr(args, name) for name in _RUN},
-        }
-        shown = [[name, without_paths(_text(value))] for name, value in rows.items() if value != ""]
-        source = f" ({method.source})" if method.source else ""
-        parts = [
-            "## This run",
-            f"`{method.name}`{source}: what a token gets of its rollout's advantage is {method.summary}.",
-            markdown_table(["option", "value"], shown),
-        ]
-        if state.global_step < state.max_steps:
-            parts.append(f"Training has not come to its end: {state.global_step} of {state.max_steps} steps.")
-        if self.options_unknown_until is not None:
-            parts.append(
-                f"Training was resumed at step {self.options_unknown_until} from a checkpoint that did not keep its "
-                "options; those above are of the steps after it."
-            )
-        parts.append(f"### Accuracy on held-out problems\n\n{accuracy_table(facts.before, facts.after)}")
-        if facts.command:
-            lines = "\n".join(f"    {line}" for line in shown_command(facts.command).splitlines())
-            parts.append(f"### Command\n\n{lines}")
-        return "\n\n".join(parts) + "\n"
+def run_section(trainer: Any, facts: RunFacts) -> str:
+    """The section "This run": method, options, data, accuracy before and after, command; Markdown."""
+    method, args, state = trainer.method, trainer.args, trainer.state
+    rows = {
+        **method_options(args),
+        "model": getattr(trainer.model.config, "_name_or_path", "").rstrip("/"),
+        "data": facts.data,
+        "reward functions": ", ".join(trainer.reward_func_names),
+        "optimizer steps": state.global_step,
+        "rollouts per generation": args.generation_batch_size,
+        **{name: getattr(args, name) for name in _RUN},
+        "cepo": version("cepo"),
+    }
+    texts = {k: v if isinstance(v, str) and v.isprintable() else json.dumps(v, default=str) for k, v in rows.items()}
+    shown = [[name, without_secrets(text)] for name, text in texts.items() if text]
+    source = f" ({method.source})" if method.source else ""
+    parts = [
+        "## This run",
+        f"`{method.name}`{source}: what a token gets of its rollout's advantage is {method.summary}.",
+        markdown_table(["option", "value"], shown),
+    ]
+    if state.global_step < state.max_steps:
+        parts.append(f"Training has not ended: {state.global_step} of {state.max_steps} steps.")
+    if trainer.options_unknown_until is not None:
+        parts.append(
+            f"Training was resumed at step {trainer.options_unknown_until} from a checkpoint without its options; the "
+            "options above are those of the steps after it."
+        )
+    parts.append(f"### Accuracy on held-out problems\n\n{_accuracy_table(facts)}")
+    if facts.command:
+        command = public_command(facts.command).replace("\n", "\n    ")
+        parts.append(f"### Command\n\n    {command}")
+    return "\n\n".join(parts) + "\n"
 
 
-def _text(value: Any) -> str:
-    return value if isinstance(value, str) and value.isprintable() else json.dumps(value, default=str)
-
-
-def accuracy_table(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> str:
-    """Accuracy of greedy and sampled answers and pass@k, before and after, with 95 % intervals; Markdown."""
+def _accuracy_table(facts: RunFacts) -> str:
+    """Accuracy of greedy and sampled answers and pass@k with 95 % intervals, before and after."""
     rows = []
-    for name in ("greedy", "sampled", "pass@k"):
-        found = [((one or {}).get("sampled" if name == "pass@k" else name) or {}) for one in (before, after)]
-        found = [one.get("pass_at") or {} for one in found] if name == "pass@k" else found
-        known = next(filter(None, found), None)
-        if known is not None:
+    for label, path in (("greedy", ["greedy"]), ("sampled", ["sampled"]), ("pass@{k}", ["sampled", "pass_at"])):
+        found: list[Any] = [facts.before, facts.after]
+        for key in path:
+            found = [(one or {}).get(key) for one in found]
+        if known := next(filter(None, found), None):
             cells = [f"{x['accuracy']:.1%} [{x['low']:.1%}, {x['high']:.1%}]" if x else "-" for x in found]
-            rows.append([f"{name.replace('@k', '@' + str(known.get('k')))}, {known['problems']} problems", *cells])
+            rows.append([f"{label.format(k=known.get('k'))}, {known['problems']} problems", *cells])
     return markdown_table(["answers, 95 % intervals", "before", "after"], rows) if rows else "Not measured."

@@ -1,4 +1,4 @@
-"""Who reads rollouts in training: the policy, a copy of it that lags behind, another model; and how passes are made."""
+"""The teachers of a run: the policy, a lagging copy of its weights, or another model."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -20,26 +20,27 @@ from ..scoring.score import LogProbs, evaluating, has_dropout
 from ..scoring.teacher_weights import TeacherWeights
 from .batches import Batch
 from .cepo_config import CEPOConfig
-from .distributed import Processes
+from .distributed import Distributed
+from .nonfinite_gradients import NonfiniteGradients
 from .sharding import inner_model, layout_of
 
 _SHARES = {"auto": None, "always": True, "never": False}
 
 
 class Teachers:
-    """The readers of a run.
+    """Scores rollouts of a run under hinted prompts.
 
     Args:
-        trainer: Whose policy it is.
-        args: Its options.
-        processes: Its processes, which make their passes together.
+        trainer: Trainer of the policy.
+        args: Options of the run.
+        distributed: Reductions over processes, whose numbers of forward passes have to agree.
 
     Raises:
-        ValueError: If there is no such teacher model.
+        ValueError: If `teacher_model_name_or_path` cannot be loaded.
     """
 
-    def __init__(self, trainer: GRPOTrainer, args: CEPOConfig, processes: Processes):
-        self._trainer, self._args, self._processes = trainer, args, processes
+    def __init__(self, trainer: GRPOTrainer, args: CEPOConfig, distributed: Distributed):
+        self._trainer, self._args, self._distributed = trainer, args, distributed
         self._warns = trainer.accelerator.is_main_process
         self._scorer: Scorer | None = None
         self._other: Scorer | None = None
@@ -51,14 +52,14 @@ class Teachers:
                 trust_remote_code=args.trust_remote_code,
             ).to(trainer.accelerator.device)
             model = ScoringModel(other, other, trainer.accelerator.autocast, temperature=trainer.temperature)
-            # A model of its own on each process: their numbers of passes need not agree.
+            # Not sharded: numbers of passes may differ between processes.
             self._other = Scorer(model, shares=_SHARES[args.shared_prompt], warns=self._warns)
 
     @cached_property
     def weights(self) -> TeacherWeights:
-        """The teachers' weights. They begin as the policy's are when this is first asked for.
+        """The teachers' weights, a copy of the policy's at the first access.
 
-        That is before the first optimiser step, and, where weights are sharded, once they are.
+        `FollowPolicy` accesses them before the first optimizer step, when weights are sharded already.
         """
         trainer, args = self._trainer, self._args
         return TeacherWeights(
@@ -70,17 +71,13 @@ class Teachers:
             writes=trainer.accelerator.is_main_process,
         )
 
-    def follow(self, step: int) -> None:
-        """Let the teachers' weights follow the policy's after an optimiser step, if it was made."""
-        self.weights.after_step(step, made=not self._trainer.step_was_skipped)
-
     def inner(self) -> PreTrainedModel:
-        """The transformers model inside the policy's wrappers."""
+        """The transformers model inside the policy's wrappers and adapters."""
         return inner_model(self._trainer, self._trainer.model)
 
     @contextmanager
-    def reading(self) -> Iterator[None]:
-        """The policy as a teacher: eval mode, no gradient, no checkpoints for one."""
+    def scoring_mode(self) -> Iterator[None]:
+        """The policy in eval mode, without gradient and gradient checkpointing."""
         with (
             evaluating(self._trainer.model),
             disable_gradient_checkpointing(self._trainer.model, self._args.gradient_checkpointing_kwargs),
@@ -88,34 +85,40 @@ class Teachers:
             yield
 
     def student_logps(self, batch: Batch) -> Tensor | None:
-        """(B, T) log P_S [nats] where TRL has computed them for its ratio, as with vLLM; None: a scoring pass does.
+        """(B, T) log P_S [nats] if TRL has computed them for its ratio, as with vLLM; otherwise None.
 
-        With dropout, TRL's are not those of eval mode, in which teachers score.
+        With dropout, TRL's differ from those of eval mode, in which teachers score.
         """
         return None if has_dropout(self._trainer.model) else batch.get("old_per_token_logps")
 
     def pipeline(self, encoder: PromptEncoder, batch: Batch, *, own_weights: bool = False) -> Pipeline:
-        """From groups to evidence, with the teachers that the options ask for, or with the policy's own weights."""
+        """The pipeline from groups to evidence.
+
+        Args:
+            encoder: Makes hinted prompts.
+            batch: TRL's generation batch.
+            own_weights: Whether the policy's current weights score, whatever the teacher of the run is.
+        """
         width = batch["prompt_ids"].shape[1] + batch["completion_ids"].shape[1]
-        most = self._args.teacher_batch_tokens or self._args.per_device_train_batch_size * width
-        log_probs = partial(self._policy_scorer().log_probs, max_tokens=most)
+        max_tokens = self._args.teacher_batch_tokens or self._args.per_device_train_batch_size * width
+        log_probs = partial(self._policy_scorer().log_probs, max_tokens=max_tokens)
         seed = f"{self._args.seed}:{self._trainer.state.global_step}"
         pipeline = Pipeline(encoder, log_probs, seed=seed)
         if self._other is not None:
-            pipeline = replace(pipeline, other_log_probs=partial(self._other.log_probs, max_tokens=most))
+            pipeline = replace(pipeline, other_log_probs=partial(self._other.log_probs, max_tokens=max_tokens))
         if own_weights or not self.weights.lags:
             return pipeline
         return replace(pipeline, teacher_log_probs=self._with_teacher_weights(log_probs))
 
     def _with_teacher_weights(self, log_probs: LogProbs) -> LogProbs:
-        def read(prompts: Sequence[Prompt], requests: Sequence[Request]) -> list[Tensor]:
+        def score(prompts: Sequence[Prompt], requests: Sequence[Request]) -> list[Tensor]:
             with self.weights.in_place():
                 return log_probs(prompts, requests)
 
-        return read
+        return score
 
     def _policy_scorer(self) -> Scorer:
-        if self._scorer is None:  # not earlier: training wraps the model
+        if self._scorer is None:  # training wraps the model before the first batch
             trainer: Any = self._trainer
             self._scorer = Scorer(
                 ScoringModel(
@@ -125,7 +128,7 @@ class Teachers:
                     fused=True,
                     before_pass=layout_of(trainer).before_pass,
                 ),
-                reduce_max=self._processes.most,
+                reduce_max=self._distributed.max_numbers,
                 shares=_SHARES[self._args.shared_prompt],
                 warns=self._warns,
             )
@@ -133,13 +136,18 @@ class Teachers:
 
 
 class FollowPolicy(TrainerCallback):
-    """Lets the teachers' weights begin as the policy's, and follow them after each optimiser step."""
+    """Copies the policy's weights for the teachers, and updates the copy after each optimizer step.
 
-    def __init__(self, teachers: Teachers):
-        self.teachers = teachers
+    Args:
+        teachers: Teachers of the run.
+        gradients: Knows whether the last optimizer step was skipped.
+    """
+
+    def __init__(self, teachers: Teachers, gradients: NonfiniteGradients):
+        self._teachers, self._gradients = teachers, gradients
 
     def on_train_begin(self, args, state, control, **kwargs):  # noqa: ARG002
-        self.teachers.weights  # noqa: B018  # which makes the copy
+        self._teachers.weights  # noqa: B018  # makes the copy
 
     def on_step_end(self, args, state, control, **kwargs):  # noqa: ARG002
-        self.teachers.follow(state.global_step)
+        self._teachers.weights.after_step(state.global_step, made=self._gradients.in_a_row == 0)
