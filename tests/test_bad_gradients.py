@@ -100,9 +100,7 @@ def third(completions, **kwargs):
 
 
 @pytest.mark.parametrize("teacher", ["ema", "synced"])
-def test_teacher_weights_after_a_skipped_step(
-    tmp_path, text_figures, text_model_path, spoil, monkeypatch, teacher
-):
+def test_teacher_weights_after_a_skipped_step(tmp_path, text_figures, text_model_path, spoil, monkeypatch, teacher):
     """An average does not move; a copy that is due is made, or it would lag two more steps."""
     wrong_answers(monkeypatch)
     spoil(1)
@@ -153,9 +151,7 @@ def test_fewer_in_a_row_do_not_stop_the_run(tmp_path, text_figures, text_model_p
         train(tmp_path, text_figures, text_model_path, max_nonfinite_grad_steps=1)
 
 
-def test_resuming_between_skipped_steps_is_bit_identical(
-    tmp_path, text_figures, text_model_path, spoil, monkeypatch
-):
+def test_resuming_between_skipped_steps_is_bit_identical(tmp_path, text_figures, text_model_path, spoil, monkeypatch):
     """Weights, optimizer, teacher, log, and the number of skipped steps in a row."""
     wrong_answers(monkeypatch)
     options = {"max_steps": 5, "teacher": "ema", "teacher_ema_decay": 0.5, "save_strategy": "steps", "save_steps": 1}

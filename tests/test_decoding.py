@@ -9,7 +9,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from cepo.fast.kv_cache import GrowingLayer, grow_in_place, keys_read_as_they_lie
+from cepo.fast.kv_cache import GrowingLayer, grouped_decoding, grow_in_place
 from tests.support import tiny_models
 
 # What happens to a cache between two passes: (what, number).
@@ -111,7 +111,7 @@ def test_attention_is_transformers(heads, shared, queries, masked, monkeypatch):
             return plain(query, key, value, **options)
 
         monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", noted)
-        with keys_read_as_they_lie():
+        with grouped_decoding():
             found = attend(heads, shared, queries, mask)
         assert_close(found, expected, atol=1e-6, rtol=1e-5)
         if queries == 1 and heads > shared:  # no head of keys is copied
@@ -131,7 +131,7 @@ def test_with_gradient_it_is_transformers_own(monkeypatch):
     )
     mask = torch.ones(3, 1, 1, 11, dtype=torch.bool)
     attend(4, 2, 1, mask)
-    with keys_read_as_they_lie():
+    with grouped_decoding():
         attend(4, 2, 1, mask)
         assert len(handed_on) == 2
         assert len(shapes) == 2
@@ -143,10 +143,10 @@ def test_with_gradient_it_is_transformers_own(monkeypatch):
 
 def test_it_ends_with_what_was_there_before():
     before = ALL_ATTENTION_FUNCTIONS["sdpa"]
-    with keys_read_as_they_lie():
+    with grouped_decoding():
         assert ALL_ATTENTION_FUNCTIONS["sdpa"] is not before
     assert ALL_ATTENTION_FUNCTIONS["sdpa"] is before
-    with pytest.raises(KeyError), keys_read_as_they_lie():
+    with pytest.raises(KeyError), grouped_decoding():
         raise KeyError
     assert ALL_ATTENTION_FUNCTIONS["sdpa"] is before
 
@@ -160,7 +160,7 @@ def test_a_model_decodes_the_same(name):
     logits = []
     for ours in (False, True):
         cache, found, seen = DynamicCache(config=model.config), [], mask
-        with torch.no_grad(), keys_read_as_they_lie() if ours else torch.no_grad():
+        with torch.no_grad(), grouped_decoding() if ours else torch.no_grad():
             found.append(model(ids, attention_mask=mask, past_key_values=cache).logits[:, -1:])
             if ours:
                 grow_in_place(cache)

@@ -1,4 +1,4 @@
-"""The Hub that cannot be reached: one line before training, or after it with the model saved and an exit status."""
+"""An unreachable Hub: one line before training; or after it, with the model saved, and an exit status."""
 
 import json
 import os
@@ -11,23 +11,19 @@ import httpx
 import huggingface_hub
 import pytest
 import torch
-import transformers.trainer
-from huggingface_hub.errors import HfHubHTTPError
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoProcessor
 
 from cepo import cli
-from cepo.data.hub import HubError
 from tests.support.command_line import SMALL, command
-from tests.support.training import half_right, make
 
-NOBODY = "http://127.0.0.1:9"  # a port that is closed
+CLOSED = "http://127.0.0.1:9"  # a closed port
 TRAIN = ["train", *SMALL, "--max_steps=2", "--eval_problems=0", "--output_dir=out"]
 PUSH = ["--push_to_hub", "--hub_model_id=me/figures"]
 
 
-def ended(folder, *arguments, hub=NOBODY, offline=False):
-    """The real command, with a Hub elsewhere."""
+def ended(folder, *arguments, hub=CLOSED, offline=False):
+    """The real command, with another address of the Hub."""
     environment = {name: value for name, value in os.environ.items() if name not in ("HF_HUB_OFFLINE", "HF_TOKEN")}
     environment |= {"HF_ENDPOINT": hub, "HF_HOME": str(folder / "home"), **({"HF_HUB_OFFLINE": "1"} if offline else {})}
     done = subprocess.run(command(*arguments), cwd=folder, capture_output=True, text=True, env=environment)
@@ -37,7 +33,7 @@ def ended(folder, *arguments, hub=NOBODY, offline=False):
 
 @contextmanager
 def fake_hub():
-    """A Hub that makes one repository, and cannot be reached after that."""
+    """A Hub that creates the repository, for the command and for transformers, and is unreachable afterwards."""
     made = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -62,7 +58,7 @@ def fake_hub():
     address = f"http://127.0.0.1:{server.server_port}"
 
     def serve():
-        while not made:
+        while len(made) < 2:
             server.handle_request()
         server.server_close()
 
@@ -76,7 +72,7 @@ def fake_hub():
     ("given", "option"),
     [(PUSH, "push_to_hub"), (["--log_completions", "--log_completions_hub_repo=me/logs"], "log_completions_hub_repo")],
 )
-def test_before_training(tmp_path, given, option, offline):
+def test_an_unreachable_hub_is_refused_before_training(tmp_path, given, option, offline):
     done = ended(tmp_path, *TRAIN, *given, offline=offline)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
@@ -87,12 +83,12 @@ def test_before_training(tmp_path, given, option, offline):
 
 
 @pytest.mark.parametrize("saves", [False, True])
-def test_after_training_nothing_is_lost(tmp_path, saves):
-    """Of checkpoints uploaded in the background, and of the model in the end."""
+def test_the_model_is_saved_if_the_upload_fails(tmp_path, saves):
+    """Uploads of checkpoints in the background, and of the model in the end."""
     strategy = ["--save_steps=1"] if saves else ["--save_strategy=no"]
     with fake_hub() as (address, made):
         done = ended(tmp_path, *TRAIN, *PUSH, *strategy, hub=address)
-    assert made == ["/api/repos/create"]
+    assert made == ["/api/repos/create"] * 2
     assert done.returncode == 1, done.stderr
     (line,) = [line for line in done.stdout.splitlines() if "not pushed" in line]
     assert line.startswith("the model is saved in out, and was not pushed to the Hub (")
@@ -104,8 +100,8 @@ def test_after_training_nothing_is_lost(tmp_path, saves):
     assert (tmp_path / "out" / "checkpoint-2" / "trainer_state.json").is_file() == saves
 
 
-def test_a_merged_model(tmp_path, text_model_path, monkeypatch, capsys):
-    """The repository is asked for before merging; where the upload fails after it, the folder stays."""
+def test_a_merged_model_is_kept_if_the_upload_fails(tmp_path, text_model_path, monkeypatch, capsys):
+    """The repository is created before merging."""
     torch.manual_seed(0)
     model = get_peft_model(
         AutoModelForCausalLM.from_pretrained(text_model_path), LoraConfig(target_modules="all-linear")
@@ -135,16 +131,3 @@ def test_a_merged_model(tmp_path, text_model_path, monkeypatch, capsys):
         "hf upload me/merged merged . --exclude 'checkpoint-*'"
     )
     assert (tmp_path / "merged" / "model.safetensors").is_file()
-
-
-def test_from_python(tmp_path, text_figures, text_model_path, monkeypatch):
-    """What the Hub refuses is named as well: a login that may not write."""
-
-    class Api:
-        def create_repo(self, *args, **kwargs):
-            response = httpx.Response(403, request=httpx.Request("POST", "https://hub/api/repos/create"))
-            raise HfHubHTTPError("403 Forbidden:\n\nyou may not create this", response=response)
-
-    monkeypatch.setattr(transformers.trainer, "hf_api", Api)
-    with pytest.raises(HubError, match=r"\(403 Forbidden: you may not create this\); leave it .* --private\)"):
-        make(tmp_path, text_figures, text_model_path, half_right, push_to_hub=True, hub_private_repo=True)

@@ -29,7 +29,9 @@ def test_by_hand():
     assert metrics["evidence/incorrect_mean"] == pytest.approx(-0.95)
     assert metrics["evidence/correct_std"] == pytest.approx(torch.tensor([1.0, -0.2, 0.0]).std(correction=0).item())
     assert metrics["evidence/incorrect_std"] == pytest.approx(1.05)
-    assert metrics["evidence/sign_disagreement"] == pytest.approx(0.3 / 3.3)  # -0.2 on the right one, 0.1 on the wrong one
+    assert metrics["evidence/sign_disagreement"] == pytest.approx(
+        0.3 / 3.3
+    )  # -0.2 on the right one, 0.1 on the wrong one
     assert metrics["credit/clipped"] == pytest.approx(2 / 5)  # e^1 > 1.5 and e^2 > 1.5
     assert metrics["credit/changed"] == pytest.approx(4 / 5)
     assert metrics["evidence/unscorable"] == 0.0

@@ -234,7 +234,7 @@ def test_where_it_cannot_be_exact_it_is_not_done_and_said_once(tmp_path, task, c
     assert trainer._sharing.shares is False
     lines = [record.getMessage() for record in caplog.records if "once per rollout" in record.getMessage()]
     assert lines == [
-        "the update runs every prompt once per rollout: dropout would be the same for all rollouts of a prompt. "
+        "the update runs every prompt once per rollout: all rollouts of a prompt would share its dropout. "
         "This is slower and gives the same numbers."
     ]
     with pytest.raises(ValueError, match="shared_prompt_update='always': dropout would be"):
@@ -354,7 +354,7 @@ def test_a_model_whose_trial_differs_is_left_alone(models):
             found = model.generate(**inputs, max_new_tokens=4, do_sample=False, pad_token_id=0, eos_token_id=5)
         assert torch.equal(found, expected)
     (line,) = said
-    assert "in a trial, logits were off by" in line
+    assert "in a trial, logits differed by" in line
 
 
 @pytest.mark.parametrize("way", [branched, packed])

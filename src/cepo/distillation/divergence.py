@@ -1,7 +1,7 @@
-"""Divergence of the student from a teacher over the whole vocabulary, the loss of OPSD and SDPO.
+"""Divergence of the student from a teacher over the vocabulary, the loss of OPSD and SDPO.
 
-Both distributions are made from hidden states, a chunk of positions at a time, and made again in the backward pass: no
-(B, T, V) tensor exists for either model. Dimensions: N completion positions, H hidden width, V vocabulary.
+Both distributions are computed from hidden states in chunks of positions, and again in the backward pass, so that no
+(B, T, V) tensor exists. Dimensions: N completion positions, H hidden size, V vocabulary.
 """
 
 import math
@@ -27,20 +27,20 @@ def divergence(
     """Divergence of the student from the teacher at each position, and the student's entropy.
 
     Args:
-        student_hidden: (N, H) hidden states before the head; the gradient goes through these and the student's head.
-        student_head: The student's head.
-        teacher_hidden: (N, H) of the teacher, which gets no gradient.
-        teacher_head: The teacher's head.
-        beta: 0: forward KL(T || S); 1: reverse KL(S || T); between: the Jensen-Shannon divergence
+        student_hidden: (N, H) hidden states before the head.
+        student_head: LM head of the student; gets a gradient, as `student_hidden` does.
+        teacher_hidden: (N, H) hidden states of the teacher, without gradient.
+        teacher_head: LM head of the teacher, without gradient.
+        beta: 0: forward KL(T || S); 1: reverse KL(S || T); between: the generalized Jensen-Shannon divergence
             ``beta KL(T || M) + (1 - beta) KL(S || M)`` with ``M = beta T + (1 - beta) S``.
-        temperature: Of both distributions.
-        top_k: Compare the student's k most likely tokens, and all others together as one (SDPO); None: every token.
+        temperature: Sampling temperature of both distributions.
+        top_k: Compare the student's k most likely tokens and the sum of all others (SDPO); None: every token.
 
     Returns:
-        (N,) divergence [nats], and (N,) entropy of the student [nats], which has no gradient.
+        (N,) divergence [nats], and (N,) entropy of the student [nats] without gradient.
 
     Raises:
-        ValueError: If a value is out of range.
+        ValueError: If `beta` or `top_k` is out of range.
     """
     if not 0 <= beta <= 1:
         raise ValueError(f"beta must lie in [0, 1], got {beta}")
@@ -64,7 +64,7 @@ def divergence(
         )
 
     def of_chunk(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        # Rounding would drown the small differences that there are at most positions.
+        # Not rounded to the model's dtype: most differences are smaller than its rounding.
         log_s = student_head.log_probs(student, temperature, rounded=False)
         with torch.no_grad():
             log_t = teacher_head.log_probs(teacher, temperature, rounded=False)
@@ -81,7 +81,7 @@ def divergence(
 
 
 def jensen_shannon(log_s: Tensor, log_t: Tensor, beta: float) -> Tensor:
-    """The generalised Jensen-Shannon divergence of `divergence`, of (..., V) log-probs [nats], over the last axis."""
+    """Generalized Jensen-Shannon divergence [nats] of (..., V) log-probs over the last axis; see `divergence`."""
     if beta == 0:
         return _kl(log_t, log_s)
     if beta == 1:
@@ -91,12 +91,12 @@ def jensen_shannon(log_s: Tensor, log_t: Tensor, beta: float) -> Tensor:
 
 
 def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    # Where p is 0 the term is 0, whatever q is.
+    # The term is 0 where p is 0, for any q.
     return torch.where(log_p > -math.inf, log_p.exp() * (log_p - log_q), 0.0).sum(-1)
 
 
 def _with_tail(logps: Tensor, kept: Tensor) -> Tensor:
-    """(N, k + 1) of (N, V) log-probs: those that are kept, and the log of what all others have together."""
-    # Summed, not taken from 1, of which rounding would leave nothing where the kept ones have nearly all.
+    """(N, k + 1) log-probs of the kept tokens and of all others together."""
+    # A sum rather than 1 - kept, which rounding would make 0 for a small tail.
     tail = logps.scatter(-1, kept, -math.inf).logsumexp(-1, keepdim=True)
     return torch.cat([logps.gather(-1, kept), tail], dim=-1)

@@ -1,6 +1,6 @@
-"""OPSD and SDPO: the policy is drawn towards its teacher's distributions, on its own rollouts, without advantages.
+"""The loss of OPSD and SDPO: divergence of the policy from its teacher on the policy's rollouts.
 
-Dimensions: T completion tokens, N counted tokens, H hidden width.
+Dimensions: N tokens in the loss, H hidden size.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,18 +18,17 @@ from .divergence import divergence
 
 @dataclass(frozen=True)
 class DistillationBatch:
-    """The rollouts of a micro-batch that have a teacher, as student and teacher read them.
+    """The rollouts of a micro-batch that have a teacher.
 
     Attributes:
-        prompts: The student's prompts, one for each row.
-        student, teacher: What each reads.
-        counted: Which of all completion tokens the loss counts; N of them.
-        tokens: (N,) their ids.
-        old: (N,) their log-probs when they were sampled [nats], where known.
-        sampler_ratio: (N,) how much likelier the policy finds them than the engine that sampled them did, within TRL's
-            bounds; None where the policy itself sampled them.
-        empty: There is no such row; one row is here all the same, for the passes that all processes make together.
-        states: Makes the hidden states of requests: `hidden_states`, or `branched_states`.
+        prompts: Prompts of the student, one per rollout.
+        student, teacher: Prompt and completion of each rollout, as student and teacher condition on them.
+        counted: Bool mask over all completion tokens, True for the N tokens in the loss.
+        tokens: (N,) token ids.
+        old: (N,) log-probs at sampling time [nats]; None if unknown.
+        sampler_ratio: (N,) TRL's importance sampling ratio of the policy to vLLM, clipped; None without vLLM.
+        empty: Whether no rollout has a teacher. One rollout is kept for the passes of the other processes.
+        states: Computes hidden states of requests: `hidden_states` or `branched_states`.
     """
 
     prompts: list[Prompt]
@@ -45,15 +44,15 @@ class DistillationBatch:
 
 @dataclass(frozen=True)
 class TeacherStates:
-    """What a teacher says: its (N, H) hidden states and the head that makes distributions of them."""
+    """(N, H) hidden states of the teacher, and its LM head."""
 
     hidden: Tensor
     head: Head
 
 
 def teacher_states(model: PreTrainedModel, batch: DistillationBatch, *, copied: bool = False) -> TeacherStates:
-    """The teacher's part; the model's weights, mode and gradient are the caller's; `copied` as for `Head.detached`."""
-    # The head after the pass: engines that shard weights make ready for gathering them in a forward pass.
+    """The teacher's pass; the caller sets weights, mode and gradient. For `copied` see `Head.detached`."""
+    # The head after the pass: with sharded weights the pass prepares gathering it.
     hidden = batch.states(model, batch.prompts, batch.teacher)[batch.counted]
     return TeacherStates(hidden, Head.of(model).detached(copied=copied))
 
@@ -68,17 +67,17 @@ def student_divergence(
     top_k: int | None,
     importance_clip: float | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The student's part: sums over the counted tokens.
+    """The student's pass and the loss, as sums over tokens.
 
     Args:
         model: The policy.
-        batch: What to learn from.
-        teacher: What the teacher said.
+        batch: Rollouts with a teacher.
+        teacher: Result of `teacher_states`.
         beta, temperature, top_k: See `divergence`.
-        importance_clip: The most that new over old probability of a token weighs its divergence; None: not weighed.
+        importance_clip: Upper bound of the importance ratio that weights a token's divergence; None: no weight.
 
     Returns:
-        The loss [nats], the plain divergence [nats] and the entropy [nats], each (), the latter two without gradient.
+        () loss [nats], () unweighted divergence [nats] and () entropy [nats], the latter two without gradient.
     """
     hidden, head = batch.states(model, batch.prompts, batch.student)[batch.counted], Head.of(model)
     values, entropies = divergence(

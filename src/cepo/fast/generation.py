@@ -1,9 +1,9 @@
-"""Sampling without a server, sparing: each distinct prompt is run once, and rows that have ended are not run on.
+"""Sampling with transformers: run each distinct prompt once, and drop rows that have ended.
 
-`generate` runs the prompt of every row, its images included, and goes on with all rows until the last has ended. Hooks
-on the model let its first pass run the distinct prompts alone, from which rows take their keys, values and logits;
-later passes leave out what has ended, and copy no cache (`kv_cache.py`). The other rows see the same numbers but for
-rounding and the same random draws, so that the same seed samples the same.
+`generate` runs the prompt of every row, images included, and continues all rows until the last one ends. Hooks on the
+model run the distinct prompts alone in the first pass and expand their keys, values and logits to all rows; later
+passes omit ended rows and copy no cache (`kv_cache.py`). The remaining rows get the same logits to rounding and the
+same random draws, so a seed samples the same completions.
 
 Dimensions: B rows, U distinct prompts, V vocabulary.
 """
@@ -20,10 +20,10 @@ from transformers import DynamicCache, PreTrainedModel
 
 from ..scoring.requests import TOKEN_TYPES
 from .image_features import ImageFeatures
-from .kv_cache import grow_in_place, keys_read_as_they_lie
-from .prefix_cache import cache_argument, unsupported_reason, why_trial_failed
+from .kv_cache import grouped_decoding, grow_in_place
+from .prefix_cache import cache_argument, unsupported_reason, trial_failure
 
-# Rows are dropped from the cache, which copies it, when so large a part of those that are held has ended.
+# Ended rows are dropped from the cache, which copies it, once they are this share of its rows.
 _ENDED = 0.125
 
 
@@ -32,9 +32,9 @@ class SharedPrompts:
     """Which rows of a batch have the same prompt.
 
     Attributes:
-        firsts: For each of the U prompts a row that has it.
-        owners: For each of the B rows the index of its prompt.
-        images: Of the U prompts, as the model takes them, on its device: tensors, or what else its processor makes.
+        firsts: U row indices, one row for each prompt.
+        owners: B prompt indices, one for each row.
+        images: Image inputs of the U prompts, on the model's device.
     """
 
     firsts: Sequence[int]
@@ -44,14 +44,14 @@ class SharedPrompts:
 
 @dataclass
 class PrefixSharingGenerator:
-    """Whether a model generates from prompts that run once: its structure and a trial on the first batch decide.
+    """Lets a model generate with shared prompts, if its structure and a trial on the first batch allow it.
 
     Attributes:
-        say: Called with the reason, once, where it does not.
-        shares: None: not decided yet.
+        warn: Called once with the reason if prompts are not shared.
+        shares: Whether prompts are shared; None before the trial.
     """
 
-    say: Callable[[str], None]
+    warn: Callable[[str], None]
     shares: bool | None = None
     _features: ImageFeatures | None = None
 
@@ -59,17 +59,17 @@ class PrefixSharingGenerator:
     def generating(
         self, model: PreTrainedModel, ends: Collection[int], prompts: SharedPrompts | None = None
     ) -> Iterator[None]:
-        """What `model` generates here it generates so: greedily or by sampling, a single batch.
+        """Context in which `model.generate` shares prompts and drops ended rows.
 
         Args:
-            model: The transformers model inside of all wrappers.
-            ends: Ids of the tokens that end a row.
-            prompts: Which rows share a prompt; None: none do, or it is not known.
+            model: Transformers model, without wrappers.
+            ends: Ids of the end-of-sequence tokens.
+            prompts: Which rows share a prompt; None if all prompts differ or are unknown.
         """
         reason = unsupported_reason(model)
         if reason is not None:
             if self.shares is None:
-                self._leave(reason)
+                self._refuse(reason)
             yield
             return
         passes = _Passes(self, model, torch.tensor(sorted(ends), device=model.device), prompts)
@@ -78,34 +78,34 @@ class PrefixSharingGenerator:
             model.register_forward_hook(passes.after, with_kwargs=True),
         ]
         try:
-            with keys_read_as_they_lie(), self._seeing_once(model):
+            with grouped_decoding(), self._vision_tower_once(model):
                 yield
         finally:
             for hook in hooks:
                 hook.remove()
 
-    def _seeing_once(self, model: PreTrainedModel) -> AbstractContextManager[None]:
-        """Since transformers 5.24 `generate` runs the tower for all rows, before any pass; here once an image."""
+    def _vision_tower_once(self, model: PreTrainedModel) -> AbstractContextManager[None]:
+        """Run the vision tower once per image; since transformers 5.24 `generate` runs it for all rows beforehand."""
         if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
             return nullcontext()
-        self._features = self._features or ImageFeatures(self.say)
-        return self._features.kept_for_now(model)
+        self._features = self._features or ImageFeatures(self.warn)
+        return self._features.kept_while_sampling(model)
 
     def decide(self, expected: Tensor, shared: Callable[[], Tensor], dtype: torch.dtype) -> None:
-        """Compare the logits of shared prompts with those of whole ones."""
-        reason = why_trial_failed(lambda: (shared() - expected).abs().mean(), "logits", dtype)
+        """Share prompts if their logits equal those of whole prompts to rounding."""
+        reason = trial_failure(lambda: (shared() - expected).abs().mean(), "logits", dtype)
         if reason is None:
             self.shares = True
         else:
-            self._leave(reason)
+            self._refuse(reason)
 
-    def _leave(self, reason: str) -> None:
+    def _refuse(self, reason: str) -> None:
         self.shares = False
-        self.say(f"sampling runs every prompt once per rollout: {reason}. This is slower and gives the same numbers.")
+        self.warn(f"sampling runs every prompt once per rollout: {reason}. This is slower and gives the same numbers.")
 
 
 class _Passes:
-    """The passes of one call of `generate`."""
+    """Hooks around the forward passes of one call of `generate`."""
 
     def __init__(
         self, generator: PrefixSharingGenerator, model: PreTrainedModel, ends: Tensor, prompts: SharedPrompts | None
@@ -113,11 +113,11 @@ class _Passes:
         self._generator, self._model, self._ends, self._prompts = generator, model, ends, prompts
         self._called = cache_argument(model)
         self._trying = False
-        self._first = False  # whether the pass at hand runs prompts
-        self._held = self._ended = torch.zeros(0, dtype=torch.long)  # rows in the cache; (B,) which have ended
+        self._first = False  # whether the current pass runs prompts
+        self._held = self._ended = torch.zeros(0, dtype=torch.long)  # rows in the cache; (B,) bool, ended rows
 
     def before(self, model: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:  # noqa: ARG002
-        """Leave out rows whose numbers are known or not needed."""
+        """Omit repeated prompts in the first pass, and ended rows in later ones."""
         cache: Any = kwargs.get(self._called)
         ids = kwargs.get("input_ids")
         if self._trying or ids is None or type(cache) is not DynamicCache:
@@ -127,26 +127,26 @@ class _Passes:
             self._held = torch.arange(len(ids), device=ids.device)
             self._ended = torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
             if self._generator.shares and self._fits(ids):
-                return args, self._few(kwargs)
+                return args, self._distinct_inputs(kwargs)
             return None
         if ids.shape[1] != 1 or len(ids) != len(self._ended):
             return None
-        self._ended |= torch.isin(ids[:, 0], self._ends)  # what was sampled last, and is run now
-        going = ~self._ended[self._held]
-        if 0 < going.sum() <= (1 - _ENDED) * len(going):
-            cache.batch_select_indices(going.nonzero().flatten())
-            self._held = self._held[going]
+        self._ended |= torch.isin(ids[:, 0], self._ends)
+        active = ~self._ended[self._held]
+        if 0 < active.sum() <= (1 - _ENDED) * len(active):
+            cache.batch_select_indices(active.nonzero().flatten())
+            self._held = self._held[active]
         return None if len(self._held) == len(ids) else (args, _rows(kwargs, self._held))
 
     def after(self, model: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:  # noqa: ARG002
-        """Logits for all rows; those of rows that have ended are nobody's."""
+        """Expand logits to all rows; those of ended rows are not used."""
         cache: Any = kwargs.get(self._called)
         if self._trying or type(cache) is not DynamicCache or "input_ids" not in kwargs:
             return None
         if self._first:
             if self._prompts is not None:
                 if self._generator.shares and len(output.logits) == len(self._prompts.firsts):
-                    self._spread(output, cache)
+                    self._expand(output, cache)
                 elif self._generator.shares is None and self._fits(kwargs["input_ids"]):
                     self._generator.decide(output.logits, lambda: self._try(kwargs), self._model.dtype)
             grow_in_place(cache)
@@ -158,14 +158,14 @@ class _Passes:
     def _fits(self, ids: Tensor) -> bool:
         return self._prompts is not None and len(ids) == len(self._prompts.owners)
 
-    def _few(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+    def _distinct_inputs(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         assert self._prompts is not None
         firsts = torch.tensor(self._prompts.firsts, device=self._held.device)
-        few = {**_rows(kwargs, firsts), **self._prompts.images}
-        few.pop("mm_encoder_outputs", None)  # since transformers 5.24: the features of all rows
-        return few
+        inputs = {**_rows(kwargs, firsts), **self._prompts.images}
+        inputs.pop("mm_encoder_outputs", None)  # since transformers 5.24: the features of all rows
+        return inputs
 
-    def _spread(self, output: Any, cache: DynamicCache) -> None:
+    def _expand(self, output: Any, cache: DynamicCache) -> None:
         assert self._prompts is not None
         owners = torch.tensor(self._prompts.owners, device=self._held.device)
         cache.batch_select_indices(owners)
@@ -175,15 +175,15 @@ class _Passes:
         self._trying = True
         try:
             cache = DynamicCache(config=self._model.config)
-            output = self._model(**{**self._few(kwargs), self._called: cache})
-            self._spread(output, cache)
+            output = self._model(**{**self._distinct_inputs(kwargs), self._called: cache})
+            self._expand(output, cache)
             return output.logits
         finally:
             self._trying = False
 
 
 def _rows(kwargs: dict[str, Any], rows: Tensor) -> dict[str, Any]:
-    """A pass for some of its rows."""
+    """The inputs of a pass for some of its rows."""
     picked = dict(kwargs)
     for name in ("input_ids", "attention_mask", *TOKEN_TYPES):
         if isinstance(picked.get(name), Tensor):

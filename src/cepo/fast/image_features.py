@@ -1,8 +1,9 @@
-"""What a vision tower makes of images, once: where it is frozen, each pass of a step would get the same of it.
+"""Run a frozen vision tower once per image instead of once per pass.
 
-transformers' models ask `get_image_features` for all images of a pass. Here only those are run that have not been.
+Vision-language models of transformers call `get_image_features` for all images of a pass. `ImageFeatures` runs the
+tower for new images only, and joins the features of each pass.
 
-Dimensions: n images of a pass, of which image i has p_i patches and t_i tokens.
+Dimensions: n images of a pass; image i has p_i patches and t_i tokens.
 """
 
 import inspect
@@ -18,61 +19,65 @@ from transformers import PreTrainedModel
 
 from ..scoring.score import has_dropout
 
-# What passes hand on to vision towers, and makes no difference there.
-_NO_OPTIONS = ("use_cache",)
-# Fields of an output, each for one image.
+# Arguments without an effect on image features.
+_IGNORED = ("use_cache",)
+# The fields of a vision tower's output for one image.
 _Pieces = dict[str, Any]
 
 
 def frozen_tower(model: PreTrainedModel) -> nn.Module | None:
-    """The module that makes image features of which none depends on anything that is trained; None if there is none."""
-    base = steady_tower(model)
-    return None if base is None or any(p.requires_grad for part in _seeing(base) for p in part.parameters()) else base
+    """The module that computes image features, if all weights in it are frozen; otherwise None."""
+    base = deterministic_tower(model)
+    return (
+        None
+        if base is None or any(p.requires_grad for part in _vision_parts(base) for p in part.parameters())
+        else base
+    )
 
 
-def steady_tower(model: PreTrainedModel) -> nn.Module | None:
-    """The module that makes the same image features again while weights stay; None if there is none."""
+def deterministic_tower(model: PreTrainedModel) -> nn.Module | None:
+    """The module that computes image features, if they are deterministic while weights do not change; otherwise None."""
     base = model.base_model
     if not hasattr(base, "get_image_features") or getattr(base, "language_model", None) is None:
         return None
-    parts = _seeing(base)
+    parts = _vision_parts(base)
     return None if not parts or any(map(has_dropout, parts)) else base
 
 
-def _seeing(base: nn.Module) -> list[nn.Module]:
+def _vision_parts(base: nn.Module) -> list[nn.Module]:
     return [child for child in base.children() if child is not base.language_model]
 
 
 @dataclass
 class ImageFeatures:
-    """The features of the images that were seen since `forget`.
+    """A cache of image features, until `forget`.
 
     Attributes:
-        say: Called with the reason, once, where a model's features cannot be kept.
-        runs: How many images the tower has run.
+        warn: Called once with the reason if the features of a model cannot be cached.
+        runs: Number of images that the tower has run.
     """
 
-    say: Callable[[str], None]
+    warn: Callable[[str], None]
     runs: int = 0
-    _works: bool | None = None  # None: not tried yet
-    _form: Any = None  # an output, for what its fields are
+    _works: bool | None = None  # None before the first images
+    _template: Any = None  # an output, for its fields
     _known: dict[Any, list[tuple[list[Tensor], _Pieces]]] = field(default_factory=dict)
 
     def forget(self) -> None:
-        """Keep no features from before."""
+        """Clear the cache."""
         self._known.clear()
 
     @contextmanager
     def kept(self, model: PreTrainedModel) -> Iterator[None]:
-        """What `model` sees here it runs its tower for once, if that is frozen."""
+        """Context in which `model` runs its vision tower once per image, if the tower is frozen."""
         with self._kept_of(frozen_tower, model):
             yield
 
     @contextmanager
-    def kept_for_now(self, model: PreTrainedModel) -> Iterator[None]:
-        """The same where nothing is trained meanwhile, frozen or not, as while it samples. Forgets them afterwards."""
+    def kept_while_sampling(self, model: PreTrainedModel) -> Iterator[None]:
+        """The same while weights do not change, as in sampling, frozen or not; clears the cache afterwards."""
         try:
-            with self._kept_of(steady_tower, model):
+            with self._kept_of(deterministic_tower, model):
                 yield
         finally:
             self.forget()
@@ -85,7 +90,7 @@ class ImageFeatures:
             return
         original = base.get_image_features
 
-        @wraps(original)  # `generate` asks for its signature
+        @wraps(original)  # `generate` inspects the signature
         def once(*args: Any, **kwargs: Any) -> Any:
             return self._features(original, args, kwargs)
 
@@ -103,7 +108,7 @@ class ImageFeatures:
         found = [self._find(key, image) for key, image in zip(keys, images.each, strict=True)]
         missing = [index for index, known in enumerate(found) if known is None]
         firsts: list[int] = []
-        for index in missing:  # an image may come more than once in a pass
+        for index in missing:  # an image may occur several times in a pass
             alike = (other for other in firsts if keys[other] == keys[index])
             if not any(_same(images.each[index], images.each[other]) for other in alike):
                 firsts.append(index)
@@ -111,20 +116,20 @@ class ImageFeatures:
             with torch.no_grad():
                 output = original(**images.of(firsts))
             pieces = _split(output, len(firsts), [images.patches[index] for index in firsts])
-            if pieces is None or (self._works is None and not _is(_join(output, pieces), output)):
+            if pieces is None or (self._works is None and not _equal(_join(output, pieces), output)):
                 self._works = False
-                self.say(
-                    f"the vision tower runs in each pass: what {type(output).__name__} holds cannot be told apart by "
+                self.warn(
+                    f"the vision tower runs in each pass: the fields of {type(output).__name__} cannot be split by "
                     "images. This is slower and gives the same numbers."
                 )
                 return original(*args, **kwargs)
-            self._works, self._form = True, output
+            self._works, self._template = True, output
             self.runs += len(firsts)
             for index, piece in zip(firsts, pieces, strict=True):
                 self._known.setdefault(keys[index], []).append((images.each[index], piece))
         for index in missing:
             found[index] = self._find(keys[index], images.each[index])
-        return _join(self._form, [piece for piece in found if piece is not None])
+        return _join(self._template, [piece for piece in found if piece is not None])
 
     def _find(self, key: Any, image: list[Tensor]) -> _Pieces | None:
         return next((piece for other, piece in self._known.get(key, ()) if _same(image, other)), None)
@@ -132,7 +137,7 @@ class ImageFeatures:
 
 @dataclass(frozen=True)
 class _Images:
-    """The arguments of a call, by images: `each` has the pixels first."""
+    """The arguments of a call, split by images; `each` has the tensors of an image, pixels first."""
 
     each: list[list[Tensor]]
     names: list[str]
@@ -140,21 +145,21 @@ class _Images:
     patches: list[int]
 
     def of(self, places: Sequence[int]) -> dict[str, Any]:
-        """Arguments for some of them."""
+        """Arguments for some of the images."""
         columns = zip(*(self.each[place] for place in places), strict=True)
         return {**{name: torch.cat(column) for name, column in zip(self.names, columns, strict=True)}, **self.rest}
 
     def keys(self) -> list[Any]:
-        """Of each image what equal ones have in common; few others do."""
+        """A hash key of each image."""
         device = self.each[0][0].device.type
         precision = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
         sums = torch.stack([pixels.double().sum() for pixels, *_ in self.each]).tolist()
-        options = [repr(item) for item in self.rest.items() if item[0] not in _NO_OPTIONS]
+        options = [repr(item) for item in self.rest.items() if item[0] not in _IGNORED]
         return [(total, precision, *options) for total in sums]
 
 
 def _images_of(original: Callable[..., Any], args: Any, kwargs: Any) -> _Images | None:
-    """The call's images one by one; None where it is not known how."""
+    """The images of a call one by one; None if they cannot be split."""
     bound = inspect.signature(original).bind(*args, **kwargs)
     named = {**bound.arguments, **bound.arguments.get("kwargs", {})}
     named.pop("kwargs", None)
@@ -183,7 +188,7 @@ def _same(one: list[Tensor], other: list[Tensor]) -> bool:
 
 
 def _split(output: Any, count: int, patches: list[int]) -> list[_Pieces] | None:
-    """The fields of an output, image by image; None where a field does not tell which part is of which."""
+    """The fields of an output for each image; None if a field cannot be split by images."""
     if not isinstance(output, dict):
         return None
     pooled = output.get("pooler_output")
@@ -191,7 +196,7 @@ def _split(output: Any, count: int, patches: list[int]) -> list[_Pieces] | None:
     pieces: list[_Pieces] = [{} for _ in range(count)]
 
     def parts(value: Any) -> Sequence[Any] | None:
-        if isinstance(value, tuple | list) and all(isinstance(one, Tensor) for one in value):  # of a layer
+        if isinstance(value, tuple | list) and all(isinstance(one, Tensor) for one in value):  # a layer, per image
             return value if [len(one) for one in value] in (tokens, patches) else None
         if not isinstance(value, Tensor) or value.dim() == 0:
             return None
@@ -217,10 +222,10 @@ def _split(output: Any, count: int, patches: list[int]) -> list[_Pieces] | None:
     return pieces
 
 
-def _join(form: Any, pieces: Sequence[_Pieces]) -> Any:
-    """An output like `form`, of several images."""
+def _join(template: Any, pieces: Sequence[_Pieces]) -> Any:
+    """An output with the fields of `template`, for several images."""
     fields: dict[str, Any] = {}
-    for name, value in form.items():
+    for name, value in template.items():
         parts = [piece[name] for piece in pieces]
         if isinstance(value, Tensor):
             fields[name] = torch.cat(parts)
@@ -231,13 +236,13 @@ def _join(form: Any, pieces: Sequence[_Pieces]) -> Any:
             )
         else:
             fields[name] = type(value)(parts)
-    return type(form)(**fields)
+    return type(template)(**fields)
 
 
-def _is(one: Any, other: Any) -> bool:
-    """Whether two outputs are the same."""
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two outputs are equal, field by field."""
     if isinstance(one, Tensor):
         return isinstance(other, Tensor) and one.shape == other.shape and torch.equal(one, other)
     if isinstance(one, dict):
-        return one.keys() == other.keys() and all(_is(one[name], other[name]) for name in one)
-    return len(one) == len(other) and all(_is(a, b) for a, b in zip(one, other, strict=True))
+        return one.keys() == other.keys() and all(_equal(one[name], other[name]) for name in one)
+    return len(one) == len(other) and all(_equal(a, b) for a, b in zip(one, other, strict=True))

@@ -1,7 +1,7 @@
-"""Decoding without copies: a cache that grows in place, and attention of one query that reads keys as they lie.
+"""Decoding without copies of the KV cache.
 
-transformers copies the whole cache of every layer for each new token, and, where several query heads share a key head
-and there is a mask, once more for each of them. Neither changes a number but for rounding.
+transformers copies the cache of every layer for each new token, and, for grouped-query attention with a mask, once
+more for each query head. Both are avoided here; numbers change by rounding only.
 
 Dimensions: B rows, H query heads, K key heads, S cached tokens, D of a head.
 """
@@ -16,16 +16,16 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-# How much room a layer takes when it is full, as a share of what it holds and in tokens.
+# Room of a new buffer, as a share of the cached tokens and in tokens.
 _SHARE, _TOKENS = 0.25, 32
 
 
 class GrowingLayer(DynamicLayer):
-    """A cache layer that writes new tokens behind the old ones, in a buffer with room. For passes without gradient."""
+    """A cache layer that appends tokens in place, in a buffer with room. For passes without gradient."""
 
     def __init__(self, layer: DynamicLayer):
         super().__init__()
-        assert layer.keys is not None  # its callers know
+        assert layer.keys is not None
         assert layer.values is not None
         self.dtype, self.device, self.is_initialized = layer.keys.dtype, layer.keys.device, True
         self.keys, self.values = layer.keys, layer.values
@@ -33,14 +33,14 @@ class GrowingLayer(DynamicLayer):
         self._views: tuple[Tensor, Tensor] | None = None
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:  # noqa: ARG002
-        """Add (B, K, s, D) keys and values; all of them."""
+        """Append (B, K, s, D) keys and values; returns all of them."""
         assert self.keys is not None
         assert self.values is not None
         before = self.keys.shape[-2]
         after = before + key_states.shape[-2]
-        # Whoever cuts or reorders a cache puts other tensors in place of the views.
-        mine = self._views is not None and self._views[0] is self.keys and self._views[1] is self.values
-        if self._buffers is None or not mine or self._buffers[0].shape[-2] < after:
+        # Cropping or reordering a cache replaces the views.
+        unchanged = self._views is not None and self._views[0] is self.keys and self._views[1] is self.values
+        if self._buffers is None or not unchanged or self._buffers[0].shape[-2] < after:
             room = after + int(_SHARE * after) + _TOKENS
             self._buffers = _with_room(self.keys, room), _with_room(self.values, room)
         for buffer, new in zip(self._buffers, (key_states, value_states), strict=True):
@@ -57,15 +57,15 @@ def _with_room(held: Tensor, room: int) -> Tensor:
 
 
 def grow_in_place(cache: DynamicCache) -> None:
-    """Let the layers of a filled cache grow without copies, those that hold all of what they saw."""
+    """Let the full-attention layers of a filled cache grow in place."""
     for index, layer in enumerate(cache.layers):
         if type(layer) is DynamicLayer and layer.is_initialized:
             cache.layers[index] = GrowingLayer(layer)
 
 
 @contextmanager
-def keys_read_as_they_lie() -> Iterator[None]:
-    """Let `sdpa` attention of single queries run key head by key head; other calls are as they were."""
+def grouped_decoding() -> Iterator[None]:
+    """Patch `sdpa` so that a single query does not repeat the keys of its group; other calls are unchanged."""
     plain = ALL_ATTENTION_FUNCTIONS["sdpa"]
 
     def attention(

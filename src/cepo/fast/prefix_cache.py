@@ -1,8 +1,8 @@
-"""Scoring with each prompt once: its key-value cache is expanded into the contexts (r+, r-, ...), then the completions.
+"""Score rollouts with each prompt run once: its KV cache is expanded to the contexts (r+, r-, ...), then to completions.
 
-No token is run twice but for one per completion, from which its first token is predicted.
+Only one token per completion runs twice: the last of its context, which predicts its first token.
 
-Dimensions: n rows of a pass, P prompt tokens, S tokens run in a pass after what is cached.
+Dimensions: n rows of a pass, P prompt tokens, S tokens that run in a pass after the cached ones.
 """
 
 import copy
@@ -48,12 +48,12 @@ def forward_for(
     *,
     tried: bool | None,
 ) -> tuple[Any, str | None]:
-    """The forward passes for a model, and why prompts are not shared in them; None if they are.
+    """The forward for a model, and the reason why it does not share prompts; None if it does.
 
     Args:
         model, max_tokens, reduce_max: As in `FullForward`.
-        prompts, requests: What is to be scored, on which sharing is tried.
-        tried: Whether it is known that prompts can be shared; None: a trial says.
+        prompts, requests: Requests to score, on which sharing is tried.
+        tried: True if an earlier trial has passed; None: try.
     """
     shared = PrefixCachedForward(model, max_tokens, reduce_max)
     reason = None if tried else trial_reason(shared, prompts, requests)
@@ -61,7 +61,7 @@ def forward_for(
 
 
 def _fill(model: ScoringModel, cache: Cache, **inputs: Any) -> None:
-    """Run tokens for their keys and values alone."""
+    """Add tokens to a cache."""
     model.before_pass("cache")
     with model.autocast():
         model.model(**{cache_argument(model.unwrapped): cache}, use_cache=True, logits_to_keep=1, **inputs)
@@ -73,20 +73,20 @@ def positions_of(model: PreTrainedModel, inputs: dict[str, Any]) -> Tensor:
 
 
 def unsupported_reason(model: PreTrainedModel) -> str | None:
-    """What keeps a model's cache from being expanded, as far as its structure tells; None if nothing does."""
+    """Why the structure of a model does not allow its cache to be expanded; None if it does."""
     if not hasattr(model, "_prepare_position_ids_for_generation"):
-        return "it does not tell its positions"
+        return "it cannot prepare position ids"
     known = inspect.signature(model.forward).parameters
     if missing := {"position_ids", cache_argument(model), "logits_to_keep"} - known.keys():
         return f"its forward pass takes no {' or '.join(sorted(missing))}"
     others = {type(layer) for layer in DynamicCache(config=model.config).layers} - _EXPANDABLE
     if others:
-        return f"its cache has layers that are not keys and values: {', '.join(t.__name__ for t in others)}"
+        return f"its cache has layers other than keys and values: {', '.join(t.__name__ for t in others)}"
     return None
 
 
 def cache_argument(model: nn.Module) -> str:
-    """What this model's forward pass calls its cache: `cache` since transformers 5.24, `past_key_values` before."""
+    """The name of a model's cache argument: `cache` since transformers 5.24, `past_key_values` before."""
     return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
 
 
@@ -94,9 +94,11 @@ _EXPANDABLE = {DynamicLayer, DynamicSlidingWindowLayer}
 
 
 class ExpandedCache(DynamicCache):
-    """Rows of a cache, each as often as wanted, expanded one layer at a time and never stored.
+    """Repeats rows of a cache, one layer at a time, so that only the running layer holds a copy.
 
-    So the keys and values of the prompt are held once, and once more for the layer that is running.
+    Args:
+        trunk: Cache of the distinct prompts.
+        rows: For each row of a pass the row of `trunk`.
     """
 
     def __init__(self, trunk: Cache, rows: Tensor):
@@ -106,23 +108,21 @@ class ExpandedCache(DynamicCache):
 
     def update(self, key_states, value_states, layer_idx, *args, **kwargs):
         layer = copy.copy(self.layers[layer_idx])
-        # Not the layer's own way to pick rows: several threads add up its gradient in an order of chance.
+        # `batch_select_indices` would index with [], whose gradient is summed in a nondeterministic order.
         layer.keys, layer.values = (part.index_select(0, self.rows) for part in (layer.keys, layer.values))
         return layer.update(key_states, value_states, *args, **kwargs)
 
 
 def branched_states(model: PreTrainedModel, prompts: Sequence[Prompt], requests: Sequence[Request]) -> Tensor:
-    """The same as `hidden_states`, each distinct context run once; see `unsupported_reason`.
+    """`hidden_states` with each distinct context run once; see `unsupported_reason`.
 
-    All but a context's last token, which completions take with them, is held as keys and values, in the graph where
-    there is one.
+    The cache holds a context without its last token, which runs with the completions, and stays in the graph.
     """
     device = model.device
-    # A prompt's index tells its images, but one prompt may stand in several places.
-    shown = [prompts[request.prompt].images for request in requests]
+    images = [prompts[request.prompt].images for request in requests]
     firsts, owners = distinct_prompts(
         [list(request.context) for request in requests],
-        lambda one, other: all(torch.equal(shown[one][name], shown[other][name]) for name in shown[one]),
+        lambda one, other: all(torch.equal(images[one][name], images[other][name]) for name in images[one]),
     )
     rows = [prompts[requests[first].prompt] for first in firsts]
     inputs = inputs_of(rows, [requests[first].context[:-1] for first in firsts], device, left=True)
@@ -130,12 +130,12 @@ def branched_states(model: PreTrainedModel, prompts: Sequence[Prompt], requests:
     cache = DynamicCache(config=model.config)
     called = cache_argument(model)
     model.base_model(**{called: cache}, use_cache=True, position_ids=positions, **inputs)
-    own, own_mask = padded([request.context[-1:] + request.completion for request in requests], device)
+    ids, ids_mask = padded([request.context[-1:] + request.completion for request in requests], device)
     places = torch.tensor(owners, device=device)
     output = model.base_model(
-        input_ids=own,
-        attention_mask=torch.cat([mask[places], own_mask], dim=1),
-        position_ids=following_positions(positions[..., -1:], places, own),
+        input_ids=ids,
+        attention_mask=torch.cat([mask[places], ids_mask], dim=1),
+        position_ids=following_positions(positions[..., -1:], places, ids),
         **{called: ExpandedCache(cache, places)},
     )
     return torch.cat(completions_of_rows(output.last_hidden_state, [1] * len(requests), requests))
@@ -143,14 +143,14 @@ def branched_states(model: PreTrainedModel, prompts: Sequence[Prompt], requests:
 
 @dataclass(frozen=True)
 class PrefixCachedForward:
-    """Every prompt once; contexts and completions branch from its cache.
+    """Runs every prompt once; contexts and completions continue its cache.
 
-    Readings whose prompt cannot be shared (its images do not all come before the hint) are left to `FullForward`.
+    `FullForward` scores requests whose prompt cannot be shared, because an image follows the hint.
 
     Attributes:
-        model: The model; see `unsupported_reason`.
-        max_tokens: The most tokens held at once: rows of a pass times (cached + run) tokens, and as many again in the
-            cache that is branched. One prompt and one request always fit.
+        model: Model for which `unsupported_reason` is None.
+        max_tokens: Largest number of tokens held at once: rows of a pass times (cached + run) tokens, and as many
+            again in the cache that is expanded. One prompt and one request always fit.
         reduce_max: As in `FullForward`.
     """
 
@@ -163,17 +163,17 @@ class PrefixCachedForward:
         prefixes = shared_prefixes(prompts, requests)
         shared = [request for request in requests if request.prompt in prefixes]
         others = [request for request in requests if request.prompt not in prefixes]
-        results = self._read_shared(prompts, shared, prefixes)
+        results = self._shared_log_probs(prompts, shared, prefixes)
         whole = FullForward(self.model, self.max_tokens, self.reduce_max)
         results |= zip(others, whole.log_probs(prompts, others), strict=True)
         return [results[request] for request in requests]
 
-    def _read_shared(
+    def _shared_log_probs(
         self, prompts: Sequence[Prompt], requests: list[Request], prefixes: dict[int, Ids]
     ) -> dict[Request, Tensor]:
         trees = list(trees_of(requests, prefixes, self.max_tokens))
         (count,) = self.reduce_max([len(trees)])
-        if count > len(trees):  # these are for the others' sake; nobody reads the result
+        if count > len(trees):  # passes that other processes make too; the result is not used
             spare = spare_request(prompts)
             spare_trees = list(trees_of([spare], {0: spare.context[:-2]}, self.max_tokens))
             trees += spare_trees * (count - len(trees))
@@ -189,7 +189,7 @@ class PrefixCachedForward:
         return results
 
     def _run_prompts(self, tree: Tree, prompts: Sequence[Prompt]) -> tuple[Cache, Tensor, Tensor]:
-        """Cache, (n, P) mask and the last position of each prompt's prefix, padded on the left."""
+        """Cache, (n, P) mask and last position of the prompts' shared prefixes, padded on the left."""
         device = self.model.device
         rows = [prompts[index] for index, _ in tree.prompts]
         inputs = inputs_of(rows, [prefix for _, prefix in tree.prompts], device, left=True)
@@ -199,7 +199,7 @@ class PrefixCachedForward:
         return cache, mask, positions[..., -1:]
 
     def _run_stems(self, tree: Tree, cache: Cache, mask: Tensor, last: Tensor) -> tuple[Cache, Tensor, Tensor]:
-        """The same for each context, its stem run after the prompt's prefix."""
+        """The same for the contexts, whose stems continue the prefixes."""
         device = self.model.device
         rows = torch.tensor([row for row, _ in tree.stems], device=device)
         ids, stem_mask = padded([stem for _, stem in tree.stems], device)
@@ -228,12 +228,9 @@ class PrefixCachedForward:
 
 
 def trial_reason(shared: PrefixCachedForward, prompts: Sequence[Prompt], requests: Sequence[Request]) -> str | None:
-    """Why this model's prompts cannot be shared: by its structure, or by a trial against plain concatenation.
+    """Why a model's prompts cannot be shared: its structure, or a trial against `FullForward`; None if they can.
 
-    The trial reads two contexts of one prompt both ways, and counts on any process (`shared.reduce_max`).
-
-    Returns:
-        A reason, or None if sharing is exact to what the weights' precision resolves.
+    The trial scores two contexts of one prompt both ways. It has to pass on every process.
     """
     reason = unsupported_reason(shared.model.unwrapped)
     if reason is None:
@@ -246,20 +243,20 @@ def trial_reason(shared: PrefixCachedForward, prompts: Sequence[Prompt], request
 def _difference(shared: PrefixCachedForward, prompts: Sequence[Prompt], trial: list[Request]) -> str | None:
     whole = FullForward(shared.model, shared.max_tokens, shared.reduce_max)
     expected = torch.cat(whole.log_probs(prompts, trial))
-    return why_trial_failed(
+    return trial_failure(
         lambda: (torch.cat(shared.log_probs(prompts, trial)) - expected).abs().mean(),
         "log-probs",
         shared.model.unwrapped.dtype,
     )
 
 
-def why_trial_failed(difference: Callable[[], Tensor], what: str, dtype: torch.dtype) -> str | None:
-    """Why a quicker way to run a model cannot be taken; None if it gives the same numbers.
+def trial_failure(difference: Callable[[], Tensor], what: str, dtype: torch.dtype) -> str | None:
+    """Why a faster way to run a model is not used; None if it gives the same numbers to rounding.
 
     Args:
-        difference: Tries it; the mean |difference| from the numbers of the plain way.
-        what: These numbers.
-        dtype: Of the weights, whose precision decides what is the same.
+        difference: Runs the trial; returns the mean absolute difference [nats].
+        what: Name of the compared numbers.
+        dtype: Dtype of the weights, which sets the tolerance.
     """
     try:
         off = difference().item()
@@ -267,14 +264,13 @@ def why_trial_failed(difference: Callable[[], Tensor], what: str, dtype: torch.d
         raise
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, NotImplementedError, KeyError) as error:
         return f"a trial ended in {type(error).__name__}: {str(error).splitlines()[0]}"
-    return None if off <= _TOLERANCE[dtype] else f"in a trial, {what} were off by {off:.2g} nats on average"
+    return None if off <= _TOLERANCE[dtype] else f"in a trial, {what} differed by {off:.2g} nats on average"
 
 
-# Mean |difference| of two exact ways to compute log-probs [nats]: rounding alone reaches a hundredth of these in
-# float32 and a tenth of these in bfloat16.
+# Largest mean absolute difference [nats]; rounding reaches a hundredth of it in float32, a tenth in bfloat16.
 _TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-4, torch.bfloat16: 0.05, torch.float16: 0.02}
 
 
 def following_positions(last: Tensor, rows: Tensor, ids: Tensor) -> Tensor:
-    """Positions of `ids` (n, S) after the last position of the rows that they continue; leading dimensions stay."""
+    """Positions of (n, S) `ids` after the last positions of the rows that they continue; leading dimensions stay."""
     return last[..., rows, :] + 1 + torch.arange(ids.shape[1], device=ids.device)

@@ -1,9 +1,8 @@
-"""The policy's own log-probs, with gradient, of rows that share their prompts: the prompt once, not once per rollout.
+"""Log-probs and entropies of the policy, with gradient, for rows that share prompts: each distinct prompt runs once.
 
-TRL lays a micro-batch out as rows [prompt + completion]. Two ways run each distinct prompt once and give the same
-log-probs and gradients. `branched` keeps the prompt's keys and values in the graph, from which completions select.
-`packed` makes one row of a prompt and all of its completions, which do not see each other; it needs no cache, and
-gradient checkpointing has none.
+TRL lays out a micro-batch as rows [prompt + completion]. `branched` keeps the KV cache of the distinct prompts in the
+graph, and expands it to the completions. `packed` puts a prompt and all its completions into one row, in which
+completions do not attend to each other; it works with gradient checkpointing, which leaves no cache.
 
 Dimensions: B rows, P prompt tokens (padded on the left), T completion tokens (padded on the right), U distinct prompts,
 L tokens of a packed row.
@@ -21,7 +20,7 @@ from transformers import DynamicCache, PreTrainedModel
 from ..scoring.requests import distinct_prompts
 from .prefix_cache import ExpandedCache, cache_argument, unsupported_reason
 
-# Of log-probs and entropies.
+# Log-probs and entropies.
 Found = tuple[Tensor, Tensor | None]
 
 
@@ -30,12 +29,12 @@ class Rows:
     """A micro-batch as TRL lays it out.
 
     Attributes:
-        ids, mask: (B, P + T) token ids, and where they are no padding.
+        ids, mask: (B, P + T) token ids and attention mask.
         width: P.
-        owners: For each row, which of the U prompts it answers.
-        firsts: For each prompt, a row that answers it.
-        token_types: Per-token companions of the ids that the model takes, each (B, P + T).
-        images: Of the U prompts, as the model takes them.
+        owners: (B,) index of each row's prompt.
+        firsts: (U,) a row of each prompt.
+        token_types: (B, P + T) each, further per-token inputs of the model.
+        images: Image inputs of the U prompts.
     """
 
     ids: Tensor
@@ -47,20 +46,20 @@ class Rows:
     images: dict[str, Tensor] = field(default_factory=dict)
 
     def unsupported_reason(self) -> str | None:
-        """What keeps these prompts from being shared; None if nothing does."""
+        """Why these prompts cannot be shared; None if they can."""
         last = self.width - 1
         if last < 1:
             return "its prompts have a single token"
-        # The last token that is run with the prompt has to be text: from its position on, positions count by one.
+        # The last token that runs with the prompt has to be text: positions count by one from there on.
         if any(types[:, last - 1 :].any() for types in self.token_types.values()):
             return "images reach to the end of its prompts, or into completions"
         return None
 
     def tokens(self) -> tuple[int, int]:
-        """How many tokens run when prompts are shared, and when they are not, without padding."""
-        prompts, all_of_them = self.mask[:, : self.width].sum(1), int(self.mask.sum())
+        """Number of tokens that run with and without shared prompts, padding excluded."""
+        prompts = self.mask[:, : self.width].sum(1)
         rest = int(self.mask[:, self.width :].sum()) + len(self.owners)
-        return int(prompts[self.firsts].sum()) - len(self.firsts) + rest, all_of_them
+        return int(prompts[self.firsts].sum()) - len(self.firsts) + rest, int(self.mask.sum())
 
 
 def distinct(ids: Tensor, mask: Tensor, same: Callable[[int, int], bool]) -> tuple[list[int], list[int]]:
@@ -69,7 +68,7 @@ def distinct(ids: Tensor, mask: Tensor, same: Callable[[int, int], bool]) -> tup
 
 
 def branched(model: PreTrainedModel, rows: Rows) -> Found:
-    """(B, T) log-probs [nats] and entropies [nats] of the completions; the prompts' cache stays in the graph."""
+    """(B, T) log-probs and entropies of the completions [nats], from the cache of the distinct prompts."""
     inputs, positions = _prompts(model, rows)
     cache = DynamicCache(config=model.config)
     called = cache_argument(model)
@@ -87,14 +86,14 @@ def branched(model: PreTrainedModel, rows: Rows) -> Found:
 
 
 def packed(model: PreTrainedModel, rows: Rows) -> Found:
-    """The same from rows [prompt, completion 1, completion 2, ...], each after a last prompt token of its own.
+    """The same from rows [prompt, completion 1, completion 2, ...], with the last prompt token before each completion.
 
-    The mask is dense, (U, 1, L, L): what attention costs grows with the square of L.
+    The mask is dense, (U, 1, L, L), so the cost of attention grows with the square of L.
     """
     inputs, positions = _prompts(model, rows)
     last, device = rows.width - 1, rows.ids.device
-    lengths = rows.mask[:, rows.width :].sum(1) + 1  # with the last prompt token, which predicts the first one
-    places: list[list[Tensor]] = [[] for _ in rows.firsts]  # in `rows`, of what is packed, as row * (P + T) + column
+    lengths = rows.mask[:, rows.width :].sum(1) + 1  # with the last prompt token
+    places: list[list[Tensor]] = [[] for _ in rows.firsts]  # flat indices into `rows.ids`
     owned: list[list[Tensor]] = [[] for _ in rows.firsts]
     total = rows.ids.shape[1]
     for row, (owner, length) in enumerate(zip(rows.owners.tolist(), lengths.tolist(), strict=True)):
@@ -108,7 +107,7 @@ def packed(model: PreTrainedModel, rows: Rows) -> Found:
     after = positions[..., -1:] + 1 + column
     prompt_mask = inputs.pop("attention_mask").bool()
     segments = torch.cat([torch.where(prompt_mask, 0, -1), segment], dim=1)
-    # A token sees what stands before it of its prompt and its own completion; padding sees itself, not nothing.
+    # A token attends to its prompt and to the tokens before it in its completion; padding attends to itself.
     seen = (segments[:, None, :] == 0) | (segments[:, None, :] == segments[:, :, None])
     seen &= (segments >= 0)[:, None, :]
     seen = seen.tril() | torch.eye(seen.shape[1], dtype=torch.bool, device=device)
@@ -132,7 +131,7 @@ def packed(model: PreTrainedModel, rows: Rows) -> Found:
 
 def _unpacked(values: Tensor, rows: Rows, place: Tensor, kept: Tensor, last: int) -> Tensor:
     """(B, T) from the (U, L - 1) of packed rows."""
-    own = values[:, last - 1 :]  # the value of a token stands one place before it
+    own = values[:, last - 1 :]  # a token's value is at the position that predicts it
     whole = own.new_zeros(rows.ids.numel()).index_put((place,), own[kept])
     return whole.view_as(rows.ids)[:, rows.width :]
 
@@ -143,7 +142,7 @@ def _dtype_of(model: PreTrainedModel) -> torch.dtype:
 
 
 def _prompts(model: PreTrainedModel, rows: Rows) -> tuple[dict[str, Any], Tensor]:
-    """Inputs of the distinct prompts without their last token, which completions take with them; their positions."""
+    """Inputs and positions of the distinct prompts without their last token, which runs with the completions."""
     last = rows.width - 1
     inputs = {
         "input_ids": rows.ids[rows.firsts, :last],
@@ -160,29 +159,27 @@ def _of_completions(model: PreTrainedModel, **inputs: Any) -> Found:
 
 
 def sharing_unsupported_reason(model: PreTrainedModel, *, checkpoints: bool) -> str | None:
-    """What keeps a model's prompts from being shared, as far as its structure tells; None if nothing does.
+    """Why the structure of a model does not allow shared prompts; None if it does.
 
     Args:
         model: The model.
-        checkpoints: Whether its passes are checkpointed, which leaves `packed` alone.
+        checkpoints: Whether it uses gradient checkpointing, so that prompts are `packed`.
     """
     if not checkpoints:
         return unsupported_reason(model)
     config = model.config.get_text_config()
     if not hasattr(model, "_prepare_position_ids_for_generation"):
-        return "it does not tell its positions"
+        return "it cannot prepare position ids"
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
     if kinds != {"full_attention"} or getattr(config, "sliding_window", None):
-        return "with gradient checkpointing prompts are packed, and its layers do not all attend to everything"
+        return "with gradient checkpointing prompts are packed, and not all of its layers have full attention"
     if config._attn_implementation not in ("sdpa", "eager"):
-        return (
-            f"with gradient checkpointing prompts are packed, and {config._attn_implementation} takes no mask for that"
-        )
+        return f"with gradient checkpointing prompts are packed, and {config._attn_implementation} takes no 4D mask"
     return None
 
 
 def packing_pays(model: PreTrainedModel, rows: Rows) -> bool:
-    """Whether packed rows cost less than whole ones: in matrix products, and in attention, which reads dense masks."""
+    """Whether packed rows need fewer operations than whole ones, in matrix products and dense attention."""
     config = model.config.get_text_config()
     few, many = rows.tokens()
     rest = rows.mask[:, rows.width :].sum(1) + 1
@@ -195,5 +192,5 @@ def packing_pays(model: PreTrainedModel, rows: Rows) -> bool:
 
 
 def difference(expected: Tensor, found: Tensor, mask: Tensor) -> Tensor:
-    """Mean difference [nats] of two (B, T) log-probs over the tokens that count."""
+    """Mean absolute difference [nats] of two (B, T) log-probs over the tokens of a mask."""
     return ((expected - found).abs() * mask).sum() / mask.sum().clamp(min=1)

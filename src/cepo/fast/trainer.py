@@ -24,7 +24,7 @@ from ..trainer.batches import Batch, images_of_rows, known_images, select_rows
 from ..trainer.sharding import checkpoints_activations, inner_model, is_sharded
 from .generation import PrefixSharingGenerator, SharedPrompts
 from .image_features import ImageFeatures
-from .prefix_cache import branched_states, why_trial_failed
+from .prefix_cache import branched_states, trial_failure
 from .shared_rows import Found, Rows, branched, difference, distinct, packed, packing_pays, sharing_unsupported_reason
 
 _logger = logging.getLogger(__name__)
@@ -172,7 +172,7 @@ class PromptSharing:
             if reason is not None:
                 raise ValueError(f"shared_prompt_update='always': {reason}; use 'auto'")
             return True
-        reason = reason or why_trial_failed(trial, "log-probs", inner.dtype)
+        reason = reason or trial_failure(trial, "log-probs", inner.dtype)
         if reason is not None:
             self._warn(
                 f"the update runs every prompt once per rollout: {reason}. This is slower and gives the same numbers."
