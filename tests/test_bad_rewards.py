@@ -15,8 +15,8 @@ from transformers import AutoTokenizer
 from cepo import CEPOConfig, CEPOTrainer, cli
 from cepo.data.reward_validation import RewardError, validate_rewards
 from cepo.data.sampling import group_advantages
-from cepo.trainer.checkpoints import last_whole_checkpoint
 from cepo.trainer.advantages import mask_unscored_rollouts
+from cepo.trainer.checkpoints import last_whole_checkpoint
 from tests.support.training import QUICK, half_right, logged, make, train, weights_of
 
 PROMPTS = ["one", "two", "three"]

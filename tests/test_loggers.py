@@ -1,4 +1,4 @@
-"""Real runs of the real trainer, and what its loggers hold of them afterwards."""
+"""What TensorBoard, Trackio and W&B hold after a real run."""
 
 import functools
 import importlib
@@ -19,7 +19,7 @@ PAGES = {"credit_page_steps": 2, "max_steps": 3}
 
 @pytest.fixture(autouse=True)
 def offline(tmp_path, monkeypatch):
-    """Whatever loggers write, they write below the test's folder, and ask nobody."""
+    """Loggers write below the test's folder, without network."""
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     monkeypatch.setenv("WANDB_SILENT", "true")
@@ -27,7 +27,7 @@ def offline(tmp_path, monkeypatch):
 
 @pytest.fixture
 def trackio(tmp_path, monkeypatch):
-    """Trackio, whose database lies in the test's folder."""
+    """Trackio with its database in the test's folder."""
     module = pytest.importorskip("trackio")
     importlib.import_module("trackio.sqlite_storage")
 
@@ -103,7 +103,7 @@ def test_trackio_holds_metrics_the_page_and_trls_table(tmp_path, text_figures, t
 
 
 def read_wandb(folder):
-    """What an offline run's file holds: a dictionary for each of its logs."""
+    """The logs in the file of an offline run, as dictionaries."""
     from wandb.proto.wandb_internal_pb2 import Record
     from wandb.sdk.internal.datastore import DataStore
 
@@ -123,7 +123,7 @@ def read_wandb(folder):
 
 
 def test_wandb_holds_metrics_the_page_and_trls_table(tmp_path):
-    """Offline, in a process of its own, for W&B keeps much for as long as one lives."""
+    """Offline, in a separate process, since W&B keeps state."""
     pytest.importorskip("wandb")
     options = ["--report_to=wandb", "--credit_page_steps=1", "--log_completions"]
     options += ["--eval_problems=0", "--num_completions_to_print=0", "--output_dir=out"]
@@ -139,13 +139,13 @@ def test_wandb_holds_metrics_the_page_and_trls_table(tmp_path):
     assert {table["_type"] for table in tables} == {"table-file"}
 
 
-# The command line, and the share of right rollouts --------------------------------------------------------------------
+# The command line, and the share of correct rollouts ------------------------------------------------------------------
 
 
 def test_flags_and_yaml_name_loggers(tmp_path):
     """`cepo train`, as a user starts it."""
     config = tmp_path / "run.yaml"
-    config.write_text("report_to: [tensorboard]\ncredit_samples_every: 1\n")
+    config.write_text("report_to: [tensorboard]\ncredit_page_steps: 1\n")
     arguments = ["--config", str(config), *SMALL, "--eval_problems=0", "--output_dir", str(tmp_path / "out")]
     assert cli.main(["train", *arguments]) == 0
     scalars, texts = read_events(tmp_path / "out")
@@ -160,17 +160,17 @@ def test_flags_and_yaml_name_loggers(tmp_path):
     assert "credit" not in texts
 
 
-def test_the_share_of_right_rollouts_by_hand():
+def test_verdict_shares_by_hand():
     nan = float("nan")
     assert verdict_shares(torch.tensor([1.0, 0.5, 0.2, nan]), 0.5) == pytest.approx((2 / 3, 1 / 4))
     assert verdict_shares(torch.tensor([0.0, -1.0]), 0.5) == (0, 0)
-    right, missing = verdict_shares(torch.tensor([nan, nan]), 0.5)
-    assert right != right
+    correct, missing = verdict_shares(torch.tensor([nan, nan]), 0.5)
+    assert correct != correct
     assert missing == 1
 
 
-def test_right_is_no_mean_of_rewards(tmp_path, text_figures, text_model_path):
-    """Rewards of 2 and 0.6 are right, 0.4 is wrong, None is no verdict."""
+def test_correctness_compares_with_the_threshold(tmp_path, text_figures, text_model_path):
+    """Rewards of 2 and 0.6 are correct, 0.4 is incorrect, None is no verdict."""
 
     def judge(completions, **kwargs):
         return [2.0, 0.6, 0.4, None] * (len(completions) // 4)

@@ -1,4 +1,4 @@
-"""Metrics of the credit, by hand."""
+"""Metrics of evidence and token advantages, by hand."""
 
 import math
 
@@ -11,7 +11,7 @@ from cepo.trainer.metrics import credit_metrics, credit_sums
 
 
 def sums_of(delta, advantages, mask=None, clip=0.5, verdicts=None, unscorable=None):
-    """Of rollouts that were all read, placed by CEPO."""
+    """Sums over scored rollouts, with CEPO's token advantages."""
     mask = torch.ones_like(delta, dtype=torch.bool) if mask is None else mask
     verdicts = advantages if verdicts is None else verdicts
     unscorable = torch.zeros_like(mask) if unscorable is None else unscorable
@@ -21,7 +21,7 @@ def sums_of(delta, advantages, mask=None, clip=0.5, verdicts=None, unscorable=No
 
 
 def test_by_hand():
-    """One right rollout with evidence 1, -0.2, 0 and one wrong one with -2, 0.1 and padding."""
+    """A correct rollout with evidence 1, -0.2, 0, and an incorrect one with -2, 0.1 and padding."""
     delta = torch.tensor([[1.0, -0.2, 0.0], [-2.0, 0.1, 9.0]])
     mask = torch.tensor([[True, True, True], [True, True, False]])
     metrics = credit_metrics(sums_of(delta, torch.tensor([0.5, -0.5]), mask))
@@ -29,9 +29,7 @@ def test_by_hand():
     assert metrics["evidence/incorrect_mean"] == pytest.approx(-0.95)
     assert metrics["evidence/correct_std"] == pytest.approx(torch.tensor([1.0, -0.2, 0.0]).std(correction=0).item())
     assert metrics["evidence/incorrect_std"] == pytest.approx(1.05)
-    assert metrics["evidence/sign_disagreement"] == pytest.approx(
-        0.3 / 3.3
-    )  # -0.2 on the right one, 0.1 on the wrong one
+    assert metrics["evidence/sign_disagreement"] == pytest.approx(0.3 / 3.3)  # -0.2 and 0.1
     assert metrics["credit/clipped"] == pytest.approx(2 / 5)  # e^1 > 1.5 and e^2 > 1.5
     assert metrics["credit/changed"] == pytest.approx(4 / 5)
     assert metrics["evidence/unscorable"] == 0.0
@@ -55,20 +53,20 @@ def test_sums_of_processes_add_up():
     assert credit_metrics(added) == pytest.approx(together, nan_ok=True)
 
 
-def test_nothing_to_measure_is_nan():
+def test_no_tokens_give_nan():
     metrics = credit_metrics(sums_of(torch.zeros(0, 3), torch.zeros(0)))
     assert all(math.isnan(value) for value in metrics.values())
 
 
-def test_right_and_wrong_are_the_verifiers_word_not_the_sign_of_the_advantage():
-    """A wrong rollout that is better than its group, for its format say, has a positive advantage."""
+def test_correctness_is_the_verdict_not_the_sign_of_the_advantage():
+    """An incorrect rollout may have a positive advantage, for its format say."""
     sums = sums_of(torch.tensor([[1.0], [3.0]]), torch.tensor([1.0, -1.0]), verdicts=torch.tensor([-1.0, 0.0]))
     metrics = credit_metrics(sums)
     assert metrics["evidence/incorrect_mean"] == 1.0
     assert math.isnan(metrics["evidence/correct_mean"])
 
 
-def test_rollouts_that_were_not_read_do_not_count():
+def test_unscored_rollouts_do_not_count():
     delta, advantages = torch.tensor([[1.0, -0.2], [0.0, 0.0]]), torch.tensor([1.0, -1.0])
     mask, verdicts = torch.ones(2, 2, dtype=torch.bool), torch.tensor([1.0, -1.0])
     inputs = CreditInputs(advantages, delta, mask, torch.tensor([True, False]), verdicts, ~mask)
@@ -77,7 +75,7 @@ def test_rollouts_that_were_not_read_do_not_count():
     assert (sums["tokens"], sums["clipped"], sums["tokens_incorrect"]) == (2, 1, 0)
 
 
-def test_evidence_that_has_no_side_has_no_wrong_sign():
+def test_unsigned_evidence_has_no_sign_disagreement():
     sums = sums_of(torch.tensor([[1.0, -1.0]]), torch.tensor([1.0]))
     assert "evidence/sign_disagreement" in credit_metrics(sums)
     assert "evidence/sign_disagreement" not in credit_metrics(sums, signed=False)

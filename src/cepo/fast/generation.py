@@ -21,7 +21,7 @@ from transformers import DynamicCache, PreTrainedModel
 from ..scoring.requests import TOKEN_TYPES
 from .image_features import ImageFeatures
 from .kv_cache import grouped_decoding, grow_in_place
-from .prefix_cache import cache_argument, unsupported_reason, trial_failure
+from .prefix_cache import cache_argument, trial_failure, unsupported_reason
 
 # Ended rows are dropped from the cache, which copies it, once they are this share of its rows.
 _ENDED = 0.125

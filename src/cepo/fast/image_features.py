@@ -36,7 +36,7 @@ def frozen_tower(model: PreTrainedModel) -> nn.Module | None:
 
 
 def deterministic_tower(model: PreTrainedModel) -> nn.Module | None:
-    """The module that computes image features, if they are deterministic while weights do not change; otherwise None."""
+    """The module that computes image features, if equal weights give equal features; otherwise None."""
     base = model.base_model
     if not hasattr(base, "get_image_features") or getattr(base, "language_model", None) is None:
         return None

@@ -1,4 +1,4 @@
-"""Score rollouts with each prompt run once: its KV cache is expanded to the contexts (r+, r-, ...), then to completions.
+"""Score rollouts with each prompt run once: its KV cache is expanded to contexts (r+, r-, ...), then to completions.
 
 Only one token per completion runs twice: the last of its context, which predicts its first token.
 
