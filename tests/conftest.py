@@ -17,6 +17,7 @@ from hypothesis import settings
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from cepo import load_figures, policy_path
+from tests.support.distillation import lessons  # noqa: F401
 from tests.support.training import loss_inputs, task  # noqa: F401
 
 # No test times anything, hypothesis' deadline for an example included: machines are shared. The examples are the same

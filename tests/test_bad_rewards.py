@@ -1,4 +1,4 @@
-"""Validate what reward functions return; what one raises passes unchanged."""
+"""Validate rewards; exceptions of reward functions pass unchanged."""
 
 import json
 import math
@@ -33,7 +33,7 @@ PROMPTS = ["one", "two", "three"]
         (value for value in (1, 0.5, None)),
     ],
 )
-def test_numbers_in_any_form_and_no_verdict_as_none_or_nan(found):
+def test_numbers_in_any_form_and_none_or_nan(found):
     assert validate_rewards("judge", found, PROMPTS) == [1.0, 0.5, None]
 
 
@@ -57,7 +57,7 @@ def test_numbers_in_any_form_and_no_verdict_as_none_or_nan(found):
         ([10**400, 0.0, 0.0], r"returned 1000.* for completion 0"),
     ],
 )
-def test_what_is_no_reward_is_named(found, said):
+def test_invalid_rewards_are_named(found, said):
     with pytest.raises(RewardError, match=rf"the reward function 'judge' .*{said}"):
         validate_rewards("judge", found, PROMPTS)
 
@@ -71,7 +71,7 @@ async def broken_later(prompts, **kwargs):
 
 
 @pytest.mark.parametrize("reward", [broken, broken_later])
-def test_what_a_reward_function_raises_passes_unchanged(tmp_path, text_figures, text_model_path, reward):
+def test_an_exception_of_a_reward_function_passes_unchanged(tmp_path, text_figures, text_model_path, reward):
     own = [reward]
     trainer = make(tmp_path, text_figures, text_model_path, own)
     assert own == [reward]  # the caller's list stays as it was
@@ -80,7 +80,7 @@ def test_what_a_reward_function_raises_passes_unchanged(tmp_path, text_figures, 
     assert raised.traceback[-1].path == Path(__file__)
 
 
-def test_nan_is_what_none_is_to_the_bit(tmp_path, text_figures, text_model_path):
+def test_nan_and_none_are_bit_identical(tmp_path, text_figures, text_model_path):
     def says(nothing):
         def judge(prompts, **kwargs):
             return [nothing if place % 4 == 3 else float(place % 2) for place in range(len(prompts))]
@@ -99,7 +99,7 @@ def test_nan_is_what_none_is_to_the_bit(tmp_path, text_figures, text_model_path)
 
 
 def advantages_of(tmp_path, dataset, model, rewards, monkeypatch, **options):
-    """(B,) what TRL makes of the rewards of one batch."""
+    """(B,) TRL's advantages of the rewards of one batch."""
     trainer = make(tmp_path, dataset, model, rewards, max_steps=1, **options)
     seen = []
     collect = CEPOTrainer._keep_samples
@@ -120,10 +120,8 @@ def lengths(completion_ids, **kwargs):
     ("scale", "aggregation"),
     [*((scale, "sum_then_normalize") for scale in ("group", "batch", "none")), ("group", "normalize_then_sum")],
 )
-def test_a_rollout_that_nobody_judges_moves_nothing(
-    tmp_path, text_figures, text_model_path, monkeypatch, scale, aggregation
-):
-    """It has no advantage and no part in its group's mean; a function of weight 0 that only logs is nobody."""
+def test_an_unscored_rollout_has_no_advantage(tmp_path, text_figures, text_model_path, monkeypatch, scale, aggregation):
+    """Nor a part in its group's mean, even if a function of weight 0 returned a number."""
     options = {"scale_rewards": scale, "multi_objective_aggregation": aggregation, "method": "grpo"}
     alone, _ = advantages_of(tmp_path, text_figures, text_model_path, [partly], monkeypatch, **options)
     beside, trainer = advantages_of(
@@ -143,7 +141,7 @@ def test_a_rollout_that_nobody_judges_moves_nothing(
     assert logged(trainer, "cepo/verdicts/missing") == [0.25]
 
 
-def test_rows_without_a_word_by_hand():
+def test_unscored_rollouts_by_hand():
     nan = math.nan
     rewards = torch.tensor([[nan, 3.0, nan], [1.0, 3.0, nan], [nan, nan, 2.0], [nan, 3.0, nan]])
     found = mask_unscored_rollouts(rewards, torch.tensor([1.0, 0.0, 0.5]))
@@ -153,8 +151,8 @@ def test_rows_without_a_word_by_hand():
 
 
 @given(st.lists(st.sampled_from([None, 0.0, 1.0, -2.5]), min_size=4, max_size=4))
-def test_groups_with_holes_in_plain_python(rewards):
-    """What the rule comes to, against `group_advantages` of cepo evaluate and explain."""
+def test_groups_with_missing_rewards_in_plain_python(rewards):
+    """Against `group_advantages` of cepo evaluate and explain."""
     known = [reward for reward in rewards if reward is not None]
     found = group_advantages(rewards)
     assert all(math.isfinite(value) for value in found)
@@ -164,7 +162,7 @@ def test_groups_with_holes_in_plain_python(rewards):
 
 
 class Judge(nn.Module):
-    """A reward model, as far as TRL looks at it."""
+    """A reward model with the attributes that TRL reads."""
 
     def __init__(self, value):
         super().__init__()
@@ -244,8 +242,8 @@ def test_a_run_whose_reward_function_raises_saves_a_checkpoint(tmp_path, capsys)
     assert json.loads((tmp_path / "summary.json").read_text())["steps"] == 4
 
 
-def test_what_a_step_saved_at_its_end_is_not_written_over(tmp_path, capsys):
-    """The failure comes after sampling, which has moved the generators on."""
+def test_a_checkpoint_of_the_same_step_is_not_overwritten(tmp_path, capsys):
+    """The failure comes after sampling, which has advanced the random state."""
     global calls
     calls = 0
     fails(tmp_path / "one", save_steps=1)
@@ -259,7 +257,7 @@ def test_what_a_step_saved_at_its_end_is_not_written_over(tmp_path, capsys):
     assert histories[0] == histories[1]
 
 
-def test_an_infinite_reward_stops_the_run_before_anything_is_learned_from_it(tmp_path, capsys):
+def test_an_infinite_reward_stops_the_run_before_the_update(tmp_path, capsys):
     assert run(tmp_path, infinite) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith(
@@ -267,8 +265,8 @@ def test_an_infinite_reward_stops_the_run_before_anything_is_learned_from_it(tmp
     )
 
 
-def test_a_run_without_any_verdict_ends_and_says_so(tmp_path, capsys, caplog):
-    """Nothing is learned, nothing breaks: metrics that are empty, curves without a point."""
+def test_a_run_without_any_verdict_ends_with_a_warning(tmp_path, capsys, caplog):
+    """Metrics are empty, and curves have no point."""
     assert run(tmp_path, silent) == 0
     assert "cepo/verdicts/missing: 3 times in a row, now 100 %" in caplog.text
     history = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]

@@ -1,6 +1,4 @@
-"""OPSD and SDPO in the real trainer, and teachers whose weights lag behind the policy's."""
-
-import copy
+"""OPSD and SDPO in the real trainer, and lagging teachers."""
 
 import pytest
 import torch
@@ -12,58 +10,10 @@ from trl.rewards import accuracy_reward
 import cepo.scoring.forward
 import cepo.scoring.pipeline
 import cepo.trainer.distillation
-from cepo import CEPOConfig, CEPOTrainer
+from cepo import CEPOConfig
 from cepo.scoring.score import evaluating
-from tests.support.training import half_right, logged, loss_inputs, make, task, train, weights_of, wrong_answers
-
-__all__ = ["loss_inputs", "task"]  # fixtures
-
-
-@pytest.fixture
-def lessons(monkeypatch):
-    """The micro-batches that were distilled, with the policy as it was and the loss that came out."""
-    seen = []
-    distil = CEPOTrainer._distil
-
-    def spy(self, model, inputs):
-        policy = copy.deepcopy(self.accelerator.unwrap_model(model))
-        loss = distil(self, model, inputs)
-        seen.append((dict(inputs), policy, loss.detach()))
-        return loss
-
-    monkeypatch.setattr(CEPOTrainer, "_distil", spy)
-    return seen
-
-
-def distributions(model, batch, prompt, row):
-    """(T, V) log-distributions of a row's completion after a prompt, in one plain pass, image and all."""
-    kept = batch["completion_mask"][row].bool()
-    ids = torch.cat([prompt, batch["completion_ids"][row][kept]]).unsqueeze(0)
-    inputs = {"input_ids": ids}
-    if "pixel_values" in batch:
-        grids = batch["image_grid_thw"].prod(dim=1)
-        patches = slice(int(grids[:row].sum()), int(grids[: row + 1].sum()))
-        inputs |= {
-            "pixel_values": batch["pixel_values"][patches],
-            "image_grid_thw": batch["image_grid_thw"][row : row + 1],
-            "mm_token_type_ids": (ids == model.config.image_token_id).long(),
-        }
-    with evaluating(model):
-        # Not `model(...)`: TRL patches the instance, and a copy's patch would call the original.
-        logits = type(model).forward(model, **inputs).logits[0]
-    return logits[len(prompt) - 1 : -1].double().log_softmax(-1)
-
-
-def own_prompt(batch, row):
-    return batch["prompt_ids"][row][batch["prompt_mask"][row].bool()]
-
-
-def told_prompt(batch, row):
-    return batch["teacher_ids"][row][batch["teacher_mask"][row].bool()]
-
-
-def forward_kl(teacher, student):
-    return (teacher.exp() * (teacher - student)).sum(-1)
+from tests.support.distillation import distributions, forward_kl, hinted_prompt, student_prompt
+from tests.support.training import half_right, logged, make, train, weights_of, wrong_answers
 
 
 def jensen_shannon(teacher, student):
@@ -71,8 +21,8 @@ def jensen_shannon(teacher, student):
     return (forward_kl(teacher, middle) + forward_kl(student, middle)) / 2
 
 
-def test_opsd_is_the_divergence_from_the_initial_policy_that_knows_the_solution(tmp_path, task, lessons):
-    """Against plain passes over whole vocabularies; the teacher sees the image."""
+def test_opsd_is_the_divergence_from_the_initial_policy_with_the_solution(tmp_path, task, lessons):
+    """Against plain passes over the whole vocabulary."""
     dataset, model = task
     trainer = train(tmp_path, dataset, model, method="opsd", learning_rate=0.05)
     first = lessons[0][1]
@@ -80,12 +30,12 @@ def test_opsd_is_the_divergence_from_the_initial_policy_that_knows_the_solution(
     for batch, policy, loss in lessons:
         values = []
         for row in range(8):
-            told, own = told_prompt(batch, row), own_prompt(batch, row)
-            text = trainer.processing_class.decode(told)
+            hinted, own = hinted_prompt(batch, row), student_prompt(batch, row)
+            text = trainer.processing_class.decode(hinted)
             assert any(f"A reference solution:\n{row['solution']}\n" in text for row in dataset)
             if "pixel_values" in batch:
-                assert (told == first.config.image_token_id).sum() == (own == first.config.image_token_id).sum() > 0
-            values.append(forward_kl(distributions(first, batch, told, row), distributions(policy, batch, own, row)))
+                assert (hinted == first.config.image_token_id).sum() == (own == first.config.image_token_id).sum() > 0
+            values.append(forward_kl(distributions(first, batch, hinted, row), distributions(policy, batch, own, row)))
         expected = torch.cat(values).mean().item()
         assert loss.item() == pytest.approx(expected, rel=1e-3, abs=1e-6)
         assert expected > 0
@@ -94,54 +44,54 @@ def test_opsd_is_the_divergence_from_the_initial_policy_that_knows_the_solution(
     assert any(not torch.equal(a, b) for a, b in zip(first.parameters(), trainer.model.parameters(), strict=True))
 
 
-def one_right(completions, **kwargs):
-    """The first group has two right rollouts, the second one, a third none."""
+def few_correct(completions, **kwargs):
+    """Two correct rollouts in the first group, one in the second, none in a third."""
     return ([1.0, 1.0, 0.0, 0.0] + [1.0, 0.0, 0.0, 0.0] + [0.0] * 4)[: len(completions)]
 
 
-def test_sdpo_tells_another_right_rollout_or_nothing(tmp_path, text_figures, text_model_path, lessons):
+def test_sdpo_hints_at_another_correct_rollout(tmp_path, text_figures, text_model_path, lessons):
     options = {"method": "sdpo", "max_steps": 1, "per_device_train_batch_size": 12, "divergence": "full"}
-    trainer = train(tmp_path, text_figures, text_model_path, one_right, **options)
+    trainer = train(tmp_path, text_figures, text_model_path, few_correct, **options)
     ((batch, policy, loss),) = lessons
-    # TRL shuffles the rollouts of a batch: rows are known by what they are told.
+    # TRL shuffles the rollouts of a batch: rows are known by what they are hinted.
     completions = [
         trainer.processing_class.decode(ids[mask.bool()], skip_special_tokens=True)
         for ids, mask in zip(batch["completion_ids"], batch["completion_mask"], strict=True)
     ]
-    values, untold = [], 0
+    values, unhinted = [], 0
     for row in range(12):
-        told = told_prompt(batch, row)
-        if not len(told):
-            untold += 1
+        hinted = hinted_prompt(batch, row)
+        if not len(hinted):
+            unhinted += 1
             continue
-        text = trainer.processing_class.decode(told)
+        text = trainer.processing_class.decode(hinted)
         others = [place for place, other in enumerate(completions) if place != row and other in text]
         assert len(others) == 1
         # Another one of the same prompt, and a right one: above its group's mean.
-        assert own_prompt(batch, others[0]).tolist() == own_prompt(batch, row).tolist()
+        assert student_prompt(batch, others[0]).tolist() == student_prompt(batch, row).tolist()
         assert batch["advantages"][others[0]] > 0
         values.append(
             jensen_shannon(
-                distributions(policy, batch, told, row), distributions(policy, batch, own_prompt(batch, row), row)
+                distributions(policy, batch, hinted, row), distributions(policy, batch, student_prompt(batch, row), row)
             )
         )
-    assert untold == 5  # the only right one of its group, and a group without any
+    assert unhinted == 5  # the only right one of its group, and a group without any
     assert loss.item() == pytest.approx(torch.cat(values).mean().item(), rel=1e-3)
     assert logged(trainer, "cepo/rows_scored") == pytest.approx([7 / 12])
 
 
-def test_without_any_right_rollout_sdpo_stands_still(tmp_path, text_figures, text_model_path):
-    def all_wrong(completions, **kwargs):
+def test_sdpo_without_correct_rollouts_does_not_move(tmp_path, text_figures, text_model_path):
+    def incorrect(completions, **kwargs):
         return [0.0] * len(completions)
 
     options = {"method": "sdpo", "max_steps": 1, "optim": "sgd"}
-    trainer = train(tmp_path, text_figures, text_model_path, all_wrong, **options)
+    trainer = train(tmp_path, text_figures, text_model_path, incorrect, **options)
     assert logged(trainer, "loss") == logged(trainer, "grad_norm") == [0.0]
 
 
 @pytest.mark.parametrize("method", ["opsd", "sdpo"])
 def test_micro_batches_add_up(tmp_path, figures, method):
-    """The mean is over the tokens of the whole batch, however it is cut."""
+    """The mean is over the tokens of the whole batch, however it is split."""
     options = {"method": method, "optim": "sgd", "learning_rate": 0.1, "max_grad_norm": 1e9}
     whole = train(tmp_path, figures, reward=half_right, **options)
     cut = {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 4}
@@ -155,7 +105,7 @@ def test_micro_batches_add_up(tmp_path, figures, method):
         assert_close(weights_of(parts)[name], weight, atol=1e-5, rtol=1e-3)
 
 
-def test_teacher_and_student_read_in_the_same_precision(tmp_path, text_figures, text_model_path, monkeypatch):
+def test_teacher_and_student_have_the_same_precision(tmp_path, text_figures, text_model_path, monkeypatch):
     seen = {}
     for name in ("teacher_states", "student_divergence"):
         stage = getattr(cepo.trainer.distillation, name)
@@ -169,8 +119,8 @@ def test_teacher_and_student_read_in_the_same_precision(tmp_path, text_figures, 
     assert seen == dict.fromkeys(("teacher_states", "student_divergence"), (True, torch.bfloat16))
 
 
-def test_the_steps_of_one_generation_share_its_mean(tmp_path, text_figures, text_model_path):
-    """Two steps on half of a batch each, at half the rate, move as one on all of it."""
+def test_steps_of_one_generation_share_its_mean(tmp_path, text_figures, text_model_path):
+    """Two steps on half a batch each, at half the learning rate, move like one on the whole batch."""
     options = {"method": "opsd", "optim": "sgd", "max_grad_norm": 1e9, "lr_scheduler_type": "constant"}
 
     def moved(**more):
@@ -185,7 +135,7 @@ def test_the_steps_of_one_generation_share_its_mean(tmp_path, text_figures, text
     assert (parts - whole).norm() < 0.05 * whole.norm()
 
 
-def test_the_sampled_form_is_a_policy_gradient_with_evidence_for_advantages(
+def test_the_sampled_divergence_is_a_policy_gradient_with_evidence_as_advantages(
     tmp_path, text_figures, text_model_path, loss_inputs
 ):
     options = {"method": "opsd", "divergence": "sampled", "max_steps": 1}
@@ -198,17 +148,17 @@ def test_the_sampled_form_is_a_policy_gradient_with_evidence_for_advantages(
     assert logged(trainer, "cepo/coefficient") == [1.0]
 
 
-def test_reused_rollouts_are_weighed_by_how_the_policy_has_moved(tmp_path, text_figures, text_model_path, lessons):
+def test_reused_rollouts_get_importance_weights(tmp_path, text_figures, text_model_path, lessons):
     options = {"method": "opsd", "num_iterations": 2, "max_steps": 2, "learning_rate": 0.05}
     train(tmp_path, text_figures, text_model_path, half_right, importance_clip=1.5, **options)
     batch, policy, loss = lessons[1]
     first = lessons[0][1]
     values, ratios = [], []
     for row in range(8):
-        student = distributions(policy, batch, own_prompt(batch, row), row)
-        values.append(forward_kl(distributions(first, batch, told_prompt(batch, row), row), student))
+        student = distributions(policy, batch, student_prompt(batch, row), row)
+        values.append(forward_kl(distributions(first, batch, hinted_prompt(batch, row), row), student))
         ids = batch["completion_ids"][row][batch["completion_mask"][row].bool()].unsqueeze(-1)
-        old = distributions(first, batch, own_prompt(batch, row), row)
+        old = distributions(first, batch, student_prompt(batch, row), row)
         ratios.append((student.gather(1, ids) - old.gather(1, ids)).exp()[:, 0])
     values, ratios = torch.cat(values), torch.cat(ratios)
     assert (ratios > 1.5).any()
@@ -219,8 +169,8 @@ def test_reused_rollouts_are_weighed_by_how_the_policy_has_moved(tmp_path, text_
 
 
 @pytest.mark.parametrize("of_sequences", [False, True])
-def test_another_sampler_is_corrected_for(tmp_path, text_figures, text_model_path, lessons, monkeypatch, of_sequences):
-    """By TRL's ratio of the policy to the engine that sampled, of tokens or of sequences; masked ones count as 0."""
+def test_the_sampler_ratio(tmp_path, text_figures, text_model_path, lessons, monkeypatch, of_sequences):
+    """TRL's ratio of the policy to vLLM, of tokens or of sequences; masked ones count as 0."""
     drawn = torch.rand(8, 1 if of_sequences else 999, generator=torch.Generator().manual_seed(0))
     drawn[0] = 0.0
     generate = GRPOTrainer._generate_and_score_completions
@@ -234,8 +184,8 @@ def test_another_sampler_is_corrected_for(tmp_path, text_figures, text_model_pat
     ((batch, policy, loss),) = lessons
     values, ratios = [], []
     for row in range(8):
-        told, own = told_prompt(batch, row), own_prompt(batch, row)
-        values.append(forward_kl(distributions(policy, batch, told, row), distributions(policy, batch, own, row)))
+        hinted, own = hinted_prompt(batch, row), student_prompt(batch, row)
+        values.append(forward_kl(distributions(policy, batch, hinted, row), distributions(policy, batch, own, row)))
         ratio = batch["importance_sampling_ratio"][row]
         ratios.append(ratio[: len(values[-1])].expand(len(values[-1])))
     expected = (torch.cat(values) * torch.cat(ratios)).mean().item()
@@ -251,7 +201,7 @@ METHODS_WITH_TEACHERS = ["cepo", "rlsd", "opsd", "sdpo"]
 @pytest.mark.parametrize(
     "teacher", [{"teacher": "synced", "teacher_sync_steps": 1}, {"teacher": "ema", "teacher_ema_decay": 0.0}]
 )
-def test_a_teacher_that_follows_at_once_is_the_policy(
+def test_a_teacher_synced_at_every_step_is_the_policy(
     tmp_path, text_figures, text_model_path, monkeypatch, method, teacher
 ):
     wrong_answers(monkeypatch)
@@ -265,7 +215,7 @@ def test_a_teacher_that_follows_at_once_is_the_policy(
 
 
 @pytest.mark.parametrize("method", METHODS_WITH_TEACHERS)
-def test_a_teacher_that_stays_behind_is_another(tmp_path, text_figures, text_model_path, monkeypatch, method):
+def test_an_initial_teacher_changes_the_update(tmp_path, text_figures, text_model_path, monkeypatch, method):
     wrong_answers(monkeypatch)
     options = {"method": method, "max_steps": 3, "learning_rate": 0.02}
     live = train(tmp_path, text_figures, text_model_path, half_right, teacher="policy", **options)
@@ -273,8 +223,8 @@ def test_a_teacher_that_stays_behind_is_another(tmp_path, text_figures, text_mod
     assert any(not torch.equal(w, weights_of(frozen)[name]) for name, w in weights_of(live).items())
 
 
-def test_the_student_is_the_policy_whoever_teaches(tmp_path, text_figures, text_model_path, monkeypatch):
-    """RLSD with a teacher of step 0: log P_T+ by the weights of step 0, log P_S by those of now."""
+def test_the_student_has_the_policys_weights(tmp_path, text_figures, text_model_path, monkeypatch):
+    """RLSD with the initial teacher: log P_T+ by the weights of step 0, log P_S by the current ones."""
     asked, weights, at_work = [], [], []
     score, passes = cepo.scoring.pipeline.score_contexts, cepo.scoring.forward.Scorer.log_probs
 
@@ -291,7 +241,7 @@ def test_the_student_is_the_policy_whoever_teaches(tmp_path, text_figures, text_
     options = {"method": "rlsd", "teacher": "initial", "max_steps": 2, "learning_rate": 0.05}
     at_work[:] = [make(tmp_path, text_figures, text_model_path, half_right, **options)]
     at_work[0].train()
-    assert [told == {None} for told, _ in asked] == [True, False] * 2  # the student first, then the answers
+    assert [contexts == {None} for contexts, _ in asked] == [True, False] * 2  # the student first, then the answers
     start, taught, now, taught_later = weights
     for name, weight in start.items():
         assert torch.equal(taught[name], weight)
@@ -299,8 +249,7 @@ def test_the_student_is_the_policy_whoever_teaches(tmp_path, text_figures, text_
     assert any(not torch.equal(now[name], weight) for name, weight in start.items())
 
 
-def test_lora_starts_from_the_base_model(tmp_path, text_figures, text_model_path, monkeypatch):
-    """The initial teacher of an adapter is the model without it."""
+def test_the_initial_teacher_of_lora_is_the_base_model(tmp_path, text_figures, text_model_path, monkeypatch):
     wrong_answers(monkeypatch)
     lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj"])
     options = {"teacher": "initial", "learning_rate": 0.05, "peft_config": lora}
@@ -321,8 +270,8 @@ def test_lora_starts_from_the_base_model(tmp_path, text_figures, text_model_path
     assert not torch.equal(trained, base)
 
 
-def test_a_head_that_is_trained_beside_adapters_is_the_one_that_learns(tmp_path, text_figures, text_model_path):
-    """An adapter on the head, which the head's own weight would leave out, TRL refuses."""
+def test_a_trained_head_beside_adapters(tmp_path, text_figures, text_model_path):
+    """TRL refuses adapters on the head, which its fused head would ignore."""
     adapted = LoraConfig(r=4, target_modules=["q_proj", "lm_head"])
     with pytest.raises(ValueError, match="adapter to `lm_head` is not supported"):
         make(tmp_path, text_figures, text_model_path, method="opsd", peft_config=adapted)
@@ -335,7 +284,7 @@ def test_a_head_that_is_trained_beside_adapters_is_the_one_that_learns(tmp_path,
 
 
 @pytest.mark.parametrize("teacher", ["ema", "initial"])
-def test_a_teacher_goes_on_where_it_was_after_resuming(tmp_path, text_figures, text_model_path, teacher):
+def test_teacher_weights_after_resuming(tmp_path, text_figures, text_model_path, teacher):
     options = {
         "method": "opsd",
         "teacher": teacher,
@@ -369,36 +318,36 @@ def test_a_checkpoint_without_the_teacher_is_refused(tmp_path, text_figures, tex
         train(tmp_path, text_figures, text_model_path, **options, **resume)
 
 
-# What hints carry, and the oracle -------------------------------------------------------------------------------------
+# Hint content, and the oracle ----------------------------------------------------------------------------------------
 
 
 def test_whole_rollouts_in_hints(tmp_path, text_figures, text_model_path, monkeypatch):
     wrong_answers(monkeypatch)
-    told = []
+    hinted = []
     fill_hint = cepo.scoring.pipeline.fill_hint
     monkeypatch.setattr(
-        cepo.scoring.pipeline, "fill_hint", lambda template, text: told.append(text) or fill_hint(template, text)
+        cepo.scoring.pipeline, "fill_hint", lambda template, text: hinted.append(text) or fill_hint(template, text)
     )
     options = {"positive_content": "rollout", "negative_content": "rollout", "max_steps": 1}
     options |= {"negative_reference": "most_common", "log_completions": True, "num_completions_to_print": 0}
     trainer = train(tmp_path, text_figures, text_model_path, half_right, **options)
     completions = {messages[0]["content"] for messages in trainer._logs["completion"]}
-    assert set(told) & completions
-    # The rollout whose answer is the group's r-, and no other's, is told that answer alone: two groups, two such.
+    assert set(hinted) & completions
+    # A hint holds the answer alone for the rollout whose answer is the group's r-: one in each of two groups.
     assert logged(trainer, "cepo/fallback/no_incorrect_rollout") == [2 / 8]
-    assert len(set(told) - completions) == 2
-    told.clear()
+    assert len(set(hinted) - completions) == 2
+    hinted.clear()
     options |= {"positive_part": "suffix", "negative_part": "suffix", "hint_max_tokens": 3}
     trainer = train(tmp_path, text_figures, text_model_path, half_right, **options)
     completions = {messages[0]["content"] for messages in trainer._logs["completion"]}
     # A cut may go through a character.
-    whole = [part for part in told if not any(text.endswith(part.lstrip("\ufffd")) for text in completions)]
-    assert len(set(whole)) == 2  # the answers told alone
-    assert max(map(len, told)) < max(map(len, completions))
+    whole = [part for part in hinted if not any(text.endswith(part.lstrip("\ufffd")) for text in completions)]
+    assert len(set(whole)) == 2  # the hints with the answer alone
+    assert max(map(len, hinted)) < max(map(len, completions))
 
 
-def test_the_oracle_puts_credit_where_the_task_says(tmp_path, figures, loss_inputs):
-    """Decisive tokens at the upper bound, filler at the lower, whichever way the rollout went."""
+def test_the_oracle_follows_the_token_labels(tmp_path, figures, loss_inputs):
+    """Decisive tokens at the upper bound, filler at the lower, for correct and incorrect rollouts."""
     options = {"method": "oracle", "max_steps": 1, "max_completion_length": 176, "evidence_clip": 0.4}
     options |= {"per_device_train_batch_size": 16, "num_generations": 8, "reward": accuracy_reward}
     train(tmp_path, figures, **options)
@@ -413,7 +362,7 @@ def test_the_oracle_puts_credit_where_the_task_says(tmp_path, figures, loss_inpu
     assert (every < 0.9).sum() > 3 * (every > 1.1).sum()  # most tokens are filler
 
 
-def test_the_oracle_knows_figures_only(tmp_path, text_model_path, text_figures):
+def test_the_oracle_needs_the_figures_task(tmp_path, text_model_path, text_figures):
     with pytest.raises(ValueError, match="figures task"):
         train(tmp_path, text_figures.remove_columns("labels"), text_model_path, method="oracle")
 
@@ -449,12 +398,12 @@ def test_bad_options_are_refused(options, named):
         ({"importance_sampling_level": "sequence"}, "importance_sampling_level would do nothing"),
     ],
 )
-def test_what_a_divergence_would_leave_aside_is_refused(tmp_path, text_figures, text_model_path, options, named):
+def test_options_without_effect_on_a_divergence_are_refused(tmp_path, text_figures, text_model_path, options, named):
     with pytest.raises(ValueError, match=named):
         make(tmp_path, text_figures, text_model_path, method="opsd", **options)
 
 
-def test_each_method_has_its_own_defaults_and_the_user_wins():
+def test_defaults_of_methods_and_given_values():
     opsd = CEPOConfig(output_dir="out", bf16=False, method="opsd")
     assert (opsd.teacher, opsd.divergence, opsd.divergence_beta, opsd.positive_content) == (
         "initial",

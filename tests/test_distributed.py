@@ -1,4 +1,4 @@
-"""Two processes: groups that span them, and one that has nothing to do."""
+"""Two processes: groups that span them, and a process without advantages."""
 
 import json
 import os
@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from cepo.data.saved import load_saved
-
-from .test_loggers import read_events
+from tests.support.loggers import read_events
 
 
 @pytest.fixture(scope="module")
@@ -40,8 +39,8 @@ def test_a_group_may_span_two_processes(reports):
 
 
 @pytest.mark.slow
-def test_an_idle_process_goes_along(reports):
-    """As many forward passes, of the same kinds in the same order, and as many rows in the update."""
+def test_an_idle_process_makes_the_same_passes(reports):
+    """The same forward passes in the same order, and as many rows in the update."""
     busy, idle = (report["idle"] for report in reports[1])
     assert busy["scored"] == idle["scored"] == [0.25, 0.25]
     assert all(set(calls) == {True, False} for calls in busy["passes"])  # with the image once, without it after
@@ -51,7 +50,7 @@ def test_an_idle_process_goes_along(reports):
 
 
 @pytest.mark.slow
-def test_a_process_without_a_lesson_goes_along(reports):
+def test_a_process_without_a_teacher_makes_the_same_passes(reports):
     learner, idle = (report["taught"] for report in reports[1])
     assert learner["scored"] == idle["scored"] == [0.125, 0.125]  # one of eight rollouts
     assert learner["divergence"] == idle["divergence"]
@@ -60,7 +59,7 @@ def test_a_process_without_a_lesson_goes_along(reports):
 
 
 @pytest.mark.slow
-def test_rollouts_of_all_processes_are_saved_and_those_of_the_main_one_drawn(reports):
+def test_saved_rollouts_and_credit_pages(reports):
     folder, _ = reports
     for name, groups, size in (("spanning", 1, 4), ("idle", 4, 2)):
         for step in (0, 1):
@@ -75,8 +74,7 @@ def test_rollouts_of_all_processes_are_saved_and_those_of_the_main_one_drawn(rep
 
 
 @pytest.mark.slow
-def test_the_main_process_alone_logs(reports):
-    """One file of events."""
+def test_only_the_main_process_logs(reports):
     folder, _ = reports
     scalars, texts = read_events(folder / "spanning")
     assert scalars["train/cepo/correct"] == [(1, 0.5), (2, 0.5)]

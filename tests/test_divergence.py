@@ -1,4 +1,4 @@
-"""Divergences against plain float64 loops; their gradients against the paper's formula."""
+"""Divergences against plain float64 loops, gradients against the paper's formula."""
 
 import math
 
@@ -26,7 +26,7 @@ def made(seed, positions=4):
 
 
 def distribution(hidden, head, temperature=1.0):
-    """One position's probabilities, as a list."""
+    """Probabilities at one position, as a list."""
     logits = [
         head.scale * (sum(float(h) * float(w) for h, w in zip(hidden.detach(), row, strict=True)) + float(bias))
         for row, bias in zip(head.weight, head.bias, strict=True)
@@ -83,7 +83,7 @@ def test_temperature_scale_and_softcap(top_k):
 
 @pytest.mark.parametrize("top_k", [None, 3])
 @pytest.mark.parametrize("beta", [0.0, 0.5, 1.0])
-def test_the_gradient_is_that_of_the_plain_formula_and_the_teacher_gets_none(beta, top_k):
+def test_gradients_of_the_student_alone(beta, top_k):
     hidden, student, taught, teacher = made(2)
     weight = student.weight.clone().requires_grad_()
     taught.requires_grad_()
@@ -113,8 +113,8 @@ def test_the_gradient_is_that_of_the_plain_formula_and_the_teacher_gets_none(bet
     assert_close(found[1], again.grad, atol=1e-5, rtol=1e-4)
 
 
-def test_a_tail_that_has_hardly_any_probability_is_not_rounded_away():
-    """1 minus a sum of float32 numbers knows nothing below 1e-7."""
+def test_a_small_tail_is_not_rounded_away():
+    """1 minus a float32 sum resolves nothing below 1e-7."""
     weight = torch.eye(V)
     student, teacher = torch.zeros(1, V), torch.zeros(1, V)
     student[0, 0], teacher[0, 1] = 40.0, 3.0
@@ -127,7 +127,7 @@ def test_a_tail_that_has_hardly_any_probability_is_not_rounded_away():
 @pytest.mark.parametrize("autocast", [False, True])
 @pytest.mark.parametrize("top_k", [None, 20])
 def test_half_precision_does_not_round_logits(autocast, top_k):
-    """Student and teacher nearly agree, and their logits are so large that rounding them is all that would be seen."""
+    """Student and teacher nearly agree, and their logits are so large that rounding would dominate."""
     generator = torch.Generator().manual_seed(0)
     hidden = torch.randn(16, 64, generator=generator)
     taught = hidden + 0.01 * torch.randn(16, 64, generator=generator)
@@ -166,7 +166,7 @@ def test_chunks_change_nothing(monkeypatch):
 
 
 def test_opsds_gradient_is_a_sum_over_the_vocabulary():
-    """Paper: the gradient of forward KL is -sum over v of P_T(v) grad log P_S(v): every token's log-prob is pulled."""
+    """Paper: the gradient of forward KL is -sum_v P_T(v) grad log P_S(v)."""
     hidden, student, taught, teacher = made(3, positions=1)
     values, _ = divergence(hidden, student, taught, teacher, beta=0.0)
     (found,) = torch.autograd.grad(values.sum(), hidden)

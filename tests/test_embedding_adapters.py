@@ -1,4 +1,4 @@
-"""Adapters on the embedding and copies of the LM head: trained, and refused where vLLM samples."""
+"""Adapters on the embedding and copies of the LM head are trained, and refused with vLLM."""
 
 from types import SimpleNamespace
 
@@ -16,7 +16,7 @@ EMBEDDING = {"target_modules": ["q_proj", "embed_tokens"]}
 
 @pytest.fixture(scope="module")
 def tied_model_path(text_model_path, tmp_path_factory):
-    """The text model with its embedding as its head."""
+    """The text model with tied embeddings."""
     folder = tmp_path_factory.mktemp("tied")
     model = AutoModelForCausalLM.from_pretrained(text_model_path)
     model.config.tie_word_embeddings = True
@@ -29,7 +29,7 @@ def tied_model_path(text_model_path, tmp_path_factory):
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("settings", [EMBEDDING, {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]}])
 def test_adapters_that_are_trained(tied, settings, tmp_path, text_figures, text_model_path, tied_model_path):
-    """All of them, by a step of the trainer."""
+    """In a step of the trainer."""
     path = tied_model_path if tied else text_model_path
     trainer = make(
         tmp_path, text_figures, path, half_right, method="grpo", max_steps=2, learning_rate=0.01,
@@ -43,8 +43,8 @@ def test_adapters_that_are_trained(tied, settings, tmp_path, text_figures, text_
 
 
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
-def test_vllm_would_sample_from_another_model(tmp_path, text_model_path, tied_model_path):
-    """TRL merges adapters into the weight that embedding and head share, and sends it to vLLM."""
+def test_tied_adapters_are_refused_with_vllm(tmp_path, text_model_path, tied_model_path):
+    """TRL merges adapters into the weight that embedding and head share."""
     for path, settings, refused in (
         (tied_model_path, EMBEDDING, True),
         (tied_model_path, {"target_modules": "all-linear", "modules_to_save": ["lm_head"]}, True),

@@ -1,4 +1,4 @@
-"""Image features that are kept: what the tower makes of each image, and the tower run once for it."""
+"""Cached image features equal the tower's, which runs once per image."""
 
 import inspect
 import random
@@ -16,7 +16,7 @@ from .test_passes import image_for
 
 @pytest.fixture(params=IMAGE_MODELS)
 def case(request):
-    """A model with a frozen tower, and four images, of which the last is the first again."""
+    """A model with a frozen tower, and four images, the last equal to the first."""
     model = tiny_models.make(request.param).eval()
     text = model.base_model.language_model
     for parameter in set(model.parameters()) - set(text.parameters()):
@@ -32,7 +32,7 @@ def features(model, images):
 
 
 def flat(output):
-    """All tensors of an output."""
+    """All tensors in an output."""
     found = []
     for value in output.values():
         found += [torch.cat(list(value))] if isinstance(value, tuple) else value if isinstance(value, list) else [value]
@@ -41,7 +41,7 @@ def flat(output):
 
 @pytest.fixture
 def ran(monkeypatch):
-    """How many images each run of a model's own function had."""
+    """Number of images in each call of the tower."""
     counts = []
 
     def watch(model):
@@ -59,7 +59,7 @@ def ran(monkeypatch):
     return watch
 
 
-def test_features_are_the_towers(case, ran):
+def test_cached_features_are_those_of_the_tower(case, ran):
     model, images = case
     expected = [features(model, picked) for picked in (images, images[1:], images[:1], images[::-1])]
     counts, said = ran(model), []
@@ -92,7 +92,7 @@ def test_only_new_images_run(case, ran):
     assert counts == [1, 2, 2]
 
 
-def test_another_precision_is_another_pass(case, ran):
+def test_another_precision_runs_the_tower_again(case, ran):
     model, images = case
     counts = ran(model)
     with ImageFeatures(pytest.fail).kept(model):
@@ -103,8 +103,8 @@ def test_another_precision_is_another_pass(case, ran):
     assert not torch.equal(flat(plain)[0].float(), flat(half)[0].float())
 
 
-def test_pixels_that_differ_a_little_are_others(case, ran):
-    """Even where their sums are the same."""
+def test_slightly_different_images_run_again(case, ran):
+    """With equal sums of pixels, too."""
     model, images = case
     other = {name: values.clone() for name, values in images[0].items()}
     other["pixel_values"] = other["pixel_values"].flip(0 if other["pixel_values"].dim() == 2 else -1)
@@ -115,7 +115,7 @@ def test_pixels_that_differ_a_little_are_others(case, ran):
     assert counts == [1, 1]
 
 
-def test_a_tower_that_learns_or_drops_is_run_each_time(case):
+def test_a_trained_tower_or_one_with_dropout_is_not_cached(case):
     model, _ = case
     assert frozen_tower(model) is model.base_model
     seeing = next(child for child in model.base_model.children() if child is not model.base_model.language_model)
@@ -127,12 +127,12 @@ def test_a_tower_that_learns_or_drops_is_run_each_time(case):
     assert frozen_tower(model) is None
 
 
-def test_a_model_without_images_has_none():
+def test_a_text_model_has_no_tower():
     assert frozen_tower(tiny_models.make("qwen3")) is None
 
 
-def test_an_output_that_cannot_be_told_apart_is_left_alone(case, monkeypatch):
-    """One line, and the tower's own features."""
+def test_an_output_that_cannot_be_split_is_not_cached(case, monkeypatch):
+    """One warning, and the tower's features."""
     model, images = case
     expected = flat(features(model, images))
     own = type(model.base_model).get_image_features

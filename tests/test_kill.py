@@ -1,4 +1,4 @@
-"""Killed with SIGKILL anywhere, a run comes back and ends as if nobody had: weights, losses, counters, files."""
+"""A run killed with SIGKILL resumes bit-identically: weights, losses, counters, files."""
 
 import random
 import time
@@ -37,7 +37,7 @@ MANY = [
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory):
-    """What is left of a method's run that nobody killed, and how long it took [seconds]."""
+    """Files of an uninterrupted run of a method, and its duration [seconds]."""
     base, found = tmp_path_factory.mktemp("undisturbed"), {}
 
     def of(method):
@@ -51,7 +51,7 @@ def undisturbed(tmp_path_factory):
 
 
 def come_back(method, folder, expected):
-    """Go on, to the end, and find what the run that nobody killed has left."""
+    """Resume to the end, and compare with the uninterrupted run."""
     there = last_whole_checkpoint(folder / "out") is not None
     assert run(words(method, **({"resume_from_checkpoint": True} if there else {})), folder) == 0, said(folder)
     assert differences(expected, outcome(folder / "out")) == []
@@ -78,7 +78,7 @@ def test_killed_at_any_place(tmp_path, method, place, number, undisturbed):
 @pytest.mark.parametrize("attempt", [1, 2])
 @pytest.mark.parametrize("method", METHODS)
 def test_the_real_command_killed_at_a_random_moment_twice(tmp_path, method, attempt, undisturbed):
-    """Two kills, the second of them while it has come back from the first, each at any moment of what is left."""
+    """Two kills at random moments, the second one after resuming."""
     expected, seconds = undisturbed(method)
     rng, kills = random.Random(f"{method}:{attempt}"), 0
     while kills < 2:
@@ -95,7 +95,7 @@ def test_the_real_command_killed_at_a_random_moment_twice(tmp_path, method, atte
 
 
 def compared(folder):
-    """Of a comparison, what each run left, and its table without seconds."""
+    """The files of each run of a comparison, and its table without seconds."""
     runs = {str(path.parent.relative_to(folder)): outcome(path.parent) for path in folder.glob("*/seed-*/summary.json")}
     for run_of in runs.values():
         run_of.pop("log.txt")
@@ -103,8 +103,8 @@ def compared(folder):
 
 
 @pytest.mark.kill
-def test_a_comparison_that_is_killed_loses_no_finished_run(tmp_path):
-    """With SIGKILL, which it cannot pass on: its run ends by itself, and the same command goes on after that."""
+def test_a_killed_comparison_keeps_its_finished_runs(tmp_path):
+    """SIGKILL does not reach the current run, which ends; then the same command resumes."""
     of_all = [part for name, value in SMALL.items() if name != "seed" for part in (f"--{name}", str(value))]
     arguments = ["compare", "--methods=grpo,cepo", "--seeds=2", "--jobs=1", *of_all, "--save_strategy=no"]
     arguments += ["--output_dir=out"]

@@ -12,6 +12,7 @@ import torch
 from cepo import cli
 from cepo.trainer.metrics import verdict_shares
 from tests.support.command_line import SMALL, command
+from tests.support.loggers import read_events
 from tests.support.training import half_right, train, wrong_answers
 
 PAGES = {"credit_page_steps": 2, "max_steps": 3}
@@ -44,23 +45,6 @@ def pages_of(tmp_path):
 
 
 # TensorBoard ----------------------------------------------------------------------------------------------------------
-
-
-def read_events(folder):
-    """Scalars and texts of TensorBoard's event file: {tag: [(step, value)]}."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    (path,) = folder.rglob("events.out.tfevents.*")
-    events = EventAccumulator(str(path), size_guidance={"tensors": 0, "scalars": 0})
-    events.Reload()
-    scalars = {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
-    texts = {
-        tag.removesuffix("/text_summary"): [
-            (e.step, e.tensor_proto.string_val[0].decode()) for e in events.Tensors(tag)
-        ]
-        for tag in events.Tags()["tensors"]
-    }
-    return scalars, texts
 
 
 def test_tensorboard_holds_metrics_and_credit(tmp_path, text_figures, text_model_path, monkeypatch):

@@ -1,4 +1,4 @@
-"""Batches and numbers that are seldom met: nothing said, all cut, no answer, teachers without a number, bfloat16."""
+"""Rare batches and numbers: empty or truncated completions, no answers, non-finite log-probs, bfloat16."""
 
 import math
 
@@ -16,9 +16,7 @@ import cepo.trainer.distillation
 from cepo import CEPOTrainer, MethodOptions, References, policy_path
 from cepo.methods import METHODS, CreditInputs
 from tests.reference import loops
-from tests.support.training import half_right, logged, loss_inputs, train, weights_of, wrong_answers
-
-__all__ = ["loss_inputs"]  # a fixture
+from tests.support.training import half_right, is_sound, logged, train, weights_of, wrong_answers
 
 READING = [name for name, method in METHODS.items() if method.needs_teachers]
 # All but the oracle, which knows the figures task alone.
@@ -38,23 +36,14 @@ def step(tmp_path, text_figures, text_model_path, method, reward=half_right, **o
     return train(tmp_path, text_figures, text_model_path, reward, method=method, **({"max_steps": 1} | options))
 
 
-def is_sound(trainer):
-    """Finite weights, loss and gradient, and no step that had to be skipped."""
-    assert all(torch.isfinite(weight).all() for weight in weights_of(trainer).values())
-    for name in ("loss", "grad_norm"):
-        assert all(math.isfinite(value) for value in logged(trainer, name))
-    assert logged(trainer, "cepo/skipped_steps") == [0.0] * trainer.state.global_step
-    return True
-
-
-# Teachers without a number --------------------------------------------------------------------------------------------
+# Non-finite log-probs of teachers -------------------------------------------------------------------------------------
 
 odd_logps = st.one_of(st.floats(-30, 0), st.sampled_from([-math.inf, math.nan, math.inf, -1e30]))
 
 
 @st.composite
-def readings(draw):
-    """(advantages (B,), log-probs (3, B, T), mask (B, T)) in float64, with holes."""
+def log_probs(draw):
+    """(advantages (B,), log-probs (3, B, T), mask (B, T)) in float64, some not finite."""
     b, t = draw(st.integers(1, 3)), draw(st.integers(1, 5))
     table = st.lists(st.lists(odd_logps, min_size=t, max_size=t), min_size=b, max_size=b)
     mask = draw(st.lists(st.lists(st.booleans(), min_size=t, max_size=t), min_size=b, max_size=b))
@@ -78,10 +67,10 @@ def _needed(method):
 
 
 @pytest.mark.parametrize("method", READING)
-@given(readings())
+@given(log_probs())
 @settings(max_examples=60)
-def test_token_advantages_are_finite_whatever_teachers_say(method, batch):
-    """A token that a teacher gives no finite number has no evidence, and is counted."""
+def test_token_advantages_are_finite(method, batch):
+    """A token without a finite log-prob has no evidence, and is counted."""
     advantages, logps, mask = batch
     logps = logps[: 3 if method == "cscr" else 2]
     _, found, result = placed(method, advantages, logps, mask)
@@ -95,10 +84,10 @@ def test_token_advantages_are_finite_whatever_teachers_say(method, batch):
 
 
 @pytest.mark.parametrize("method", ["cepo", "rlsd", "rlrt"])
-@given(readings())
+@given(log_probs())
 @settings(max_examples=60)
-def test_they_are_what_plain_loops_say(method, batch):
-    """In float64, over Python lists: the advantage itself where there is no evidence."""
+def test_token_advantages_against_plain_loops(method, batch):
+    """In float64; the rollout's advantage without evidence."""
     advantages, logps, mask = batch
     _, _, result = placed(method, advantages, logps[:2], mask)
     deltas = loops.evidence(logps[0].tolist(), logps[1].tolist())
@@ -114,10 +103,10 @@ def test_they_are_what_plain_loops_say(method, batch):
     assert torch.equal(result.advantages[plain], advantages.unsqueeze(-1).expand_as(mask)[plain])
 
 
-@given(readings(), st.lists(st.booleans(), min_size=3, max_size=3))
+@given(log_probs(), st.lists(st.booleans(), min_size=3, max_size=3))
 @settings(max_examples=60)
-def test_one_of_several_teachers_without_a_number(batch, kept):
-    """A wrong answer that gives no chance at all lowers the mean; one that says nothing takes the evidence away."""
+def test_one_of_several_negatives_is_not_finite(batch, kept):
+    """Minus infinity lowers the mean probability; NaN removes the evidence."""
     _, logps, _ = batch
     present = torch.tensor(kept).unsqueeze(-1).expand(logps.shape[:2])
     found = cepo.methods.method.contrast(torch.cat([logps[:1], logps]), torch.cat([present[:1] | True, present]))
@@ -135,10 +124,8 @@ def test_one_of_several_teachers_without_a_number(batch, kept):
 
 
 @pytest.mark.parametrize("method", READING)
-def test_a_teacher_without_a_number_in_training(
-    tmp_path, text_figures, text_model_path, monkeypatch, method, loss_inputs
-):
-    """NaN and minus infinity for a third of what teachers read: counted, and the step is sound."""
+def test_non_finite_log_probs_in_training(tmp_path, text_figures, text_model_path, monkeypatch, method, loss_inputs):
+    """A third of the log-probs is NaN or minus infinity: counted, and the step is finite."""
     wrong_answers(monkeypatch)
     score = cepo.scoring.score.score
 
@@ -159,9 +146,7 @@ def test_a_teacher_without_a_number_in_training(
 
 
 @pytest.mark.parametrize("method", ["opsd", "sdpo"])
-def test_a_distillation_whose_teacher_has_no_numbers_skips_the_step(
-    tmp_path, text_figures, text_model_path, monkeypatch, method
-):
+def test_a_divergence_from_nan_skips_the_step(tmp_path, text_figures, text_model_path, monkeypatch, method):
     states = cepo.trainer.distillation.teacher_states
 
     def spoilt(*args, **kwargs):
@@ -179,8 +164,7 @@ def test_a_distillation_whose_teacher_has_no_numbers_skips_the_step(
 
 
 @pytest.mark.parametrize("method", TRAINED)
-def test_nothing_but_the_end(tmp_path, text_figures, text_model_path, monkeypatch, method):
-    """Every completion is the end token alone, by the sampler's own options."""
+def test_completions_of_the_end_token_alone(tmp_path, text_figures, text_model_path, monkeypatch, method):
     spy = Spy(cepo.trainer.cepo_trainer.with_token_advantages)
     monkeypatch.setattr(cepo.trainer.cepo_trainer, "with_token_advantages", spy)
     end = {"sequence_bias": [[[_end_of(text_model_path)], 100.0]]}
@@ -194,7 +178,7 @@ def test_nothing_but_the_end(tmp_path, text_figures, text_model_path, monkeypatc
 
 
 class Spy:
-    """A function that notes what it gives."""
+    """A function that records its results."""
 
     def __init__(self, function):
         self.function, self.seen = function, []
@@ -209,8 +193,8 @@ def _end_of(path):
 
 
 @pytest.mark.parametrize(("method", "skips"), [*((method, None) for method in TRAINED), ("cepo", False)])
-def test_all_cut(tmp_path, text_figures, text_model_path, method, skips):
-    """None is trained on, and none is read; the policy stays as it is."""
+def test_truncated_completions_are_masked(tmp_path, text_figures, text_model_path, method, skips):
+    """No rollout is trained on or scored; the policy does not change."""
     options = {"mask_truncated_completions": True, "max_completion_length": 2, "optim": "sgd"}
     options |= {"generation_kwargs": {"suppress_tokens": [_end_of(text_model_path)]}, "skip_zero_advantage": skips}
     trainer = step(tmp_path, text_figures, text_model_path, method, **options)
@@ -221,8 +205,8 @@ def test_all_cut(tmp_path, text_figures, text_model_path, method, skips):
 
 
 @pytest.mark.parametrize("method", TRAINED)
-def test_no_answer_can_be_read(tmp_path, text_figures, text_model_path, monkeypatch, method):
-    """Nor is anything right: what a method does without stands in cepo/fallback."""
+def test_no_answer_is_extracted(tmp_path, text_figures, text_model_path, monkeypatch, method):
+    """Nor is any rollout correct: cepo/fallback counts the missing references."""
     monkeypatch.setattr(cepo.trainer.cepo_trainer, "final_answer", lambda text, extractor: None)
 
     def wrong(completions, **kwargs):
@@ -271,7 +255,7 @@ def test_a_step_in_bfloat16(tmp_path, text_figures, text_model_path, monkeypatch
 def test_equal_contexts_have_no_evidence_in_bfloat16(
     tmp_path, text_figures, text_model_path, monkeypatch, half, shared, loss_inputs
 ):
-    """Exactly: r+ and r- are told in the same words, so that every token keeps its rollout's advantage to the bit."""
+    """Bit-identical log-probs, so that every token keeps its rollout's advantage."""
     monkeypatch.setattr(
         cepo.methods.method,
         "choose_references",
@@ -286,8 +270,8 @@ def test_equal_contexts_have_no_evidence_in_bfloat16(
 
 
 @pytest.mark.slow
-def test_evidence_in_bfloat16_is_float32s_but_for_rounding(tmp_path, figures, monkeypatch, loss_inputs):
-    """Of the shipped policy, on the same rollouts. docs/training.md has the tolerance."""
+def test_evidence_in_bfloat16_is_that_of_float32_to_rounding(tmp_path, figures, monkeypatch, loss_inputs):
+    """The shipped policy on the same rollouts; docs/training.md has the tolerance."""
     sample, rollouts = CEPOTrainer._generate_single_turn, []
 
     def recorded(self, *args, **kwargs):

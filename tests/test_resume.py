@@ -1,4 +1,4 @@
-"""Coming back: the latest whole checkpoint, to the bit, and adapters that are trained on."""
+"""Resuming from the latest complete checkpoint is bit-identical; adapters of an earlier run are trained on."""
 
 import json
 import os
@@ -37,7 +37,7 @@ SMALL = {
 
 
 def by_length(completions, completion_ids, **kwargs):
-    """Half of each group is right, by what it says: short answers of an untrained policy seldom are."""
+    """A verdict by token ids: short completions are seldom correct."""
     sums = [sum(ids) for ids in completion_ids]
     return [float(total % 2) for total in sums]
 
@@ -54,7 +54,7 @@ def checkpoint(folder, step, state="{}"):
     return path
 
 
-def test_the_latest_whole_one(tmp_path):
+def test_the_latest_complete_checkpoint(tmp_path):
     assert last_whole_checkpoint(tmp_path) is None
     for step in (2, 10, 9):
         checkpoint(tmp_path, step)
@@ -78,7 +78,7 @@ def test_the_latest_whole_one(tmp_path):
         ("broken", "broken: its trainer_state.json was cut off"),
     ],
 )
-def test_what_cannot_be_gone_on_from(tmp_path, given, message, monkeypatch, capsys):
+def test_incomplete_checkpoints_are_refused(tmp_path, given, message, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for name in ("cut", "empty", "broken"):
         Path(name).mkdir()
@@ -94,7 +94,7 @@ def test_what_cannot_be_gone_on_from(tmp_path, given, message, monkeypatch, caps
 
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
-    """A run that nobody stopped."""
+    """An uninterrupted run."""
     out = tmp_path_factory.mktemp("whole") / "out"
     assert run(out) == 0
     return out
@@ -106,7 +106,7 @@ def losses(out, step):
 
 
 def same_end(one, other):
-    """Weights, teacher, losses and accuracies, to the bit."""
+    """Weights, teacher, losses and accuracies are bit-identical."""
     for name in ("model.safetensors", "checkpoint-4/model.safetensors", "checkpoint-4/teacher.safetensors"):
         first, second = load_file(one / name), load_file(other / name)
         assert first.keys() == second.keys()
@@ -120,7 +120,7 @@ def same_end(one, other):
 
 
 @pytest.mark.parametrize("step", [1, 3])
-def test_a_run_that_comes_back_ends_as_if_it_had_never_left(whole, tmp_path, step):
+def test_a_resumed_run_is_bit_identical(whole, tmp_path, step):
     out = tmp_path / "out"
     for saved in range(1, step + 1):
         shutil.copytree(whole / f"checkpoint-{saved}", out / f"checkpoint-{saved}")
@@ -132,8 +132,8 @@ def test_a_run_that_comes_back_ends_as_if_it_had_never_left(whole, tmp_path, ste
     assert not (out / "checkpoint-4" / MARK).exists()
 
 
-def test_a_run_that_was_at_its_end_makes_no_step_more(whole, tmp_path, capsys):
-    """Killed while its accuracy was measured: that is all there is left to do."""
+def test_a_run_resumed_at_its_end_makes_no_step(whole, tmp_path, capsys):
+    """Killed while its accuracy was measured."""
     out = tmp_path / "out"
     shutil.copytree(whole / "checkpoint-4", out / "checkpoint-4")
     capsys.readouterr()
@@ -143,8 +143,8 @@ def test_a_run_that_was_at_its_end_makes_no_step_more(whole, tmp_path, capsys):
     assert "step 5" not in capsys.readouterr().out
 
 
-def test_a_signal_while_accuracy_is_measured_says_what_there_is(tmp_path, monkeypatch, capsys):
-    """After training: the model is saved already."""
+def test_a_signal_while_accuracy_is_measured(tmp_path, monkeypatch, capsys):
+    """The model is saved by then."""
     asked = []
 
     def stopped(self, doing, problems, **options):
@@ -166,8 +166,8 @@ def test_a_signal_while_accuracy_is_measured_says_what_there_is(tmp_path, monkey
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-def test_a_save_that_fails_leaves_no_checkpoint_to_go_on_from_and_keeps_the_one_before(tmp_path, monkeypatch, capsys):
-    """As on a full disk, in the last of the files, with one checkpoint to be kept."""
+def test_a_failed_save_keeps_the_checkpoint_before(tmp_path, monkeypatch, capsys):
+    """A full disk at the last file, with save_total_limit=1."""
     save = TeacherWeights.save
 
     def full(self, folder):
@@ -188,8 +188,8 @@ def test_a_save_that_fails_leaves_no_checkpoint_to_go_on_from_and_keeps_the_one_
 
 @pytest.mark.slow
 @pytest.mark.parametrize("most", [5_000_000, 6_600_000])
-def test_a_disk_that_takes_no_more_in_the_midst_of_a_file(tmp_path, most):
-    """A limit of the system on the size of a file cuts off the weights, or the optimiser's state, of checkpoint 2."""
+def test_a_file_that_is_cut_off(tmp_path, most):
+    """A limit on file sizes cuts off the weights, or the optimizer state, of checkpoint 2."""
     quick = {"eval_problems": 0, "max_steps": 3, "save_total_limit": 1}
     flags = [part for name, value in {**SMALL, **quick}.items() for part in (f"--{name}", str(value))]
     script = (
@@ -218,8 +218,8 @@ def test_a_disk_that_takes_no_more_in_the_midst_of_a_file(tmp_path, most):
 
 
 @pytest.mark.parametrize("removed", ["checkpoint-1", "checkpoint-2", "."])
-def test_what_is_removed_under_the_run(tmp_path, monkeypatch, capsys, removed):
-    """While checkpoint 2 is written: the one before, itself, or all that there is."""
+def test_folders_that_are_removed_during_the_run(tmp_path, monkeypatch, capsys, removed):
+    """While checkpoint 2 is written: checkpoint 1, checkpoint 2, or the output directory."""
     save, out = TeacherWeights.save, tmp_path / "out"
 
     def tidied(self, folder):
@@ -244,7 +244,7 @@ def test_what_is_removed_under_the_run(tmp_path, monkeypatch, capsys, removed):
     assert run(out, **quick, **({"resume_from_checkpoint": True} if there else {})) == 0
 
 
-def test_a_folder_that_cannot_be_written_is_refused_before_anything_else(tmp_path, capsys):
+def test_a_read_only_output_dir_is_refused(tmp_path, capsys):
     (tmp_path / "file").write_text("")
     assert run(tmp_path / "file" / "out") == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -271,7 +271,7 @@ def test_adapters_are_trained_on(tmp_path, use_peft):
 
 
 def started(out, **options):
-    """The real command, once it has trained two steps, and saved the first."""
+    """The real command, after two steps."""
     wanted = {**SMALL, "max_steps": 400, "eval_problems": 0, **options}
     flags = [part for name, value in wanted.items() for part in (f"--{name}", str(value))]
     process = subprocess.Popen(
@@ -290,22 +290,22 @@ def read_until(words, process):
 
 
 def ended(process, status, out):
-    """In this way, saying how to go on."""
+    """The process ends with a status, and prints how to resume."""
     printed, errors = process.communicate(timeout=120)
     assert process.returncode == status, errors
     assert "Traceback" not in errors
     assert f"--resume_from_checkpoint {last_whole_checkpoint(out)}" in printed
 
 
-def test_a_scheduler_that_ends_the_run_is_obeyed(tmp_path):
-    """SIGTERM: the step is finished, saved, and the exit status is a shell's."""
+def test_sigterm_saves_and_ends_the_run(tmp_path):
+    """After the current step, with exit status 143."""
     process = started(tmp_path / "out")
     process.send_signal(signal.SIGTERM)
     ended(process, 143, tmp_path / "out")
 
 
 @pytest.mark.slow
-def test_ctrl_c_twice_stops_at_once_with_what_was_saved_before(tmp_path):
+def test_ctrl_c_twice_stops_at_once(tmp_path):
     process = started(tmp_path / "out", per_device_train_batch_size=16, num_generations=16, max_completion_length=100)
     process.send_signal(signal.SIGINT)
     read_until("Stopping after this step", process)

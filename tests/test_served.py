@@ -1,7 +1,6 @@
-"""Rollouts that another engine sampled: its log-probs are off by known amounts, and TRL's correction reaches each loss.
+"""Rollouts from vLLM whose log-probs differ by known amounts: TRL's correction reaches each loss.
 
-The engine is a double in vLLM's place: `use_vllm` is on, `_generate_single_turn` answers, and says of each token that
-it was likelier or less likely than the policy holds it to be.
+A double stands in for vLLM: with `use_vllm`, `_generate_single_turn` returns log-probs that differ from the policy's.
 """
 
 import pytest
@@ -9,20 +8,17 @@ import torch
 from trl import GRPOTrainer
 
 from cepo import CEPOTrainer
+from tests.support.distillation import distributions, forward_kl, hinted_prompt, student_prompt
 from tests.support.training import QUICK, half_right, logged, make, wrong_answers
-
-from .test_distillation import distributions, forward_kl, lessons, own_prompt, told_prompt
-
-__all__ = ["lessons"]  # a fixture
 
 MODES = ["token_truncate", "token_mask", "sequence_truncate", "sequence_mask"]
 
 
 class Served(CEPOTrainer):
-    """Samples in process and says that an engine did, whose log-probs are off."""
+    """Samples in this process, with log-probs of an engine that differ by known amounts."""
 
     def off_by(self, row, place):
-        """How much less likely the engine holds a token to be than the policy does [nats]."""
+        """Difference of the policy's log-prob to the engine's [nats]."""
         return 0.15 * ((row + place) % 3 - 0.5) * (1.0 if row % 2 else -0.4) + (2.0 if row == 1 else 0.0)
 
     def _generate_single_turn(self, prompt_ids, *args, **kwargs):
@@ -39,7 +35,7 @@ class Served(CEPOTrainer):
 
 
 class Noted(Served):
-    """Notes what the loss is given and what comes out, in the order of the rollouts."""
+    """Records inputs and value of the loss, in the order of the rollouts."""
 
     def __init__(self, *args, **kwargs):
         self.noted = []
@@ -72,7 +68,7 @@ def as_ours(monkeypatch):
 
 
 def ratio(trainer, row, length, mode):
-    """TRL's, as its documentation has it: policy over engine, of tokens or of the sequence, cut or masked at 3."""
+    """TRL's documented ratio, policy over engine, of tokens or of the sequence, clipped or masked at 3."""
     off = torch.tensor([trainer.off_by(row, place) for place in range(length)])
     value = off.exp() if mode.startswith("token") else off.sum().exp().expand(length)
     return value.clamp(max=3.0) if mode.endswith("truncate") else value.where(value <= 3.0, 0.0)
@@ -99,8 +95,8 @@ def test_token_advantages_are_corrected(tmp_path, monkeypatch, text_figures, tex
     assert loss.item() == pytest.approx(total / tokens, rel=1e-4)
 
 
-def test_teachers_read_what_the_engine_sampled(tmp_path, monkeypatch, text_figures, text_model_path):
-    """Evidence is of the policy's weights: what the engine says of its tokens has no part in it."""
+def test_evidence_does_not_depend_on_the_engine(tmp_path, monkeypatch, text_figures, text_model_path):
+    """Teachers score with the policy's weights; log-probs of the engine have no part in it."""
     served = serve(tmp_path / "a", monkeypatch, text_figures, text_model_path, method="cepo")
     monkeypatch.setattr(Served, "off_by", lambda self, row, place: 0.0)
     plain = serve(tmp_path / "b", monkeypatch, text_figures, text_model_path, method="cepo")
@@ -114,7 +110,7 @@ def test_teachers_read_what_the_engine_sampled(tmp_path, monkeypatch, text_figur
 @pytest.mark.parametrize("method", ["opsd", "sdpo"])
 @pytest.mark.parametrize("mode", MODES)
 def test_distillation_is_corrected(tmp_path, monkeypatch, text_figures, text_model_path, lessons, method, mode):
-    """Each token's divergence counts by its ratio."""
+    """The ratio weights each token's divergence."""
     options = {"method": method, "vllm_importance_sampling_mode": mode, "vllm_importance_sampling_clip_max": 3.0}
     whole = {"teacher": "policy", "divergence": "full", "divergence_beta": 0.0}
     trainer = serve(tmp_path, monkeypatch, text_figures, text_model_path, **options, **whole)
@@ -123,15 +119,14 @@ def test_distillation_is_corrected(tmp_path, monkeypatch, text_figures, text_mod
     for index, row in enumerate(batch["row"].tolist()):
         if not batch["teacher_mask"][index].any():
             continue
-        told, own = told_prompt(batch, index), own_prompt(batch, index)
-        values.append(forward_kl(distributions(policy, batch, told, index), distributions(policy, batch, own, index)))
+        hinted, own = hinted_prompt(batch, index), student_prompt(batch, index)
+        values.append(forward_kl(distributions(policy, batch, hinted, index), distributions(policy, batch, own, index)))
         ratios.append(ratio(trainer, row, len(values[-1]), mode))
     weighted = (torch.cat(values) * torch.cat(ratios)).mean().item()
     assert loss.item() == pytest.approx(weighted, rel=2e-3)
     assert weighted != pytest.approx(torch.cat(values).mean().item(), rel=1e-2)
 
 
-def test_the_double_is_where_trl_asks_its_engine():
-    """Were the seam another, the tests above would test nothing."""
+def test_trl_calls_the_hook_that_is_replaced():
     assert "_generate_single_turn" in vars(GRPOTrainer)
     assert "use_vllm" not in QUICK

@@ -24,7 +24,7 @@ A_FEW = {name: CASES[name] for name in ("grpo-untied", "cepo-ema", "sdpo-idle")}
 
 @pytest.fixture(scope="session")
 def folders(tmp_path_factory):
-    """Of a layout and its processes, the folder in which its cases were trained, once."""
+    """The folder in which the cases of a layout were trained."""
     base, trained = tmp_path_factory.mktemp("sharded"), {}
 
     def of(cases, layout="", processes=1):
@@ -38,7 +38,7 @@ def folders(tmp_path_factory):
 
 
 def check(one, other):
-    """Everything that one process has, the others have together, but for rounding."""
+    """Results equal those of one process to rounding."""
     assert other.advantages.keys() == one.advantages.keys()
     for key, expected in one.advantages.items():
         torch.testing.assert_close(other.evidence[key], one.evidence[key], atol=2e-4, rtol=1e-3)
@@ -56,8 +56,8 @@ def check(one, other):
         assert (other.weights[name] - one.weights[name]).abs().mean() < 2e-6
 
 
-def test_fsdp_on_two_processes_is_one_process(folders):
-    """A part of the whole table: TRL's untied head, a teacher that lags, a process without anything to learn."""
+def test_fsdp_on_two_processes_equals_one_process(folders):
+    """TRL's untied head, a lagging teacher, a process without advantages."""
     one, two = folders(A_FEW), folders(A_FEW, "fsdp2", 2)
     for name in A_FEW:
         check(outcome(one, name), outcome(two, name))
@@ -65,18 +65,18 @@ def test_fsdp_on_two_processes_is_one_process(folders):
 
 @pytest.mark.parametrize(("layout", "processes"), EVERYWHERE)
 @pytest.mark.parametrize("name", CASES)
-def test_sharded_is_one_process(folders, layout, processes, name):
+def test_sharded_equals_one_process(folders, layout, processes, name):
     check(outcome(folders(CASES), name), outcome(folders(CASES, layout, processes), name))
 
 
 @pytest.mark.parametrize("layout", [pytest.param(p.values[0], marks=p.marks) for p in EVERYWHERE if p.values[1] == 3])
 @pytest.mark.parametrize("name", LABELLED)
-def test_labelled_tokens_are_the_same_on_three_processes(folders, layout, name):
+def test_token_labels_on_three_processes(folders, layout, name):
     check(outcome(folders(LABELLED), name), outcome(folders(LABELLED, layout, 3), name))
 
 
 @pytest.mark.parametrize(("layout", "processes"), EVERYWHERE)
-def test_a_gradient_that_is_no_number_on_one_process_is_skipped_by_all(folders, layout, processes):
+def test_a_nonfinite_gradient_on_one_process_is_skipped_by_all(folders, layout, processes):
     one, many = (outcome(folders(SPOILT, *where), "spoilt") for where in ((), (layout, processes)))
     assert [entry["cepo/skipped_steps"] for entry in many.history] == [0.0, 1.0, 0.0]
     for name, weight in one.weights.items():
@@ -85,7 +85,7 @@ def test_a_gradient_that_is_no_number_on_one_process_is_skipped_by_all(folders, 
 
 
 @pytest.mark.parametrize(("layout", "processes"), EVERYWHERE)
-def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(folders, layout, processes):
+def test_a_resumed_run_equals_an_uninterrupted_one(folders, layout, processes):
     folder = folders(CASES, layout, processes)
     saved, resumed = (outcome(folder, name) for name in ("saved", "resumed"))
     later = {key: value for key, value in saved.advantages.items() if key[0] >= 2}
@@ -97,7 +97,7 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(folders, layout, p
 
 
 @pytest.mark.parametrize(("layout", "processes"), EVERYWHERE)
-def test_the_teacher_in_a_checkpoint_is_whole_and_so_for_any_number_of_processes(folders, layout, processes):
+def test_the_teacher_of_a_checkpoint_loads_on_any_number_of_processes(folders, layout, processes):
     file = Path("checkpoint-2") / "teacher.safetensors"
     expected = load_file(outcome(folders(CASES), "saved").folder / file)
     found = load_file(outcome(folders(CASES, layout, processes), "saved").folder / file)
@@ -107,7 +107,7 @@ def test_the_teacher_in_a_checkpoint_is_whole_and_so_for_any_number_of_processes
 
 
 @pytest.mark.parametrize(("layout", "processes"), EVERYWHERE)
-def test_what_was_saved_is_loaded_by_transformers(folders, layout, processes):
+def test_transformers_loads_the_saved_model(folders, layout, processes):
     found = outcome(folders(CASES, layout, processes), "cepo")
     model = AutoModelForImageTextToText.from_pretrained(found.folder)
     own = model.state_dict()
@@ -116,7 +116,7 @@ def test_what_was_saved_is_loaded_by_transformers(folders, layout, processes):
 
 
 def cli(folder, layout, processes, *options):
-    """`cepo train` from the command line; what it printed."""
+    """Output of `cepo train`."""
     small = {
         "max_steps": 2,
         "eval_problems": 10,
@@ -137,8 +137,8 @@ def cli(folder, layout, processes, *options):
 
 
 @pytest.mark.parametrize(("layout", "processes"), EVERYWHERE)
-def test_accuracy_is_measured_once_by_all_processes_together(tmp_path, layout, processes):
-    """Greedy answers before training are one process's, and each line is there once."""
+def test_all_processes_measure_accuracy_together(tmp_path, layout, processes):
+    """Greedy accuracy before training equals that of one process; each line is printed once."""
     alone = cli(tmp_path / "one", "", 1, "--method", "cepo")
     together = cli(tmp_path / "many", layout, processes, "--method", "cepo", "--teacher", "initial")
     (expected,), (found,) = (

@@ -1,4 +1,4 @@
-"""Prompts that run once in the update: the log-probs, entropies and gradients of TRL's whole rows, and fewer tokens."""
+"""Shared prompts: the log-probs, entropies, gradients and samples of whole rows, with fewer tokens."""
 
 import math
 import random
@@ -24,12 +24,12 @@ from tests.support.training import QUICK, half_right, logged, weights_of
 
 from .test_passes import SHAREABLE, prompt_for, words
 
-PACKABLE = [name for name in SHAREABLE if not name.startswith("gemma3")]  # whose windows no mask of ours knows
+PACKABLE = [name for name in SHAREABLE if not name.startswith("gemma3")]  # sliding windows
 CASES = [*((name, branched) for name in SHAREABLE), *((name, packed) for name in PACKABLE)]
 
 
 def batch_of(name, prompts, groups, draw):
-    """A micro-batch as TRL lays it out, its rows in any order: prompts padded on the left, completions on the right."""
+    """A micro-batch in TRL's layout, rows shuffled, prompts padded on the left, completions on the right."""
     rows = [(prompt, words(draw, 0, 9)) for prompt, size in zip(prompts, groups, strict=True) for _ in range(size)]
     draw.shuffle(rows)
     width, longest = max(len(p.ids) for p, _ in rows) + 2, max(1, *(len(c) for _, c in rows))
@@ -52,7 +52,7 @@ def batch_of(name, prompts, groups, draw):
 
 
 def whole(model, batch, width):
-    """As TRL runs them."""
+    """Log-probs and entropies by TRL's forward pass."""
     inputs = {name: value for name, value in batch.items() if name != "num_images"}
     labels = batch["input_ids"].masked_fill(batch["attention_mask"] == 0, -100)
     labels[:, :width] = -100
@@ -60,8 +60,8 @@ def whole(model, batch, width):
     return output.log_probs[:, width - 1 :], output.entropy[:, width - 1 :]
 
 
-def read(model, batch, width, way):
-    """Log-probs, entropies and the gradient of some loss of both."""
+def evaluate(model, batch, width, way):
+    """Log-probs, entropies and the gradient of a loss of both."""
     model.zero_grad()
     log_probs, entropies = way(model)
     mask = batch["attention_mask"][:, width:]
@@ -87,7 +87,7 @@ def models():
 @pytest.mark.parametrize(("name", "way"), CASES)
 @settings(max_examples=8)
 @given(groups=st.lists(st.integers(1, 4), min_size=1, max_size=3), seed=st.integers(0, 10**6))
-def test_shared_is_whole(models, name, way, groups, seed):
+def test_shared_rows_equal_whole_rows(models, name, way, groups, seed):
     model, draw = models(name), random.Random(seed)
     torch.manual_seed(seed)
     prompts = [prompt_for(name, draw, images=1) for _ in groups]
@@ -96,14 +96,14 @@ def test_shared_is_whole(models, name, way, groups, seed):
     if rows is None:
         assert max(groups) == 1
         return
-    expected = read(model, batch, width, lambda model: whole(model, batch, width))
-    found = read(model, batch, width, lambda model: way(model, rows))
+    expected = evaluate(model, batch, width, lambda model: whole(model, batch, width))
+    found = evaluate(model, batch, width, lambda model: way(model, rows))
     for one, other in zip(found[:2], expected[:2], strict=True):
         assert_close(one, other, atol=3e-5, rtol=1e-4)
     assert (found[2] - expected[2]).norm() <= 1e-5 * expected[2].norm() + 1e-6
 
 
-def test_prompts_with_other_images_are_others():
+def test_prompts_with_different_images_are_distinct():
     draw = random.Random(0)
     first, second = (prompt_for("gemma3_vl", draw, images=1) for _ in range(2))
     second = type(first)(first.ids, second.images, first.token_types, first.images_end)
@@ -115,7 +115,7 @@ def test_prompts_with_other_images_are_others():
     assert len(rows_of(same, width).firsts) == 1
 
 
-def test_rows_with_prompts_of_their_own_are_left_as_they_are():
+def test_rows_without_a_shared_prompt():
     ids = torch.tensor([[1, 2, 3], [1, 2, 4]])
     assert rows_of({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, 1) is None  # a single prompt token
     assert rows_of({"input_ids": ids.flip(1), "attention_mask": torch.ones_like(ids)}, 2) is None
@@ -130,16 +130,16 @@ def test_tokens_and_cost():
     assert rows.tokens() == (3 + 1 + 4 + 2 + 3, 16)
     model = tiny_models.make("qwen3")
     assert packing_pays(model, rows)
-    long = torch.ones(64, 4 + 60, dtype=torch.long)  # 64 completions in one row see 4,000 keys each, to save 4 tokens
+    long = torch.ones(64, 4 + 60, dtype=torch.long)  # 4,000 keys per query, to save 4 tokens
     assert not packing_pays(model, Rows(long, long, 4, torch.zeros(64, dtype=torch.long), torch.tensor([0])))
 
 
 @pytest.mark.parametrize(
     ("name", "checkpoints", "reason"),
     [
-        ("qwen3_next", False, "its cache has layers that are not keys and values"),
-        ("gemma3", True, "its layers do not all attend to everything"),
-        ("qwen3_next", True, "its layers do not all attend to everything"),
+        ("qwen3_next", False, "its cache has layers other than keys and values"),
+        ("gemma3", True, "not all of its layers have full attention"),
+        ("qwen3_next", True, "not all of its layers have full attention"),
         ("qwen3_vl", True, None),
         ("gemma3", False, None),
     ],
@@ -205,8 +205,8 @@ SITUATIONS = {
 
 
 @pytest.mark.parametrize("name", SITUATIONS)
-def test_steps_are_those_of_whole_rows(tmp_path, task, name):
-    """Losses, entropies and weights after real steps, by SGD, in which a gradient is what moves."""
+def test_steps_equal_those_of_whole_rows(tmp_path, task, name):
+    """Losses, entropies and weights after real steps of SGD."""
     options = SITUATIONS[name]
     if name == "frozen tower" and task[1] != policy_path():
         options = {}
@@ -221,14 +221,14 @@ def test_steps_are_those_of_whole_rows(tmp_path, task, name):
         assert_close(weight, expected[weight_name], atol=2e-5, rtol=1e-3)
 
 
-def test_never_is_trl_to_the_bit(tmp_path, task):
+def test_never_is_bit_identical_to_trl(tmp_path, task):
     ours = train(tmp_path, task, "never", epsilon_high=0.28)
     theirs = train(tmp_path, task, "never", trainer_class=GRPOTrainer, epsilon_high=0.28)
     expected = weights_of(theirs)
     assert all(torch.equal(weight, expected[name]) for name, weight in weights_of(ours).items())
 
 
-def test_where_it_cannot_be_exact_it_is_not_done_and_said_once(tmp_path, task, caplog):
+def test_dropout_is_not_shared(tmp_path, task, caplog):
     dropped = {"peft_config": LoraConfig(r=4, lora_dropout=0.3, target_modules=["q_proj"])}
     trainer = train(tmp_path, task, "auto", **dropped)
     assert trainer._sharing.shares is False
@@ -237,7 +237,7 @@ def test_where_it_cannot_be_exact_it_is_not_done_and_said_once(tmp_path, task, c
         "the update runs every prompt once per rollout: all rollouts of a prompt would share its dropout. "
         "This is slower and gives the same numbers."
     ]
-    with pytest.raises(ValueError, match="shared_prompt_update='always': dropout would be"):
+    with pytest.raises(ValueError, match="shared_prompt_update='always': all rollouts of a prompt"):
         train(tmp_path, task, "always", **dropped)
 
 
@@ -254,8 +254,8 @@ def test_groups_stay_together_in_the_micro_batches_of_one_step(tmp_path, task):
 
 
 @pytest.mark.parametrize("options", [{}, {"peft_config": LoraConfig(r=4, target_modules=["q_proj", "v_proj"])}])
-def test_the_same_is_sampled_from_prompts_that_run_once(tmp_path, task, options, monkeypatch):
-    """By the same seed, token for token; each distinct prompt once in a batch, but for the trial."""
+def test_shared_prompts_sample_the_same_tokens(tmp_path, task, options, monkeypatch):
+    """With the same seed; each distinct prompt runs once in a batch, except in the trial."""
     sampled = {}
     for shared in ("never", "auto"):
         rows, original = [], GRPOTrainer._generate_single_turn
@@ -271,12 +271,12 @@ def test_the_same_is_sampled_from_prompts_that_run_once(tmp_path, task, options,
         monkeypatch.undo()
         sampled[shared] = rows
     assert [tokens for tokens, _ in sampled["auto"]] == [tokens for tokens, _ in sampled["never"]]
-    assert [prompts for _, prompts in sampled["auto"]] == [[8, 2], [2]]  # whole and the trial, from then on once
+    assert [prompts for _, prompts in sampled["auto"]] == [[8, 2], [2]]  # whole rows, and the trial
     assert [prompts for _, prompts in sampled["never"]] == [[8], [8]]
 
 
 def inputs_of(name, images, groups, draw):
-    """What `generate` takes for groups of rows with the same prompt, and which these are."""
+    """Inputs of `generate` for groups of rows, and their shared prompts."""
     prompts = [prompt_for(name, draw, images) for _ in groups]
     batch, width = batch_of(name, prompts, groups, draw)
     inputs = {key: value for key, value in batch.items() if key != "num_images"}
@@ -293,8 +293,8 @@ def inputs_of(name, images, groups, draw):
 
 @pytest.mark.parametrize("sampled", [True, False])
 @pytest.mark.parametrize(("name", "images"), [("qwen3_vl", 2), ("qwen2_5_vl", 1), ("gemma3_vl", 1), ("gemma3", 0)])
-def test_what_is_generated_is_what_whole_prompts_generate(models, name, images, sampled):
-    """Tokens, and the logits of every row until it ends; caches that keep a window of what they saw included."""
+def test_generate_gives_the_tokens_and_logits_of_whole_prompts(models, name, images, sampled):
+    """Up to the end of each row, with sliding windows too."""
     model, draw = models(name), random.Random(0)
     torch.manual_seed(0)
     inputs, prompts = inputs_of(name, images, [5, 4], draw)
@@ -310,10 +310,10 @@ def test_what_is_generated_is_what_whole_prompts_generate(models, name, images, 
     ran = expected.sequences[:, width:] != 0
     if sampled:
         assert len(set(ran.sum(1).tolist())) > 2  # rows end at different times
-    said, counts = [], []
-    sparing = PrefixSharingGenerator(said.append)
+    warnings, counts = [], []
+    generator = PrefixSharingGenerator(warnings.append)
     for _ in range(2):  # with the trial, and after it
-        with sparing.generating(model, options["eos_token_id"], prompts):
+        with generator.generating(model, options["eos_token_id"], prompts):
             inner = model.register_forward_pre_hook(
                 lambda _, args, kw: counts.append(len(kw["input_ids"])), with_kwargs=True
             )
@@ -322,8 +322,8 @@ def test_what_is_generated_is_what_whole_prompts_generate(models, name, images, 
         assert torch.equal(found.sequences, expected.sequences)
         for place, (one, other) in enumerate(zip(found.logits, expected.logits, strict=True)):
             assert_close(one[ran[:, place]], other[ran[:, place]], atol=5e-5, rtol=1e-4)
-    assert sparing.shares is True
-    assert said == []
+    assert generator.shares is True
+    assert warnings == []
     assert 2 in counts  # prompts
     if sampled:
         assert 2 < min(count for count in counts if count != 2) < 8
@@ -331,35 +331,34 @@ def test_what_is_generated_is_what_whole_prompts_generate(models, name, images, 
     assert not model._forward_hooks
 
 
-def test_caches_that_cannot_be_branched_are_left_alone(models):
-    said, model = [], models("qwen3_next")
-    sparing = PrefixSharingGenerator(said.append)
+def test_other_caches_are_not_shared(models):
+    warnings, model = [], models("qwen3_next")
+    generator = PrefixSharingGenerator(warnings.append)
     for _ in range(2):
-        with sparing.generating(model, [5], None):
+        with generator.generating(model, [5], None):
             assert not model._forward_pre_hooks
-    assert len(said) == 1
-    assert said[0].startswith("sampling runs every prompt once per rollout: its cache has layers that are not keys")
+    assert len(warnings) == 1
+    assert warnings[0].startswith("sampling runs every prompt once per rollout: its cache has layers other than keys")
 
 
-def test_a_model_whose_trial_differs_is_left_alone(models):
-    """As one that keeps something else of its rows."""
-    said, model = [], models("qwen3")
+def test_a_failed_trial_is_not_shared(models):
+    warnings, model = [], models("qwen3")
     torch.manual_seed(0)
     inputs, prompts = inputs_of("qwen3", 0, [2, 2], random.Random(1))
     swapped = SharedPrompts(prompts.firsts, [1 - owner for owner in prompts.owners], {})
     expected = model.generate(**inputs, max_new_tokens=4, do_sample=False, pad_token_id=0, eos_token_id=5)
-    sparing = PrefixSharingGenerator(said.append)
+    generator = PrefixSharingGenerator(warnings.append)
     for _ in range(2):
-        with sparing.generating(model, [5], swapped):
+        with generator.generating(model, [5], swapped):
             found = model.generate(**inputs, max_new_tokens=4, do_sample=False, pad_token_id=0, eos_token_id=5)
         assert torch.equal(found, expected)
-    (line,) = said
+    (line,) = warnings
     assert "in a trial, logits differed by" in line
 
 
 @pytest.mark.parametrize("way", [branched, packed])
 def test_several_threads_give_the_same_gradient_each_time(way):
-    """To the bit, so that a run can be made again; at the size of the shipped policy, where threads share work."""
+    """Bit-identical, for reproducible runs; at the size of the shipped policy, where threads share work."""
     model = AutoModelForImageTextToText.from_pretrained(policy_path())
     add_fused_lm_head(model, outputs=("log_probs", "entropy"))
     torch.manual_seed(0)
@@ -371,7 +370,7 @@ def test_several_threads_give_the_same_gradient_each_time(way):
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        gradients = [read(model, batch, 120, lambda model: way(model, rows))[2] for _ in range(12)]
+        gradients = [evaluate(model, batch, 120, lambda model: way(model, rows))[2] for _ in range(12)]
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)

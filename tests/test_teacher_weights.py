@@ -1,4 +1,4 @@
-"""Teachers' weights: in place while they read, back afterwards, and saved."""
+"""Teacher weights are swapped in for scoring, swapped out afterwards, and saved."""
 
 import pytest
 import torch
@@ -46,7 +46,7 @@ def test_in_place_and_back(source):
     assert [id(p) for p in policy.parameters()] == identities  # an optimiser still has the right ones
 
 
-def test_the_live_policy_needs_no_copy():
+def test_teacher_policy_needs_no_copy():
     policy = model()
     teacher = TeacherWeights(policy, "policy")
     assert not teacher.lags
@@ -56,7 +56,7 @@ def test_the_live_policy_needs_no_copy():
         assert same(state(policy), now)
 
 
-def test_initial_stays_synced_follows_now_and_then_and_the_average_slowly():
+def test_initial_synced_and_ema():
     expected = {"initial": [0, 0, 0, 0], "synced": [0, 2, 2, 4], "ema": [0.25, 0.6875, 1.265625, 1.94921875]}
     for source, offsets in expected.items():
         policy = model()
@@ -69,7 +69,7 @@ def test_initial_stays_synced_follows_now_and_then_and_the_average_slowly():
                 assert torch.allclose(policy[0].weight, start + offset, atol=1e-6)
 
 
-def test_an_average_of_bfloat16_weights_moves_by_steps_that_bfloat16_rounds_away():
+def test_an_average_of_bfloat16_weights_is_kept_in_float32():
     policy = nn.Linear(2, 1, dtype=torch.bfloat16)
     with torch.no_grad():
         policy.weight.fill_(1.0)
@@ -83,7 +83,7 @@ def test_an_average_of_bfloat16_weights_moves_by_steps_that_bfloat16_rounds_away
         assert policy.weight.float().flatten().tolist() == pytest.approx([2 - 0.999**1000] * 2, abs=0.01)
 
 
-def test_a_checkpoint_has_the_copy(tmp_path):
+def test_save_and_load(tmp_path):
     policy = model()
     teacher = TeacherWeights(policy, "ema", decay=0.5)
     move(policy)
@@ -97,7 +97,7 @@ def test_a_checkpoint_has_the_copy(tmp_path):
         assert same(state(policy), state(other))
 
 
-def test_a_checkpoint_that_has_none(tmp_path):
+def test_a_checkpoint_without_the_copy_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"teacher\.safetensors"):
         TeacherWeights(model(), "initial").load(str(tmp_path))
     TeacherWeights(model(), "policy").load(str(tmp_path))

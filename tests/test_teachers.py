@@ -1,4 +1,4 @@
-"""Teachers: what they read, what they do not, and that they leave the model as it was."""
+"""Prompts, scores and modes of teachers."""
 
 import pytest
 import torch
@@ -41,7 +41,7 @@ def messages(figures):
 
 
 def encoded(processor, conversation):
-    """The conversation as the processor alone makes it."""
+    """The ids that the processor makes of a conversation."""
     fields = processor.apply_chat_template(
         [conversation], add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
     )
@@ -68,7 +68,7 @@ def rollouts_of(processor, texts, pad_to=None, filler=0):
     return Completions(table, wanted, range(len(texts)))
 
 
-def test_the_hint_closes_the_last_user_turn_before_the_assistant_header(processor, encoder, messages, prompts):
+def test_the_hint_ends_the_last_user_turn(processor, encoder, messages, prompts):
     ids = encoder.with_hint(prompts[0], messages[0], add_hint(messages[0], HINT))
     text = processor.tokenizer.decode(ids)
     hint = DEFAULT_HINT_TEMPLATE.replace("{answer}", ANSWER)
@@ -88,8 +88,8 @@ HINTS = [
 
 
 @pytest.mark.parametrize("template", HINTS)
-def test_grafted_ids_are_those_of_the_whole_conversation(processor, encoder, messages, prompts, template, monkeypatch):
-    """Text tokenised apart from images, then grafted: the processor's own ids, whatever merges at the seam."""
+def test_grafted_ids_are_those_of_the_conversation(processor, encoder, messages, prompts, template, monkeypatch):
+    """Text tokenized without images, then grafted, whatever merges at the seam."""
     monkeypatch.setattr(PromptEncoder, "_encoded", lambda *args: pytest.fail("images were processed again"))
     for prompt, conversation in zip(prompts, messages, strict=True):
         hinted = add_hint(conversation, fill_hint(template, ANSWER))
@@ -108,8 +108,8 @@ def test_grafted_ids_of_text(text_figures, text_model_path, template):
     assert PromptEncoder(tokenizer, is_vlm=False).with_hint(Prompt(ids(plain)), plain, hinted) == ids(hinted)
 
 
-def test_where_grafting_fails_the_processor_makes_the_ids(processor, encoder, messages, prompts):
-    """A prompt that is not what its text alone becomes: longer by a token at its end."""
+def test_the_processor_makes_the_ids_if_grafting_fails(processor, encoder, messages, prompts):
+    """A prompt with one more token than its text."""
     hinted = add_hint(messages[0], HINT)
     odd = Prompt((*prompts[0].ids, 7), prompts[0].images, prompts[0].token_types, prompts[0].images_end)
     assert encoder.with_hint(odd, messages[0], hinted) == encoded(processor, hinted).ids
@@ -152,7 +152,7 @@ def test_a_hint_that_cannot_be_placed_is_refused(messages, template, named):
         add_hint(messages, fill_hint(template, ANSWER))
 
 
-def test_scores_stand_where_their_rollout_and_context_do(model, processor, encoder, messages, prompts):
+def test_scores_are_indexed_by_context_and_rollout(model, processor, encoder, messages, prompts):
     hinted = [
         encoder.with_hint(prompt, conversation, add_hint(conversation, HINT))
         for prompt, conversation in zip(prompts, messages, strict=True)
@@ -202,7 +202,7 @@ def test_the_teacher_sees_the_image(model, processor, figures):
 
 
 def test_the_completion_tokens_are_the_sampled_ones(processor, prompts):
-    """Not decoded and encoded again: two tokenisations of one text get different scores."""
+    """Two tokenizations of one text have different scores."""
     tokenizer = processor.tokenizer
     whole = tokenizer("parallel").input_ids
     pieces = [i for letter in "parallel" for i in tokenizer(letter).input_ids]
@@ -218,7 +218,7 @@ def test_the_completion_tokens_are_the_sampled_ones(processor, prompts):
     assert [request.completion for request in seen] == [tuple(pieces)]
 
 
-def test_equal_rollouts_are_read_once_and_nothing_after_the_last_wanted_token():
+def test_equal_rollouts_are_scored_once_up_to_the_last_wanted_token():
     prompts = [Prompt((1, 2, 3)), Prompt((1, 2, 3))]
     ids = torch.tensor([[7, 8, 9, 5], [7, 8, 9, 6], [7, 8, 9, 5]])
     wanted = torch.tensor([[True, False, True, False]] * 3)
@@ -235,7 +235,7 @@ def test_equal_rollouts_are_read_once_and_nothing_after_the_last_wanted_token():
     assert result[1].isnan().all()
 
 
-def test_a_rollout_without_a_wanted_token_is_not_read():
+def test_a_rollout_without_a_wanted_token_is_not_scored():
     result = score(
         [[(1, 2)]], Completions(torch.tensor([[7, 8]]), torch.zeros(1, 2, dtype=torch.bool), [0]), [], _nothing
     )
@@ -247,7 +247,7 @@ def _nothing(prompts, requests):
     return []
 
 
-def test_teachers_leave_every_module_in_its_mode(model):
+def test_every_module_keeps_its_mode(model):
     model.train()
     model.lm_head.eval()
     modes = {name: module.training for name, module in model.named_modules()}

@@ -1,4 +1,4 @@
-"""log P_S is known before the loss: from TRL where it has it, else from a scoring pass, with the same step."""
+"""log P_S is known before the loss, from TRL or from a scoring pass; and each step runs as few tokens as possible."""
 
 import math
 
@@ -41,7 +41,7 @@ SITUATIONS = {**METHODS, **{name: {"method": "rlsd", **options} for name, option
 
 
 def some_right(completions, **kwargs):
-    """One group in two has something to say."""
+    """One group in two has variance."""
     return [float(place % 2) if place // 4 % 2 else 1.0 for place in range(len(completions))]
 
 
@@ -56,7 +56,7 @@ def run(tmp_path, task, **options):
 
 @pytest.fixture
 def asked(monkeypatch):
-    """Whether each request to a scorer had a hint."""
+    """Whether each scoring request had a hint."""
     seen, log_probs = [], Scorer.log_probs
 
     def noted(self, prompts, requests, *, max_tokens):
@@ -69,7 +69,7 @@ def asked(monkeypatch):
 
 @pytest.mark.parametrize("name", SITUATIONS)
 def test_student_log_probs_are_known_before_the_loss(tmp_path, task, name, asked, monkeypatch):
-    """With TRL's own log-probs of the policy that sampled, no pass is made for them, and the step is the same."""
+    """A scoring pass is omitted if TRL has them, and the step is the same."""
     options = SITUATIONS[name]
     scored = run(tmp_path, task, **options)
     assert not all(asked)
@@ -111,8 +111,8 @@ def test_student_log_probs_are_known_before_the_loss(tmp_path, task, name, asked
         ({}, True),
     ],
 )
-def test_without_one_step_a_generation_trls_own_are_taken(tmp_path, task, options, reads, asked):
-    """TRL has computed the log-probs of the policy that sampled for its ratio; with dropout they are no teacher's."""
+def test_trls_log_probs_are_used_with_several_steps_per_generation(tmp_path, task, options, reads, asked):
+    """TRL has computed them for its ratio; with dropout they are not those of eval mode."""
     dataset, model = task
     args = CEPOConfig(output_dir=str(tmp_path), **(QUICK | {"method": "rlsd"} | options))
     trainer = CEPOTrainer(model, half_right, args, dataset)
@@ -123,7 +123,7 @@ def test_without_one_step_a_generation_trls_own_are_taken(tmp_path, task, option
     assert any(asked)
 
 
-# What a step runs -----------------------------------------------------------------------------------------------------
+# The tokens and images that a step runs -------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -136,8 +136,8 @@ def test_without_one_step_a_generation_trls_own_are_taken(tmp_path, task, option
         ({"method": "rlsd", "gradient_checkpointing": True}, 3, 2),
     ],
 )
-def test_no_token_runs_more_often_than_it_must(tmp_path, figures, monkeypatch, method, prompts, readings):
-    """Of a step: each image once, each prompt once a reader, each rollout once in each context with a hint."""
+def test_no_token_runs_twice(tmp_path, figures, monkeypatch, method, prompts, readings):
+    """In a step: each image once, each prompt once per scorer, each rollout once per hinted context."""
     ran, images, asked = [], [], []
     log_probs = Scorer.log_probs
 
@@ -176,7 +176,7 @@ def test_no_token_runs_more_often_than_it_must(tmp_path, figures, monkeypatch, m
         assert 4 * readings < len(requests) <= 8 * readings
 
 
-def test_a_tower_that_learns_runs_once_a_reader(tmp_path, figures):
+def test_a_trained_tower_runs_once_per_scorer(tmp_path, figures):
     counts = []
     args = CEPOConfig(output_dir=str(tmp_path), **(QUICK | {"method": "rlsd"}))
     trainer = CEPOTrainer(policy_path(), half_right, args, figures)

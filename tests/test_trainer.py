@@ -1,4 +1,4 @@
-"""The real `CEPOTrainer` on real models: GRPO to the bit, teachers where they matter and nowhere else."""
+"""The real `CEPOTrainer` on small real models."""
 
 import re
 from dataclasses import fields
@@ -32,7 +32,7 @@ from tests.support.training import (
 LOSSES = ["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo"]
 
 
-def test_grpo_is_trls_own_to_the_bit(tmp_path, task):
+def test_grpo_is_bit_identical_to_trl(tmp_path, task):
     dataset, model = task
     options = {"max_steps": 3, "epsilon_high": 0.28}
     theirs = train(tmp_path, dataset, model, trainer_class=GRPOTrainer, **options)
@@ -44,7 +44,7 @@ def test_grpo_is_trls_own_to_the_bit(tmp_path, task):
         assert torch.equal(weight, weights_of(ours)[name])
 
 
-def test_cepo_with_equal_references_is_grpo_to_the_bit(tmp_path, task, monkeypatch):
+def test_cepo_with_equal_references_is_bit_identical_to_grpo(tmp_path, task, monkeypatch):
     dataset, model = task
     monkeypatch.setattr(
         cepo.methods.method,
@@ -61,8 +61,8 @@ def test_cepo_with_equal_references_is_grpo_to_the_bit(tmp_path, task, monkeypat
 
 @pytest.mark.parametrize("method", ["cepo", "rlsd"])
 @pytest.mark.parametrize("lora", [False, True])
-def test_teachers_move_the_policy_elsewhere(tmp_path, task, method, lora, monkeypatch, text_figures):
-    """Real steps, VLM and text-only, with and without LoRA; dropout in LoRA must not reach the teachers."""
+def test_teachers_change_the_update(tmp_path, task, method, lora, monkeypatch, text_figures):
+    """Real steps, VLM and text-only, with and without LoRA, whose dropout is off while teachers score."""
     wrong_answers(monkeypatch)
     dataset, model = task
     peft_config = LoraConfig(r=4, lora_dropout=0.3, target_modules=["q_proj", "v_proj"]) if lora else None
@@ -78,17 +78,17 @@ def test_teachers_move_the_policy_elsewhere(tmp_path, task, method, lora, monkey
     placed = train(tmp_path, dataset, model, half_right, method=method, peft_config=peft_config)
     assert seen
     for first, second in seen:
-        assert_close(first, second, equal_nan=True)  # no dropout: the same twice
+        assert_close(first, second, equal_nan=True)  # no dropout
     assert all(0 < share <= 1 for share in logged(placed, "cepo/rows_scored"))
     assert all(value > 0 for value in logged(placed, "cepo/evidence/incorrect_std"))
-    if dataset.column_names == text_figures.column_names:  # once is enough, and text is quick
+    if dataset.column_names == text_figures.column_names:  # the quicker of the two
         uniform = train(tmp_path, dataset, model, half_right, method="grpo", peft_config=peft_config)
         differs = [not torch.equal(weight, weights_of(uniform)[name]) for name, weight in weights_of(placed).items()]
         assert any(differs)
 
 
 def test_token_advantages_reach_the_loss(tmp_path, figures, monkeypatch, loss_inputs):
-    """What the method computes is what TRL's loss is given: A_t on the completion, 0 beyond it."""
+    """TRL's loss gets A_t on the completion, and 0 after it."""
     wrong_answers(monkeypatch)
     train(tmp_path, figures, reward=half_right, max_steps=1, evidence_clip=0.2)
     (batch,) = loss_inputs
@@ -103,7 +103,7 @@ def test_token_advantages_reach_the_loss(tmp_path, figures, monkeypatch, loss_in
             assert values.unique().numel() > 1
 
 
-def test_lambda_belongs_to_the_optimiser_step_also_when_rollouts_are_reused(
+def test_lambda_follows_the_optimizer_step_with_reused_rollouts(
     tmp_path, text_figures, text_model_path, monkeypatch, loss_inputs
 ):
     """Two updates from one generation batch: the same evidence, each with its own lambda."""
@@ -124,8 +124,8 @@ def test_lambda_belongs_to_the_optimiser_step_also_when_rollouts_are_reused(
     assert_close(uniform[same_row], uniform[same_row][:1].expand(int(same_row.sum())), atol=1e-5, rtol=1e-4)
 
 
-def test_micro_batches_get_their_own_rows(tmp_path, text_figures, text_model_path, monkeypatch, loss_inputs):
-    """Accumulated over two micro-batches, TRL shuffles the generation batch: evidence must stay with its rollout."""
+def test_evidence_stays_with_its_rollout(tmp_path, text_figures, text_model_path, monkeypatch, loss_inputs):
+    """TRL shuffles the generation batch and splits it."""
     wrong_answers(monkeypatch)
     monkeypatch.setattr(cepo.scoring.score, "score", _score_of_first_tokens)
     train(
@@ -144,12 +144,12 @@ def test_micro_batches_get_their_own_rows(tmp_path, text_figures, text_model_pat
 
 
 def _score_of_first_tokens(table, rollouts, *rest):
-    """Evidence that tells which rollout it belongs to: its first token, in thousandths."""
+    """Evidence that identifies its rollout: the first token id / 1000."""
     first = rollouts.completion_ids[:, :1].float().expand(rollouts.completion_ids.shape) / 1000
     return torch.stack([first, *[torch.zeros_like(first)] * (len(table) - 1)])
 
 
-def test_lambda_falls_with_the_step_and_then_no_teacher_runs(tmp_path, figures, monkeypatch):
+def test_lambda_decays_and_no_teacher_runs_at_0(tmp_path, figures, monkeypatch):
     wrong_answers(monkeypatch)
     calls = []
     score = cepo.scoring.score.score
@@ -160,7 +160,7 @@ def test_lambda_falls_with_the_step_and_then_no_teacher_runs(tmp_path, figures, 
     assert logged(trainer, "cepo/rows_scored")[2:] == [0.0, 0.0]
 
 
-def test_lambda_goes_on_where_it_was_after_resuming(tmp_path, text_figures, text_model_path, monkeypatch):
+def test_lambda_after_resuming(tmp_path, text_figures, text_model_path, monkeypatch):
     wrong_answers(monkeypatch)
     options = {"max_steps": 4, "evidence_steps": 4, "save_strategy": "steps", "save_steps": 2, "reward": half_right}
     whole = train(tmp_path, text_figures, text_model_path, **options)
@@ -176,8 +176,8 @@ def test_lambda_goes_on_where_it_was_after_resuming(tmp_path, text_figures, text
         assert_close(weights_of(resumed)[name], weight)
 
 
-def test_rollouts_that_move_nothing_are_not_scored(tmp_path, figures, monkeypatch):
-    """One group gets equal rewards: its advantages are 0, and no teacher reads it."""
+def test_zero_variance_groups_are_not_scored(tmp_path, figures, monkeypatch):
+    """One of two groups has equal rewards."""
     wrong_answers(monkeypatch)
     tables = []
     score = cepo.scoring.score.score
@@ -196,7 +196,7 @@ def test_rollouts_that_move_nothing_are_not_scored(tmp_path, figures, monkeypatc
     assert logged(trainer, "cepo/rows_scored") == [0.5]
 
 
-def test_teachers_read_the_references_in_the_last_user_turn(tmp_path, figures, monkeypatch):
+def test_hints_stand_in_the_last_user_turn(tmp_path, figures, monkeypatch):
     wrong_answers(monkeypatch)
     tables = []
     score = cepo.scoring.score.score
@@ -223,8 +223,8 @@ def _last_turn(text):
     return turn.removesuffix("<|im_end|>\n")
 
 
-def test_the_teacher_without_a_hint_is_trls_own_student(tmp_path, task, monkeypatch):
-    """Same prompt, same pixels, same sampling temperature: P_S as we score it is what TRL computes for its ratio."""
+def test_unhinted_scores_are_trls_log_probs(tmp_path, task, monkeypatch):
+    """P_S of a scoring pass equals the log-probs that TRL computes for its ratio."""
     dataset, model = task
     seen = []
 
@@ -260,8 +260,8 @@ def test_the_teacher_without_a_hint_is_trls_own_student(tmp_path, task, monkeypa
 
 
 @pytest.mark.parametrize(("fallback", "scored"), [("student", 1.0), ("uniform", 0.0)])
-def test_without_a_wrong_answer(tmp_path, figures, monkeypatch, fallback, scored):
-    """No rollout announces an answer: `student` compares with P_S (RLSD), `uniform` keeps GRPO's advantage."""
+def test_without_an_incorrect_answer(tmp_path, figures, monkeypatch, fallback, scored):
+    """`student` compares with P_S (RLSD), `uniform` keeps GRPO's advantage."""
     monkeypatch.setattr(cepo.trainer.cepo_trainer, "final_answer", lambda text, extractor: None)
     trainer = train(tmp_path, figures, reward=half_right, max_steps=1, missing_negative=fallback)
     assert logged(trainer, "cepo/rows_scored") == [scored]
@@ -271,8 +271,8 @@ def test_without_a_wrong_answer(tmp_path, figures, monkeypatch, fallback, scored
         assert_close(weights_of(trainer)[name], weight)
 
 
-def test_what_lasts_is_said_once(tmp_path, figures, monkeypatch, caplog):
-    """No answer is ever found, and of three rollouts in four there is no verdict."""
+def test_health_warnings_appear_once(tmp_path, figures, monkeypatch, caplog):
+    """No extractable answer; and no verdict on three rollouts in four."""
     monkeypatch.setattr(cepo.trainer.cepo_trainer, "final_answer", lambda text, extractor: None)
 
     def mostly_silent(completions, **kwargs):
@@ -291,10 +291,9 @@ def test_what_lasts_is_said_once(tmp_path, figures, monkeypatch, caplog):
     assert not [record for record in caplog.records if "no_incorrect_answer" in record.getMessage()]
 
 
-def test_answers_are_read_as_the_option_says(tmp_path, figures):
-    """A reader of one's own, for completions and solutions alike."""
+def test_answer_extractor_reads_completions_and_solutions(tmp_path, figures):
     trainer = train(tmp_path, figures, reward=half_right, max_steps=1, answer_extractor=f"{__name__}:first_letter")
-    attempts = read_by_the_last_run
+    attempts = EXTRACTED
     assert logged(trainer, "cepo/rows_scored")[0] > 0
     assert attempts
     assert all(text for text in attempts)
@@ -302,16 +301,16 @@ def test_answers_are_read_as_the_option_says(tmp_path, figures):
         CEPOConfig(output_dir=str(tmp_path), bf16=False, answer_extractor="nosuch")
 
 
-read_by_the_last_run: list[str] = []
+EXTRACTED: list[str] = []
 
 
 def first_letter(text):
-    read_by_the_last_run.append(text)
+    EXTRACTED.append(text)
     return text.strip()[:1] or None
 
 
 def test_correctness_is_the_verdict_of_the_chosen_reward(tmp_path, figures, monkeypatch):
-    """A right answer marked down for its format never serves as r-."""
+    """A correct rollout with a low reward for its format never serves as r-."""
     wrong_answers(monkeypatch)
     groups = []
     choose = cepo.methods.method.choose_references
@@ -350,7 +349,7 @@ def test_evaluation_runs_no_teacher(tmp_path, figures, monkeypatch):
 
 @pytest.mark.parametrize("loss_type", LOSSES)
 def test_every_loss_of_trl_takes_token_advantages(tmp_path, text_figures, text_model_path, loss_type, loss_inputs):
-    """With equal token advantages the loss is that of the rollout's advantage, so (B, T) is neither lost nor bent."""
+    """The loss of equal (B, T) token advantages is that of the (B,) advantages."""
     options = QUICK | {"max_steps": 1, "loss_type": loss_type, "method": "grpo"}
     trainer = CEPOTrainer(text_model_path, letters, CEPOConfig(output_dir=str(tmp_path), **options), text_figures)
     trainer.train()
@@ -368,15 +367,15 @@ def test_every_loss_of_trl_takes_token_advantages(tmp_path, text_figures, text_m
 
 
 def every_other_group(completions, **kwargs):
-    """Groups of four: those with an even number are all right, the others mixed."""
+    """Groups of four: even ones have zero variance, odd ones are mixed."""
     return [1.0 if row // 4 % 2 == 0 else float(row % 2) for row in range(len(completions))]
 
 
 @pytest.mark.parametrize("loss_type", LOSSES)
-def test_rows_without_advantage_leave_no_trace_in_the_gradient(
+def test_skipped_rows_do_not_change_the_gradient(
     tmp_path, text_figures, text_model_path, loss_type, loss_inputs, monkeypatch
 ):
-    """Gradients with and without these rows, parameter by parameter; half of the rows are dead, one has no tokens."""
+    """Half of the rows have no advantage, and one has no tokens."""
     wrong_answers(monkeypatch)
     options = QUICK | {"max_steps": 1, "loss_type": loss_type}
     args = CEPOConfig(output_dir=str(tmp_path), **options)
@@ -416,8 +415,8 @@ def test_rows_without_advantage_leave_no_trace_in_the_gradient(
 
 
 @pytest.mark.parametrize("accumulate", [1, 4])
-def test_training_without_dead_rows_arrives_at_the_same_weights(tmp_path, figures, accumulate, loss_inputs):
-    """Images leave with their rows; micro-batches of dead rows alone move what momentum moves, and no more."""
+def test_skipping_rows_gives_the_same_weights(tmp_path, figures, accumulate, loss_inputs):
+    """Images are skipped with their rows; some micro-batches have no row left."""
     options = {
         "reward": every_other_group,
         "method": "grpo",
@@ -425,7 +424,7 @@ def test_training_without_dead_rows_arrives_at_the_same_weights(tmp_path, figure
         "per_device_train_batch_size": 8 // accumulate,
         "gradient_accumulation_steps": accumulate,
         "num_generations": 4,
-        "optim": "sgd",  # Adam would blow up the rounding of small gradients
+        "optim": "sgd",  # Adam would amplify the rounding of small gradients
         "learning_rate": 0.1,
         "loss_type": "grpo",
     }
@@ -441,8 +440,8 @@ def test_training_without_dead_rows_arrives_at_the_same_weights(tmp_path, figure
         assert_close(weights_of(less)[name], weight, atol=1e-5, rtol=1e-3)
 
 
-def test_a_step_without_any_advantage_still_follows_momentum(tmp_path, text_figures, text_model_path, loss_inputs):
-    """GRPO gives such a step zero gradients, on which AdamW goes on; so does the step that runs nothing."""
+def test_momentum_moves_the_policy_in_a_step_without_advantages(tmp_path, text_figures, text_model_path, loss_inputs):
+    """As GRPO's zero gradients do, so does a step that runs no row."""
     steps = iter([True, False, False] * 2)
 
     def first_step_only(completions, **kwargs):
@@ -469,9 +468,7 @@ def test_a_step_without_any_advantage_still_follows_momentum(tmp_path, text_figu
         ({"top_entropy_quantile": 0.5}, "top_entropy_quantile=0.5"),
     ],
 )
-def test_rows_are_not_skipped_where_that_would_change_the_gradient(
-    tmp_path, text_figures, text_model_path, options, named
-):
+def test_rows_are_not_skipped_if_that_changes_the_gradient(tmp_path, text_figures, text_model_path, options, named):
     def trainer(**more):
         args = CEPOConfig(output_dir=str(tmp_path), **(QUICK | options | more))
         return CEPOTrainer(text_model_path, letters, args, text_figures)
@@ -481,14 +478,14 @@ def test_rows_are_not_skipped_where_that_would_change_the_gradient(
     assert not trainer()._skips
 
 
-def test_skipping_is_the_default_but_for_grpo(tmp_path, text_figures, text_model_path):
+def test_skipping_is_the_default_except_for_grpo(tmp_path, text_figures, text_model_path):
     for method, expected in (("cepo", True), ("rlsd", True), ("grpo", False)):
         args = CEPOConfig(output_dir=str(tmp_path), method=method, **QUICK)
         assert CEPOTrainer(text_model_path, letters, args, text_figures)._skips is expected
 
 
 @pytest.mark.parametrize("method", ["cepo", "rlsd"])
-def test_shared_prompts_place_the_same_credit(tmp_path, task, method, monkeypatch, loss_inputs):
+def test_shared_prompts_give_the_same_token_advantages(tmp_path, task, method, monkeypatch, loss_inputs):
     wrong_answers(monkeypatch)
     dataset, model = task
     options = {"reward": half_right, "method": method, "max_steps": 1}
@@ -501,7 +498,7 @@ def test_shared_prompts_place_the_same_credit(tmp_path, task, method, monkeypatc
         assert_close(other, first, atol=2e-5, rtol=1e-4)
 
 
-def test_a_model_that_cannot_share_prompts_says_so_once(tmp_path, text_figures, text_model_path, monkeypatch, caplog):
+def test_a_model_that_cannot_share_prompts_warns_once(tmp_path, text_figures, text_model_path, monkeypatch, caplog):
     wrong_answers(monkeypatch)
     monkeypatch.setattr(cepo.fast.prefix_cache, "trial_reason", lambda *args: "it forgets")
     read = []
@@ -516,7 +513,7 @@ def test_a_model_that_cannot_share_prompts_says_so_once(tmp_path, text_figures, 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])
 def test_the_students_log_probs_are_not_computed_twice(tmp_path, text_figures, text_model_path, monkeypatch, dropout):
-    """Where TRL has computed them for its ratio, RLSD's teachers read one context; not if dropout had a hand in it."""
+    """RLSD scores one context if TRL has the student's log-probs, unless dropout changed them."""
     wrong_answers(monkeypatch)
     tables = []
     score = cepo.scoring.score.score
@@ -557,7 +554,7 @@ def test_a_grpo_config_is_refused(tmp_path, figures):
         CEPOTrainer(policy_path(), letters, GRPOConfig(output_dir=str(tmp_path), **QUICK), figures)
 
 
-def test_the_paper_as_a_preset_and_what_we_change(tmp_path):
+def test_presets(tmp_path):
     args = CEPOConfig.preset("paper", output_dir=str(tmp_path), bf16=False)
     assert (args.evidence_coefficient, args.evidence_steps, args.evidence_clip) == (0.5, 25, 0.5)
     assert (args.negative_reference, args.missing_negative, args.method) == ("lowest_reward", "student", "cepo")
@@ -575,7 +572,7 @@ def test_the_paper_as_a_preset_and_what_we_change(tmp_path):
 
 
 def test_every_method_trains_on_the_default_task(tmp_path, figures):
-    """The shipped policy, the real verifier, whole solutions."""
+    """The shipped policy and the real verifier."""
     for method in METHODS:
         trainer = train(
             tmp_path,
@@ -591,7 +588,7 @@ def test_every_method_trains_on_the_default_task(tmp_path, figures):
 
 
 def test_too_few_rows_are_refused(tmp_path, figures):
-    """TRL would drop the batch that cannot be filled, and train nothing."""
+    """TRL would drop the incomplete batch, and train on no row."""
     args = CEPOConfig(output_dir=str(tmp_path), **QUICK)
     with pytest.raises(ValueError, match=r"1 rows.*2 prompts"):
         CEPOTrainer(policy_path(), letters, args, figures.select([0]))
@@ -604,7 +601,7 @@ def test_a_rollout_func_is_refused(tmp_path, figures):
 
 
 @pytest.mark.parametrize("peft_config", [None, LoraConfig(r=4, target_modules="all-linear")])
-def test_a_frozen_vision_tower_stays_as_it_was(tmp_path, figures, peft_config):
+def test_a_frozen_vision_tower_does_not_change(tmp_path, figures, peft_config):
     before = {name: parameter.clone() for name, parameter in _policy().named_parameters()}
     trainer = train(tmp_path, figures, max_steps=1, method="grpo", freeze_vision_tower=True, peft_config=peft_config)
     after = {name.removeprefix("base_model.model."): weight for name, weight in weights_of(trainer).items()}

@@ -17,8 +17,7 @@ from trl import GRPOConfig, GRPOTrainer
 import cepo.methods.method
 from cepo import CEPOConfig, CEPOTrainer, References
 from cepo.trainer.trl_options import TRL_OPTIONS
-from tests.support.training import QUICK, half_right, letters, logged, loss_inputs, make, train, wrong_answers
-from tests.test_odd_batches import is_sound
+from tests.support.training import QUICK, half_right, is_sound, letters, logged, loss_inputs, make, train, wrong_answers
 
 __all__ = ["loss_inputs"]  # a fixture
 

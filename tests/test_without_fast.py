@@ -53,7 +53,7 @@ def run(folder, tmp_path, kind):
     return json.loads(lines[0].removeprefix("RESULT"))
 
 
-def test_without_the_folder_the_numbers_are_the_same(tmp_path):
+def test_numbers_without_the_folder(tmp_path):
     source = Path(cepo.__file__).parents[1]
     without = tmp_path / "src"
     shutil.copytree(source, without, ignore=shutil.ignore_patterns("fast", "__pycache__"))

@@ -1,6 +1,9 @@
-"""Small training runs of the real trainer, and what tests ask of them."""
+"""Small training runs of the real trainer."""
+
+import math
 
 import pytest
+import torch
 from trl import GRPOConfig, GRPOTrainer
 
 import cepo.fast.prefix_cache
@@ -25,18 +28,18 @@ QUICK = {
 
 
 def letters(completions, **kwargs):
-    """A reward that any model's rollouts differ in: the share of the letter a."""
+    """The share of the letter a, which differs between rollouts of any model."""
     texts = [completion[0]["content"] for completion in completions]
     return [text.count("a") / max(1, len(text)) for text in texts]
 
 
 def half_right(completions, **kwargs):
-    """Right or wrong, whatever they say: every other one, so that each group has both."""
+    """Every other rollout is correct, whatever its text."""
     return [0.0, 1.0] * (len(completions) // 2)
 
 
 def wrong_answers(monkeypatch):
-    """Short completions reach no answer; pretend that each rollout gave one."""
+    """Give each rollout an answer; short completions have none."""
     monkeypatch.setattr(cepo.trainer.cepo_trainer, "final_answer", lambda text, extractor: str(len(text)))
 
 
@@ -60,6 +63,15 @@ def logged(trainer, key):
     return [entry[key] for entry in trainer.state.log_history if key in entry]
 
 
+def is_sound(trainer):
+    """Finite weights, loss and gradient, and no skipped step."""
+    assert all(torch.isfinite(weight).all() for weight in weights_of(trainer).values())
+    for name in ("loss", "grad_norm"):
+        assert all(math.isfinite(value) for value in logged(trainer, name))
+    assert logged(trainer, "cepo/skipped_steps") == [0.0] * trainer.state.global_step
+    return True
+
+
 @pytest.fixture(params=["vlm", "text"])
 def task(request, figures, text_figures, text_model_path):
     return {"vlm": (figures, policy_path()), "text": (text_figures, text_model_path)}[request.param]
@@ -67,7 +79,7 @@ def task(request, figures, text_figures, text_model_path):
 
 @pytest.fixture
 def loss_inputs(monkeypatch):
-    """What TRL's loss was given, batch by batch."""
+    """The micro-batches that TRL's loss gets."""
     batches = []
     compute_loss = GRPOTrainer._compute_loss
 

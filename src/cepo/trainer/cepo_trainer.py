@@ -9,7 +9,7 @@ the generation batch, and `_compute_loss` replaces the (B,) advantages by (B, T)
 
 import itertools
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
@@ -84,8 +84,9 @@ class CEPOTrainer(ResumingTrainer):
     """
 
     _tag_names = ["trl", "cepo"]
+    reward_funcs: list[Any]
     #: Called whenever a model card is written.
-    run_facts = staticmethod(RunFacts)
+    run_facts: Callable[[], RunFacts] = RunFacts
 
     def __init__(self, model, reward_funcs=None, args: CEPOConfig | None = None, train_dataset=None, *rest, **kwargs):
         if args is None:
