@@ -100,11 +100,15 @@ def test_nan_and_none_are_bit_identical(tmp_path, text_figures, text_model_path)
 
 def advantages_of(tmp_path, dataset, model, rewards, monkeypatch, **options):
     """(B,) TRL's advantages of the rewards of one batch."""
-    trainer = make(tmp_path, dataset, model, rewards, max_steps=1, **options)
     seen = []
-    collect = CEPOTrainer._keep_samples
-    monkeypatch.setattr(CEPOTrainer, "_keep_samples", lambda self, b: seen.append(b["advantages"]) or collect(self, b))
-    trainer.train()
+    generate = CEPOTrainer._generate_and_score_completions
+
+    def noted(self, inputs):
+        seen.append((batch := generate(self, inputs))["advantages"])
+        return batch
+
+    monkeypatch.setattr(CEPOTrainer, "_generate_and_score_completions", noted)
+    trainer = train(tmp_path, dataset, model, rewards, max_steps=1, **options)
     return seen[0], trainer
 
 

@@ -46,9 +46,8 @@ class Noted(Served):
         return {**output, "row": torch.arange(len(inputs))}
 
     def _compute_loss(self, model, inputs):
-        placed = self._place(inputs)
         loss = super()._compute_loss(model, inputs)
-        self.noted.append((dict(placed), loss.detach()))
+        self.noted.append((dict(self._with_token_advantages(inputs)), loss.detach()))
         return loss
 
 
@@ -62,9 +61,9 @@ def serve(tmp_path, monkeypatch, dataset, model, **options):
 
 
 @pytest.fixture(autouse=True)
-def as_ours(monkeypatch):
-    """`make` takes CEPO's options for CEPO's trainer alone."""
-    monkeypatch.setattr("tests.test_trainer.CEPOTrainer", Noted)
+def options_of_cepo(monkeypatch):
+    """Let `make` pass CEPO's options to this trainer."""
+    monkeypatch.setattr("tests.support.training.CEPOTrainer", Noted)
 
 
 def ratio(trainer, row, length, mode):

@@ -159,7 +159,7 @@ def test_no_token_runs_twice(tmp_path, figures, monkeypatch, method, prompts, re
             return super().training_step(*args, **kwargs)
 
         def _compute_loss(self, model, inputs):
-            self.token = self._image_token()
+            self.token = self._image_token
             self.shown = int((inputs["prompt_ids"] == self.token).sum()) // 4  # a group has four rollouts
             return super()._compute_loss(model, inputs)
 

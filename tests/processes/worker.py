@@ -81,16 +81,16 @@ class Scripted(CEPOTrainer):
                 completions.append((ids * LONGEST)[:LONGEST])
         return completions, None
 
-    def _place(self, batch):
-        placed = super()._place(batch)
+    def _with_token_advantages(self, batch):
+        placed = super()._with_token_advantages(batch)
         self._note(batch, placed["advantages"])
         return placed
 
-    def _distil(self, model, inputs):
+    def _distillation_batch(self, inputs):
         self._note(inputs, torch.zeros(len(inputs["row"])))
         for place, ids, mask in zip(inputs["row"].tolist(), inputs["teacher_ids"], inputs["teacher_mask"], strict=True):
             self.references[f"{self.generated}:{place}:told"] = ids[mask.bool()].tolist()
-        return super()._distil(model, inputs)
+        return super()._distillation_batch(inputs)
 
     def _note(self, batch, advantages):
         count = batch["completion_mask"].sum(dim=1).tolist()

@@ -64,8 +64,8 @@ class Recorded(CEPOTrainer):
         bad = self.accelerator.process_index == 0 and self.state.global_step in self.spoil
         return loss * float("nan") if bad else loss
 
-    def _place(self, batch):
-        placed = super()._place(batch)
+    def _with_token_advantages(self, batch):
+        placed = super()._with_token_advantages(batch)
         self._note(placed, placed["advantages"])
         return placed
 

@@ -200,7 +200,7 @@ class CEPOTrainer(ResumingTrainer):
             loss, sums = divergence_loss(self, model, inputs)
             self._divergence_sums.append(sums)
             return loss
-        inputs = with_token_advantages(inputs, self.args, self.state.global_step, self._distributed.sum)
+        inputs = self._with_token_advantages(inputs)
         if not self._skips:
             return super()._compute_loss(model, inputs)
         common = self._distributed.all_reduce_max if self.accelerator.num_processes > 1 else None
@@ -326,6 +326,9 @@ class CEPOTrainer(ResumingTrainer):
         tokens = add_teacher_prompts(batch, ids)
         batch["teacher_tokens"] = self._distributed.sum(tokens.float())
         return self._distributed.mean(torch.tensor([one is not None for one in ids], device=tokens.device))
+
+    def _with_token_advantages(self, inputs: Batch) -> Batch:
+        return with_token_advantages(inputs, self.args, self.state.global_step, self._distributed.sum)
 
     def _distillation_batch(self, inputs: Batch) -> DistillationBatch:
         return distillation_batch(inputs, self._image_token)
