@@ -15,7 +15,7 @@ from tests.support.loggers import read_events
 @pytest.fixture(scope="module")
 def reports(tmp_path_factory):
     folder = tmp_path_factory.mktemp("two-processes")
-    script = Path(__file__).parent / "two_processes.py"
+    script = Path(__file__).parent / "support" / "two_processes.py"
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     result = subprocess.run(
         [*launch, str(script), str(folder)],
@@ -32,7 +32,7 @@ def reports(tmp_path_factory):
 def test_a_group_may_span_two_processes(reports):
     _, reports = reports
     for report in (report["spanning"] for report in reports):
-        assert report["negatives"] == [["1"]] * 4  # two steps of two rollouts; the wrong answer is process 1's
+        assert report["negatives"] == [["1"]] * 4  # two steps of two rollouts; the incorrect answer is process 1's
         assert report["scored"] == [1.0, 1.0]
         assert report["right"] == [0.5, 0.5]  # of both processes
     assert reports[0]["spanning"]["checksum"] == pytest.approx(reports[1]["spanning"]["checksum"], rel=1e-12)

@@ -1,14 +1,14 @@
-"""Random situations of a training step: who wrote what, how it was judged, and how it is learned from.
+"""Random situations of a training step: completions, rewards, method and options.
 
-A situation is plain data, so that it travels to processes as JSON. The numbers fit one, two and three processes: every
-generation batch is a multiple of six rollouts, of the group size and of the steps that it serves for.
+A situation is plain data, passed to processes as JSON. Numbers fit one, two and three processes: a generation batch is
+a multiple of six rollouts, of the group size and of its number of steps.
 """
 
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
 
-# The longest completion [tokens]; one that is cut off has as many.
+# Length of a truncated completion [tokens].
 LONGEST = 40
 # Groups of four span two processes of six rollouts, groups of three span three of four; groups of twelve all of them.
 SIZES = (2, 3, 4, 6, 12)
@@ -18,7 +18,7 @@ METHODS = (
     *("cepo", "cepo_additive", "rlsd", "grpo", "opsd", "sdpo", "rlcsd", "rlrt", "cscr", "pbsd", "distilled_rl"),
     *LABELLED,
 )
-# How the rewards of a batch lie.
+# Distributions of rewards in a batch.
 PROFILES = (
     *("mixed", "mixed", "one_group", "one_group", "one_rollout"),
     *("all_right", "all_wrong", "no_verdicts", "some_verdicts"),
@@ -28,13 +28,13 @@ KINDS = ("right", "wrong", "silent", "empty", "short", "cut")
 
 @dataclass(frozen=True)
 class Written:
-    """A completion as a script has it.
+    """A scripted completion.
 
     Attributes:
-        text: What it says; what is cut off is repeated until it is long enough.
+        text: Text; a truncated completion repeats it.
         ends: Whether it ends with the end token.
-        verdict: The verifier's word, 1 or 0; None: it gives none.
-        style: Another reward.
+        verdict: Verdict, 1 or 0; None without one.
+        style: Second reward.
     """
 
     text: str
@@ -48,15 +48,15 @@ class Situation:
     """One run.
 
     Attributes:
-        method, options: Of the trainer.
+        method, options: Method and options of the trainer.
         size: Rollouts of a group.
-        rollouts: Of a generation batch.
-        model: ``text`` or ``image``.
+        rollouts: Rollouts of a generation batch.
+        model: `text` or `image`.
         lora: Whether adapters are trained.
-        style: Whether there is another reward beside the verdict.
-        batches: What was written, batch by batch.
-        fails: The process whose reward function raises, for tests of that; none by default.
-        hangs: The process that never comes back, for tests of the watchdog; none by default.
+        style: Whether there is a second reward.
+        batches: Completions of each batch.
+        fails: Rank whose reward function raises.
+        hangs: Rank that hangs.
     """
 
     method: str
@@ -77,15 +77,15 @@ class Situation:
         return cls(**{**plain, "batches": batches})
 
     def runs_on(self, processes: int) -> bool:
-        """Whether the trainer takes it on so many processes: labels of tokens need whole groups on each."""
+        """Whether it runs on a number of processes: token labels need whole groups on each."""
         return self.method not in LABELLED or self.rollouts // processes % self.size == 0
 
 
 def situation(seed: int) -> Situation:
-    """The situation of a seed; methods take turns, so that each has its share of any range of seeds."""
+    """The situation of a seed; methods alternate."""
     rng = Random(f"situation:{seed}")
     method = METHODS[seed % len(METHODS)]
-    # Where tokens have labels, two fit both numbers of processes, four three processes alone, three two.
+    # With token labels, groups of two fit two and three processes, groups of four three, groups of three two.
     size = rng.choice((2, 2, 3, 4) if method in LABELLED else SIZES)
     options = _options(method, rng)
     same_length = options.get("loss_type") == "bnpo"
@@ -105,9 +105,9 @@ def situation(seed: int) -> Situation:
 
 
 def _options(method: str, rng: Random) -> dict[str, Any]:
-    """Of the trainer, as the method takes them."""
+    """Options of the trainer for a method."""
     options: dict[str, Any] = {}
-    if rng.random() < 0.4:  # a batch that serves for several steps, is learned from in parts, or is one of several
+    if rng.random() < 0.4:  # a batch of several steps, of micro-batches, or one of several
         steps, parts = rng.choice(((2, 1), (2, 2), (1, 2)))
         options |= {"steps_per_generation": steps, "gradient_accumulation_steps": parts}
     if rng.random() < 0.25:
@@ -144,11 +144,11 @@ def _options(method: str, rng: Random) -> dict[str, Any]:
             "missing_negative": rng.choice(("student", "uniform")),
             "negative_content": rng.choice(("answer", "rollout")),
             "positive_content": rng.choice(("answer", "solution", "rollout")),
-            "evidence_steps": rng.choice((1, 50)),  # after one step it is GRPO
+            "evidence_steps": rng.choice((1, 50)),  # GRPO after one step
         }
     if method == "rlcsd":
         options["max_negatives"] = rng.choice((1, 2))
-        # Small models have strong evidence, by which all tokens would be selected.
+        # With the default threshold, the strong evidence of small models would select all tokens.
         options["method_kwargs"] = {"tau": 1.0, "threshold": rng.choice((0.1, 0.2))}
     if method in DISTILLING and options["divergence"] != "sampled":
         return options
@@ -156,7 +156,7 @@ def _options(method: str, rng: Random) -> dict[str, Any]:
 
 
 def _loss(method: str, rng: Random) -> dict[str, Any]:
-    """What TRL's loss is a mean of, and what else stands in it."""
+    """Options of TRL's loss."""
     found: dict[str, Any] = {"loss_type": rng.choice(("dapo", "grpo", "bnpo", "dr_grpo", "luspo", "cispo", "sapo"))}
     if method == "rlcsd":
         found["loss_type"] = rng.choice(("dapo", "bnpo", "dr_grpo", "cispo"))
@@ -192,7 +192,7 @@ def _batch(size: int, rollouts: int, rng: Random, *, same_length: bool) -> list[
 
 
 def _kind(profile: str, rng: Random, *, alone: bool, lonely: bool) -> str:
-    if profile == "one_rollout":  # one of all of them is right
+    if profile == "one_rollout":  # one correct rollout in the batch
         return "right" if alone and lonely else "wrong"
     if profile == "all_right" or (profile == "one_group" and not alone):
         return "right"
@@ -207,7 +207,7 @@ def _written(kind: str, profile: str, answers: list[str], rng: Random, *, same_l
     if profile == "no_verdicts" or (profile == "some_verdicts" and rng.random() < 0.4):
         verdict = None
     style = rng.choice((0.0, 0.25, 1.0))
-    if same_length:  # a mean over the tokens of a process is the mean over all where each has as many
+    if same_length:  # a mean over each process's tokens is the mean over all if lengths are equal
         return Written(f"{words} \\boxed{{{rng.choice(answers)}}}", False, verdict, style)
     texts = {
         "right": f"{words} so \\boxed{{SOLUTION}}",

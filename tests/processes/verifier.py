@@ -1,4 +1,4 @@
-"""A verifier that writes down whom it was asked of, for test_processes.py: `--reward_funcs verifier.judged`."""
+"""A verifier that records its inputs, for test_processes.py: `--reward_funcs verifier.judged`."""
 
 import json
 import os
@@ -7,12 +7,12 @@ from pathlib import Path
 
 
 def judged(completions, solution, trainer_state, **kwargs):
-    """Right by the length of what was said; no verdict on every third solution. Training's questions go unnoted.
+    """Correct if the length is odd; no verdict for every third solution.
 
-    One line a question in the folder CEPO_TEST_ASKED, in a file of each process: solution and answer, as JSON.
+    Outside of training it writes solution and answer as a JSON line to a file of each process in CEPO_TEST_ASKED.
     """
     said = [one if isinstance(one, str) else one[0]["content"] for one in completions]
-    if trainer_state.max_steps == 0:  # nothing is being trained
+    if trainer_state.max_steps == 0:  # not training
         with (Path(os.environ["CEPO_TEST_ASKED"]) / os.environ.get("RANK", "0")).open("a") as file:
             file.writelines(f"{json.dumps(pair)}\n" for pair in zip(solution, said, strict=True))
     silent = [sum(map(ord, right)) % 3 == 0 for right in solution]
@@ -20,7 +20,7 @@ def judged(completions, solution, trainer_state, **kwargs):
 
 
 def breaks(completions, trainer_state, **kwargs):
-    """The verifier of process 1 breaks at the third step; the others' is slow to answer that time."""
+    """The verifier of process 1 raises at the third step, the others are slow there."""
     if trainer_state.global_step == 2:
         if os.environ.get("RANK") == "1":
             raise RuntimeError("the verifier of process 1 broke")

@@ -1,10 +1,10 @@
-"""Run by test_processes.py, alone or under torchrun: goes through situations and writes what came of each.
+"""Runs situations and writes their results; run by test_processes.py, with or without torchrun.
 
     python worker.py FOLDER JSON-FILE-OF-SITUATIONS PATIENCE
 
-Each process writes FOLDER/NUMBER/rank-N.pt. What is written, and by which rollout, is told by places in the whole batch
-alone: the same however many processes share it. A situation that takes longer than PATIENCE [s] ends the process, with
-where each of its threads was in FOLDER/rank-N.trace.
+Each process writes FOLDER/NUMBER/rank-N.pt. Completions are assigned by the index in the global batch, so that they are
+the same for any number of processes. A situation that takes longer than PATIENCE [s] ends the process, with a traceback
+of each thread in FOLDER/rank-N.trace.
 """
 
 import faulthandler
@@ -45,7 +45,7 @@ WORLD, RANK = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK",
 
 
 class Scripted(CEPOTrainer):
-    """Takes scripted rollouts, and notes what the method makes of them."""
+    """Uses scripted rollouts, and records references, token advantages and gradients."""
 
     def __init__(self, *args, situation, **kwargs):
         self.situation, self.generated = situation, 0
@@ -55,7 +55,7 @@ class Scripted(CEPOTrainer):
         self.add_callback(Gradients(self))
 
     def first(self, count):
-        """The place of this process's first rollout in the whole batch."""
+        """Index of this process's first rollout in the global batch."""
         return self.accelerator.process_index * count
 
     def script(self, count):
@@ -97,15 +97,14 @@ class Scripted(CEPOTrainer):
         for index, place in enumerate(batch["row"].tolist()):
             own = advantages[index]
             own = own[: count[index]] if own.dim() else own.expand(count[index])
-            # While it waits for log P_S there is none; of rollouts that are left out for good.
-            evidence = torch.zeros(count[index] if "told" in batch else 0)
+            evidence = torch.zeros(0)
             if "evidence" in batch:
                 evidence = batch["evidence"][index, : count[index]]
             key = f"{self.state.global_step}:{place}"
             self.placed[key] = (own.clone(), evidence.clone())
 
     def note_references(self, groups, references):
-        """Of each rollout what it is compared with; the place of a group is that of its first rollout."""
+        """Record the references of each rollout."""
         places = [
             group.number * self.num_generations + group.first + index
             for group in groups
@@ -121,7 +120,7 @@ class Scripted(CEPOTrainer):
 
 
 class Gradients(TrainerCallback):
-    """Notes the gradient that the optimiser sees."""
+    """Records the gradients of the optimizer."""
 
     def __init__(self, trainer):
         self.trainer = trainer
@@ -133,9 +132,9 @@ class Gradients(TrainerCallback):
 
 
 def in_turns(batch):
-    """In place of TRL's shuffling, by chance and for each process alone: every other rollout into the first part.
+    """Replaces TRL's random shuffling: every other rollout goes to the first micro-batch.
 
-    So parts of the batch have the same rollouts however many processes share it.
+    Micro-batches then have the same rollouts for any number of processes.
     """
     count = len(next(values for values in batch.values() if values is not None))
     order = sorted(range(count), key=lambda row: row % 2)
@@ -149,7 +148,7 @@ def in_turns(batch):
 
 
 def models(folder):
-    """Folders of a text model, an image model, and another text and another image model, of the policy's vocabulary."""
+    """Folders of two text and two image models with the policy's vocabulary."""
     processor, tokenizer = AutoProcessor.from_pretrained(policy_path()), AutoTokenizer.from_pretrained(policy_path())
     small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
     found = {}
@@ -165,7 +164,7 @@ def models(folder):
                 eos_token_id=tokenizer.eos_token_id,
                 pad_token_id=tokenizer.pad_token_id,
                 bos_token_id=None,
-                initializer_range=0.15,  # far from uniform, so that evidence has something to say
+                initializer_range=0.15,  # far from uniform, for strong evidence
                 tie_word_embeddings=seed > 0,
                 **small,
             )
@@ -181,7 +180,7 @@ def models(folder):
         model.save_pretrained(found[name])
         files.save_pretrained(found[name])
         settings = found[name] / "tokenizer_config.json"
-        if name.startswith("text"):  # a tokenizer of its own, not part of a processor
+        if name.startswith("text"):  # a tokenizer without a processor
             plain = json.loads(settings.read_text())
             plain.pop("processor_class", None)
             settings.write_text(json.dumps(plain))
@@ -189,7 +188,7 @@ def models(folder):
 
 
 def problems(model):
-    """Figures, or the same in words."""
+    """Figures, or the same as text."""
     figures = load_figures("train", 24, steps=(2, 3))
     if model == "image":
         return figures
@@ -242,7 +241,7 @@ def prepare(situation, folder, paths, data):
     adapters = None
     if situation.lora:
         adapters = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
-    torch.manual_seed(0)  # adapters are drawn
+    torch.manual_seed(0)  # for the initialization of adapters
     trainer = Scripted(
         str(paths[situation.model]),
         [right, style] if situation.style else right,
@@ -251,7 +250,7 @@ def prepare(situation, folder, paths, data):
         peft_config=adapters,
         situation=situation,
     )
-    if adapters is not None:  # B begins at zero, and what A gets with it
+    if adapters is not None:  # B is zero, and with it A's gradient
         torch.manual_seed(1)
         for name, parameter in trainer.model.named_parameters():
             if "lora_B" in name:
@@ -260,7 +259,7 @@ def prepare(situation, folder, paths, data):
 
 
 def go(situation, folder, paths, data):
-    """What came of a situation: its references, placements, gradients and log; or why it was refused."""
+    """The result of a situation: references, token advantages, gradients and log; or the reason of a refusal."""
     try:
         trainer = prepare(situation, folder, paths, data)
     except ValueError as error:
@@ -270,7 +269,7 @@ def go(situation, folder, paths, data):
 
     def noted(pipeline, options, groups, wanted=None):
         found = plan(pipeline, options, groups, wanted)
-        if options is trainer.args:  # not those of a page, which are every method's
+        if options is trainer.args:  # not those of a credit page
             trainer.note_references(groups, found.references)
         return found
 
@@ -303,7 +302,7 @@ def main():
         data = {name: problems(name) for name in ("text", "image")}
         for number, situation in enumerate(situations):
             faulthandler.dump_traceback_later(patience, file=trace)
-            # The other processes have a moment for their own traces.
+            # The other processes get time for their traces.
             watchdog = threading.Timer(patience + 3, os._exit, [70])
             watchdog.daemon = True
             watchdog.start()

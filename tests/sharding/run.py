@@ -1,12 +1,11 @@
-"""Run by test_sharding.py under torchrun, or alone: trains some cases on recorded rollouts and writes what came out.
+"""Trains cases on recorded rollouts, and writes the results; run by test_sharding.py, with or without torchrun.
 
     python run.py FOLDER JSON-OF-CASES
 
-A case is a name and options of the trainer, and these of its own: `lora`, `untied` (a head of its own), `idle` (one
-group alone has something to say), `resume` (the checkpoint of another case to go on from), `spoil` (steps, from 0, in
-which the first process's loss is no number). Rollouts are worked solutions with mistakes, drawn by their place in the
-global batch alone: the same however many processes share it. Each process writes FOLDER/CASE/rank-N.pt; the model is
-saved in FOLDER/CASE.
+A case is a name and options of the trainer, and further `lora`, `untied` (an untied head), `idle` (only one group has
+variance), `resume` (a checkpoint of another case), `spoil` (steps, from 0, in which the first process's loss is NaN).
+Rollouts are worked solutions with mistakes, seeded by their index in the global batch, so that they are the same for
+any number of processes. Each process writes FOLDER/CASE/rank-N.pt; the model is saved in FOLDER/CASE.
 """
 
 import json
@@ -33,7 +32,7 @@ ROLLOUTS, GROUP = 12, 4
 
 
 class Recorded(CEPOTrainer):
-    """Takes recorded rollouts, and notes what the loss is given."""
+    """Uses recorded rollouts, and records the inputs of the loss."""
 
     def __init__(self, *args, **kwargs):
         self.noted = []
@@ -52,7 +51,7 @@ class Recorded(CEPOTrainer):
         for place in range(len(prompt_ids)):
             rng = Random(f"{step}:{first + place}")
             problem = problem_of(self.rows[place])
-            # Only the first group of a batch goes wrong at times: the others have nothing to say, nor their processes.
+            # With `idle`, only the first group has incorrect rollouts.
             wrong = 0.5 if (first + place) // GROUP == 0 or not self.idle else 0.0
             text = write_solution(work(problem, rng, error_rate=wrong), rng)
             ids = self._tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -79,7 +78,7 @@ class Recorded(CEPOTrainer):
 
 
 def policy(folder, untied):
-    """The shipped policy, or it with a head of its own."""
+    """The shipped policy, or the same with an untied head."""
     if not untied:
         return policy_path()
     if not folder.exists() and os.environ.get("RANK", "0") == "0":
@@ -118,7 +117,7 @@ def train(folder, name, case):
         use_cpu=True,
         seed=3,
         learning_rate=1e-3,
-        teacher_batch_tokens=600,  # several passes, so that processes would differ
+        teacher_batch_tokens=600,  # several passes, whose number differs between processes
         **{
             "gradient_checkpointing": False,
             "method": "cepo",
@@ -131,7 +130,7 @@ def train(folder, name, case):
     if lora:
         adapters = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
     model = policy(folder.parent / "untied", untied)
-    torch.manual_seed(0)  # adapters are drawn
+    torch.manual_seed(0)  # for the initialization of adapters
     trainer = Recorded(model, figures_reward, args, load_figures("train", 24, steps=(2, 3)), peft_config=adapters)
     assert trainer.accelerator.num_processes == world
     trainer.idle, trainer.spoil = idle, spoil

@@ -1,7 +1,7 @@
-"""Puts FSDP and DeepSpeed back on CPUs, where accelerate leaves them out without a word. Imported before any trainer.
+"""Enables FSDP and DeepSpeed on CPUs, which accelerate silently disables. Imported before any trainer.
 
-accelerate 1.15 makes a process group of CPUs either plain data parallel or nothing: its list of devices for FSDP lacks
-CPUs, and DeepSpeed is asked for only where there is none. The engines themselves run there.
+accelerate 1.15 makes processes on CPUs plain data parallel: its list of devices for FSDP lacks CPUs, and it enables
+DeepSpeed only without a process group. The engines themselves run on CPUs.
 """
 
 import os

@@ -1,6 +1,6 @@
-"""`cepo train` in processes of their own that are killed with SIGKILL, at a place in the code or at a moment.
+"""`cepo train` in processes that are killed with SIGKILL, at a place in the code or at a moment.
 
-Processes are forked from one that has imported everything: they begin at once.
+Processes are forked from one that has imported everything, so that they start at once.
 """
 
 import json
@@ -36,7 +36,7 @@ SMALL = {
     "per_device_train_batch_size": 8,
     "num_generations": 4,
     "max_completion_length": 16,
-    "figures_problems": 5,  # two steps are an epoch, and a problem is left out of each
+    "figures_problems": 5,  # two steps per epoch, which drops a problem
     "eval_problems": 4,
     "eval_sampled_problems": 3,
     "eval_samples": 2,
@@ -50,11 +50,11 @@ SMALL = {
     "num_completions_to_print": 0,
     "use_cpu": True,
 }
-# What some methods need, or what shows more of them.
+# Further options of methods.
 OWN = {
     "cepo": {"teacher": "ema", "teacher_ema_decay": 0.5, "evidence_steps": 6},
     "rlsd": {"teacher": "synced", "teacher_sync_steps": 3},
-    # Rollouts for three optimiser steps of two micro-batches, twice: no checkpoint but the last is between generations.
+    # Rollouts serve three optimizer steps of two micro-batches, twice: only the last checkpoint is between generations.
     "grpo": {
         "per_device_train_batch_size": 4,
         "gradient_accumulation_steps": 2,
@@ -68,22 +68,22 @@ OWN = {
 
 
 def by_length(completions, completion_ids, **kwargs):
-    """Half of each group is right, more or less: what an untrained policy says seldom is."""
+    """A verdict by token ids, as completions of an untrained policy are seldom correct."""
     return [float(sum(ids) % 2) for ids in completion_ids]
 
 
 def last_word(text):
-    """An answer, in whatever is said."""
+    """The last word, as the answer of any text."""
     return text.split()[-1] if text.split() else None
 
 
 def words(method, **options):
-    """Of the command line; what is written lies in the folder `out`, as pages and model cards name it."""
+    """A command line that writes to the folder `out`, which pages and model cards name."""
     wanted = {**SMALL, "method": method, **OWN.get(method, {}), **options, "output_dir": "out"}
     return ["train", *(part for name, value in wanted.items() for part in (f"--{name}", str(value)))]
 
 
-# Where a process can be killed: the function, and whether what it writes is cut in half first.
+# Where a process can be killed: the function; and whether after it, or with the file that it writes cut in half.
 PLACES = {
     "sampling": ("cepo.trainer.cepo_trainer:CEPOTrainer._generate", None),
     "rewards": ("cepo.trainer.cepo_trainer:CEPOTrainer._calculate_rewards", None),
@@ -106,7 +106,7 @@ PLACES = {
 
 
 def _killing_at(place, number):
-    """From now on, the `number`-th call of a place is the last thing this process does."""
+    """Kill this process at the `number`-th call of a place."""
     path, how = PLACES[place]
     module, _, name = path.partition(":")
     *owners, name = name.split(".")
@@ -153,7 +153,7 @@ def _context():
 
 
 def run(arguments, folder, place=None, number=1):
-    """A run in a folder; its exit status, -9 if it was killed."""
+    """The exit status of a run in a folder; -9 if it was killed."""
     folder.mkdir(parents=True, exist_ok=True)
     process = _context().Process(target=_child, args=(arguments, str(folder), place, number))
     process.start()
@@ -165,13 +165,13 @@ def run(arguments, folder, place=None, number=1):
 
 
 def said(folder):
-    """The end of what the runs in a folder have printed."""
+    """The end of the output of the runs in a folder."""
     return (folder / "log").read_text()[-3000:]
 
 
 @contextmanager
 def started(arguments, folder):
-    """The real command, in an interpreter of its own; once it has printed something, this is entered."""
+    """The real command, after its first output."""
     folder.mkdir(parents=True, exist_ok=True)
     log, root = folder / "log", Path(__file__).parents[2]
     path = os.pathsep.join([str(root), *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -194,15 +194,15 @@ def started(arguments, folder):
         process.wait()
 
 
-# What must come out the same ------------------------------------------------------------------------------------------
+# Comparison -----------------------------------------------------------------------------------------------------------
 
 _SECONDS = ["second", "time", "runtime", "per_sec", "versions", "flos"]
-# Newer versions of transformers give the mean loss of the steps since the last start.
+# Newer versions of transformers average the loss since the last start.
 _SECONDS += ["train_loss"] if "_initial_global_step" in Trainer._finalize_training.__code__.co_names else []
 
 
 def outcome(out):
-    """Of a finished run, every file by what it holds, without seconds."""
+    """The contents of all files of a finished run, without seconds."""
     return {
         str(path.relative_to(out)): _content(path)
         for path in sorted(out.rglob("*"))
@@ -214,7 +214,7 @@ def _content(path):
     if path.suffix == ".json":
         found = _without_seconds(json.loads(path.read_text()))
         if path.name == "tokenizer.json":
-            found.pop("padding")  # how it was last called, which nobody reads
+            found.pop("padding")  # of the last call
         return found
     if path.suffix == ".safetensors":
         return load_file(path)
@@ -236,7 +236,7 @@ def _without_seconds(found):
 
 
 def differences(one, other, at=""):
-    """Where two things are not the same to the bit."""
+    """Where two results are not bit-identical."""
     if isinstance(one, dict) and isinstance(other, dict):
         if one.keys() != other.keys():
             return [f"{at}: {sorted(map(str, one.keys() ^ other.keys()))} in one of them alone"]

@@ -1,9 +1,9 @@
-"""Run by test_distributed.py under torchrun: two processes, in three situations.
+"""Two processes in three situations, run by test_distributed.py under torchrun.
 
-Spanning groups: groups of four rollouts, two on each process. Those of process 0 are right, those of process 1 wrong,
-so every r- has to come from the other process. Idle: groups of two, of which only the first of process 0 has
-variance, so that process 1 has nothing to read and nothing to learn, and has to go along. Taught: the same with SDPO,
-where a single rollout of process 0 has a teacher.
+spanning: groups of four rollouts, two on each process. Rollouts of process 0 are correct, those of process 1 incorrect,
+so that every r- comes from the other process. idle: groups of two, and only the first group of process 0 has variance,
+so that process 1 has no rollout to score or train on, and makes the same passes. taught: the same with SDPO, where only
+one rollout of process 0 has a teacher.
 """
 
 import functools
@@ -31,7 +31,7 @@ def idle(completions, **kwargs):
 
 
 class Spy(CEPOTrainer):
-    """Notes the negatives, the forward passes of teachers and the rows of the update."""
+    """Records the negatives, the scoring passes and the rows of the update."""
 
     def __init__(self, *args, **kwargs):
         self.negatives, self.passes, self.updated = [], [], []
