@@ -1,8 +1,9 @@
-"""Write the tables of comparison.md from the results beside it, between `<!-- made: NAME -->` and `<!-- end -->`.
+"""Write the tables of comparison.md from the JSON results, between `<!-- made: NAME -->` and `<!-- end -->`.
 
 python -m experiments.tables
 """
 
+import argparse
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -12,7 +13,7 @@ from typing import Any
 
 from cepo.compare.statistics import BASE, Estimate, Run, band, percent
 
-from .tempered import TEMPERED
+from .entropy_matched import MATCHED
 
 PAGE = Path(__file__).parent / "comparison.md"
 
@@ -30,33 +31,27 @@ def _rate(options: Mapping[str, Any] | None) -> str:
 
 
 def compared(name: str) -> str:
-    """Each arm of a comparison: after training, and minus GRPO and the arms of `against`."""
+    """Each arm after training, and its differences to GRPO and to the arms of `against`."""
     result = _result(name)
     against = result["against"]
     k = next(row["k"] for row in result["arms"] if row["k"])
     head = ["arm", "rate", "seeds", "final", "minus grpo", *(f"minus {other}" for other in against)]
-    rows = []
+    rows, secondary = [], []
     for row in result["arms"]:
-        ahead = row["paired_difference_to_grpo"] or {}
-        beside = (found["final"].get(row["name"]) for found in against.values())
-        differences = (percent(difference, signed=True) for difference in (ahead.get("final"), *beside))
+        to_grpo = row["paired_difference_to_grpo"] or {}
+        to_others = (found["final"].get(row["name"]) for found in against.values())
+        differences = (percent(difference, signed=True) for difference in (to_grpo.get("final"), *to_others))
         rate = _rate(result["options"].get(row["name"]))
         rows.append([row["name"], rate, str(row["seeds"]), percent(row["final"]), *differences])
-    secondary = [
-        [
-            row["name"],
-            *(percent((row["paired_difference_to_grpo"] or {}).get(m), signed=True) for m in ("average", "early")),
-            *(percent(row[measure]) for measure in ("sampled", "pass_at")),
-            _entropy(result["runs"].get(row["name"], [])),
-        ]
-        for row in result["arms"]
-    ]
+        cells = [percent(to_grpo.get(measure), signed=True) for measure in ("average", "early")]
+        cells += [percent(row[measure]) for measure in ("sampled", "pass_at")]
+        secondary.append([row["name"], *cells, _entropy(result["runs"].get(row["name"], []))])
     names = ["arm", "average, minus grpo", "early, minus grpo", "sampled", f"pass@{k}", "entropy"]
     return f"{_table(head, rows)}\n{_table(names, secondary)}"
 
 
 def _entropy(runs: list[dict[str, Any]]) -> str:
-    """After training, at the tokens that carry the solution [nats], with its interval over seeds."""
+    """Mean entropy after training at the tokens of the solution [nats], with its interval over seeds."""
     known = [run["after"]["entropy"] for run in runs if (run["after"] or {}).get("entropy") is not None]
     if not known:
         return ""
@@ -65,11 +60,11 @@ def _entropy(runs: list[dict[str, Any]]) -> str:
 
 
 def compared_steps(name: str) -> str:
-    """Greedy accuracy of each trained arm over steps, and the difference to GRPO at each."""
+    """Greedy accuracy of each trained arm over steps, and the difference to GRPO at each step."""
     runs = {
         arm: [Run(run["seed"], run["accuracy"], run["seconds"]) for run in found]
         for arm, found in _result(name)["runs"].items()
-        if arm not in (BASE, TEMPERED)
+        if arm not in (BASE, MATCHED)
     }
     reference = {run.seed: dict(run.accuracy) for run in runs["grpo"]}
     steps = [step for step, _ in band(runs["grpo"])]
@@ -78,8 +73,8 @@ def compared_steps(name: str) -> str:
         rows.append([arm, *(percent(estimate.as_dict()) for _, estimate in band(found))])
         if arm != "grpo":
             gaps = [[value - reference[run.seed][step] for step, value in run.accuracy] for run in found]
-            ahead = [Estimate.of(values).as_dict() for values in zip(*gaps, strict=True)]
-            rows.append(["minus grpo", *(percent(one, signed=True) for one in ahead)])
+            estimates = [Estimate.of(values).as_dict() for values in zip(*gaps, strict=True)]
+            rows.append(["minus grpo", *(percent(estimate, signed=True) for estimate in estimates)])
     return _table(["arm", *(f"step {step}" for step in steps)], rows)
 
 
@@ -92,11 +87,12 @@ PARTS: dict[str, Callable[[], str]] = {
 
 
 def made(text: str) -> str:
-    """The page with its tables as the results have them."""
+    """The page with its tables made from the results."""
     return re.sub(
         r"(<!-- made: (\w+) -->\n).*?(<!-- end -->)", lambda m: f"{m[1]}{PARTS[m[2]]()}{m[3]}", text, flags=re.S
     )
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     PAGE.write_text(made(PAGE.read_text(encoding="utf-8")), encoding="utf-8")
