@@ -141,7 +141,14 @@ def prediction(file: Path) -> None:
 
 def annotate(axis: Any, points: list[tuple[str, float, float]]) -> None:
     """Write a name beside each point, without overlaps."""
-    offsets = [(5, 4, "left"), (5, -11, "left"), (-5, 4, "right"), (-5, -11, "right"), (5, 14, "left"), (5, -21, "left")]
+    offsets = [
+        (5, 4, "left"),
+        (5, -11, "left"),
+        (-5, 4, "right"),
+        (-5, -11, "right"),
+        (5, 14, "left"),
+        (5, -21, "left"),
+    ]
     taken: list[Any] = []
     axis.figure.canvas.draw()
     for name, x, y in points:
