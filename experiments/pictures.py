@@ -1,10 +1,10 @@
-"""Draw outcome.png and prediction.png from the JSON results.
+"""Draw outcome.png, comparison.png and prediction.png from the JSON results.
 
     python -m experiments.pictures
 
-outcome.png: the comparison of comparison.md. Printed beside it: in how many seeds cepo_additive is ahead, and how many
-runs collapsed. prediction.png: each arm's alignment before training (gradients.md) against its accuracy after training,
-with the rank correlation.
+outcome.png and comparison.png: the comparison of comparison.md, in short and with all arms. Printed beside them: in how
+many seeds cepo_additive is ahead, and how many runs collapsed. prediction.png: each arm's alignment before training
+(gradients.md) against its accuracy after training, with the rank correlation.
 """
 
 import argparse
@@ -14,6 +14,7 @@ from typing import Any
 
 from scipy.stats import spearmanr
 
+from cepo.compare.report import draw_comparison
 from cepo.compare.statistics import BASE, Estimate, Run, band, percent
 from cepo.inspection.pictures import plain_text
 
@@ -28,16 +29,25 @@ def read(name: str) -> dict:
     return json.loads((FOLDER / name).read_text())
 
 
+def runs_of(comparison: dict) -> dict[str, list[Run]]:
+    """The runs of each trained arm."""
+    return {
+        arm: [Run(run["seed"], run["accuracy"], run["seconds"]) for run in runs]
+        for arm, runs in comparison["runs"].items()
+        if arm not in (BASE, MATCHED)
+    }
+
+
 @plain_text
-def outcome(file: Path) -> None:
+def outcome(comparison: dict, file: Path) -> None:
     """Left: accuracy over steps of three arms. Right: final accuracy of all arms minus GRPO's."""
     from matplotlib import pyplot
 
-    comparison = read("comparison.json")
+    runs = runs_of(comparison)
     colors = {CHOICE: "#c1271c", DOWN_WEIGHTED: "#d98a00", "grpo": "#2066ba"}
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
     for name, color in colors.items():
-        points = band([Run(run["seed"], run["accuracy"], run["seconds"]) for run in comparison["runs"][name]])
+        points = band(runs[name])
         steps = [step for step, _ in points]
         means, lows, highs = ([100 * getattr(one, key) for _, one in points] for key in ("mean", "low", "high"))
         left.plot(steps, means, color=color, marker="o")
@@ -60,8 +70,6 @@ def outcome(file: Path) -> None:
     for axis in (left, right):
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(file, dpi=120)
-    for line in seed_counts(comparison):
-        print(line)
 
 
 def seed_counts(comparison: dict) -> list[str]:
@@ -69,11 +77,7 @@ def seed_counts(comparison: dict) -> list[str]:
 
     A run has collapsed if its final greedy accuracy is below half of the untrained policy's.
     """
-    finals = {
-        arm: {run["seed"]: run["accuracy"][-1][1] for run in runs}
-        for arm, runs in comparison["runs"].items()
-        if arm not in (BASE, MATCHED)
-    }
+    finals = {arm: {run.seed: run.final for run in runs} for arm, runs in runs_of(comparison).items()}
     untrained = next(row["final"]["mean"] for row in comparison["arms"] if row["name"] == BASE)
     lines = []
     for arm, found in finals.items():
@@ -163,5 +167,8 @@ def annotate(axis: Any, points: list[tuple[str, float, float]]) -> None:
 
 if __name__ == "__main__":
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
-    outcome(FOLDER / "outcome.png")
+    results = read("comparison.json")
+    outcome(results, FOLDER / "outcome.png")
+    draw_comparison(runs_of(results), results["arms"], FOLDER / "comparison.png")
+    print("\n".join(seed_counts(results)))
     prediction(FOLDER / "prediction.png")
