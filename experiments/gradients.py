@@ -287,7 +287,7 @@ def tables(rows: Sequence[Mapping[str, Any]], parts: Sequence[Mapping[str, Any]]
 
 _PANELS = (
     ("alignment", "alignment with the true gradient, ratio to GRPO"),
-    ("adam", "the same after Adam's normalisation"),
+    ("adam", "the same after Adam's normalization"),
     ("norm", "norm, ratio to GRPO"),
     ("angle", "angle between its mean and the truth, degrees"),
 )
