@@ -79,7 +79,8 @@ def count_seeds(comparison: dict, choice: str = "cepo_additive") -> list[str]:
     lines = []
     for arm, found in finals.items():
         collapsed = [seed for seed, final in found.items() if final < untrained / 2]
-        line = f"{label(arm)}, rate {comparison['options'][arm]['learning_rate']:g}: {len(collapsed)} of {len(found)} collapsed"
+        rate = comparison["options"][arm]["learning_rate"]
+        line = f"{label(arm)}, rate {rate:g}: {len(collapsed)} of {len(found)} collapsed"
         pairs = {seed: finals[choice][seed] - final for seed, final in found.items() if seed in finals[choice]}
         if arm != choice and len(pairs) > 1:
             line += f"; {label(choice)} is ahead in {sum(gap > 0 for gap in pairs.values())} of {len(pairs)} seeds"
