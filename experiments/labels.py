@@ -1,32 +1,30 @@
-"""Names of arms and placements as tables and figures show them. The results keep the names that the runs had."""
+"""Names of arms in files, tables and figures."""
 
-LABELS = {
-    "base": "untrained",
-    "tempered": "untrained, at GRPO's entropy",
-    "blame 0.05": "down-weighted negatives",
-    "blame 0": "no negatives",
-    "cepo_additive": "additive evidence",
-    "cepo_additive within": "additive evidence, without zero-variance groups",
-    "all wrong blamed": "uniform negatives in zero-variance groups",
+DOWN_WEIGHTED = "down-weighted negatives"  # GRPO, negative_advantage_weight 0.05: the baseline
+PREREGISTERED = {  # name in preregistration.md's first version: name here
+    "blame 0.05": DOWN_WEIGHTED,
+    "blame 0": "no negatives",  # GRPO, negative_advantage_weight 0
+    "all wrong blamed": "uniform penalty",  # equal negative advantages in groups without a correct rollout
+    "cepo_additive within": "cepo_additive, mixed groups",  # no credit in groups without a correct rollout
     "cepo paper": "cepo, paper preset",
+    "tempered": "entropy-matched base",  # the untrained policy at the temperature with GRPO's entropy
+}
+SHOWN = {  # name in the results: name in tables and figures
+    "base": "untrained",
+    "entropy-matched base": "untrained, at GRPO's entropy",
+    "cepo_additive": "additive evidence",
+    "cepo_additive, mixed groups": "additive evidence, without zero-variance groups",
+    "uniform penalty": "uniform penalty in zero-variance groups",
     "oracle, mistakes only": "oracle, negatives at mistakes only",
-    "grpo, blame at 0.05": "down-weighted negatives",
-    "grpo, no blame": "no negatives",
     "cepo strong": "cepo, λ 1, ε 0.9",
     "cepo strong, rollouts": "cepo, λ 1, ε 0.9, hints are rollouts",
-    "cepo strong, blame at 0.05": "cepo, λ 1, ε 0.9, down-weighted negatives",
+    "cepo strong, down-weighted negatives": "cepo, λ 1, ε 0.9, down-weighted negatives",
     "rlsd strong": "rlsd, λ 1, ε 0.9",
     "oracle strong": "oracle, λ 1, ε 0.9",
-    "that it is right, or wrong (cscr)": "asserted verdict (cscr)",
-    "rollout said to be right (rlcsd)": "rollout, asserted correct (rlcsd)",
-    "solution or wrong rollout, default": "solution or incorrect rollout, default",
-    "solution or wrong rollout, plain": "solution or incorrect rollout, plain",
-    "nothing": "no hint",
-    "right": "correct",
-    "wrong": "incorrect",
+    "verdict (cscr)": "asserted verdict (cscr)",
 }
 
 
 def label(name: str) -> str:
-    """The name of an arm, placement or verdict in tables and figures."""
-    return LABELS.get(name, name)
+    """The name of an arm, placement or hint in tables and figures."""
+    return SHOWN.get(name, name)

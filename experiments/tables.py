@@ -14,12 +14,11 @@ from typing import Any
 from cepo.compare.statistics import BASE, Estimate, Run, band, percent
 
 from . import credit_quality, gradients
-from .labels import label
-from .tempered import TEMPERED
+from .entropy_matched import MATCHED
+from .labels import DOWN_WEIGHTED, label
 
 HERE = Path(__file__).parent
 PAGES = [HERE.parent / "docs" / "results.md", *(HERE / f"{name}.md" for name in ("comparison", "credit", "gradients"))]
-BASELINE = "blame 0.05"
 
 
 def result_of(name: str) -> dict[str, Any]:
@@ -78,16 +77,16 @@ def compared(name: str) -> str:
 def outcome() -> str:
     """The main comparison: final accuracy of each trained arm, minus GRPO and minus down-weighted negatives."""
     result = result_of("comparison")
-    baseline = result["against"][BASELINE]["final"]
+    baseline = result["against"][DOWN_WEIGHTED]["final"]
     rows = [
         [
             *(label(row["name"]), str(row["seeds"]), percent(row["final"]), _to_grpo(row)),
             percent(baseline.get(row["name"]), signed=True),
         ]
         for row in result["arms"]
-        if row["name"] not in (BASE, TEMPERED)
+        if row["name"] not in (BASE, MATCHED)
     ]
-    return table(["arm", "seeds", "final, %", "minus GRPO", f"minus {label(BASELINE)}"], rows)
+    return table(["arm", "seeds", "final, %", "minus GRPO", f"minus {label(DOWN_WEIGHTED)}"], rows)
 
 
 def settings() -> str:
@@ -101,16 +100,16 @@ def settings() -> str:
     for title, name in named.items():
         result = result_of(name)
         arms = {row["name"]: row for row in result["arms"]}
-        baseline = result["against"][BASELINE]["final"]
+        baseline = result["against"][DOWN_WEIGHTED]["final"]
         rows.append(
             [
-                *(title, percent(arms[BASELINE]["paired_difference_to_grpo"]["final"], signed=True)),
+                *(title, percent(arms[DOWN_WEIGHTED]["paired_difference_to_grpo"]["final"], signed=True)),
                 *(_to_grpo(arms["cepo_additive"]), percent(baseline["cepo_additive"], signed=True)),
                 _to_grpo(arms["cepo"]),
             ]
         )
-    head = ["setting", f"{label(BASELINE)} minus GRPO", "additive evidence minus GRPO"]
-    return table([*head, f"additive evidence minus {label(BASELINE)}", "cepo minus GRPO"], rows)
+    head = ["setting", f"{label(DOWN_WEIGHTED)} minus GRPO", "additive evidence minus GRPO"]
+    return table([*head, f"additive evidence minus {label(DOWN_WEIGHTED)}", "cepo minus GRPO"], rows)
 
 
 def compared_steps(name: str) -> str:
@@ -118,7 +117,7 @@ def compared_steps(name: str) -> str:
     runs = {
         arm: [Run(run["seed"], run["accuracy"], run["seconds"]) for run in found]
         for arm, found in result_of(name)["runs"].items()
-        if arm not in (BASE, TEMPERED)
+        if arm not in (BASE, MATCHED)
     }
     reference = {run.seed: dict(run.accuracy) for run in runs["grpo"]}
     steps = [step for step, _ in band(runs["grpo"])]
@@ -149,12 +148,12 @@ def credit() -> str:
     for name in dict.fromkeys(name for name, _ in found):
         if name in ("grpo", "pbsd", "cepo most_common") or name.endswith("of 2"):
             continue
-        right, wrong = found[name, "right"], found[name, "wrong"]
+        correct, incorrect = found[name, "correct"], found[name, "incorrect"]
         lines.append(
             [
-                *(name, _cell(right["auroc"], ".3f"), _cell(wrong["auroc"], ".3f")),
-                f"{right['filler_abs_mean']['value']:.3f}",
-                *(_cell(wrong[kind]["wrong_sign"], ".1%") for kind in ("reading", "arithmetic")),
+                *(name, _cell(correct["auroc"], ".3f"), _cell(incorrect["auroc"], ".3f")),
+                f"{correct['filler_abs_mean']['value']:.3f}",
+                *(_cell(incorrect[kind]["wrong_sign"], ".1%") for kind in ("reading", "arithmetic")),
             ]
         )
     head = ["method and rule for r-", "AUROC, correct", "AUROC, incorrect", "filler, nats"]
@@ -166,10 +165,10 @@ def alignment() -> str:
     short = {row["name"]: row for row in result_of("gradients")["rows"]}
     sparse = {row["name"]: row for row in result_of("gradients-long")["rows"]}
     pairs = [
-        ("grpo, blame at 0.05", "blame 0.05"),
+        (DOWN_WEIGHTED, DOWN_WEIGHTED),
         (None, "cepo_additive"),
-        (None, "all wrong blamed"),
-        (None, "cepo_additive within"),
+        (None, "uniform penalty"),
+        (None, "cepo_additive, mixed groups"),
         ("cepo", "cepo"),
         ("rlsd", None),
         ("opsd", None),
@@ -186,19 +185,18 @@ def alignment() -> str:
                 label(one or other or ""),
                 *(_cell(here[measure], spec) if here else "" for measure, spec in (("adam", ".2f"), ("angle", ".0f"))),
                 _cell(there["adam"], ".2f") if there else "",
-                _cell(there["against"][BASELINE]["adam"], ".2f") if there else "",
+                _cell(there["against"][DOWN_WEIGHTED]["adam"], ".2f") if there else "",
             ]
         )
     head = ["placement", "`default`: Adam alignment", "angle, °", "`long`: Adam alignment"]
-    return table([*head, f"`long`: against {label(BASELINE)}"], lines)
+    return table([*head, f"`long`: against {label(DOWN_WEIGHTED)}"], lines)
 
 
 def credit_tables() -> str:
     """All tables of the study of credit."""
     found = result_of("credit")
-    rows = [{**row, "rollouts": label(row["rollouts"])} for row in found["rows"]]
     followed = [{**row, "name": label(row["name"])} for row in found["following"]]
-    return credit_quality.tables({"rows": rows, "following": followed}).partition("\n")[2].lstrip()
+    return credit_quality.tables({**found, "following": followed}).partition("\n")[2].lstrip()
 
 
 def gradient_tables(name: str) -> str:
@@ -206,7 +204,7 @@ def gradient_tables(name: str) -> str:
     found = result_of(name)
     rows = [{"against": {}, **row, "name": label(row["name"])} for row in found["rows"]]
     rows = [{**row, "against": {label(arm): of for arm, of in row["against"].items()}} for row in rows]
-    return gradients.tables(rows, [{**part, "verdict": label(part["verdict"])} for part in found["parts"]])
+    return gradients.tables(rows, found["parts"])
 
 
 PARTS: dict[str, Callable[[], str]] = {
