@@ -146,7 +146,7 @@ def credit() -> str:
     }
     lines = []
     for name in dict.fromkeys(name for name, _ in found):
-        if name in ("grpo", "pbsd", "cepo most_common") or name.endswith("of 2"):
+        if name in ("grpo", "pbsd", "rlrt", "cscr", "cepo most_common") or name.endswith("of 2"):
             continue
         correct, incorrect = found[name, "correct"], found[name, "incorrect"]
         lines.append(
@@ -171,9 +171,7 @@ def alignment() -> str:
         (None, "cepo_additive, mixed groups"),
         ("cepo", "cepo"),
         ("rlsd", None),
-        ("opsd", None),
         ("sdpo", "sdpo"),
-        ("rlcsd", "rlcsd"),
         ("oracle, mistakes only", "oracle, mistakes only"),
     ]
     lines = []
