@@ -2,9 +2,9 @@
 
     python -m experiments.pictures
 
-outcome.png: the comparison. Printed beside it: in how many seeds cepo_additive is ahead, and how many
-runs collapsed. prediction.png: each arm's alignment before training against its accuracy after training,
-with the rank correlation. credit.png, gradients.png: the studies of credit and of gradients.
+outcome.png and comparison.png: the comparison, in short and with all arms. Printed beside them: in how many seeds
+cepo_additive is ahead, and how many runs collapsed. prediction.png: each arm's alignment before training against its
+accuracy after training, with the rank correlation. credit.png and gradients.png: the studies of credit and gradients.
 """
 
 import argparse
@@ -15,6 +15,7 @@ from typing import Any
 
 from scipy.stats import spearmanr
 
+from cepo.compare.report import draw_comparison
 from cepo.compare.statistics import BASE, Estimate, Run, band, percent
 from cepo.inspection.pictures import plain_text
 
@@ -30,16 +31,25 @@ def read(name: str) -> dict:
     return json.loads((FOLDER / name).read_text())
 
 
+def runs_of(comparison: dict) -> dict[str, list[Run]]:
+    """The runs of each trained arm."""
+    return {
+        arm: [Run(run["seed"], run["accuracy"], run["seconds"]) for run in runs]
+        for arm, runs in comparison["runs"].items()
+        if arm not in (BASE, MATCHED)
+    }
+
+
 @plain_text
-def outcome(file: Path) -> None:
+def outcome(comparison: dict, file: Path) -> None:
     """Left: accuracy over steps of three arms. Right: final accuracy of all arms minus GRPO's."""
     from matplotlib import pyplot
 
-    comparison = read("comparison.json")
+    runs = runs_of(comparison)
     colors = {CHOICE: "#c1271c", DOWN_WEIGHTED: "#d98a00", "grpo": "#2066ba"}
     figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 4.8), layout="constrained", width_ratios=(1.2, 1))
     for name, color in colors.items():
-        points = band([Run(run["seed"], run["accuracy"], run["seconds"]) for run in comparison["runs"][name]])
+        points = band(runs[name])
         steps = [step for step, _ in points]
         means, lows, highs = ([100 * getattr(one, key) for _, one in points] for key in ("mean", "low", "high"))
         left.plot(steps, means, color=color, marker="o")
@@ -63,8 +73,6 @@ def outcome(file: Path) -> None:
     for axis in (left, right):
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(file, dpi=120)
-    for line in seed_counts(comparison):
-        print(line)
 
 
 def seed_counts(comparison: dict) -> list[str]:
@@ -72,11 +80,7 @@ def seed_counts(comparison: dict) -> list[str]:
 
     A run has collapsed if its final greedy accuracy is below half of the untrained policy's.
     """
-    finals = {
-        arm: {run["seed"]: run["accuracy"][-1][1] for run in runs}
-        for arm, runs in comparison["runs"].items()
-        if arm not in (BASE, MATCHED)
-    }
+    finals = {arm: {run.seed: run.final for run in runs} for arm, runs in runs_of(comparison).items()}
     untrained = next(row["final"]["mean"] for row in comparison["arms"] if row["name"] == BASE)
     lines = []
     for arm, found in finals.items():
@@ -178,7 +182,10 @@ def alignment(file: Path) -> None:
 
 if __name__ == "__main__":
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
-    outcome(FOLDER / "outcome.png")
+    results = read("comparison.json")
+    outcome(results, FOLDER / "outcome.png")
+    draw_comparison(runs_of(results), results["arms"], FOLDER / "comparison.png")
+    print("\n".join(seed_counts(results)))
     prediction(FOLDER / "prediction.png")
     credit(FOLDER / "credit.png")
     alignment(FOLDER / "gradients.png")
