@@ -1,14 +1,15 @@
-"""Draw outcome.png, comparison.png and prediction.png from the JSON results.
+"""Draw the figures of docs/results.md from the JSON results.
 
     python -m experiments.pictures
 
-outcome.png and comparison.png: the comparison of comparison.md, in short and with all arms. Printed beside them: in how
-many seeds cepo_additive is ahead, and how many runs collapsed. prediction.png: each arm's alignment before training
-(gradients.md) against its accuracy after training, with the rank correlation.
+outcome.png and comparison.png: the comparison, in short and with all arms. Printed beside them: in how many seeds
+cepo_additive is ahead, and how many runs collapsed. prediction.png: each arm's alignment before training against its
+accuracy after training, with the rank correlation. credit.png and gradients.png: the studies of credit and gradients.
 """
 
 import argparse
 import json
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from cepo.compare.report import draw_comparison
 from cepo.compare.statistics import BASE, Estimate, Run, band, percent
 from cepo.inspection.pictures import plain_text
 
+from . import credit_quality, gradients
 from .entropy_matched import MATCHED
-from .labels import DOWN_WEIGHTED
+from .labels import DOWN_WEIGHTED, label
 
 FOLDER = Path(__file__).parent
 CHOICE = "cepo_additive"
@@ -45,16 +47,17 @@ def outcome(comparison: dict, file: Path) -> None:
 
     runs = runs_of(comparison)
     colors = {CHOICE: "#c1271c", DOWN_WEIGHTED: "#d98a00", "grpo": "#2066ba"}
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 4.8), layout="constrained", width_ratios=(1.2, 1))
     for name, color in colors.items():
         points = band(runs[name])
         steps = [step for step, _ in points]
         means, lows, highs = ([100 * getattr(one, key) for _, one in points] for key in ("mean", "low", "high"))
         left.plot(steps, means, color=color, marker="o")
         left.fill_between(steps, lows, highs, color=color, alpha=0.15, linewidth=0)
-        left.annotate(name, (steps[-1], means[-1]), xytext=(6, -3), textcoords="offset points", color=color)
+        left.annotate(label(name), (steps[-1], means[-1]), xytext=(6, -3), textcoords="offset points", color=color)
     left.set(xlabel="optimizer step", ylabel="greedy accuracy on held-out problems, %")
-    left.margins(x=0.2)
+    left.set_xlim(-1, 38)
+    left.set_xticks((0, 12, 24))
     rows = [
         row for row in comparison["arms"] if row["paired_difference_to_grpo"] and row["name"] not in (BASE, MATCHED)
     ]
@@ -65,8 +68,8 @@ def outcome(comparison: dict, file: Path) -> None:
         right.plot([final["low"], final["high"]], [place, place], color=color)
         right.plot(final["mean"], place, "o", color=color)
     right.axvline(0, color="#999", linewidth=1)
-    right.set_yticks(range(len(rows)), [row["name"] for row in rows])
-    right.set(xlabel="final greedy accuracy minus GRPO's, points, 95 % CI")
+    right.set_yticks(range(len(rows)), [textwrap.fill(label(row["name"]), 30) for row in rows])
+    right.set(xlabel="final accuracy minus GRPO's, points, 95 % CI")
     for axis in (left, right):
         axis.spines[["top", "right"]].set_visible(False)
     figure.savefig(file, dpi=120)
@@ -83,10 +86,10 @@ def seed_counts(comparison: dict) -> list[str]:
     for arm, found in finals.items():
         collapsed = [seed for seed, final in found.items() if final < untrained / 2]
         rate = comparison["options"][arm]["learning_rate"]
-        line = f"{arm}, learning rate {rate:g}: {len(collapsed)} of {len(found)} collapsed"
+        line = f"{label(arm)}, learning rate {rate:g}: {len(collapsed)} of {len(found)} collapsed"
         gaps = {seed: finals[CHOICE][seed] - final for seed, final in found.items() if seed in finals[CHOICE]}
         if arm != CHOICE and len(gaps) > 1:
-            line += f"; {CHOICE} is ahead in {sum(gap > 0 for gap in gaps.values())} of {len(gaps)} seeds"
+            line += f"; {label(CHOICE)} is ahead in {sum(gap > 0 for gap in gaps.values())} of {len(gaps)} seeds"
             kept = [gap for seed, gap in gaps.items() if seed not in collapsed]
             if len(kept) < len(gaps):
                 lead = percent(Estimate.of(kept).as_dict(), signed=True)
@@ -135,12 +138,12 @@ def prediction(file: Path) -> None:
         title=f"rank correlation over {len(found)} arms {ranks.statistic:.2f}, p = {ranks.pvalue:.2g}",
     )
     axis.spines[["top", "right"]].set_visible(False)
-    annotate(axis, [(one["name"], one["predicted"]["value"], 100 * one["difference"]["mean"]) for one in found])
+    annotate(axis, [(label(one["name"]), one["predicted"]["value"], 100 * one["difference"]["mean"]) for one in found])
     figure.savefig(file, dpi=120)
     print(f"{len(found)} arms, Spearman's rank correlation {ranks.statistic:.2f}, p = {ranks.pvalue:.2g}")
     for left_out in found:
         ranks = rank_correlation([one for one in found if one is not left_out])
-        print(f"  without {left_out['name']}: {ranks.statistic:.2f}, p = {ranks.pvalue:.2g}")
+        print(f"  without {label(left_out['name'])}: {ranks.statistic:.2f}, p = {ranks.pvalue:.2g}")
 
 
 def annotate(axis: Any, points: list[tuple[str, float, float]]) -> None:
@@ -165,6 +168,18 @@ def annotate(axis: Any, points: list[tuple[str, float, float]]) -> None:
         taken.append(box)
 
 
+def credit(file: Path) -> None:
+    """The study of credit with hints that are answers, in the default wording."""
+    rows = [row for row in read("credit.json")["rows"] if (row["content"], row["hint"]) == ("answer", "default")]
+    credit_quality.draw(rows, file)
+
+
+def alignment(file: Path) -> None:
+    """The study of gradients on `default`."""
+    found = read("gradients.json")
+    gradients.draw([{**row, "name": label(row["name"])} for row in found["rows"]], found["parts"], file)
+
+
 if __name__ == "__main__":
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     results = read("comparison.json")
@@ -172,3 +187,5 @@ if __name__ == "__main__":
     draw_comparison(runs_of(results), results["arms"], FOLDER / "comparison.png")
     print("\n".join(seed_counts(results)))
     prediction(FOLDER / "prediction.png")
+    credit(FOLDER / "credit.png")
+    alignment(FOLDER / "gradients.png")

@@ -27,9 +27,14 @@ def test_configurations_have_the_arms_of_the_results(name):
     assert rates == {arm: options["learning_rate"] for arm, options in result["options"].items()}
 
 
-def test_tables_of_the_page_match_the_results():
-    text = tables.PAGE.read_text()
+@pytest.mark.parametrize("page", tables.PAGES, ids=lambda page: page.name)
+def test_tables_of_the_pages_match_the_results(page):
+    text = page.read_text()
+    assert "<!-- table: " in text
     assert tables.made(text) == text
+
+
+def test_the_prediction_covers_every_trained_arm():
     assert len(pictures.predictions(pictures.read("gradients-long.json"), pictures.read("comparison.json"))) == 11
 
 
