@@ -96,7 +96,7 @@ def measure(case: dict) -> dict:
         trainer._skips = False
         trainer.train()
     skeleton = Skeleton.of(
-        find_config(policy_path())[0], torch.float32, adapters, freeze_vision_tower=args.freeze_vision_tower
+        find_config(policy_path())[0], torch.float32, adapters, freeze_tower=args.freeze_vision_tower
     )
     lengths = Lengths(seen["prompt"], 16, seen["completion"])
     memory = memory_of(skeleton, args, Layout(), lengths)
