@@ -253,7 +253,7 @@ def test_launched_processes_are_stopped_as_one(tmp_path, how, of, status):
     assert not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers)
     assert process.returncode == status, errors[-3000:]
     last = last_whole_checkpoint(tmp_path / "out")
-    assert printed.count("Go on with") == 1
+    assert printed.count("Resume with") == 1
     assert f"--resume_from_checkpoint {last}" in printed.replace("\n", " ")
     assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == [last.name]
     if of != "launcher":  # going on is tried once

@@ -176,5 +176,5 @@ def test_ctrl_c_on_a_terminal(tmp_path):
     assert status == 130
     assert "Traceback" not in written
     assert "Stopping after this step, to save it." in written
-    assert "Go on with: --resume_from_checkpoint out/checkpoint-" in written
+    assert "Resume with: --resume_from_checkpoint out/checkpoint-" in written
     assert written.rindex("\x1b[?25h") > written.rindex("\x1b[?25l")
