@@ -135,7 +135,7 @@ def kept_bytes(run, parameters):
 
     def note(tensor):
         if tensor.untyped_storage().data_ptr() not in own:
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()  # kept alive, so that no address is reused
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()  # no address is reused
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):

@@ -1,7 +1,6 @@
 """Coming back: the latest whole checkpoint, to the bit, and adapters that are trained on."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
