@@ -30,7 +30,7 @@ ELSEWHERE = {
     r"^make (bench|bench-quick|smollm)$|^python -m benchmarks": "test_benchmarks.py has their smallest runs",
     r"^pip install": "each test runs in an environment of it; extras are looked up below",
     r"--config experiments/|^python -m experiments": "minutes to hours; tests/experiments has their smallest runs",
-    r"--suite paper": "a download; test_suite.py",
+    r"^cepo suite": "a download; test_suite.py",
     r"smollm": "a download; test_smollm.py",
     r"recipes/": "a GPU and a download; test_dry_run.py looks at each",
     r"--accelerate_config|^accelerate|^torchrun": "several processes; test_launch.py, make test-sharded",

@@ -1,4 +1,4 @@
-"""lmms-eval itself, through `cepo evaluate --suite paper`, on small problems in the forms of all five benchmarks."""
+"""lmms-eval itself, through `cepo suite`, on small problems in the forms of all five benchmarks."""
 
 import json
 import sys
@@ -23,7 +23,7 @@ SAMPLING = ["--presence_penalty", "0", "--top_k", "1", "--max_new_tokens", "160"
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """So small a model gains nothing by a second thread, and loses much where others work beside it."""
+    """Small models run faster with one thread."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         yield
@@ -35,10 +35,10 @@ def tasks(tmp_path_factory):
 
 
 def evaluate(model, tasks, output, *more, names=lmms_tasks.STOCK):
-    """The command's exit status, and what it left."""
+    """The command's exit status and suite.json."""
     some = ",".join(f"{name}={lmms_tasks.TASKS[name]}" for name in names)
-    arguments = ["--suite", "paper", "--model_name_or_path", str(model), "--tasks", some, "--include_path", tasks]
-    status = cli.main(["evaluate", *arguments, "--output_dir", str(output), *more])
+    arguments = ["--model_name_or_path", str(model), "--tasks", some, "--include_path", tasks]
+    status = cli.main(["suite", *arguments, "--output_dir", str(output), *more])
     return status, json.loads((output / "suite.json").read_text())
 
 
@@ -48,7 +48,7 @@ def scores(found):
 
 def test_all_five_run_and_are_scored(tasks, tmp_path, capsys):
     policy = lmms_tasks.make_policy(tmp_path / "policy")
-    # To itself, it sees what the shipped policy sees.
+    # On doubled images its logits are those of the shipped policy.
     row, twice = lmms_tasks.solvable()[0], lmms_tasks.problems(1)[0]
     logits = []
     for model, image in ((policy, twice["image"]), (policy_path(), row["image"])):
@@ -64,29 +64,29 @@ def test_all_five_run_and_are_scored(tasks, tmp_path, capsys):
     status, found = evaluate(policy, tasks, output, "--backend", "transformers", *SAMPLING)
     assert status == 0, capsys.readouterr().err
     right = scores(found)
-    # The answers that the tasks have in another form, (162/2, 73, 79), count as right.
+    # Answers in another form, (162/2, 73, 79), count as correct.
     for name, metric in (("logicvista", "acc_score"), ("mathvision", "mathvision_standard_eval")):
         (samples,) = (output / name).glob("*/*_samples_*.jsonl")
         first = json.loads(samples.read_text().split("\n")[0])[metric]
         assert (first if name == "logicvista" else first["scores"][0]) == 1, (name, first)
     asked = {one["name"]: one["problems"] for one in found["benchmarks"]}
     assert asked == {name: number for name, (_, number) in lmms_tasks.ROWS.items()}
-    # Nearly all of it; of MMMU's prompts, which speak of options that are not there, some.
+    # MMMU's prompts mention options that the problems do not have.
     for name in ("dynamath", "logicvista", "mathvision", "wemath"):
         assert right[name] >= asked[name] / 2, (name, right)
     assert right["mmmu"] >= 1
     assert found["average"]["low"] < found["average"]["value"] < found["average"]["high"]
     table = (output / "suite.md").read_text()
     assert "| average of 5 | 27 |" in table
-    # Again: nothing is run, and the same is found.
+    # A second call runs nothing and reports the same.
     capsys.readouterr()
     again = evaluate(policy, tasks, output, "--backend", "transformers", *SAMPLING)
     assert again == (0, found)
-    assert capsys.readouterr().out.count("has been run with these settings") == 5
+    assert capsys.readouterr().out.count("finished before with these settings") == 5
 
 
-def test_why_the_shipped_policy_itself_solves_nothing_there(tmp_path, monkeypatch):
-    """Pictures of 112 x 64 become 128 x 64; and where they stay as they are, there are lmms-eval's system messages."""
+def test_the_shipped_policy_needs_its_image_size_and_no_system_message(tmp_path, monkeypatch):
+    """lmms-eval resizes images of 112 x 64 to 128 x 64, and adds system messages; with either, the policy fails."""
     more = ["--backend", "transformers", *SAMPLING]
     kept = lmms_tasks.make_policy(tmp_path / "kept", system=True)
     (tmp_path / "twice").mkdir()
@@ -109,8 +109,8 @@ CONDITIONS = {
 }
 
 
-def test_which_of_its_differences_matter():
-    """Without lmms-eval, one at a time: neither bfloat16 nor a short system message, but size and the long message."""
+def test_conditions_under_which_the_policy_fails():
+    """Without lmms-eval: bfloat16 and a short system message are harmless, the size and the long message are not."""
     from lmms_eval.tasks.logicvista.reasoning.utils import SYSTEM_PROMPT
 
     processor = AutoProcessor.from_pretrained(policy_path(), padding_side="left")
@@ -137,16 +137,16 @@ def test_which_of_its_differences_matter():
 
 
 def test_a_benchmark_that_fails_is_an_error(tasks, tmp_path, capsys):
-    """lmms-eval ends with status 0 all the same."""
+    """lmms-eval exits with status 0."""
     more = ["--backend", "transformers", *SAMPLING, "--model_args", "nonsense=1"]
     status, found = evaluate(policy_path(), tasks, tmp_path / "out", *more, names=["logicvista"])
     assert (status, found["benchmarks"], found["failed"]) == (1, [], ["logicvista"])
     error = capsys.readouterr().err
-    assert "lmms-eval left no results (exit status 0)" in error
+    assert "lmms-eval wrote no results (exit status 0)" in error
     assert "Unexpected kwargs: {'nonsense': 1}" in error
 
 
-# vLLM's interface, as far as lmms-eval uses it: what it is given is written down.
+# The part of vLLM's interface that lmms-eval uses; it records its arguments.
 VLLM = """
 import json, os
 from types import SimpleNamespace
@@ -173,8 +173,7 @@ def note(what):
 """
 
 
-def test_vllm_is_given_the_papers_settings(tasks, tmp_path, monkeypatch, capsys):
-    """By lmms-eval itself, with a stand-in for vLLM alone."""
+def test_vllm_gets_the_papers_settings(tasks, tmp_path, monkeypatch, capsys):
     package = tmp_path / "site" / "vllm"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text(VLLM)
