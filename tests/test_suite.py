@@ -14,7 +14,9 @@ import time
 from pathlib import Path
 
 import pytest
+from peft import LoraConfig, get_peft_model
 from scipy.stats import binomtest
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cepo import cli, policy_path
 from cepo.commands.benchmarks import BENCHMARKS, PAPER, SuiteError, average_of, read_score, select_benchmarks
@@ -226,11 +228,10 @@ def test_some_benchmarks_with_transformers(stand_in):
 
 
 def test_adapters_are_merged_into_the_output_directory(stand_in, text_model_path, tmp_path, capsys):
-    from transformers import AutoModelForCausalLM
-
-    from .test_merge import adapters
-
-    path = adapters(tmp_path / "adapters", text_model_path, AutoModelForCausalLM)
+    path = str(tmp_path / "adapters")
+    base = AutoModelForCausalLM.from_pretrained(text_model_path)
+    get_peft_model(base, LoraConfig(r=4, target_modules="all-linear")).save_pretrained(path)
+    AutoTokenizer.from_pretrained(text_model_path).save_pretrained(path)
     command = [path if word == policy_path() else word for word in arguments(stand_in, "--tasks", "mmmu")]
     assert cli.main(command) == 0
     merged = stand_in.parent / "out" / "merged"
