@@ -1,12 +1,11 @@
 """The paper's five benchmarks as tasks of lmms-eval, and their scores."""
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import sqrt
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 from scipy.stats import binomtest
 
@@ -24,22 +23,20 @@ class Benchmark:
         metric: Share of correct answers, times `scale`.
         scale: 100 for a metric in percent.
         variants: Problems per question. Answers to variants of one question are not independent.
-        others: Further metrics to report.
     """
 
     task: str
     metric: str
     scale: float = 1.0
     variants: int = 1
-    others: tuple[str, ...] = ()
 
 
 BENCHMARKS = {
-    "dynamath": Benchmark("dynamath_reasoning", "dynamath_average", variants=10, others=("dynamath_worst",)),
+    "dynamath": Benchmark("dynamath_reasoning", "dynamath_average", variants=10),
     "logicvista": Benchmark("logicvista_reasoning", "acc_score"),
     "mathvision": Benchmark("mathvision_testmini", "mathvision_standard_eval", scale=100.0),
     "mmmu": Benchmark("mmmu_val", "mmmu_acc"),
-    "wemath": Benchmark("wemath_testmini_reasoning", "acc_score", others=("wemath_strict", "wemath_loose")),
+    "wemath": Benchmark("wemath_testmini_reasoning", "acc_score"),
 }
 # The paper's averages over the five benchmarks [%], by size of Qwen3-VL-Instruct (arXiv 2605.19436).
 PAPER = {
@@ -63,7 +60,7 @@ def select_benchmarks(names: str | None) -> dict[str, Benchmark]:
             raise SuiteError(f"--tasks: {name} occurs twice")
         if equals and not task:
             raise SuiteError(f"--tasks: {name}= needs the name of a task")
-        selected[name] = replace(BENCHMARKS[name], task=task, variants=1, others=()) if equals else BENCHMARKS[name]
+        selected[name] = replace(BENCHMARKS[name], task=task, variants=1) if equals else BENCHMARKS[name]
     return selected
 
 
@@ -81,7 +78,6 @@ class Score:
         value: The share, as lmms-eval reports it.
         low, high: Wilson's 95 % interval, for one independent answer per question.
         problems: Number of problems.
-        others: Further metrics, as lmms-eval reports them.
     """
 
     name: str
@@ -89,7 +85,6 @@ class Score:
     low: float
     high: float
     problems: int
-    others: Mapping[str, Any]
 
 
 def read_score(name: str, benchmark: Benchmark, folder: Path) -> Score:
@@ -99,22 +94,14 @@ def read_score(name: str, benchmark: Benchmark, folder: Path) -> Score:
         SuiteError: If the file or the score is missing.
     """
     path = results_file(folder)
-    if path is None:
-        raise SuiteError(f"{folder} holds no results of lmms-eval")
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = json.loads(path.read_text(encoding="utf-8")) if path else {}
     scores = {key.partition(",")[0]: value for key, value in found.get("results", {}).get(benchmark.task, {}).items()}
-    value = scores.get(benchmark.metric)
-    if not isinstance(value, (int, float)):
-        raise SuiteError(f"{path} has no number {benchmark.metric} of {benchmark.task}")
-    problems = found.get("n-samples", {}).get(benchmark.task, {}).get("effective")
-    if not problems:
-        raise SuiteError(f"{path} has no number of problems")
+    value, problems = scores.get(benchmark.metric), found.get("n-samples", {}).get(benchmark.task, {}).get("effective")
+    if not isinstance(value, (int, float)) or not problems:
+        raise SuiteError(f"{folder} holds no results of lmms-eval with {benchmark.metric} of {benchmark.task}")
     share, questions = value / benchmark.scale, max(1, problems // benchmark.variants)
     low, high = binomtest(round(share * questions), questions).proportion_ci(method="wilson")
-    # We-Math counts families that were left out by --limit as solved.
-    others = () if found.get("config", {}).get("limit") else benchmark.others
-    known = {name: scores[name] for name in others if name in scores}
-    return Score(name, share, min(share, low), max(share, high), problems, known)
+    return Score(name, share, min(share, low), max(share, high), problems)
 
 
 def average_of(scores: Sequence[Score]) -> tuple[float, float, float]:

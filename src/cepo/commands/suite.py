@@ -254,7 +254,6 @@ def _report(
     ]
     custom = [name for name in settings if settings[name]["tasks"] != BENCHMARKS[name].task]
     notes += [f"Custom tasks: {', '.join(custom)}."] if custom else []
-    notes += [f"{one.name}, {other}: {value}." for one in scores for other, value in one.others.items()]
     missing = [name for name in BENCHMARKS if name not in {one.name for one in scores}]
     notes += [f"No average of five without {', '.join(missing)}."] if missing else []
     notes += [f"Failed: {', '.join(failed)}; the same command tries again."] if failed else []
