@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import webbrowser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -327,6 +328,7 @@ def test_an_error_in_a_process(tmp_path):
         ),
         (["explain", "--output", "x.json"], "--output is for --statistics"),
         (["explain", "--statistics", "--open"], "leave out --open and --terminal"),
+        (["explain", "--open", "--terminal"], "--open: --terminal writes no page"),
         (["explain", "--statistics", "--show", "grpo"], "grpo scores no hints"),
         (["explain", "--evidence_clip", "1.5"], "evidence_clip"),
         (["explain", "--from", "./nowhere"], "--from: there is no such folder: ./nowhere"),
@@ -462,8 +464,12 @@ def test_ctrl_c_saves_a_checkpoint_that_can_be_resumed(tmp_path):
 def explained(tmp_path_factory):
     """The page of one group, sampled from the shipped policy."""
     path = tmp_path_factory.mktemp("explain") / "deep" / "explain.html"
-    arguments = ["explain", "--index=1", "--num_generations=4", "--output_dir", str(path.parent)]
-    assert cli.main(arguments) == 0
+    arguments = ["explain", "--index=1", "--num_generations=4", "--output_dir", str(path.parent), "--open"]
+    opened = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(webbrowser, "open", lambda address: opened.append(address) or True)
+        assert cli.main(arguments) == 0
+    assert opened == [path.as_uri()]
     return path
 
 
