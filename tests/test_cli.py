@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -183,122 +184,70 @@ def test_eval_batch_size(tmp_path, monkeypatch):
     assert seen == [3, 1, 3, 3] * 2  # greedy and sampled, before and after
 
 
-def write_rows(path, rows):
-    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    return str(path)
-
-
 PROMPT = [{"role": "user", "content": "How many?"}]
 GOOD = {"prompt": PROMPT, "solution": "1"}
+UNSOLVED = {"prompt": PROMPT, "answer": "1"}
 
 
 @pytest.fixture
 def without_template(tmp_path, text_model_path):
     """The text model without its chat template."""
-    folder = tmp_path / "no-template"
-    folder.mkdir()
-    for file in Path(text_model_path).iterdir():
-        if file.name != "chat_template.jinja":
-            (folder / file.name).write_bytes(file.read_bytes())
-    return str(folder)
+    return str(shutil.copytree(text_model_path, tmp_path / "no-template", ignore=lambda *_: ["chat_template.jinja"]))
 
 
-def mistakes(tmp_path, text_model_path, without_template):
-    """(arguments, words of the message)"""
-    own_model = ["--model_name_or_path", text_model_path, "--bf16=false"]
-
-    def own(rows, name="data.jsonl"):
-        return [*own_model, "--dataset_name", write_rows(tmp_path / name, rows)]
-
-    not_yaml = tmp_path / "bad.yaml"
-    not_yaml.write_text("method: [")
-    unknown_in_yaml = tmp_path / "unknown.yaml"
-    unknown_in_yaml.write_text("evidence_clop: 0.3\n")
-    return {
-        "unknown preset": (["--preset", "papers"], ["preset", "'papers'", "paper"]),
-        "no solution column": (own([{"prompt": PROMPT, "answer": "1"}], "a.jsonl"), ["solution", "answer"]),
-        "empty solution": (own([GOOD, {**GOOD, "solution": ""}], "b.jsonl"), ["row 1", "solution"]),
-        "missing image": (own([GOOD | {"image": "gone.png"}], "c.jsonl"), ["row 0", "gone.png"]),
-        "no chat template": (
-            ["--model_name_or_path", without_template, "--bf16=false", *own([GOOD] * 8, "d.jsonl")[3:]],
-            ["chat template"],
-        ),
-        "no such model": (["--model_name_or_path", "./nowhere"], ["./nowhere"]),
-        "no model there": (["--model_name_or_path", str(tmp_path)], ["config.json"]),
-        "no such dataset": ([*own_model, "--dataset_name", "./nothing.jsonl"], ["./nothing.jsonl"]),
-        "no dataset on the hub": ([*own_model, "--dataset_name", "nobody/nothing"], ["nobody/nothing"]),
-        "no model given": (["--dataset_name", "someone/something"], ["--model_name_or_path"]),
-        "unknown method": (["--method", "ppo"], ["ppo", "cepo"]),
-        "unknown option": (["--evidence_clipp", "0.2"], ["--evidence_clipp", "--evidence_clip"]),
-        "a second value": (["--report_to", "none", "tensorboard"], ["what is 'tensorboard'?", "--config"]),
-        "unknown option in YAML": (["--config", str(unknown_in_yaml)], ["evidence_clop"]),
-        "not YAML": (["--config", str(not_yaml)], ["bad.yaml"]),
-        "no such YAML": (["--config", "none.yaml"], ["none.yaml"]),
-        "clip out of range": (["--evidence_clip", "1.5"], ["evidence_clip", "1.5"]),
-        "not a number": (["--evidence_clip", "wide"], ["evidence_clip", "wide"]),
-        "not divisible": (["--num_generations", "7"], ["num_generations", "7"]),
-        "unknown reward": (["--reward_funcs", "praise"], ["praise"]),
-        "unknown reward module": (["--reward_funcs", "no_module.praise"], ["no_module"]),
-        "nothing to resume": (["--resume_from_checkpoint", "./nowhere"], ["resume_from_checkpoint", "./nowhere"]),
-        "config without a file": (["--config"], ["--config"]),
-        "grpo without solutions": (
-            ["--method", "grpo", *own([{"prompt": PROMPT, "answer": "1"}], "e.jsonl")],
-            ["solution"],
-        ),
-        "grpo without a template": (
-            ["--method", "grpo", "--model_name_or_path", without_template, *own([GOOD] * 8, "f.jsonl")[3:]],
-            ["chat template"],
-        ),
-        "too few rows": ([*own([GOOD], "g.jsonl"), "--per_device_train_batch_size=16"], ["1 rows"]),
-        "unknown difficulty": (["--dataset_config", "harder"], ["harder", "hard"]),
-        "no answer at a time": (["--eval_batch_size", "0"], ["eval_batch_size must be 1 or more, not 0"]),
-        "fewer problems than none": (["--eval_problems", "-1"], ["eval_problems must be 0 or more, not -1"]),
-    }
+# Rows of a dataset, files of options, arguments and words of the message.
+ERRORS = {
+    "unknown preset": ([], "", ["--preset", "papers"], ["preset", "'papers'", "paper"]),
+    "no solution column": ([UNSOLVED], "", [], ["solution", "answer"]),
+    "empty solution": ([GOOD, {**GOOD, "solution": ""}], "", [], ["row 1", "solution"]),
+    "missing image": ([GOOD | {"image": "gone.png"}], "", [], ["row 0", "gone.png"]),
+    "no chat template": ([GOOD] * 8, "", ["--model_name_or_path", "NO_TEMPLATE"], ["chat template"]),
+    "no such model": ([], "", ["--model_name_or_path", "./nowhere"], ["./nowhere"]),
+    "a folder without a model": ([], "", ["--model_name_or_path", "."], ["config.json"]),
+    "no such dataset": ([], "", ["--model_name_or_path", "MODEL", "--dataset_name", "./no.jsonl"], ["./no.jsonl"]),
+    "no dataset on the hub": ([], "", ["--model_name_or_path", "MODEL", "--dataset_name", "nobody/no"], ["nobody/no"]),
+    "no model": ([], "", ["--dataset_name", "someone/something"], ["--model_name_or_path"]),
+    "unknown method": ([], "", ["--method", "ppo"], ["ppo", "cepo"]),
+    "unknown option": ([], "", ["--evidence_clipp", "0.2"], ["--evidence_clipp", "--evidence_clip"]),
+    "a second value": ([], "", ["--report_to", "none", "tensorboard"], ["what is 'tensorboard'?", "--config"]),
+    "unknown option in YAML": ([], "evidence_clop: 0.3\n", [], ["evidence_clop"]),
+    "not YAML": ([], "method: [", [], ["run.yaml"]),
+    "no such YAML": ([], "", ["--config", "none.yaml"], ["none.yaml"]),
+    "clip out of range": ([], "", ["--evidence_clip", "1.5"], ["evidence_clip", "1.5"]),
+    "not a number": ([], "", ["--evidence_clip", "wide"], ["evidence_clip", "wide"]),
+    "not divisible": ([], "", ["--num_generations", "7"], ["num_generations", "7"]),
+    "unknown reward": ([], "", ["--reward_funcs", "praise"], ["praise"]),
+    "unknown reward module": ([], "", ["--reward_funcs", "no_module.praise"], ["no_module"]),
+    "no checkpoint": ([], "", ["--resume_from_checkpoint", "./nowhere"], ["resume_from_checkpoint", "./nowhere"]),
+    "config without a file": ([], "", ["--config"], ["--config"]),
+    "grpo without solutions": ([UNSOLVED], "", ["--method", "grpo"], ["solution"]),
+    "too few rows": ([GOOD], "", ["--per_device_train_batch_size=16"], ["1 rows"]),
+    "unknown difficulty": ([], "", ["--dataset_config", "harder"], ["harder", "hard"]),
+    "empty evaluation batch": ([], "", ["--eval_batch_size", "0"], ["eval_batch_size must be 1 or more, not 0"]),
+    "negative number of problems": ([], "", ["--eval_problems", "-1"], ["eval_problems must be 0 or more, not -1"]),
+}
 
 
-CASES = [
-    "no solution column",
-    "empty solution",
-    "missing image",
-    "no chat template",
-    "no such model",
-    "no model there",
-    "no such dataset",
-    "no dataset on the hub",
-    "no model given",
-    "unknown method",
-    "unknown option",
-    "a second value",
-    "unknown option in YAML",
-    "not YAML",
-    "no such YAML",
-    "clip out of range",
-    "not a number",
-    "not divisible",
-    "unknown reward",
-    "unknown reward module",
-    "nothing to resume",
-    "config without a file",
-    "grpo without solutions",
-    "grpo without a template",
-    "too few rows",
-    "unknown difficulty",
-    "unknown preset",
-    "no answer at a time",
-    "fewer problems than none",
-]
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_an_invalid_option_is_an_error_on_one_line(case, tmp_path, text_model_path, without_template, capsys):
-    arguments, named = mistakes(tmp_path, text_model_path, without_template)[case]
-    status = cli.main(["train", "--output_dir", str(tmp_path / "out"), "--figures_problems=8", *arguments])
+@pytest.mark.parametrize("case", ERRORS)
+def test_an_invalid_option_is_an_error_on_one_line(
+    case, tmp_path, text_model_path, without_template, monkeypatch, capsys
+):
+    rows, config, arguments, words = ERRORS[case]
+    monkeypatch.chdir(tmp_path)
+    models = {"MODEL": text_model_path, "NO_TEMPLATE": without_template}
+    arguments = [models.get(argument, argument) for argument in arguments]
+    if rows:
+        Path("data.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        arguments = ["--model_name_or_path", text_model_path, "--bf16=false", "--dataset_name=data.jsonl", *arguments]
+    if config:
+        Path("run.yaml").write_text(config)
+        arguments = [*arguments, "--config", "run.yaml"]
+    assert cli.main(["train", "--output_dir=out", "--figures_problems=8", *arguments]) == 2
     printed = capsys.readouterr()
-    assert status == 2
     assert "Traceback" not in printed.err + printed.out
     (error,) = [line for line in printed.err.splitlines() if line.startswith("cepo: error:")]
-    assert all(word in error for word in named), error
-    assert not list((tmp_path / "out").glob("*"))
+    assert all(word in error for word in words), error
+    assert not list(Path("out").glob("*"))
 
 
 def test_an_error_in_a_process(tmp_path):

@@ -9,7 +9,6 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from cepo import cli, load_figures, policy_path
-from cepo.tasks.figures import figures_reward
 from tests.support import lmms_tasks
 
 pytestmark = [
@@ -83,57 +82,6 @@ def test_all_five_run_and_are_scored(tasks, tmp_path, capsys):
     again = evaluate(policy, tasks, output, "--backend", "transformers", *SAMPLING)
     assert again == (0, found)
     assert capsys.readouterr().out.count("finished before with these settings") == 5
-
-
-def test_the_shipped_policy_needs_its_image_size_and_no_system_message(tmp_path, monkeypatch):
-    """lmms-eval resizes images of 112 x 64 to 128 x 64, and adds system messages; with either, the policy fails."""
-    more = ["--backend", "transformers", *SAMPLING]
-    kept = lmms_tasks.make_policy(tmp_path / "kept", system=True)
-    (tmp_path / "twice").mkdir()
-    tasks = lmms_tasks.make_tasks(tmp_path / "twice")
-    status, found = evaluate(kept, tasks, tmp_path / "out-kept", *more, names=["logicvista"])
-    assert (status, scores(found)) == (0, {"logicvista": 0})
-
-    monkeypatch.setattr(lmms_tasks, "SCALE", 1)
-    (tmp_path / "once").mkdir()
-    tasks = lmms_tasks.make_tasks(tmp_path / "once")
-    status, found = evaluate(policy_path(), tasks, tmp_path / "out", *more, names=["logicvista"])
-    assert (status, scores(found)) == (0, {"logicvista": 0})
-
-
-SHORT = "You are a helpful assistant."  # qwen3_vl's
-CONDITIONS = {
-    "bfloat16, the short system message": {"dtype": torch.bfloat16, "system": [SHORT]},
-    "the task's system message too": {"system": [SHORT, None]},
-    "128 x 64": {"size": (128, 64)},
-}
-
-
-def test_conditions_under_which_the_policy_fails():
-    """Without lmms-eval: bfloat16 and a short system message are harmless, the size and the long message are not."""
-    from lmms_eval.tasks.logicvista.reasoning.utils import SYSTEM_PROMPT
-
-    processor = AutoProcessor.from_pretrained(policy_path(), padding_side="left")
-    rows = lmms_tasks.solvable()[:8]
-    right = {}
-    for name, condition in CONDITIONS.items():
-        model = AutoModelForImageTextToText.from_pretrained(policy_path(), dtype=condition.get("dtype", torch.float32))
-        system = [text or SYSTEM_PROMPT for text in condition.get("system", [])]
-        texts, images = [], []
-        for row in rows:
-            content = [{"type": "image"}, {"type": "text", "text": row["prompt"][0]["content"]}]
-            messages = [{"role": "system", "content": text} for text in system] + [{"role": "user", "content": content}]
-            texts.append(processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-            images.append([row["image"].resize(condition.get("size", row["image"].size))])
-        inputs = processor(text=texts, images=images, do_resize=False, padding=True, return_tensors="pt")
-        ids = model.generate(**inputs, max_new_tokens=128, do_sample=False)[:, inputs.input_ids.shape[1] :]
-        answers = processor.batch_decode(ids, skip_special_tokens=True)
-        completions = [[{"role": "assistant", "content": answer}] for answer in answers]
-        right[name] = int(sum(figures_reward(completions, [row["solution"] for row in rows])))
-    print(right)
-    harmless, *others = right.values()
-    assert harmless >= 6, right
-    assert others == [0, 0], right
 
 
 def test_a_benchmark_that_fails_is_an_error(tasks, tmp_path, capsys):

@@ -147,13 +147,13 @@ def make_tasks(folder: Path) -> str:
     return str(folder / "tasks")
 
 
-def make_policy(folder: Path, *, system: bool = False) -> str:
+def make_policy(folder: Path) -> str:
     """The shipped policy for doubled images with doubled patches: its logits are those of the original.
 
     lmms-eval resizes images to multiples of 32 pixels (patches of 16, merges of 2): 112 x 64 becomes 128 x 64, and the
     policy has patches of 8. A kernel of 16 with each weight four times, divided by four, gives on an image with each
     pixel four times the output of the kernel of 8. The chat template drops system messages, which the policy was not
-    trained on; `system` keeps them.
+    trained on.
     """
     config = Qwen3VLConfig.from_pretrained(policy_path())
     weights = Qwen3VLForConditionalGeneration.from_pretrained(policy_path(), dtype="float32").state_dict()
@@ -166,9 +166,6 @@ def make_policy(folder: Path, *, system: bool = False) -> str:
     model.save_pretrained(folder)
     processor = AutoProcessor.from_pretrained(policy_path())
     processor.image_processor.patch_size *= SCALE
-    if system:
-        processor.save_pretrained(folder)
-        return str(folder)
     start = "{%- for message in messages -%}"
     assert start in processor.chat_template
     processor.chat_template = processor.chat_template.replace(
