@@ -448,7 +448,7 @@ def test_explain_the_rollouts_of_a_run(tmp_path, capsys):
         "step-00001.html",
     ]
     output = tmp_path / "explain.html"
-    # A method that asks what is known of tokens, with a constant of its own: nothing of a right rollout's worth.
+    # A method that reads token labels, with a constant.
     own = ["--method", "vppo", "--method_kwargs", '{"prefix_value": 0.25, "margin": 0}']
     assert cli.main(["explain", "--from", run, "--step=0", *own, "--output_dir", str(tmp_path)]) == 0
     page = output.read_text(encoding="utf-8")
@@ -463,11 +463,11 @@ def test_explain_the_rollouts_of_a_run(tmp_path, capsys):
     assert "it has 0, 1" in capsys.readouterr().err
 
 
-def test_explain_says_where_nothing_is_placed(tmp_path, monkeypatch, capsys):
-    """All wrong: GRPO and CEPO place nothing there, a method that blames such groups does."""
-    (tmp_path / "verifier.py").write_text("def nobody(completions, **columns):\n    return [0.0] * len(completions)\n")
+def test_explain_reports_groups_without_advantages(tmp_path, monkeypatch, capsys):
+    """A group without a correct rollout: GRPO and CEPO give no advantage, other methods do."""
+    (tmp_path / "verifier.py").write_text("def zero(completions, **columns):\n    return [0.0] * len(completions)\n")
     monkeypatch.syspath_prepend(tmp_path)
-    common = ["explain", "--num_generations=2", "--reward_funcs", "verifier.nobody", "--output_dir", str(tmp_path)]
+    common = ["explain", "--num_generations=2", "--reward_funcs", "verifier.zero", "--output_dir", str(tmp_path)]
     assert cli.main(common) == 0
     said = capsys.readouterr().out
     assert "0 of 2 rollouts are right" in said

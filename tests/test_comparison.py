@@ -203,7 +203,7 @@ def test_an_arms_preset_overrides_the_base_and_its_options_override_both(tmp_pat
 
 def test_differences_to_further_reference_arms(tmp_path, monkeypatch, capsys):
     """For each measure, paired by seed, in compare.json, compare.md and on the terminal."""
-    finals = {"grpo": (0.5, 0.6, 0.7), "control": (0.6, 0.7, 0.8), "ours": (0.7, 0.9, 0.9)}
+    finals = {"grpo": (0.5, 0.6, 0.7), "control": (0.6, 0.7, 0.8), "cepo": (0.7, 0.9, 0.9)}
     monkeypatch.setattr(jobs, "run_all", lambda *_: None)
     monkeypatch.setattr(jobs.Job, "done", property(lambda _: True))
 
@@ -215,20 +215,20 @@ def test_differences_to_further_reference_arms(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "120")
     config = tmp_path / "arms.yaml"
     config.write_text(
-        "arms: {grpo: {method: grpo}, control: {negative_advantage_weight: 0.05, method: grpo}, ours: {method: cepo}}\n"
+        "arms: {grpo: {method: grpo}, control: {negative_advantage_weight: 0.05, method: grpo}, cepo: {method: cepo}}\n"
         "seeds: 3\nagainst: [control, grpo, control]"
     )
     assert cli.main(["compare", "--config", str(config), "--output_dir", str(tmp_path / "out")]) == 0
     result = json.loads((tmp_path / "out" / "compare.json").read_text())
     assert set(result["against"]) == {"control"}  # GRPO is always a reference
     ahead = result["against"]["control"]["final"]
-    assert ahead["ours"]["mean"] == pytest.approx((0.1 + 0.2 + 0.1) / 3)
+    assert ahead["cepo"]["mean"] == pytest.approx((0.1 + 0.2 + 0.1) / 3)
     assert ahead["grpo"]["mean"] == pytest.approx(-0.1)
-    assert ahead["ours"]["low"] < ahead["ours"]["mean"] < ahead["ours"]["high"]
-    assert result["against"]["control"]["average"]["ours"]["mean"] == pytest.approx(0.25 * (0.1 + 0.2 + 0.1) / 3)
+    assert ahead["cepo"]["low"] < ahead["cepo"]["mean"] < ahead["cepo"]["high"]
+    assert result["against"]["control"]["average"]["cepo"]["mean"] == pytest.approx(0.25 * (0.1 + 0.2 + 0.1) / 3)
     listed = (tmp_path / "out" / "compare.md").read_text()
     assert "| accuracy, % | minus GRPO | minus control | time |" in listed
-    assert "| ours | 3 | final | 83.3 [54.6, 112.0] | +23.3 [+9.0, +37.7] | +13.3 [-1.0, +27.7] | 1.00 |" in listed
+    assert "| cepo | 3 | final | 83.3 [54.6, 112.0] | +23.3 [+9.0, +37.7] | +13.3 [-1.0, +27.7] | 1.00 |" in listed
     assert "+13.3 [-1.0, +27.7]" in " ".join(capsys.readouterr().out.split())
 
 
@@ -381,7 +381,7 @@ def test_sigterm_stops_the_runs(tmp_path):
     command.send_signal(signal.SIGTERM)
     _, errors = command.communicate(timeout=60)
     assert command.returncode == 130
-    assert errors.splitlines()[-1] == "cepo: stopped; the same command runs what is missing"
+    assert errors.splitlines()[-1] == "cepo: stopped; the same command resumes"
     with locked(tmp_path / "out"):  # no run holds the lock
         assert not (log.parent / "summary.json").exists()
 
@@ -424,7 +424,7 @@ seeds: 2
     assert "broken, seed 0: FAILED" in printed
     assert "cepo: method='cepo', evidence_steps=2" in printed
 
-    # A second call runs what is missing, and the same seeds give the same accuracies.
+    # A second call runs the missing run, and the same seed gives the same accuracies.
     shutil.rmtree(folder / "cepo" / "seed-1")
     stamps = {path: path.stat().st_mtime for path in folder.glob("*/seed-*/summary.json")}
     config.write_text("\n".join(line for line in config.read_text().splitlines() if "broken" not in line))

@@ -96,17 +96,17 @@ def test_only_a_terminal_gets_the_bar(monkeypatch):
 
 def on_a_terminal(arguments, folder, *, interrupt_at=None):
     """The output of the command on a terminal of 100 columns, and its exit status."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
+    terminal, process_end = pty.openpty()
+    fcntl.ioctl(process_end, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "NO_COLOR": "1"}
     process = subprocess.Popen(
-        command(*arguments), stdout=theirs, stderr=theirs, stdin=theirs, cwd=folder, env=environment
+        command(*arguments), stdout=process_end, stderr=process_end, stdin=process_end, cwd=folder, env=environment
     )
-    os.close(theirs)
+    os.close(process_end)
     written = b""
-    while select.select([ours], [], [], 240)[0]:
+    while select.select([terminal], [], [], 240)[0]:
         try:
-            part = os.read(ours, 65536)
+            part = os.read(terminal, 65536)
         except OSError:  # the process has closed the terminal
             break
         if not part:
@@ -115,7 +115,7 @@ def on_a_terminal(arguments, folder, *, interrupt_at=None):
         if interrupt_at is not None and interrupt_at in written:
             process.send_signal(2)
             interrupt_at = None
-    os.close(ours)
+    os.close(terminal)
     return written.decode(), process.wait(60)
 
 

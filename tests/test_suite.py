@@ -171,7 +171,7 @@ def test_ctrl_c_terminates_lmms_eval_and_the_same_command_resumes(stand_in):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate()
     assert process.returncode == 130
-    assert "stopped; the same command runs what is missing" in errors
+    assert "stopped; the same command resumes" in errors
     assert "Traceback" not in errors
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text()), 0)
@@ -318,7 +318,9 @@ def test_results_without_the_score_are_an_error(tmp_path):
 
 
 def test_the_average_of_independent_scores(tmp_path):
-    scores = [left(tmp_path / str(right), "logicvista", {"acc_score": right / 100}, 100) for right in (20, 50, 80)]
+    scores = [
+        left(tmp_path / str(correct), "logicvista", {"acc_score": correct / 100}, 100) for correct in (20, 50, 80)
+    ]
     mean, low, high = average_of(scores)
     assert mean == pytest.approx(0.5)
     assert low == pytest.approx(0.5 - sum((score.value - score.low) ** 2 for score in scores) ** 0.5 / 3)

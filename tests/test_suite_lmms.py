@@ -62,7 +62,7 @@ def test_all_five_run_and_are_scored(tasks, tmp_path, capsys):
     output = tmp_path / "out"
     status, found = evaluate(policy, tasks, output, "--backend", "transformers", *SAMPLING)
     assert status == 0, capsys.readouterr().err
-    right = scores(found)
+    correct = scores(found)
     # Answers in another form, (162/2, 73, 79), count as correct.
     for name, metric in (("logicvista", "acc_score"), ("mathvision", "mathvision_standard_eval")):
         (samples,) = (output / name).glob("*/*_samples_*.jsonl")
@@ -72,8 +72,8 @@ def test_all_five_run_and_are_scored(tasks, tmp_path, capsys):
     assert asked == {name: number for name, (_, number) in lmms_tasks.ROWS.items()}
     # MMMU's prompts mention options that the problems do not have.
     for name in ("dynamath", "logicvista", "mathvision", "wemath"):
-        assert right[name] >= asked[name] / 2, (name, right)
-    assert right["mmmu"] >= 1
+        assert correct[name] >= asked[name] / 2, (name, correct)
+    assert correct["mmmu"] >= 1
     assert found["average"]["low"] < found["average"]["value"] < found["average"]["high"]
     table = (output / "suite.md").read_text()
     assert "| average of 5 | 27 |" in table
@@ -115,9 +115,9 @@ class LLM:
     def get_metrics(self):
         return []
 
-def note(what):
+def note(call):
     with open(os.environ["NOTES"], "a") as notes:
-        notes.write(json.dumps(what, default=str) + "\\n")
+        notes.write(json.dumps(call, default=str) + "\\n")
 """
 
 

@@ -72,7 +72,7 @@ def main(arguments: list[str] | None = None) -> int:
         preparing = False
         return job(PlainConsole(soft_wrap=True))
     except KeyboardInterrupt:
-        resume = "; the same command runs what is missing" if options.command in ("compare", "suite") else ""
+        resume = "; the same command resumes" if options.command in ("compare", "suite") else ""
         print(f"\ncepo: stopped{resume}", file=sys.stderr)
         return 130
     except Exception as error:

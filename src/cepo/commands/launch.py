@@ -47,7 +47,7 @@ def accelerate_options(line: CommandLine, command: list[str]) -> Namespace:
     def refuse(message: str) -> NoReturn:
         raise ValueError(f"accelerate's options: {message}")
 
-    parser.error = refuse  # type: ignore[method-assign]
+    parser.error = refuse
     found = parser.parse_args([*resolve_accelerate_config_argument(given), "-m", "cepo.cli", *command])
     if found.training_script != "cepo.cli":
         raise ValueError(unknown_option([found.training_script], make_parser()))

@@ -57,7 +57,7 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
     check_output_dir(str(training_args.output_dir))
     sources = check_sources(script_args, training_args, model_args)
     model: Any = sources.model_name
-    init_kwargs = {
+    training_args.model_init_kwargs = {
         "revision": model_args.model_revision,
         "attn_implementation": model_args.attn_implementation,
         "dtype": model_args.dtype,
@@ -66,14 +66,13 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
     quantization, peft_config = get_quantization_config(model_args), get_peft_config(model_args)
     if holds_adapters(model):  # these are trained further, with or without --use_peft
         options = {
-            **init_kwargs,
             "trust_remote_code": training_args.trust_remote_code,
             "quantization_config": quantization,
+            **training_args.model_init_kwargs,
         }
         with model_errors_named("model_name_or_path", sources.model_name):
             model = load_adapters(model, **{name: value for name, value in options.items() if value is not None})
-        init_kwargs = quantization = peft_config = None
-    training_args.model_init_kwargs = init_kwargs
+        training_args.model_init_kwargs = quantization = peft_config = None
     completions = training_args.log_completions_hub_repo if training_args.log_completions else None
     if completions is not None and training_args.process_index == 0:  # TRL creates it during training
         with hub_errors("log_completions_hub_repo: the dataset cannot be created on the Hub", "leave it out"):

@@ -69,12 +69,12 @@ class Run:
     @property
     def sampled(self) -> float | None:
         """Accuracy of sampled answers after training."""
-        return self.after and self.after.accuracy
+        return self.after.accuracy if self.after else None
 
     @property
     def pass_at(self) -> float | None:
         """pass@k after training."""
-        return self.after and self.after.pass_at
+        return self.after.pass_at if self.after else None
 
     @property
     def final(self) -> float:
