@@ -150,10 +150,8 @@ def test_a_new_method_is_thirty_lines_and_runs_by_its_import_path(examples_folde
         "train", "--method", "examples.new_method:METHOD", "--method_kwargs", '{"blame": 0.2}', "--max_steps=1",
         "--per_device_train_batch_size=8", "--eval_problems=0", "--output_dir=out", folder=examples_folder,
     )  # fmt: skip
-    command = (
-        """cepo explain --model_name_or_path out --method examples.new_method:METHOD --method_kwargs '{"blame": 0.2}'"""
-    )
-    assert said.splitlines()[-1] == f"Which tokens get the credit: {command}"
+    command = "cepo explain --model_name_or_path out --method examples.new_method:METHOD"
+    assert said.splitlines()[-1] == f"credit of each token: {command}"
     assert "1 step of 1 prompt x 8 rollouts" in said
     assert json.loads((examples_folder / "out" / "summary.json").read_text())["method"] == "examples.new_method:METHOD"
 
