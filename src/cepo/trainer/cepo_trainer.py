@@ -11,7 +11,6 @@ import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from functools import cache
 from pathlib import Path
 from typing import Any, get_args
 
@@ -40,7 +39,7 @@ from .advantages import assign_credit, evidence_fields, mask_unscored_rollouts, 
 from .batches import Batch, prompt_of, refuse_mixed_images, rows_with_gradient, trained_tokens
 from .cepo_config import CEPOConfig
 from .completion_batch import CompletionBatch, attempts_of
-from .distillation import add_teacher_prompts, distillation_batch, divergence_loss
+from .distillation import distillation_batch, divergence_loss, find_teacher_prompts
 from .distributed import Distributed
 from .health_warnings import FailedUploads, HealthWarnings
 from .metrics import Stopwatch, credit_metrics, credit_sums, verdict_shares
@@ -168,7 +167,7 @@ class CEPOTrainer(ResumingTrainer):
             with self._stopwatch.measure("teachers"):
                 scored = 0.0
                 if self.args.uses_divergence_loss:
-                    scored = self._find_teacher_prompts(batch)
+                    scored = find_teacher_prompts(self, batch)
                 elif self._coefficient > 0:
                     scored = self._find_evidence(batch)
             self._log_cepo("rows_scored", scored)
@@ -310,22 +309,6 @@ class CEPOTrainer(ResumingTrainer):
         totals = dict(zip(sums, self._distributed.sum_numbers(list(sums.values())), strict=True))
         for name, value in credit_metrics(totals, signed=self.method.evidence_is_signed).items():
             self._log_cepo(name, value)
-
-    def _find_teacher_prompts(self, batch: Batch) -> float:
-        """Add the teachers' prompts of OPSD and SDPO to a generation batch; the share of rollouts with a teacher."""
-        groups, prompts, owners = self._groups(batch)
-        pipeline = self._teachers.pipeline(self._encoder, batch)
-        wanted = trained_tokens(batch).any(dim=1).tolist()
-        plan = pipeline.plan(self.args, groups, wanted)
-        self._log_fallbacks(plan.references, wanted)
-        hinted = cache(pipeline.hinted(groups, prompts))
-        ids = [
-            hinted(owner, contexts[0]) if contexts and isinstance(contexts[0], str) else None
-            for owner, contexts in zip(owners, plan.contexts, strict=True)
-        ]
-        tokens = add_teacher_prompts(batch, ids)
-        batch["teacher_tokens"] = self._distributed.sum(tokens.float())
-        return self._distributed.mean(torch.tensor([one is not None for one in ids], device=tokens.device))
 
     def _with_token_advantages(self, inputs: Batch) -> Batch:
         return with_token_advantages(inputs, self.args, self.state.global_step, self._distributed.sum)

@@ -4,6 +4,7 @@ Dimensions: B rollouts, T completion tokens, P' tokens of a teacher's prompt.
 """
 
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
 import torch
@@ -34,6 +35,31 @@ def add_teacher_prompts(batch: Batch, prompts: Sequence[Ids | None]) -> Tensor:
     batch["teacher_ids"] = pad(ids, padding_value=0, padding_side="left").to(trained.device)
     batch["teacher_mask"] = pad(masks, padding_value=0, padding_side="left").to(trained.device)
     return trained[batch["teacher_mask"].any(dim=1)].sum()
+
+
+def find_teacher_prompts(trainer: Any, batch: Batch) -> float:
+    """Add the teachers' prompts of OPSD and SDPO to a generation batch.
+
+    Args:
+        trainer: A `CEPOTrainer`.
+        batch: TRL's generation batch; gets `teacher_tokens` too, the number of tokens with a teacher on all processes.
+
+    Returns:
+        Share of rollouts with a teacher.
+    """
+    groups, prompts, owners = trainer._groups(batch)
+    pipeline = trainer._teachers.pipeline(trainer._encoder, batch)
+    wanted = trained_tokens(batch).any(dim=1).tolist()
+    plan = pipeline.plan(trainer.args, groups, wanted)
+    trainer._log_fallbacks(plan.references, wanted)
+    hinted = cache(pipeline.hinted(groups, prompts))
+    ids = [
+        hinted(owner, contexts[0]) if contexts and isinstance(contexts[0], str) else None
+        for owner, contexts in zip(owners, plan.contexts, strict=True)
+    ]
+    tokens = add_teacher_prompts(batch, ids)
+    batch["teacher_tokens"] = trainer._distributed.sum(tokens.float())
+    return trainer._distributed.mean(torch.tensor([one is not None for one in ids], device=tokens.device))
 
 
 def distillation_batch(batch: Batch, image_token: int | None) -> DistillationBatch:
