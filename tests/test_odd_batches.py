@@ -113,12 +113,14 @@ def test_one_of_several_negatives_is_not_finite(batch, kept):
     assert found.values.isfinite().all()
     for row in range(logps.shape[1]):
         for token in range(logps.shape[2]):
-            told = [logps[k, row, token].item() for k in range(3) if kept[k]]
+            negatives = [logps[k, row, token].item() for k in range(3) if kept[k]]
             positive = logps[0, row, token].item()
-            mean = sum(map(math.exp, told)) / len(told) if told and math.inf not in told else math.nan
+            mean = (
+                sum(map(math.exp, negatives)) / len(negatives) if negatives and math.inf not in negatives else math.nan
+            )
             if math.isfinite(positive) and mean > 0:
                 assert found.values[row, token].item() == pytest.approx(positive - math.log(mean), rel=1e-6, abs=1e-6)
-            elif not any(-800 > number > -math.inf for number in told):  # a float has no such chances, its log does
+            elif not any(-800 > number > -math.inf for number in negatives):  # a probability underflows below that
                 assert found.values[row, token] == 0
                 assert found.unscorable[row, token]
 
@@ -218,7 +220,7 @@ def test_no_answer_is_extracted(tmp_path, text_figures, text_model_path, monkeyp
     fallbacks = {
         name: logged(trainer, f"cepo/fallback/{name}") for name in ("no_incorrect_answer", "no_correct_rollout")
     }
-    if method in ("cepo", "cepo_additive", "rlsd", "cscr", "pbsd", "opsd"):  # against P_S, or told the solution
+    if method in ("cepo", "cepo_additive", "rlsd", "cscr", "pbsd", "opsd"):  # against P_S, or hinted with the solution
         assert scored == 1.0
         assert fallbacks["no_incorrect_answer"] == [1.0 if method in ("cepo", "cepo_additive") else 0.0]
     elif method == "distilled_rl":  # where A > 0

@@ -171,7 +171,7 @@ def test_the_situations_bring_about_what_they_are_for(many):
     for number, one in enumerate(many.situations):
         (alone,) = results(many.of(1), number)
         learned[one.method] += any(gradient.norm() > 1e-6 for gradient in alone["gradients"])
-        fallbacks |= {found[2] for key, found in alone["references"].items() if not key.endswith("told")}
+        fallbacks |= {found[2] for key, found in alone["references"].items() if not key.endswith("hinted")}
         if not one.runs_on(3):
             continue
         ranks = results(many.of(3), number)

@@ -11,7 +11,7 @@ from transformers import AutoModelForImageTextToText
 
 sys.path.insert(0, str(Path(__file__).parent / "sharding"))
 
-from layouts import CASES, LABELLED, LAYOUTS, SPOILT, launch, outcome, run
+from layouts import CASES, LABELED, LAYOUTS, SPOILT, launch, outcome, run
 
 needs_deepspeed = pytest.mark.skipif(find_spec("deepspeed") is None, reason="no DeepSpeed: pip install '.[deepspeed]'")
 EVERYWHERE = [
@@ -70,9 +70,9 @@ def test_sharded_equals_one_process(folders, layout, processes, name):
 
 
 @pytest.mark.parametrize("layout", [pytest.param(p.values[0], marks=p.marks) for p in EVERYWHERE if p.values[1] == 3])
-@pytest.mark.parametrize("name", LABELLED)
+@pytest.mark.parametrize("name", LABELED)
 def test_token_labels_on_three_processes(folders, layout, name):
-    check(outcome(folders(LABELLED), name), outcome(folders(LABELLED, layout, 3), name))
+    check(outcome(folders(LABELED), name), outcome(folders(LABELED, layout, 3), name))
 
 
 @pytest.mark.parametrize(("layout", "processes"), EVERYWHERE)

@@ -222,10 +222,10 @@ def test_steps_equal_those_of_whole_rows(tmp_path, task, name):
 
 
 def test_never_is_bit_identical_to_trl(tmp_path, task):
-    ours = train(tmp_path, task, "never", epsilon_high=0.28)
-    theirs = train(tmp_path, task, "never", trainer_class=GRPOTrainer, epsilon_high=0.28)
-    expected = weights_of(theirs)
-    assert all(torch.equal(weight, expected[name]) for name, weight in weights_of(ours).items())
+    found = train(tmp_path, task, "never", epsilon_high=0.28)
+    reference = train(tmp_path, task, "never", trainer_class=GRPOTrainer, epsilon_high=0.28)
+    expected = weights_of(reference)
+    assert all(torch.equal(weight, expected[name]) for name, weight in weights_of(found).items())
 
 
 def test_dropout_is_not_shared(tmp_path, task, caplog):

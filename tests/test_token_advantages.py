@@ -18,9 +18,9 @@ METHODS = {
     "rlrt": {"method": "rlrt"},
     "opsd": {"method": "opsd", "divergence": "sampled"},
     "sdpo": {"method": "sdpo", "divergence": "sampled"},
-    "cepo without r-": {"method": "cepo"},  # what the rollouts announce is cut off
+    "cepo without r-": {"method": "cepo"},  # truncated completions have no answer
     "lagging teacher": {"method": "rlsd", "teacher": "ema", "teacher_ema_decay": 0.5},
-    "blame": {"method": "rlsd", "negative_advantage_weight": 0.3},
+    "down-weighted negatives": {"method": "rlsd", "negative_advantage_weight": 0.3},
 }
 STEPS = {
     **{name: {"loss_type": name} for name in ("grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo")},

@@ -35,13 +35,13 @@ LOSSES = ["grpo", "bnpo", "dr_grpo", "dapo", "cispo", "sapo", "luspo", "vespo"]
 def test_grpo_is_bit_identical_to_trl(tmp_path, task):
     dataset, model = task
     options = {"max_steps": 3, "epsilon_high": 0.28}
-    theirs = train(tmp_path, dataset, model, trainer_class=GRPOTrainer, **options)
-    ours = train(tmp_path, dataset, model, method="grpo", shared_prompt_update="never", **options)
-    assert logged(theirs, "grad_norm") != [0.0] * 3
+    reference = train(tmp_path, dataset, model, trainer_class=GRPOTrainer, **options)
+    found = train(tmp_path, dataset, model, method="grpo", shared_prompt_update="never", **options)
+    assert logged(reference, "grad_norm") != [0.0] * 3
     for key in ("loss", "reward", "grad_norm", "entropy"):
-        assert logged(ours, key) == logged(theirs, key)
-    for name, weight in weights_of(theirs).items():
-        assert torch.equal(weight, weights_of(ours)[name])
+        assert logged(found, key) == logged(reference, key)
+    for name, weight in weights_of(reference).items():
+        assert torch.equal(weight, weights_of(found)[name])
 
 
 def test_cepo_with_equal_references_is_bit_identical_to_grpo(tmp_path, task, monkeypatch):
@@ -560,8 +560,8 @@ def test_presets(tmp_path):
     assert (args.negative_reference, args.missing_negative, args.method) == ("lowest_reward", "student", "cepo")
     assert (args.epsilon, args.epsilon_high, args.beta) == (0.2, 0.28, 0.0)
     assert [args.coefficient_at(step) for step in (0, 5, 25)] == pytest.approx([0.5, 0.4, 0.0])
-    ours = CEPOConfig(output_dir=str(tmp_path), bf16=False)
-    assert {f.name for f in fields(ours) if getattr(ours, f.name) != getattr(args, f.name)} == {"negative_reference"}
+    found = CEPOConfig(output_dir=str(tmp_path), bf16=False)
+    assert {f.name for f in fields(found) if getattr(found, f.name) != getattr(args, f.name)} == {"negative_reference"}
     mixed = CEPOConfig.preset("paper", output_dir=str(tmp_path), bf16=False, negative_reference="own")
     assert mixed.negative_reference == "own"
     with pytest.raises(ValueError, match="choose one of paper"):

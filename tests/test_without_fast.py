@@ -58,9 +58,9 @@ def test_numbers_without_the_folder(tmp_path):
     without = tmp_path / "src"
     shutil.copytree(source, without, ignore=shutil.ignore_patterns("fast", "__pycache__"))
     assert not (without / "cepo" / "fast").exists()
-    ours, theirs = run(source, tmp_path, "with"), run(without, tmp_path, "without")
-    assert ours["accuracy"] == theirs["accuracy"]
+    with_fast, without_fast = run(source, tmp_path, "with"), run(without, tmp_path, "without")
+    assert with_fast["accuracy"] == without_fast["accuracy"]
     for method in ("grpo", "cepo", "rlsd", "opsd"):
-        for one, other in zip(ours[method], theirs[method], strict=True):
+        for one, other in zip(with_fast[method], without_fast[method], strict=True):
             for a, b in zip(one, other, strict=True):
-                assert abs(a - b) <= 1e-4 + 2e-3 * abs(b), (method, ours[method], theirs[method])
+                assert abs(a - b) <= 1e-4 + 2e-3 * abs(b), (method, with_fast[method], without_fast[method])

@@ -12,11 +12,11 @@ from typing import Any
 LONGEST = 40
 # Groups of four span two processes of six rollouts, groups of three span three of four; groups of twelve all of them.
 SIZES = (2, 3, 4, 6, 12)
-LABELLED = ("oracle", "vppo")
+LABELED = ("oracle", "vppo")
 DISTILLING = ("opsd", "sdpo")
 METHODS = (
     *("cepo", "cepo_additive", "rlsd", "grpo", "opsd", "sdpo", "rlcsd", "rlrt", "cscr", "pbsd", "distilled_rl"),
-    *LABELLED,
+    *LABELED,
 )
 # Distributions of rewards in a batch.
 PROFILES = (
@@ -78,7 +78,7 @@ class Situation:
 
     def runs_on(self, processes: int) -> bool:
         """Whether it runs on a number of processes: token labels need whole groups on each."""
-        return self.method not in LABELLED or self.rollouts // processes % self.size == 0
+        return self.method not in LABELED or self.rollouts // processes % self.size == 0
 
 
 def situation(seed: int) -> Situation:
@@ -86,7 +86,7 @@ def situation(seed: int) -> Situation:
     rng = Random(f"situation:{seed}")
     method = METHODS[seed % len(METHODS)]
     # With token labels, groups of two fit two and three processes, groups of four three, groups of three two.
-    size = rng.choice((2, 2, 3, 4) if method in LABELLED else SIZES)
+    size = rng.choice((2, 2, 3, 4) if method in LABELED else SIZES)
     options = _options(method, rng)
     same_length = options.get("loss_type") == "bnpo"
     batches = [_batch(size, 12, rng, same_length=same_length) for _ in range(2)]
@@ -128,7 +128,7 @@ def _options(method: str, rng: Random) -> dict[str, Any]:
             options["divergence_top_k"] = 5
         if options["divergence"] == "sampled":
             options.pop("divergence_beta")
-    if method not in ("grpo", "distilled_rl", *LABELLED):
+    if method not in ("grpo", "distilled_rl", *LABELED):
         options |= rng.choice(
             (
                 {},

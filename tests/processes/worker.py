@@ -89,7 +89,7 @@ class Scripted(CEPOTrainer):
     def _distillation_batch(self, inputs):
         self._note(inputs, torch.zeros(len(inputs["row"])))
         for place, ids, mask in zip(inputs["row"].tolist(), inputs["teacher_ids"], inputs["teacher_mask"], strict=True):
-            self.references[f"{self.generated}:{place}:told"] = ids[mask.bool()].tolist()
+            self.references[f"{self.generated}:{place}:hinted"] = ids[mask.bool()].tolist()
         return super()._distillation_batch(inputs)
 
     def _note(self, batch, advantages):

@@ -1,4 +1,4 @@
-"""What the environment of a layout is, and what is trained in each."""
+"""Environments of layouts, and the cases that are trained in each."""
 
 import json
 import os
@@ -59,25 +59,25 @@ CASES: dict[str, dict[str, Any]] = {
     "sdpo-untied": {"method": "sdpo", "untied": True},
     "sdpo-untied-lora": {"method": "sdpo", "untied": True, "lora": True},
     "sdpo-idle": {"method": "sdpo", "idle": True},
-    # Saves after every step; the next one goes on after the second.
+    # Checkpoints after every step; `resumed` starts from the second.
     "saved": {**_EMA, "max_steps": 4, "save_strategy": "steps", "save_steps": 1},
     "resumed": {**_EMA, "max_steps": 4, "resume": "saved/checkpoint-2"},
 }
-# Values of tokens need whole groups on each process: three processes have one each, two would cut the second in half.
-LABELLED = {name: {"method": name} for name in ("oracle", "vppo")}
-# The loss of the first process is no number in the second step.
+# Token values need whole groups on each process: three processes have one group each, two would split one.
+LABELED = {name: {"method": name} for name in ("oracle", "vppo")}
+# The loss of the first process is NaN in the second step.
 SPOILT = {"spoilt": {**_EMA, "spoil": [1], "lr_scheduler_type": "constant"}}
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came out of a case, from all processes.
+    """The results of a case, from all processes.
 
     Attributes:
-        advantages, evidence: Of (step, place in the global batch), the token advantages in the loss and the evidence.
+        advantages, evidence: Token advantages and evidence by (step, index in the global batch).
         history: TRL's log.
-        weights: The saved ones.
-        folder: Where the model is.
+        weights: Saved weights.
+        folder: Folder of the model.
     """
 
     advantages: dict[tuple[int, int], torch.Tensor]
@@ -91,10 +91,10 @@ def run(folder: Path, cases: dict[str, Any], layout: str = "", processes: int = 
     """Train the cases in one layout.
 
     Raises:
-        RuntimeError: With the end of what the processes wrote, if one failed.
+        RuntimeError: With the end of the output, if a process failed.
     """
     done = launch("run.py", [str(folder), json.dumps(cases)], layout, processes)
-    # A process may abort while gloo is taken down, after all is written.
+    # A process may abort in gloo's shutdown, after the results are written.
     finished = all((folder / name / "rank-0.pt").exists() for name in cases)
     if done.returncode and not finished:
         raise RuntimeError(f"{layout or 'one process'}: {done.stderr[-6000:]}")
@@ -104,9 +104,9 @@ def launch(script: str, arguments: list[str], layout: str, processes: int) -> su
     """Run a script of this folder in a layout, by torchrun if there are several processes."""
     command = [sys.executable, str(HERE / script), *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true", **LAYOUTS.get(layout, {})}
-    if sys.platform == "linux":  # no network is needed, and none may be there
+    if sys.platform == "linux":  # works without network
         environment["GLOO_SOCKET_IFNAME"] = "lo"
-    # DeepSpeed builds with what it finds beside this Python.
+    # DeepSpeed finds its build tools beside this Python.
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
     if processes > 1:
         command[1:1] = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
@@ -115,7 +115,7 @@ def launch(script: str, arguments: list[str], layout: str, processes: int) -> su
 
 @cache
 def outcome(folder: Path, name: str) -> Outcome:
-    """What a run left of one case."""
+    """The results of a case."""
     advantages, evidence, history = {}, {}, []
     for file in sorted((folder / name).glob("rank-*.pt")):
         found = torch.load(file)

@@ -321,7 +321,7 @@ class CEPOTrainer(ResumingTrainer):
 
     @property
     def _image_token(self) -> int | None:
-        """The token that stands for a part of an image, if the model has one."""
+        """The placeholder token of image parts, if the model has one."""
         config = self.model.config
         return getattr(config, "image_token_id", getattr(config, "image_token_index", None))
 
