@@ -202,25 +202,6 @@ def _mean_over_processes(weight: DTensor) -> list[Partial]:
     return [Partial("avg")] * weight.device_mesh.ndim
 
 
-@contextmanager
-def head_gathered_with_gradient() -> Iterator[None]:
-    """Gathers whole tensors so that their gradient comes back to the shards as FSDP's own does: a mean over processes.
-
-    TRL 1.16's fused head gathers an untied head under FSDP2 without saying so, and each process then keeps the gradient
-    of its own rollouts (`add_fused_lm_head`, `weight.full_tensor()`).
-    """
-    plain = DTensor.full_tensor
-
-    def gathered(self: DTensor, *, grad_placements: Any = None) -> Tensor:
-        return plain(self, grad_placements=grad_placements or _mean_over_processes(self))
-
-    DTensor.full_tensor = gathered  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        DTensor.full_tensor = plain  # type: ignore[method-assign]
-
-
 def whole_with_gradient(weight: Tensor) -> Tensor:
     """A weight of a layer that is read without calling the layer, whole on every process; gradients come back to it.
 

@@ -34,7 +34,6 @@ from ..scoring.pipeline import no_evidence, verdicts_of
 from ..scoring.prompts import PromptEncoder, thinking_opening
 from ..scoring.requests import Prompt
 from ..scoring.score import Completions
-from ..scoring.shards import head_gathered_with_gradient
 from .advantages import assign_credit, evidence_fields, mask_unscored_rollouts, with_token_advantages
 from .batches import Batch, prompt_of, refuse_mixed_images, rows_with_gradient, trained_tokens
 from .cepo_config import CEPOConfig
@@ -45,6 +44,7 @@ from .health_warnings import FailedUploads, HealthWarnings
 from .metrics import Stopwatch, credit_metrics, credit_sums, verdict_shares
 from .model_card import RunFacts, paper_of, run_section
 from .nonfinite_gradients import NonfiniteGradients
+from .patches import head_gathered_with_gradient
 from .resuming import ResumingTrainer
 from .samples import Samples
 from .teachers import FollowPolicy, Teachers
