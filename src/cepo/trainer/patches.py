@@ -14,8 +14,8 @@ from transformers import TrainingArguments
 def head_gathered_with_gradient() -> Iterator[None]:
     """Let the gradient of a gathered DTensor return to its shards as a mean over processes, as in FSDP's units.
 
-    TRL 1.16's fused head gathers an untied head under FSDP2 without `grad_placements` (`add_fused_lm_head`), so that each
-    process would keep the gradient of its rollouts alone.
+    TRL 1.16's fused head (`add_fused_lm_head`) gathers an untied head under FSDP2 without `grad_placements`, so that
+    each process would keep the gradient of its rollouts alone.
     """
     plain = DTensor.full_tensor
 
