@@ -12,8 +12,10 @@ import argparse
 from collections import Counter
 
 from cepo.commands import quiet_libraries
-from cepo.data.evaluation import Accuracy, Evaluation, evaluate
-from cepo.data.loading import load_policy, load_split
+from cepo.data.accuracy import Accuracy, Evaluation
+from cepo.data.evaluation import evaluate
+from cepo.data.loading import load_split
+from cepo.data.models import load_policy
 from cepo.data.sampling import Sampling
 from cepo.tasks.figures import Case, Problem, annotate, cases_of, figures_reward, policy_path, problem_of
 

@@ -21,7 +21,7 @@ import numpy as np
 
 from cepo.commands import quiet_libraries
 from cepo.data.files import write_whole
-from cepo.data.loading import load_policy
+from cepo.data.models import load_policy
 from cepo.data.sampling import Sampling, sampled_groups, seeded
 from cepo.inspection.evidence_statistics import Estimate
 from cepo.inspection.inspect import Inspected, Variant, all_variants, inspect_with

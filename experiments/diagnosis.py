@@ -16,8 +16,8 @@ import torch
 from datasets import Dataset
 
 from cepo.commands import quiet_libraries
-from cepo.data.evaluation import evaluate_accuracy
-from cepo.data.loading import load_policy
+from cepo.data.evaluation import evaluate
+from cepo.data.models import load_policy
 from cepo.data.sampling import Sampling, conversation_of, sample, seeded
 from cepo.references.extraction import reference_answer
 from cepo.references.groups import Messages
@@ -142,9 +142,9 @@ def main() -> None:
     print("|---" * (2 + len(MISTAKES)) + "|")
     hinted = ("shipped policy with r+ in its hint", shipped, hinted_rows)
     for name, model, dataset in [hinted, *((name, model, plain) for name, model in models.items())]:
-        accuracy, answers = evaluate_accuracy(model, processor, dataset, reward_func=figures_reward, seed=1)
-        shares = mistake_shares((problem_of(row), text) for row, text in zip(plain, answers, strict=True))
-        cells = " | ".join(f"{100 * share:.1f}" for share in (accuracy.value, *shares.values()))
+        found = evaluate(model, processor, dataset, Sampling(), reward_func=figures_reward, seed=1)
+        shares = mistake_shares((problem_of(row), text) for row, text in zip(plain, found.answers, strict=True))
+        cells = " | ".join(f"{100 * share:.1f}" for share in (found.accuracy.value, *shares.values()))
         print(f"| {name} | {cells} |", flush=True)
 
     print("\n| model | tokens | number | divergence, nats a token | share of all, % | entropy, nats |")

@@ -35,7 +35,8 @@ from cepo.compare.statistics import REFERENCE
 from cepo.data.checks import check_dataset, check_method
 from cepo.data.files import write_whole
 from cepo.data.images import broken_images_named
-from cepo.data.loading import freeze_vision_tower, load_policy, load_reward_funcs
+from cepo.data.models import freeze_vision_tower, load_policy
+from cepo.data.rewards import load_reward_funcs
 from cepo.data.sampling import Sampling, sampled_groups, seeded
 from cepo.data.yaml_files import read_yaml
 from cepo.inspection.evidence_statistics import Estimate

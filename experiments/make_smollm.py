@@ -88,7 +88,7 @@ def check(output: Path, question: str = QUESTION) -> str:
     Raises:
         SmolLMError: If the end token is wrong, or the answer does not come to an end token.
     """
-    from cepo.data.loading import load_policy
+    from cepo.data.models import load_policy
     from cepo.data.sampling import Sampling, sample
 
     model, tokenizer = load_policy(str(output))

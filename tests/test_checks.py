@@ -6,7 +6,8 @@ import pytest
 from datasets import Dataset, Image, IterableDataset, Sequence
 
 from cepo.data.checks import DatasetError, check_dataset
-from cepo.data.loading import LoadingError, load_split
+from cepo.data.errors import LoadingError
+from cepo.data.loading import load_split
 
 PROMPT = [{"role": "user", "content": "How many?"}]
 
@@ -23,8 +24,8 @@ def rows(**columns):
         (rows(solution=["1", "", "3"]), "row 1 .*'solution' is empty"),
         (rows(solution=["1", "2", None]), "row 2 .*'solution' is empty"),
         (rows(solution=["1", "  ", "3"]), "row 1 .*'solution' is empty"),
-        (rows(solution=["1", r"so \boxed{}", "3"]), "row 1 .*'solution' holds no answer"),
-        (rows(solution=["1", "2", "####"]), "row 2 .*'solution' holds no answer"),
+        (rows(solution=["1", r"so \boxed{}", "3"]), "row 1 .*'solution' has no answer"),
+        (rows(solution=["1", "2", "####"]), "row 2 .*'solution' has no answer"),
         (rows(solution=[1, 2, 3]), "row 0 .*'solution' is not text but 1"),
         (rows(prompt=["a", "b", "c"]), "row 0 .*plain text"),
         (rows(prompt=[[{"role": "system", "content": "x"}]] * 3), "row 0 .*no user turn"),
@@ -37,7 +38,7 @@ def test_what_is_wrong_is_named(dataset, message):
 
 @pytest.mark.parametrize("name", ["prompts", "completions", "self", "trainer_state", "log_extra"])
 def test_columns_that_reward_functions_could_not_be_given(name):
-    with pytest.raises(DatasetError, match=f"has a column '{name}', and reward functions are given that"):
+    with pytest.raises(DatasetError, match=f"has a column '{name}', which TRL passes to reward functions"):
         check_dataset(rows(**{name: ["a", "b", "c"]}), needs_solution=False)
 
 

@@ -7,9 +7,10 @@ from datasets import Dataset, DatasetDict, Features, Image, List, Value
 from PIL import Image as Picture
 
 from cepo import CEPOConfig, CEPOTrainer, cli, load_figures, policy_path
-from cepo.data.checks import DatasetError, check_dataset, unread_images
+from cepo.data.checks import DatasetError, check_dataset, unused_images
+from cepo.data.errors import LoadingError
 from cepo.data.formats import FORMATS, DatasetOptions
-from cepo.data.loading import LoadingError, load_split
+from cepo.data.loading import load_split
 from tests.support.training import half_right
 
 PICTURES = [Picture.new("RGB", (32, 32), color) for color in ("red", "green", "blue")]
@@ -109,9 +110,9 @@ ANIMALS = ["cat", "dog", "hen", "cow"]
 @pytest.mark.parametrize(
     ("answers", "choices", "expected", "line"),
     [
-        ([0, 3, 2], ANIMALS, "ADC", "places counted from 0"),
-        ([1, 4, 2], ANIMALS, "ADB", "places counted from 1"),
-        (["1", "4", "2"], ANIMALS, "ADB", "places counted from 1"),
+        ([0, 3, 2], ANIMALS, "ADC", "positions from 0"),
+        ([1, 4, 2], ANIMALS, "ADB", "positions from 1"),
+        (["1", "4", "2"], ANIMALS, "ADB", "positions from 1"),
         ([1, 4, 2], [1, 2, 3, 4], "ADB", "texts of choices"),
         ([4, 1, 8], [1, 2, 4, 8], "CAD", "texts of choices"),
         (["dog", "Cat"], ["(A) cat", "(B) dog"], "B?", "texts of choices"),
@@ -125,14 +126,14 @@ def test_keys_of_choices_are_decided_over_the_whole_column(tmp_path, answers, ch
     for row, answer, letter in zip(data, answers, expected, strict=True):
         assert row["solution"] == (f"{answer}" if letter == "?" else letter)
     (said,) = notes
-    assert f"'a' is read as {line}" in said
-    assert ("1 that are none of their choices" in said) == ("?" in expected)
+    assert f"'a' is parsed as {line}" in said
+    assert ("1 that match no choice" in said) == ("?" in expected)
 
 
 @pytest.mark.parametrize("choices", [ANIMALS, ["4", "1", "3", "2"]])
 def test_keys_of_choices_that_can_be_read_in_two_ways_are_refused(tmp_path, choices):
     rows = [{"q": "Which?", "a": answer, "options": choices} for answer in (1, 2, 1)]
-    with pytest.raises(DatasetError, match=r"'a' can be read in two ways: [12] among .* Say which with --choice_keys"):
+    with pytest.raises(DatasetError, match=r"'a' is ambiguous: [12] among .* Set --choice_keys to"):
         load_split(saved(tmp_path / "d", rows), "train", options=DatasetOptions(**CHOICES))
     for keys, letter in {"from_0": "B", "from_1": "A"}.items():
         options = DatasetOptions(**CHOICES, choice_keys=keys)
@@ -149,7 +150,7 @@ def test_free_problems_among_choices_are_read_row_by_row(tmp_path):
     data = load_split(saved(tmp_path / "d", rows), "train", options=DatasetOptions(**CHOICES), notes=notes)
     assert [row["solution"] for row in data] == ["C", "12"]
     assert [row["prompt"][0]["content"] for row in data] == ["Which?\nA. cat\nB. dog\nC. hen\nD. cow", "How many?"]
-    assert "letters; 1 rows are free problems" in notes[0]
+    assert "letters; 1 rows have no choices" in notes[0]
     rows = [{"q": "How many?", "a": "12", "options": []}]
     with pytest.raises(DatasetError, match="no row has choices in 'options'"):
         load_split(saved(tmp_path / "e", rows), "train", options=DatasetOptions(**CHOICES))
@@ -212,7 +213,7 @@ def test_or_left_out_and_counted(tmp_path):
     data = load_split(geometry(tmp_path / "d", MISSING), "train", options=options, notes=notes)
     assert [row["solution"] for row in data] == ["3", "4"]
     (note,) = notes
-    assert "3 of 5 rows left out" in note
+    assert "3 of 5 rows are incomplete and were dropped" in note
 
 
 def test_rows_in_trls_columns_are_left_out_too(tmp_path):
@@ -222,7 +223,7 @@ def test_rows_in_trls_columns_are_left_out_too(tmp_path):
         saved(tmp_path / "d", rows), "train", options=DatasetOptions(drop_incomplete_rows=True), notes=notes
     )
     assert data.to_list() == rows[:1]
-    assert "2 of 3 rows left out" in notes[0]
+    assert "2 of 3 rows are incomplete and were dropped" in notes[0]
 
 
 @pytest.mark.parametrize(
@@ -230,12 +231,12 @@ def test_rows_in_trls_columns_are_left_out_too(tmp_path):
     [
         ({"dataset_columns": {"prompt": "nosuch", "solution": "a"}}, "no column 'nosuch' for the prompt; it has 'q'"),
         ({"dataset_columns": {"question": "q"}}, "dataset_columns must map prompt, solution, images, choices"),
-        ({"dataset_columns": {"prompt": "q", "solutoin": "s"}}, "there is no 'solutoin'"),
+        ({"dataset_columns": {"prompt": "q", "solutoin": "s"}}, "got {'prompt': 'q', 'solutoin': 's'}"),
         ({"dataset_columns": "{"}, "dataset_columns: '{' is not JSON"),
         ({"dataset_columns": {"prompt": 3}}, "prompt must be the name of a column"),
-        ({"dataset_format": "nosuch"}, "dataset_format: there is no 'nosuch'; choose of trl, geometry3k"),
-        ({**CHOICES, "prompt_template": "{prompt} {a}"}, "{a} would tell the policy the solution"),
-        ({**CHOICES, "prompt_template": "{prompt} {solution}"}, "{solution} would tell the policy the solution"),
+        ({"dataset_format": "nosuch"}, "dataset_format: there is no 'nosuch'; choose one of trl, geometry3k"),
+        ({**CHOICES, "prompt_template": "{prompt} {a}"}, "{a} would show the policy the solution"),
+        ({**CHOICES, "prompt_template": "{prompt} {solution}"}, "{solution} would show the policy the solution"),
         ({**CHOICES, "prompt_template": "{prompt} {nosuch}"}, "no column 'nosuch' for {nosuch}"),
         ({"dataset_columns": {**QA}, "prompt_template": "{choices}"}, "no column for choices"),
         ({"dataset_columns": {"prompt": "q <image>", "solution": "a"}}, "no column 'q <image>'"),
@@ -275,7 +276,7 @@ def test_numbers_among_solutions_that_are_none_stay_as_they_are(tmp_path):
         check_dataset(load_split(str(path), "train", streaming=True), needs_solution=True)
     notes = []
     assert load_split(str(path), "train", notes=notes).column_names == ["prompt", "solution"]
-    assert notes == [f"the split 'train' of {path}: solutions that are numbers are read as text"]
+    assert notes == [f"the split 'train' of {path}: solutions that are numbers are converted to text"]
 
 
 def test_images_that_a_vision_model_would_not_see_are_named(tmp_path, caplog):
@@ -288,22 +289,22 @@ def test_images_that_a_vision_model_would_not_see_are_named(tmp_path, caplog):
         path.write_text(json.dumps({"prompt": turns, "solution": "7", **others}))
         return load_split(str(path), "train")
 
-    assert "text alone; 'img' names images: call it 'image'" in unread_images(rows(img="a.png"))
-    with pytest.raises(DatasetError, match="'images' holds one image a row, for which the column is 'image'"):
+    assert "text only. 'img' has names of image files: rename it to 'image'" in unused_images(rows(img="a.png"))
+    with pytest.raises(DatasetError, match="'images' has one image a row; rename it to 'image'"):
         check_dataset(rows(images="a.png"), needs_solution=True)
     held = rows(image="a.png").rename_column("image", "figure")
-    assert "'figure' holds images" in unread_images(held)
+    assert "'figure' has images" in unused_images(held)
     for seen in (rows(image="a.png"), rows(), rows(site="https://a.b/c.png"), rows(img=None), rows(note="see a.png.")):
-        assert unread_images(seen) is None
+        assert unused_images(seen) is None
         check_dataset(seen, needs_solution=True)
     args = CEPOConfig(output_dir=str(tmp_path / "out"), per_device_train_batch_size=2, num_generations=2)
     CEPOTrainer(policy_path(), half_right, args, held)
-    assert "so the policy sees text alone; 'figure' holds images" in caplog.text
+    assert "so the policy gets text only. 'figure' has images" in caplog.text
 
 
 def test_places_for_images_that_are_not_there(tmp_path):
     folder = saved(tmp_path / "d", [{"q": "In <image>?", "a": "B"}])
-    with pytest.raises(DatasetError, match=r"1 times <image>, and there are 0 images for no column of images is named"):
+    with pytest.raises(DatasetError, match=r"1 times <image>, and the row has 0 images \(dataset_columns names no images"):
         load_split(folder, "train", options=DatasetOptions(dataset_columns=QA))
 
 
@@ -337,7 +338,7 @@ def test_a_run_and_its_credit(tmp_path, capsys):
     model = ["--model_name_or_path", policy_path(), "--output_dir", str(out)]
     assert cli.main(["train", "--config", str(config), "--config", str(second), *mapping, *model]) == 0
     printed = capsys.readouterr().out
-    assert "1 of 8 prompts left out, of more than 120 tokens" in printed
+    assert "1 of 8 prompts dropped: longer than 120 tokens" in printed
     assert "1 step of 2 prompts x 4 rollouts" in printed
     assert cli.main(["explain", "--from", str(out), "--num_prompts", "1", "--output_dir", str(out)]) == 0
     page = (out / "explain.html").read_text()
@@ -349,11 +350,11 @@ def test_a_limit_that_nothing_meets(tmp_path, capsys):
     options = ["--dataset_name", folder, "--dataset_format", "geometry3k", "--eval_problems", "0"]
     model = ["--model_name_or_path", policy_path(), "--output_dir", str(tmp_path / "out")]
     assert cli.main(["train", *options, *model, "--max_prompt_length", "5"]) == 2
-    assert "max_prompt_length=5: every one of 8 prompts is longer" in capsys.readouterr().err
+    assert "max_prompt_length=5: all 8 prompts are longer" in capsys.readouterr().err
 
 
 def test_null_in_a_list_of_images_is_refused_by_row(tmp_path):
     rows = [{"images": [PICTURES[0]], "problem": "Find x.", "answer": "1"}]
     rows.append({"images": [PICTURES[0], None], "problem": "Find y.", "answer": "2"})
-    with pytest.raises(DatasetError, match=r"row 1 of .*: 'images' holds null at position 1"):
+    with pytest.raises(DatasetError, match=r"row 1 of .*: 'images' has null at position 1"):
         load_split(geometry(tmp_path / "d", rows), "train", options=DatasetOptions(dataset_format="geometry3k"))

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from cepo.data import evaluation
-from cepo.data.evaluation import Accuracy, Entropy, Evaluation, Share, entropy_of, evaluate
-from cepo.data.loading import load_policy
+from cepo.data.accuracy import Accuracy, Entropy, Evaluation
+from cepo.data.evaluation import Share, entropy_of, evaluate
+from cepo.data.models import load_policy
 from cepo.data.sampling import Sampling, conversation_of, sample, seeded
 from cepo.scoring.entropy import token_entropies
 from cepo.scoring.prompts import PromptEncoder, token_texts
@@ -109,7 +110,7 @@ def test_evaluating_asks_all_problems_as_often_as_said(policy):
     sampling = Sampling(16, 1.0, batch_size=2)
     found = evaluate(model, processor, data, sampling, samples=3, seed=5, reward_func=judge)
     assert sorted(seen) == sorted(list(data["solution"]) * 3)
-    assert (found.samples, len(found.right), len(found.answers)) == (3, 3, 9)
+    assert (found.samples, len(found.correct), len(found.answers)) == (3, 3, 9)
     again = evaluate(model, processor, data, sampling, samples=3, seed=5, reward_func=judge)
     assert again.answers == found.answers
     greedy = evaluate(model, processor, data, Sampling(16, 0.0), samples=3, reward_func=judge)
@@ -155,4 +156,4 @@ def test_processes_that_share_the_work_find_what_one_finds(policy, figures, coun
     alone = evaluate(model, processor, data, Sampling(16, 0.0, batch_size=2))
     for index in range(count):
         found, *_ = asked_by(index, everyone)
-        assert (found.right, found.answers) == (alone.right, alone.answers)
+        assert (found.correct, found.answers) == (alone.correct, alone.answers)

@@ -19,9 +19,9 @@ from cepo.commands import evaluate as evaluating
 from cepo.commands.curves import draw_curves
 from cepo.compare.report import draw_comparison
 from cepo.compare.statistics import Run, summarise
+from cepo.data.accuracy import Accuracy
 from cepo.data.escape import escape, one_line
-from cepo.data.evaluation import Accuracy
-from cepo.data.loading import load_policy
+from cepo.data.models import load_policy
 from cepo.data.yaml_files import read_yaml
 from cepo.inspection.console import PlainConsole
 from cepo.inspection.page import _json

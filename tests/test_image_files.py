@@ -17,8 +17,9 @@ from cepo import policy_path
 from cepo.data.checks import DatasetError, check_dataset
 from cepo.data.evaluation import evaluate
 from cepo.data.formats import DatasetOptions
-from cepo.data.images import opaque_image, with_opaque_images
-from cepo.data.loading import load_policy, load_processor, load_split
+from cepo.data.loading import load_split
+from cepo.data.models import load_policy, load_processor
+from cepo.data.pixels import opaque_image, with_opaque_images
 from cepo.data.sampling import Sampling, conversation_of, sampled_groups
 from cepo.scoring.prompts import PromptEncoder
 from tests.support.training import make
@@ -323,9 +324,9 @@ def tiff(bits, photometric):
 
 
 REFUSED = {
-    "float.tif": (held(Pictures.fromarray(SHADES.astype(np.float32) / 255), "TIFF"), "floating-point values"),
-    "float.pfm": (held(Pictures.fromarray(SHADES.astype(np.float32) / 255), "PPM"), "floating-point values"),
-    "grey32.tif": (held(Pictures.fromarray(SHADES.astype(np.int32) * 9000), "TIFF"), "signed or 32-bit grey values"),
+    "float.tif": (held(Pictures.fromarray(SHADES.astype(np.float32) / 255), "TIFF"), "floating-point"),
+    "float.pfm": (held(Pictures.fromarray(SHADES.astype(np.float32) / 255), "PPM"), "floating-point"),
+    "grey32.tif": (held(Pictures.fromarray(SHADES.astype(np.int32) * 9000), "TIFF"), "signed or 32-bit"),
     "grey12.tif": (tiff(12, 1), "grey values of fewer than 16 bits in 16"),
     "white-is-0.tif": (tiff(16, 0), "16-bit grey values that are 0 at white"),
 }
@@ -353,5 +354,5 @@ def test_a_stream_refuses_them_as_they_come(tmp_path):
     rows = [{"prompt": PROMPT, "solution": "1", "image": "float.tif"}]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = load_split(str(tmp_path / "rows.jsonl"), "train", streaming=True)
-    with pytest.raises(DatasetError, match=r"row 0 of .*: 'image' has floating-point values"):
+    with pytest.raises(DatasetError, match=r"row 0 of .*: 'image' has floating-point"):
         next(iter(data))

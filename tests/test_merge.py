@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Auto
 
 from cepo import cli, policy_path
 from cepo.data import merging
-from cepo.data.loading import load_merged, load_policy
+from cepo.data.adapters import load_merged
+from cepo.data.models import load_policy
 from cepo.data.sampling import conversation_of
 from cepo.scoring.prompts import PromptEncoder
 from tests.support.tiny_models import IMAGE_MODELS, TEXT_MODELS

@@ -12,7 +12,8 @@ from trl.rewards import accuracy_reward
 from cepo import answer_reward, choose_references, final_answer, reference_answer, same_answer
 from cepo.data.checks import check_dataset, check_verifier
 from cepo.data.formats import DatasetOptions
-from cepo.data.loading import load_processor, load_split
+from cepo.data.loading import load_split
+from cepo.data.models import load_processor
 from cepo.data.rewards import prepared
 from cepo.data.sampling import conversation_of
 from cepo.references.equality import accepted_by_any_grader
@@ -25,7 +26,7 @@ from tests.support.real_data import FEATURES, FOLDER, lines_of, load_copy
 IMAGES = {"geometry3k": 1, "mathvision": 1, "wemath": 1}
 QUESTION = {"geometry3k": "problem", "math": "problem", "dapo_math": "prompt", "deepmath": "question"}
 NOTES = {
-    "mathvision": r"'answer' is read as letters; \d+ rows are free problems",
+    "mathvision": r"'answer' is parsed as letters; \d+ rows have no choices",
 }
 
 
@@ -80,9 +81,9 @@ def test_verdicts(copy):
 
 def test_every_solution_can_be_read(copy):
     _name, data, _, _ = copy
-    assert check_verifier(answer_reward, data) == ("answer_reward reads 60 of 60 solutions", 0)
+    assert check_verifier(answer_reward, data) == ("answer_reward parses 60 of 60 solutions", 0)
     line, unreadable = check_verifier(accuracy_reward, data)
-    assert line.startswith(f"accuracy_reward reads {60 - unreadable} of 60 solutions")
+    assert line.startswith(f"accuracy_reward parses {60 - unreadable} of 60 solutions")
     assert unreadable <= 6
 
 

@@ -6,7 +6,7 @@ from transformers import AutoTokenizer
 
 from cepo import CEPOConfig, CEPOTrainer, evaluate, load_figures, policy_path
 from cepo.data.checks import DatasetError
-from cepo.data.loading import load_policy
+from cepo.data.models import load_policy
 from cepo.data.sampling import Sampling, conversation_of, placeholder_ids, sample, sampled_groups
 from cepo.references.hints import MARK, add_hint, fill_hint
 from cepo.scoring.prompts import PromptEncoder, special_tokens, tokenizer_of, without_marks

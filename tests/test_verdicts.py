@@ -11,7 +11,8 @@ from transformers import AutoTokenizer, TrainerState
 from cepo import CEPOConfig, CEPOTrainer, cli, load_figures, policy_path
 from cepo.data.checks import DatasetError, check_dataset
 from cepo.data.evaluation import VerdictError, evaluate
-from cepo.data.loading import load_policy, load_reward_funcs
+from cepo.data.models import load_policy
+from cepo.data.rewards import load_reward_funcs
 from cepo.data.sampling import Sampling, verdicts
 from cepo.references.hints import add_hint
 from tests.support.training import QUICK, half_right, logged, train

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..data.evaluation import Accuracy
+from ..data.accuracy import Accuracy
 from ..inspection.pictures import plain_text
 
 _CURVES = (

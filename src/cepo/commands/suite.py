@@ -13,10 +13,12 @@ import torch
 from rich.console import Console
 
 from ..compare.jobs import BusyError, locked, stopped_by_signals
+from ..data.adapters import holds_adapters
+from ..data.errors import LoadingError
 from ..data.escape import escape, one_line
 from ..data.files import write_whole
-from ..data.loading import LoadingError, holds_adapters, resolve_model
 from ..data.merging import merge_adapters
+from ..data.models import resolve_model
 from ..inspection.tables import markdown_table, plain_table
 from . import benchmarks, quiet_libraries
 from .benchmarks import BENCHMARKS, PAPER, Benchmark, Score, SuiteError
