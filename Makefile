@@ -120,7 +120,7 @@ format: $(READY)  ## put the code into the project's format
 	$(VENV)/bin/ruff check --fix .
 
 policy: $(READY)  ## make the shipped policy anew (an hour)
-	$(VENV)/bin/python scripts/make_figures_policy.py --output_dir src/cepo/tasks/figures/policy
+	$(VENV)/bin/python -m scripts.make_figures_policy --output_dir src/cepo/tasks/figures/policy
 
 clean:  ## remove the environment and what runs left
 	rm -rf $(VENV) $(NEWEST) smollm2 smollm-data cepo-figures credit gradients explain.html build .pytest_cache .mypy_cache .ruff_cache

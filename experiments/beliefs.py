@@ -24,7 +24,7 @@ VARIANTS = ("default", "readings", "arithmetic", "easy", "long", "hard", "blank"
 
 def numbers_of(problem: Problem, text: str) -> list[str]:
     """The numbers of a completion's steps: known angle, label and result of each."""
-    return [text[span.start : span.end] for span in annotate(problem, text).spans if span.kind != "answer"]
+    return [text[span.start : span.end] for span in annotate(problem, text) if span.kind != "answer"]
 
 
 def written(problem: Problem, case: Case, text: str) -> int | None:
@@ -44,7 +44,7 @@ def held(problems: list[Problem], found: Evaluation) -> dict[str, Counter]:
         for case in cases_of(problem):
             number = written(problem, case, text)
             if number is not None:
-                names = {case.believed: "believed", case.right: "right"}
+                names = {case.believed: "believed", case.correct: "right"}
                 counts[case.kind][names.get(number, "other")] += 1
     return counts
 

@@ -94,7 +94,7 @@ def believed_tokens(row: dict[str, Any], tokens: Sequence[str]) -> list[bool]:
         elif number.kind == "arithmetic":
             known, label = (int(other.text) for other in numbers[number.place - 2 : number.place])
             belief = believed_result(known, label, step)
-        if not number.right and number.text == str(belief):
+        if not number.correct and number.text == str(belief):
             believed.add(number.span)
     return [span in believed for span in token_spans(annotate(problem, text), tokens)]
 

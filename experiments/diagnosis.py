@@ -25,7 +25,6 @@ from cepo.references.hints import DEFAULT_HINT_TEMPLATE, add_hint, fill_hint
 from cepo.scoring.prompts import left_padding, token_texts
 from cepo.scoring.score import evaluating
 from cepo.tasks.figures import (
-    Annotation,
     Problem,
     Span,
     annotate,
@@ -35,8 +34,9 @@ from cepo.tasks.figures import (
     problem_of,
     token_spans,
 )
-from cepo.tasks.figures.mistakes import MISTAKES, judged_numbers
+from cepo.tasks.figures.mistakes import judged_numbers
 
+MISTAKES = ("reading", "arithmetic", "copying", "box", "form")
 WORDS, AFTER_RIGHT, AFTER_WRONG = "words", "result after correct numbers", "result after an incorrect number"
 _NAMES = {"read": "reading", "copy": "copy of a result", "answer": "box"}
 _ROWS = 32
@@ -64,18 +64,18 @@ def mistake_shares(solved: Iterable[tuple[Problem, str]]) -> dict[str, float]:
             continue
         for number in numbers:
             if number.kind != "box":
-                note(number.kind, number.right)
-        note("box", len(boxed) == len(problem.labels) and all(number.right for number in boxed))
+                note(number.kind, number.correct)
+        note("box", len(boxed) == len(problem.labels) and all(number.correct for number in boxed))
     return {kind: wrong[kind] / chances[kind] if chances[kind] else float("nan") for kind in MISTAKES}
 
 
-def kind_of(span: Span | None, problem: Problem, found: Annotation, text: str) -> str:
+def kind_of(span: Span | None, problem: Problem, found: Sequence[Span], text: str) -> str:
     """The kind of a token; results after correct numbers are a kind of their own."""
     if span is None:
         return WORDS
     if span.kind != "result":
         return _NAMES[span.kind]
-    numbers = [text[one.start : one.end] for one in found.spans if one.step == span.step and one.kind != "answer"]
+    numbers = [text[one.start : one.end] for one in found if one.step == span.step and one.kind != "answer"]
     right = [(problem.start, *problem.angles)[span.step], problem.labels[span.step]]
     return AFTER_RIGHT if numbers[:2] == [str(number) for number in right] else AFTER_WRONG
 

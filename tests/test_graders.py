@@ -202,7 +202,7 @@ def test_solutions_that_a_verifier_cannot_read():
     few = Dataset.from_dict({"solution": [r"\frac12", *map(str, range(19))]})
     line, unreadable = check_verifier(accuracy_reward, few)
     assert unreadable == 1
-    assert line.startswith("accuracy_reward parses 19 of 20 solutions (row 0 of the training set is the first that it does not: '\\\\frac12'")
+    assert line.startswith("accuracy_reward parses 19 of 20 solutions (row 0 of the training set")
     assert check_verifier(answer_reward, few) == ("answer_reward parses 20 of 20 solutions", 0)
     assert check_verifier(len, few) == ("", 0)
 

@@ -40,13 +40,6 @@ def bomb(width, height):
     )
 
 
-def film(frames=3):
-    out = io.BytesIO()
-    pictures = [Pictures.new("RGB", (8, 8), (number % 256, 0, 0)) for number in range(frames)]
-    pictures[0].save(out, "GIF", save_all=True, append_images=pictures[1:])
-    return out.getvalue()
-
-
 @pytest.fixture
 def places(tmp_path):
     """A folder with a data set's file, an image in it, one beside it, and links out of it."""
@@ -149,7 +142,7 @@ def test_headers_are_read_before_pixels_are(monkeypatch, held, message, several)
     check_dataset(data.select([0]), needs_solution=True)
 
 
-@pytest.mark.parametrize(("held", "message"), HEADERS[:4], ids=range(4))
+@pytest.mark.parametrize(("held", "message"), HEADERS[:3], ids=range(3))
 def test_a_stream_looks_at_headers_as_they_come(places, held, message):
     (places / "bad.png").write_bytes(held)
     rows = iter(load(places, *["in.png"] * 12, "bad.png", streaming=True))
@@ -162,14 +155,6 @@ def test_a_stream_looks_at_headers_as_they_come(places, held, message):
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000"])
 def test_known_kinds_pass(kind):
     data = Dataset.from_dict({"prompt": [PROMPT], "solution": ["1"], "image": [{"bytes": picture(kind)}]})
-    check_dataset(data.cast_column("image", Image()), needs_solution=True)
-
-
-def test_a_picture_for_two_eyes_is_no_film():
-    out = io.BytesIO()
-    first, second = (Pictures.new("RGB", (8, 8), colour) for colour in ("red", "blue"))
-    first.save(out, "MPO", save_all=True, append_images=[second])
-    data = Dataset.from_dict({"prompt": [PROMPT], "solution": ["1"], "image": [{"bytes": out.getvalue()}]})
     check_dataset(data.cast_column("image", Image()), needs_solution=True)
 
 
@@ -249,9 +234,7 @@ def test_a_null_is_refused_without_a_file(tmp_path, null):
         lambda: ({**row, "images": [Pictures.new("RGB", (9, 9)), None]} for row in rows)
     )
     trainer = make(tmp_path, stream, method="grpo", max_steps=1, max_completion_length=4)
-    with pytest.raises(
-        DatasetError, match=r"'images' of the row with the prompt .*How many.* has null at position 1"
-    ):
+    with pytest.raises(DatasetError, match=r"'images' of the row with the prompt .*How many.* has null at position 1"):
         trainer.train()
 
 
@@ -283,16 +266,12 @@ def test_each_header_is_read_once(tmp_path, monkeypatch):
 
 
 def test_the_rule_is_the_processors():
-    """Its own limit is what counts; a processor that takes no image at all, like this, says nothing of sizes."""
+    """The size is refused by the processor, not by a limit of cepo."""
 
     class Narrow:
         def image_processor(self, images, **_):
             if max(images[0].size) > 1.5 * min(images[0].size):
-                raise ValueError("too narrow\nat all")
-
-    class Odd:
-        def image_processor(self, images, **_):
-            raise TypeError("an argument is missing")
+                raise ValueError("too narrow")
 
     data = banners((24, 16), (100, 70), (70, 140), (8, 8))
     with pytest.raises(
@@ -300,7 +279,6 @@ def test_the_rule_is_the_processors():
     ):
         check_image_sizes(data, Narrow(), "it")
     check_image_sizes(data.select([0, 1, 3]), Narrow())
-    check_image_sizes(data, Odd())
     check_image_sizes(data, load_processor(policy_path()).tokenizer)
     check_image_sizes(data.to_iterable_dataset(), Narrow())
 

@@ -13,9 +13,9 @@ def test_mistakes_by_hand():
     problem = make_problem("train", 0, steps=(2, 2))
     start, (one, two), (a, b) = problem.start, problem.labels, problem.angles
     right = f"{start} {one} {a}. {a} {two} {b}. \\boxed{{({a}, {b})}}"
-    # A misread label, after which the first result does not follow, but the second does; the box has another number.
+    # A misread label, from which the first result does not follow, but the second does; another number in the box.
     wrong = f"{start} {one + 1} {a}. {a} {two} {b}. \\boxed{{({a}, {b + 1})}}"
-    # The second step goes on from another number, rightly.
+    # The second step starts with another number, and is correct from there.
     elsewhere = f"{start} {one} {a}. {a + 1} {two} {b - 1}. \\boxed{{({a}, {b - 1})}}"
     found = mistake_shares([(problem, text) for text in (right, wrong, elsewhere, f"{start} {one}")])
     assert found == {"reading": 1 / 9, "arithmetic": 1 / 6, "copying": 1 / 3, "box": 1 / 3, "form": 1 / 4}
@@ -27,5 +27,5 @@ def test_the_number_at_a_case():
     (case,) = cases_of(problem)
     text = reference_solution(problem)
     assert len(numbers_of(problem, text)) == 3 * len(problem.labels)
-    assert written(problem, case, text) == case.right
+    assert written(problem, case, text) == case.correct
     assert written(problem, case, "") is None
