@@ -59,7 +59,7 @@ def test_the_interval_holds_the_mean_even_where_all_answers_are_alike(problems, 
 
 
 def test_pass_at_more_than_there_are_is_refused():
-    with pytest.raises(ValueError, match="pass@9 needs at least 9 answers to each problem, and there are 8"):
+    with pytest.raises(ValueError, match="pass@9 needs at least 9 completions per problem, and there are 8"):
         Evaluation(1.0, 8, (3,), []).pass_at(9)
 
 

@@ -355,7 +355,7 @@ def test_code_of_a_model_is_not_run(own_code, rows, text_model_path, tmp_path, c
     ):
         assert cli.main(command) == 2, command
         error = capsys.readouterr().err.strip().splitlines()[-1]
-        assert f"model_name_or_path: {folder} needs code that comes with it" in error, command
+        assert f"model_name_or_path: cannot load {folder}: " in error, command
         assert "--trust_remote_code true" in error
     assert cli.main(["train", *with_policy, *train_flags, "--dry_run"]) == 2
     assert f"only code that comes with {folder} knows its sizes" in capsys.readouterr().out

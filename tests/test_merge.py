@@ -160,7 +160,9 @@ def test_a_folder_that_is_another_model_is_not_left(dtype, tmp_path, text_model_
     arguments = ["--model_name_or_path", path, "--output_dir", str(tmp_path / "out"), "--dtype", dtype]
     assert cli.main(["merge", *arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert re.search(rf"{path} merged into {text_model_path} is another model: .* nats off on average. Nothing", line)
+    assert re.search(
+        rf"{path} merged into {text_model_path} gives other log-probs than the adapters, by .* nats on average", line
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapters"]
     monkeypatch.undo()
     (tmp_path / "out.part").mkdir()  # of a merge that was killed
@@ -176,8 +178,7 @@ def test_a_base_that_has_moved_is_named(tmp_path, text_model_path, capsys):
     arguments = ["merge", "--model_name_or_path", path, "--output_dir", str(tmp_path / "out")]
     assert cli.main(arguments) == 2
     error = capsys.readouterr().err
-    assert f"cannot load {tmp_path / 'gone'}, the model of these adapters" in error
-    assert "it is neither a folder here nor" in error
+    assert f"the base model of the adapters in {path}: cannot load {tmp_path / 'gone'}" in error
     assert not (tmp_path / "out").exists()
     assert cli.main([*arguments, "--base_model", text_model_path]) == 0
 
@@ -215,11 +216,11 @@ def test_mistakes(tmp_path, text_model_path, capsys):
     (tmp_path / "empty").mkdir()
     free, full = str(tmp_path / "free"), str(tmp_path / "full")
     for model, output, more, named in (
-        (text_model_path, free, [], "holds a whole model, no adapters (adapter_config.json)"),
-        (str(tmp_path / "empty"), free, [], "holds nothing of PEFT, no adapters (adapter_config.json)"),
+        (text_model_path, free, [], "has no adapters (adapter_config.json) but a whole model"),
+        (str(tmp_path / "empty"), free, [], "has no adapters (adapter_config.json)"),
         (str(tmp_path / "nowhere"), free, [], "there is no such folder"),
-        (str(prompt), free, [], "PROMPT_TUNING, which is read beside a model and cannot be merged"),
-        (path, full, [], f"{full} is not an empty folder; name another, or remove it"),
+        (str(prompt), free, [], "adapters of type PROMPT_TUNING cannot be merged into weights"),
+        (path, full, [], f"{full} is not an empty folder; choose another, or remove it"),
         (path, free, ["--private"], "--private is about the repository of --push_to_hub"),
     ):
         assert cli.main(["merge", "--model_name_or_path", model, "--output_dir", output, *more]) == 2

@@ -78,7 +78,7 @@ def questions_with(token):
 @pytest.mark.parametrize("token", [IMAGE, END])
 def test_a_question_that_holds_a_special_token_is_refused_by_row(tmp_path, policy, token):
     rows = questions_with(token)
-    message = rf"row 2 of .*: 'prompt' holds '{token}' as text".replace("|", r"\|")
+    message = rf"row 2 of .*: 'prompt' has the special token '{token}' as text".replace("|", r"\|")
     with pytest.raises(DatasetError, match=message):
         CEPOTrainer(policy_path(), half_right, CEPOConfig(output_dir=str(tmp_path), **QUICK), rows)
     with pytest.raises(DatasetError, match=message):

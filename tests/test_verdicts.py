@@ -73,7 +73,7 @@ def test_answers_without_a_verdict_are_counted(policy):
     assert found.without_verdict == "2 of 4 without a verdict"
     assert found.as_dict()["missing_verdicts"] == 2
     assert evaluate(*policy, problems, sampling, reward_func=every_other, threshold=0.7).accuracy.value == 0
-    with pytest.raises(VerdictError, match="nothing gave no verdict on any of 4 answers"):
+    with pytest.raises(VerdictError, match="nothing gave no verdict on any of 4 completions"):
         evaluate(*policy, problems, sampling, reward_func=nothing)
 
 
@@ -86,7 +86,7 @@ def test_no_verdict_at_all_is_an_error_of_one_line(command, tmp_path, capsys):
     options += ["--reward_funcs", f"{__name__}.nothing", "--max_completion_length", "8", "--output_dir", str(tmp_path)]
     assert cli.main([command, *options]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("cepo: error: nothing gave no verdict on any of 4 answers")
+    assert error.startswith("cepo: error: nothing gave no verdict on any of 4 completions")
 
 
 def test_what_is_missing_stands_beside_the_accuracy(tmp_path, capsys):
