@@ -1,4 +1,4 @@
-"""Data sets in their own words: small copies in the schemas of known sets, with what real ones lack."""
+"""Mapping of columns: small data sets with the columns of known ones, incomplete rows and invalid options."""
 
 import json
 
@@ -68,8 +68,8 @@ def test_text_sets(tmp_path, name, row, prompt, solution):
     assert data[0]["solution"] == solution
 
 
-def test_a_conversation_with_its_answer_among_others(tmp_path):
-    """As verl's sets are written."""
+def test_conversation_and_nested_solution(tmp_path):
+    """As in verl's data sets."""
     row = {
         "prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1 + 1?"}],
         "reward_model": {"style": "rule", "ground_truth": "2"},
@@ -81,7 +81,7 @@ def test_a_conversation_with_its_answer_among_others(tmp_path):
     assert data[0]["extra_info"] == {"index": 0}
 
 
-def test_known_sets_are_known_by_their_names():
+def test_formats_follow_from_names():
     assert DatasetOptions().format_of("hiyouga/geometry3k") == "geometry3k"
     assert DatasetOptions().format_of("openai/gsm8k") == "gsm8k"
     assert DatasetOptions().columns_of("my-org/mine") is None
@@ -108,7 +108,7 @@ ANIMALS = ["cat", "dog", "hen", "cow"]
         ("text", ["dog", "(A) cat"], ["(A) cat", "(B) dog"], "BA"),
     ],
 )
-def test_choices_are_lettered_and_so_is_the_answer(tmp_path, keys, answers, choices, expected):
+def test_choices_and_solutions_become_letters(tmp_path, keys, answers, choices, expected):
     rows = [{"q": "Which?", "a": f"{answer}", "options": [*map(str, choices)]} for answer in answers]
     options = DatasetOptions(**CHOICES, choice_keys=keys)
     data = load_split(saved(tmp_path / "d", rows), "train", options=options)
@@ -118,7 +118,7 @@ def test_choices_are_lettered_and_so_is_the_answer(tmp_path, keys, answers, choi
 
 
 @pytest.mark.parametrize(("keys", "answer"), [("letter", "1"), ("letter", "E"), ("text", "A"), ("from_1", "5")])
-def test_answers_that_are_none_of_the_choices_are_refused_by_row(tmp_path, keys, answer):
+def test_solutions_that_are_no_choice_are_refused_by_row(tmp_path, keys, answer):
     rows = [{"q": "Which?", "a": {"text": "cat", "from_1": "1"}.get(keys, "A"), "options": ANIMALS}] * 2
     rows.append({**rows[0], "a": answer})
     options = DatasetOptions(**CHOICES, choice_keys=keys)
@@ -146,7 +146,7 @@ def test_rows_without_choices(tmp_path):
     assert [row["prompt"][0]["content"] for row in data] == ["Which?\nA. cat\nB. dog\nC. hen\nD. cow", "How many?"]
 
 
-def test_choices_with_letters_of_their_own_and_a_template(tmp_path):
+def test_lettered_choices_and_template(tmp_path):
     row = {"q": "Which?", "a": "B", "options": ["A) 21", "B) 2"], "unit": "cm"}
     options = DatasetOptions(**CHOICES, prompt_template="{choices}\nin {unit}: {prompt} {}", system_prompt="Choose.")
     data = load_split(saved(tmp_path / "d", [row]), "train", options=options)
@@ -156,7 +156,7 @@ def test_choices_with_letters_of_their_own_and_a_template(tmp_path):
     ]
 
 
-def test_jsonl_with_names_of_images_and_parquet_and_streams(tmp_path):
+def test_image_columns_of_jsonl_parquet_and_streams(tmp_path):
     for number, picture in enumerate(PICTURES):
         picture.save(tmp_path / f"{number}.png")
     rows = [{"q": f"Question {n}?", "a": n + 0.5, "left": "0.png", "right": f"{n}.png"} for n in range(3)]
@@ -191,13 +191,13 @@ MISSING = [
 
 
 @pytest.mark.parametrize(("row", "column"), [(1, "answer"), (2, "problem"), (3, "images")])
-def test_what_is_missing_is_refused_by_row_and_column(tmp_path, row, column):
+def test_incomplete_rows_are_refused(tmp_path, row, column):
     rows = [MISSING[0], MISSING[row]]
     with pytest.raises(DatasetError, match=rf"row 1 of .*'{column}' is empty.*--drop_incomplete_rows"):
         load_split(geometry(tmp_path / "d", rows), "train", options=DatasetOptions(dataset_format="geometry3k"))
 
 
-def test_or_left_out_and_counted(tmp_path):
+def test_incomplete_rows_are_dropped_and_counted(tmp_path):
     notes = []
     options = DatasetOptions(dataset_format="geometry3k", drop_incomplete_rows=True)
     data = load_split(geometry(tmp_path / "d", MISSING), "train", options=options, notes=notes)
@@ -206,7 +206,7 @@ def test_or_left_out_and_counted(tmp_path):
     assert "3 of 5 rows are incomplete and were dropped" in note
 
 
-def test_rows_in_trls_columns_are_left_out_too(tmp_path):
+def test_incomplete_rows_in_trl_columns_are_dropped(tmp_path):
     rows = [{"prompt": [{"role": "user", "content": "?"}], "solution": text, "other": 1} for text in ("1", None, "")]
     notes = []
     data = load_split(
@@ -232,7 +232,7 @@ def test_rows_in_trls_columns_are_left_out_too(tmp_path):
         ({"dataset_columns": {"prompt": "q <image>", "solution": "a"}}, "no column 'q <image>'"),
     ],
 )
-def test_mappings_that_cannot_be(tmp_path, options, message):
+def test_invalid_mappings_are_refused(tmp_path, options, message):
     folder = saved(tmp_path / "d", [{"q": "?", "a": "B", "options": ["x"]}])
     with pytest.raises(ValueError) as error:  # noqa: PT011
         load_split(folder, "train", options=DatasetOptions(**options))
@@ -244,7 +244,7 @@ def test_mappings_that_cannot_be(tmp_path, options, message):
     [([7, 8], ["7", "8"]), (["7", 8], ["7", "8"]), ([8, "x"], ["8", "x"]), ([7.5, 1.0], ["7.5", "1"])],
     ids=str,
 )
-def test_solutions_that_are_numbers_are_read_as_people_write_them(tmp_path, written, read):
+def test_numbers_as_solutions_become_text(tmp_path, written, read):
     turns = [{"role": "user", "content": "How many?"}]
     path = tmp_path / "train.jsonl"
     path.write_text("\n".join(json.dumps({"prompt": turns, "solution": solution}) for solution in written))
@@ -253,8 +253,8 @@ def test_solutions_that_are_numbers_are_read_as_people_write_them(tmp_path, writ
     check_dataset(data, needs_solution=True)
 
 
-def test_numbers_among_solutions_that_are_none_stay_as_they_are(tmp_path):
-    """Truth values, structures, and those of a stream, whose images would be decoded for it."""
+def test_other_solutions_are_refused(tmp_path):
+    """Booleans and structures; numbers in a stream, whose images would be decoded."""
     turns = [{"role": "user", "content": "How many?"}]
     for number, solutions in enumerate(([True, "x"], [{"a": 1}, "x"])):
         path = tmp_path / f"{number}.jsonl"
@@ -269,8 +269,8 @@ def test_numbers_among_solutions_that_are_none_stay_as_they_are(tmp_path):
     assert notes == [f"the split 'train' of {path}: solutions that are numbers are converted to text"]
 
 
-def test_images_that_a_vision_model_would_not_see_are_named(tmp_path, caplog):
-    """A column of another name, as names of files or as images; and one image where TRL takes a list."""
+def test_unused_image_columns_are_named(tmp_path, caplog):
+    """Image files or images in a column that TRL does not use, and single images in the column of lists."""
     PICTURES[0].save(tmp_path / "a.png")
     turns = [{"role": "user", "content": "How many?"}]
 
@@ -292,19 +292,19 @@ def test_images_that_a_vision_model_would_not_see_are_named(tmp_path, caplog):
     assert "so the policy gets text only. 'figure' has images" in caplog.text
 
 
-def test_places_for_images_that_are_not_there(tmp_path):
+def test_image_places_without_images_are_refused(tmp_path):
     folder = saved(tmp_path / "d", [{"q": "In <image>?", "a": "B"}])
     with pytest.raises(DatasetError, match="has 1 times <image>, and the row has 0 images"):
         load_split(folder, "train", options=DatasetOptions(dataset_columns=QA))
 
 
-def test_the_embedded_task_has_no_other_columns():
+def test_embedded_task_takes_no_mapping():
     with pytest.raises(LoadingError, match="prompt_template: the figures task is in TRL's columns already"):
         load_split("figures", "train", size=1, options=DatasetOptions(prompt_template="{prompt}"))
 
 
 def figures_in_other_words(folder, count=8):
-    """Figures as Geometry3K writes its problems, one of them too long."""
+    """Figures in the columns of Geometry3K; the last prompt is long."""
     rows = []
     for row in load_figures("train", count):
         text = row["prompt"][-1]["content"]
@@ -313,8 +313,8 @@ def figures_in_other_words(folder, count=8):
     return geometry(folder, rows)
 
 
-def test_a_run_and_its_credit(tmp_path, capsys):
-    """Mapped, with a limit, through teachers, and found again by `cepo explain`."""
+def test_train_and_explain_a_mapped_data_set(tmp_path, capsys):
+    """With `max_prompt_length`; `cepo explain` finds the rows again."""
     folder, out = figures_in_other_words(tmp_path / "d"), tmp_path / "out"
     mapping = ["--dataset_name", folder, "--dataset_format", "geometry3k", "--prompt_template", "{prompt}"]
     config = tmp_path / "base.yaml"
@@ -335,7 +335,7 @@ def test_a_run_and_its_credit(tmp_path, capsys):
     assert "data:image/png" in page
 
 
-def test_a_limit_that_nothing_meets(tmp_path, capsys):
+def test_max_prompt_length_below_all_prompts(tmp_path, capsys):
     folder = figures_in_other_words(tmp_path / "d")
     options = ["--dataset_name", folder, "--dataset_format", "geometry3k", "--eval_problems", "0"]
     model = ["--model_name_or_path", policy_path(), "--output_dir", str(tmp_path / "out")]
@@ -343,7 +343,7 @@ def test_a_limit_that_nothing_meets(tmp_path, capsys):
     assert "max_prompt_length=5: all 8 prompts are longer" in capsys.readouterr().err
 
 
-def test_null_in_a_list_of_images_is_refused_by_row(tmp_path):
+def test_null_among_images_is_refused_by_row(tmp_path):
     rows = [{"images": [PICTURES[0]], "problem": "Find x.", "answer": "1"}]
     rows.append({"images": [PICTURES[0], None], "problem": "Find y.", "answer": "2"})
     with pytest.raises(DatasetError, match=r"row 1 of .*: 'images' has null at position 1"):

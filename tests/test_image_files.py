@@ -1,4 +1,4 @@
-"""Image files as drawing programs, phones and scanners write them: the processor gets upright 8-bit pixels on white."""
+"""Image files of drawing programs, phones and scanners: the processor gets upright 8-bit pixels on white."""
 
 import io
 import json
@@ -29,7 +29,7 @@ SIZE = (96, 64)
 
 
 def drawing():
-    """Where there is black ink, 0 or 255: a triangle, a circle and a label."""
+    """A triangle, a circle and a label, 255 at black ink and 0 elsewhere."""
     ink = Pictures.new("L", SIZE)
     pen = ImageDraw.Draw(ink)
     pen.fontmode = "1"  # no grey edges, so that formats without grey hold the same picture
@@ -61,14 +61,14 @@ def transparent(mode="RGBA"):
 
 
 def palette():
-    """Black in entry 0, the transparent colour, black as well, in entry 1."""
+    """Black in entry 0, and black as the transparent color in entry 1."""
     picture = Pictures.fromarray((~MARKED).astype(np.uint8)).convert("P")
     picture.putpalette([0, 0, 0] * 2)
     return picture
 
 
 def almost_black(mode):
-    """Ink of value 1 on a background of value 0, the colour that stands for transparent."""
+    """Ink of value 1 on a background of value 0, the transparent color."""
     return Pictures.fromarray(MARKED.astype(np.uint8)).convert(mode)
 
 
@@ -86,7 +86,7 @@ def grey16_png(values, key):
 
 
 def turned(kind, orientation, **options):
-    """A file whose pixels lie as the sensor had them, with the tag that turns them upright."""
+    """A file with rotated pixels, and the EXIF orientation that makes them upright."""
     back = {3: Pictures.Transpose.ROTATE_180, 6: Pictures.Transpose.ROTATE_90, 8: Pictures.Transpose.ROTATE_270}
     exif = Pictures.Exif()
     exif[ExifTags.Base.Orientation] = orientation
@@ -130,7 +130,7 @@ NAMES = list(FILES)
 
 @pytest.fixture(scope="module")
 def pixels():
-    """What the processor of the shipped policy makes of a row's images [of 255]."""
+    """The pixels of a row's images from the shipped policy's processor, from 0 to 255."""
     processor = load_processor(policy_path())
     encoder = PromptEncoder(processor, True)
 
@@ -142,7 +142,7 @@ def pixels():
 
 @pytest.fixture(scope="module")
 def assert_pages(pixels):
-    """That the processor made the same of each picture as of its page, a plain RGB PNG."""
+    """Assert that the processor gives each image the pixels of its page, a plain RGB PNG."""
 
     def page(picture):
         plain = Pictures.open(io.BytesIO(held(picture.convert("RGB"), "PNG")))
@@ -170,7 +170,7 @@ def from_jsonl(folder, column, streaming=False, **options):
 
 
 def of_bytes(column, names=NAMES):
-    """A data set as an object."""
+    """A data set in memory."""
     values = [{"bytes": FILES[name][0], "path": None} for name in names]
     feature = List(Image()) if column == "images" else Image()
     rows = [{"prompt": PROMPT, "solution": "1", column: [one] if column == "images" else one} for one in values]
@@ -188,7 +188,7 @@ COLUMNS = [("image", {}), ("images", {}), ("figure", {"dataset_columns": {"image
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("source", [from_jsonl, from_parquet])
 @pytest.mark.parametrize(("column", "options"), COLUMNS)
-def test_the_processor_gets_the_page(tmp_path, pixels, assert_pages, source, column, options, streaming):
+def test_processor_gets_the_page(tmp_path, pixels, assert_pages, source, column, options, streaming):
     data = source(tmp_path, column, streaming, **options)
     if not streaming:
         check_dataset(data, needs_solution=True)
@@ -200,7 +200,7 @@ def test_the_processor_gets_the_page(tmp_path, pixels, assert_pages, source, col
     lambda data: data.filter(lambda row: row["image"].size != (1, 1)).select(range(len(NAMES))),
     lambda data: Dataset.from_list(list(data)),
 ], ids=["map", "filter", "decoded"])  # fmt: skip
-def test_whatever_was_done_to_the_data_set(pixels, assert_pages, change):
+def test_processor_gets_the_page_after_map_and_filter(pixels, assert_pages, change):
     assert_pages(NAMES, [pixels(row) for row in change(of_bytes("image"))])
 
 
@@ -208,12 +208,12 @@ def opened(name):
     return Pictures.open(io.BytesIO(FILES[name][0]))
 
 
-def test_pictures_that_no_data_set_has_decoded(pixels, assert_pages):
-    """Rows of a generator hold pictures as Pillow opens them: on their side, with the tag."""
+def test_images_opened_by_pillow(pixels, assert_pages):
+    """As in rows of a generator: the EXIF orientation is not applied yet."""
     assert_pages(NAMES, [pixels({"prompt": PROMPT, "image": opened(name)}) for name in NAMES])
 
 
-def test_pictures_within_a_prompt(pixels, assert_pages):
+def test_images_within_a_prompt(pixels, assert_pages):
     def turn(name):
         return {"role": "user", "content": [{"type": "image", "image": opened(name)}, {"type": "text", "text": "?"}]}
 
@@ -225,7 +225,7 @@ def test_pictures_within_a_prompt(pixels, assert_pages):
 
 @pytest.fixture
 def processed(monkeypatch):
-    """Pixels that TRL, or the sampler, had from the processor, image by image [of 255]; each call for itself."""
+    """Pixels that the processor returned, from 0 to 255: a list of images for each call."""
     calls = []
     call = Qwen3VLProcessor.__call__
 
@@ -288,7 +288,7 @@ def test_evaluation_and_sampling_see_the_page(processed, assert_pages):
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "CMYK", "YCbCr"])
-def test_other_pictures_are_left_alone(mode):
+def test_opaque_images_are_returned_unchanged(mode):
     picture = PAGE.convert(mode)
     assert opaque_image(picture, "it") is picture
     row = {"prompt": PROMPT, "images": [picture], "image": picture, "solution": "1"}
@@ -296,7 +296,7 @@ def test_other_pictures_are_left_alone(mode):
     assert found["images"][0] is found["image"] is picture
 
 
-def test_soft_edges_are_blended():
+def test_partly_transparent_pixels_are_blended():
     picture = Pictures.new("RGBA", (3, 1))
     for place, colour in enumerate([(0, 0, 0, 128), (200, 0, 0, 255), (9, 9, 9, 0)]):
         picture.putpixel((place, 0), colour)
@@ -313,7 +313,7 @@ REFUSED = {
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_values_without_a_known_scale_are_refused(tmp_path, monkeypatch, name):
+def test_unknown_scales_are_refused(tmp_path, monkeypatch, name):
     (held_, message), good = REFUSED[name], held(PAGE, "PNG")
     (tmp_path / name).write_bytes(held_)
     (tmp_path / "good.png").write_bytes(good)
@@ -329,7 +329,7 @@ def test_values_without_a_known_scale_are_refused(tmp_path, monkeypatch, name):
     check_dataset(data.select([0, 1]), needs_solution=True)
 
 
-def test_a_stream_refuses_them_as_they_come(tmp_path):
+def test_unknown_scales_are_refused_in_streams(tmp_path):
     (tmp_path / "float.tif").write_bytes(REFUSED["float.tif"][0])
     rows = [{"prompt": PROMPT, "solution": "1", "image": "float.tif"}]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

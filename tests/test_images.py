@@ -1,4 +1,4 @@
-"""Images of data sets that nobody has looked at: where their files lie, and what their first bytes say."""
+"""Checks of images: the folder of their files, their headers and sizes."""
 
 import io
 import json
@@ -29,7 +29,7 @@ def picture(kind="PNG", size=(24, 16), **options):
 
 
 def bomb(width, height):
-    """A PNG of a few bytes whose header claims so many pixels."""
+    """A PNG of a few bytes, whose header claims this size."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -42,7 +42,7 @@ def bomb(width, height):
 
 @pytest.fixture
 def places(tmp_path):
-    """A folder with a data set's file, an image in it, one beside it, and links out of it."""
+    """A folder with a data set's file, images in and beside it, and links out of it."""
     folder = tmp_path / "data"
     (folder / "sub").mkdir(parents=True)
     for path in (folder / "in.png", folder / "sub" / "in.png", tmp_path / "out.png"):
@@ -61,7 +61,7 @@ def load(folder, *names, column="image", streaming=False, **options):
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("column", ["image", "images"])
-def test_names_within_the_folder(places, column, streaming):
+def test_files_in_the_folder(places, column, streaming):
     names = ["in.png", "sub/in.png", "sub/../in.png", str(places / "in.png")]
     data = load(places, *([name] if column == "images" else name for name in names), column=column, streaming=streaming)
     for row in data:
@@ -77,21 +77,21 @@ OUTSIDE = [
 
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("name", OUTSIDE)
-def test_names_that_lead_out_are_refused_by_row_and_column(places, name, streaming):
+def test_files_outside_of_the_folder_are_refused(places, name, streaming):
     with pytest.raises(DatasetError, match=r"row 1 of .*: 'image' is (outside|an address|not a file name)") as error:
         list(load(places, "in.png", name, streaming=streaming))
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", OUTSIDE[:5])
-def test_names_in_lists_and_in_columns_of_the_users(places, name):
+def test_files_in_lists_and_mapped_columns(places, name):
     with pytest.raises(DatasetError, match=r"row 0 of .*: 'images' is outside"):
         load(places, ["in.png", name], column="images")
     with pytest.raises(DatasetError, match=r"row 1 of .*: 'figure' is outside"):
         load(places, "in.png", name, column="figure", dataset_columns={"images": "figure"})
 
 
-def test_another_folder_if_the_user_asks(places, tmp_path):
+def test_image_folder(places, tmp_path):
     rows = load(places, "out.png", str(tmp_path / "out.png"), "data/in.png", image_folder=str(tmp_path))
     assert [row["image"].size for row in rows] == [(24, 16)] * 3
     with pytest.raises(DatasetError, match=r"row 0 .* is outside of image_folder, .*: '/etc/passwd'"):
@@ -101,8 +101,8 @@ def test_another_folder_if_the_user_asks(places, tmp_path):
 
 
 @pytest.mark.parametrize("several", [False, True])
-def test_files_that_a_saved_set_names(places, tmp_path, several):
-    """A set may be saved with names in place of bytes; names that lead out of it are refused as well."""
+def test_files_of_a_saved_data_set(places, tmp_path, several):
+    """A data set may be saved with file names instead of bytes."""
     values = [{"bytes": picture(), "path": "/nowhere.png"}, {"bytes": None, "path": str(tmp_path / "out.png")}]
     feature = Image(decode=False)
     data = Dataset.from_dict({"prompt": [PROMPT] * 2, "solution": ["1"] * 2})
@@ -128,14 +128,14 @@ HEADERS = [
 
 @pytest.mark.parametrize(("held", "message"), HEADERS, ids=range(len(HEADERS)))
 @pytest.mark.parametrize("several", [False, True])
-def test_headers_are_read_before_pixels_are(monkeypatch, held, message, several):
+def test_headers_are_checked_before_images_are_decoded(monkeypatch, held, message, several):
     values = [picture(), held]
     column, feature = ("images", List(Image())) if several else ("image", Image())
     data = Dataset.from_dict({"prompt": [PROMPT] * 2, "solution": ["1"] * 2})
     data = data.add_column(column, [[{"bytes": v}] if several else {"bytes": v} for v in values]).cast_column(
         column, feature
     )
-    monkeypatch.setattr(ImageFile.ImageFile, "load", None)  # whoever decodes fails
+    monkeypatch.setattr(ImageFile.ImageFile, "load", None)  # decoding fails
     with pytest.raises(DatasetError, match=f"row 1 of the training set: '{column}' .*{message}") as error:
         check_dataset(data, needs_solution=True)
     assert "\n" not in str(error.value)
@@ -143,7 +143,7 @@ def test_headers_are_read_before_pixels_are(monkeypatch, held, message, several)
 
 
 @pytest.mark.parametrize(("held", "message"), HEADERS[:3], ids=range(3))
-def test_a_stream_looks_at_headers_as_they_come(places, held, message):
+def test_headers_are_checked_in_streams(places, held, message):
     (places / "bad.png").write_bytes(held)
     rows = iter(load(places, *["in.png"] * 12, "bad.png", streaming=True))
     for _ in range(12):
@@ -153,13 +153,13 @@ def test_a_stream_looks_at_headers_as_they_come(places, held, message):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000"])
-def test_known_kinds_pass(kind):
+def test_supported_formats(kind):
     data = Dataset.from_dict({"prompt": [PROMPT], "solution": ["1"], "image": [{"bytes": picture(kind)}]})
     check_dataset(data.cast_column("image", Image()), needs_solution=True)
 
 
 def cut_off(figures, row):
-    """Figures of which one was cut off behind its header."""
+    """Figures, one of which is truncated after its header."""
 
     def held(number):
         out = io.BytesIO()
@@ -170,13 +170,13 @@ def cut_off(figures, row):
     return figures.remove_columns("image").add_column("image", images).cast_column("image", Image())
 
 
-def test_what_no_header_tells_is_named_when_it_is_reached(tmp_path, figures):
+def test_training_names_the_row_of_a_broken_image(tmp_path, figures):
     trainer = make(tmp_path, cut_off(figures.select([0, 1]), 1), method="grpo", max_steps=1, max_completion_length=4)
     with pytest.raises(DatasetError, match="row 1 of the training set: an image cannot be decoded: "):
         trainer.train()
 
 
-def test_and_by_a_command(tmp_path, figures, capsys):
+def test_commands_name_the_row_of_a_broken_image(tmp_path, figures, capsys):
     cut_off(figures, 3).save_to_disk(tmp_path / "data")
     flags = ["--dataset_name", str(tmp_path / "data"), "--max_completion_length", "4"]
     code = cli.main(["evaluate", *flags, "--temperatures", "0", "--output_dir", str(tmp_path)])
@@ -188,7 +188,7 @@ def test_and_by_a_command(tmp_path, figures, capsys):
     assert "row 3 of the split 'train': an image cannot be decoded" in error
 
 
-def test_other_errors_are_left_alone():
+def test_broken_images_named_passes_other_errors():
     with pytest.raises(OSError, match="a full disk"), broken_images_named(None, "the set"):
         raise OSError("a full disk")
     stream = IterableDataset.from_generator(lambda: iter(()))
@@ -201,8 +201,8 @@ def test_other_errors_are_left_alone():
 
 @pytest.mark.parametrize("key", ["image", "url", "path", "base64"])
 @pytest.mark.parametrize("streaming", [False, True])
-def test_prompts_name_no_images_themselves(tmp_path, key, streaming):
-    """A chat template would read any file that they name, and fetch from any address."""
+def test_files_within_prompts_are_refused(tmp_path, key, streaming):
+    """A chat template would open any file, and download from any address."""
     named = [{"role": "user", "content": [{"type": "image", key: "/etc/passwd"}, {"type": "text", "text": "?"}]}]
     rows = [{"prompt": [{"role": "user", "content": [{"type": "text", "text": "?"}]}], "solution": "1"}] * 10
     rows.append({"prompt": named, "solution": "1"})
@@ -216,7 +216,7 @@ def test_prompts_name_no_images_themselves(tmp_path, key, streaming):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_null_among_images_is_refused_by_row(places, streaming):
+def test_null_among_images_is_refused_by_row(places, streaming):
     names = [["in.png", "sub/in.png"]] * 3 + [["in.png", None]]
     data = load(places, *names, column="images", streaming=streaming)
     with pytest.raises(DatasetError, match=r"row 3 of .*: 'images' has null at position 1 of its list"):
@@ -224,7 +224,7 @@ def test_a_null_among_images_is_refused_by_row(places, streaming):
 
 
 @pytest.mark.parametrize("null", [None, {"bytes": None, "path": None}])
-def test_a_null_is_refused_without_a_file(tmp_path, null):
+def test_null_among_images_in_memory_is_refused(tmp_path, null):
     rows = [{"prompt": PROMPT, "solution": "1", "images": [{"bytes": picture(), "path": None}] * 2} for _ in range(3)]
     rows[1]["images"] = [null, {"bytes": picture(), "path": None}]
     data = Dataset.from_list(rows).cast_column("images", List(Image()))
@@ -245,19 +245,19 @@ def banners(*sizes, column="image"):
 
 
 @pytest.mark.parametrize("column", ["image", "images"])
-def test_sides_that_the_processor_refuses_are_named_before_training(tmp_path, monkeypatch, column):
+def test_sizes_that_the_processor_refuses_are_named(tmp_path, monkeypatch, column):
     data = banners((24, 16), (30, 40), (900, 3), (16, 24), (3, 900), column=column)
     refused = (
         f"row 2 of the training set: '{column}' has an image of 900 x 3 pixels, which Qwen2VLImageProcessor refuses: "
         r"absolute aspect ratio must be smaller than 200, got 300.0. Pad or crop it, or drop the row"
     )
-    monkeypatch.setattr(ImageFile.ImageFile, "load", None)  # whoever decodes fails
+    monkeypatch.setattr(ImageFile.ImageFile, "load", None)  # decoding fails
     with pytest.raises(DatasetError, match=refused):
         make(tmp_path, data, method="grpo")
     make(tmp_path, data.select([0, 1, 3]), method="grpo")
 
 
-def test_each_header_is_read_once(tmp_path, monkeypatch):
+def test_headers_are_read_once(tmp_path, monkeypatch):
     data, read = banners((24, 16), (30, 40), (24, 16)), []
     header = checks.check_header
     monkeypatch.setattr(checks, "check_header", lambda image, place: read.append(place) or header(image, place))
@@ -265,7 +265,7 @@ def test_each_header_is_read_once(tmp_path, monkeypatch):
     assert len(read) == 3
 
 
-def test_the_rule_is_the_processors():
+def test_sizes_are_refused_by_the_processor():
     """The size is refused by the processor, not by a limit of cepo."""
 
     class Narrow:

@@ -1,4 +1,4 @@
-"""`cepo merge`: the folder loads without PEFT and says what model and adapters said."""
+"""`cepo merge`: the saved model loads without PEFT and has the log-probs of model and adapters."""
 
 import json
 import re
@@ -25,7 +25,7 @@ KINDS = {
 
 
 def adapters(folder, base, auto, processor_of=None, **settings):
-    """Adapters that say something: their second factor is not zero, as it is at the start."""
+    """Adapters with a nonzero second factor, which is zero at initialization."""
     torch.manual_seed(3)
     settings = {"target_modules": "all-linear", **settings}
     model = get_peft_model(auto.from_pretrained(base), LoraConfig(r=4, lora_alpha=8, **settings))
@@ -45,7 +45,7 @@ def log_probs(model, ids, **images):
 
 
 @pytest.mark.parametrize("kind", ["lora", "rslora", "dora"])
-def test_of_a_policy_that_reads_images(kind, tmp_path, figures, capsys):
+def test_merge_a_vision_language_model(kind, tmp_path, figures, capsys):
     base = policy_path()
     path = adapters(tmp_path / "adapters", base, AutoModelForImageTextToText, **KINDS[kind])
     output = tmp_path / "merged"
@@ -67,19 +67,18 @@ def test_of_a_policy_that_reads_images(kind, tmp_path, figures, capsys):
     )
     assert (found - expected).abs().max() < 1e-4
     assert (found - unlike).abs().max() > 0.1
-    # What stands beside the weights: the chat template, and the vision tokens that are never sampled.
+    # Files beside the weights: the chat template, and the vision tokens that are not sampled.
     assert processor.chat_template == AutoProcessor.from_pretrained(base).chat_template
     assert GenerationConfig.from_pretrained(output).suppress_tokens == [3, 4, 5, 6]
-    # And `cepo` reads it as it reads the adapters themselves.
-    ours, theirs = (
+    found, expected = (
         log_probs(load_policy(name)[0], ids, mm_token_type_ids=types, **prompt.images)
         for name in (output.as_posix(), path)
     )
-    assert torch.equal(ours, theirs)
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("kind", ["lora", "head"])
-def test_of_a_text_model_in_another_type_and_in_parts(kind, tmp_path, text_model_path):
+def test_merge_a_text_model_with_dtype_and_shards(kind, tmp_path, text_model_path):
     path = adapters(tmp_path / "adapters", text_model_path, AutoModelForCausalLM, **KINDS[kind])
     both = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(text_model_path), path)
     ids = torch.arange(8, 40)[None]
@@ -109,13 +108,13 @@ STAY_TIED = ("tied adapters", "tied copies", "some tokens")
 
 @pytest.fixture(scope="module", params=["qwen3", "gemma3", "qwen3_vl"])
 def tied_base(request, tmp_path_factory):
-    """A model whose head is its embedding."""
+    """A model with tied embeddings."""
     torch.manual_seed(0)
     model = (TEXT_MODELS | IMAGE_MODELS)[request.param]()
     for config in (model.config, model.config.get_text_config()):
         config.tie_word_embeddings = True
     config = model.config
-    # The shipped tokenizer's prompt has to be read.
+    # For the prompt's tokens of the shipped tokenizer.
     config.get_text_config().vocab_size = len(AutoProcessor.from_pretrained(policy_path()).tokenizer)
     model = type(model)(config)
     folder = tmp_path_factory.mktemp(request.param)
@@ -125,8 +124,8 @@ def tied_base(request, tmp_path_factory):
 
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
 @pytest.mark.parametrize("kind", TIED)
-def test_of_a_head_that_is_the_embedding(kind, tied_base, tmp_path, text_model_path, capsys, recwarn):
-    """Adapters on one of them leave the other as it was; in the folder as in what `cepo evaluate` makes of them."""
+def test_merge_tied_embeddings(kind, tied_base, tmp_path, text_model_path, capsys, recwarn):
+    """Adapters of the embedding do not change the head, nor the reverse, also in `load_merged`."""
     base, auto = tied_base
     path = adapters(tmp_path / "adapters", base, auto, text_model_path, **TIED[kind])
     both = PeftModel.from_pretrained(auto.from_pretrained(base), path)
@@ -145,8 +144,8 @@ def test_of_a_head_that_is_the_embedding(kind, tied_base, tmp_path, text_model_p
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_a_folder_that_is_another_model_is_not_left(dtype, tmp_path, text_model_path, monkeypatch, capsys):
-    """As when a weight is lost on its way to the disk: here one layer's."""
+def test_a_merged_model_that_differs_is_not_saved(dtype, tmp_path, text_model_path, monkeypatch, capsys):
+    """As when a layer is saved wrongly."""
     merge = merging.merge_weights
 
     def spoilt(model):
@@ -171,7 +170,7 @@ def test_a_folder_that_is_another_model_is_not_left(dtype, tmp_path, text_model_
     assert not list((tmp_path / "out").glob("model-*-of-00009.safetensors"))
 
 
-def test_a_base_that_has_moved_is_named(tmp_path, text_model_path, capsys):
+def test_missing_base_model(tmp_path, text_model_path, capsys):
     path = adapters(tmp_path / "adapters", text_model_path, AutoModelForCausalLM)
     config = tmp_path / "adapters" / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": str(tmp_path / "gone")}))
@@ -206,7 +205,7 @@ def test_upload(tmp_path, text_model_path, monkeypatch):
     ]
 
 
-def test_mistakes(tmp_path, text_model_path, capsys):
+def test_errors(tmp_path, text_model_path, capsys):
     path = adapters(tmp_path / "adapters", text_model_path, AutoModelForCausalLM)
     prompt = tmp_path / "prompt"
     tuned = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)

@@ -1,4 +1,4 @@
-"""docs/moving.md: what it says of other libraries' options and of ours is there."""
+"""docs/moving.md: the options of other libraries and of cepo in its tables exist."""
 
 import re
 from dataclasses import fields
@@ -16,7 +16,7 @@ from cepo.trainer.arguments import make_parser
 PAGE = (Path(__file__).parents[1] / "docs" / "moving.md").read_text()
 SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE, re.M | re.S))
 OURS = {*(action.dest for action in make_parser()._actions), *(field.name for field in fields(CEPOConfig))}
-# Words in backquotes in the second column that are values of options.
+# Values of options in the second column.
 VALUES = {
     *METHODS,
     *presets(),
@@ -37,7 +37,7 @@ def names_in(cell):
 @pytest.mark.parametrize(
     "title", ["From TRL's SDPOTrainer and SDFTTrainer", "From ms-swift's RLSD", "From the CEPO paper's fork"]
 )
-def test_the_options_that_it_sends_people_to_are_ours(title):
+def test_options_in_the_second_column_exist(title):
     rows = rows_of(title)
     assert len(rows) > 5
     for row in rows:
@@ -46,7 +46,7 @@ def test_the_options_that_it_sends_people_to_are_ours(title):
             assert known, f"{title}: {name}"
 
 
-def test_every_option_of_trl_s_sdpo_that_grpo_has_not_is_named():
+def test_options_of_sdpo_are_complete():
     named = set().union(*(names_in(row[0]) for row in rows_of("From TRL's SDPOTrainer and SDFTTrainer")))
     grpo = {field.name for field in fields(GRPOConfig)}
     own = {field.name for field in fields(SDPOConfig)} - grpo
@@ -56,8 +56,8 @@ def test_every_option_of_trl_s_sdpo_that_grpo_has_not_is_named():
     assert {name for name in named if not name.isdigit()} - values <= there
 
 
-def test_trl_s_own_is_had_by_four_options():
-    """The four of its table are options of ours. That a run with them is TRL's to the bit, test_trainer.py holds."""
+def test_options_for_trls_grpo_exist():
+    """test_trainer.py tests that training with these options is bit-identical to TRL."""
     told = re.findall(r'`(\w+)=("?[\w.]+"?)`', SECTIONS["From TRL's GRPOTrainer"])
     options = {name: {"None": None, "False": False}.get(value, value.strip('"')) for name, value in told}
     assert set(options) == {"method", "epsilon_high", "shared_prompt_update", "skip_zero_advantage"}

@@ -1,4 +1,4 @@
-"""From the file to the token ids, on look-alikes of public data sets: every stage is looked at.
+"""From the file to the token ids, on copies of public data sets, stage by stage.
 
 file -> columns -> prompt -> verdict -> r+ and r- -> hint -> token ids
 """
@@ -61,7 +61,7 @@ def test_columns_prompts_and_references(copy):
 
 
 def test_verdicts(copy):
-    """Of every labelled completion, but for those that no grader can judge without the question."""
+    """Of all labeled completions but those that no grader can judge without the question."""
     _name, data, lines, _ = copy
     wrong, limits, seen = [], 0, 0
     for row, line in zip(data, lines, strict=True):
@@ -76,7 +76,7 @@ def test_verdicts(copy):
     assert limits <= 0.04 * seen
 
 
-def test_every_solution_can_be_read(copy):
+def test_verifiers_parse_the_solutions(copy):
     _name, data, _, _ = copy
     assert check_verifier(answer_reward, data) == ("answer_reward parses 60 of 60 solutions", 0)
     line, unreadable = check_verifier(accuracy_reward, data)
@@ -84,8 +84,8 @@ def test_every_solution_can_be_read(copy):
     assert unreadable <= 6
 
 
-def test_trls_verifier_gets_solutions_that_it_can_read(copy):
-    """As it is, it takes `5 \\sqrt { 7 }` for 7, so that \\boxed{7} earns 1."""
+def test_prepared_accuracy_reward_parses_the_solutions(copy):
+    """Otherwise it parses `5 \\sqrt { 7 }` as 7."""
     name, data, _, _ = copy
     solutions = data["solution"]
     boxed = [[{"role": "assistant", "content": f"So \\boxed{{{reference_answer(one)}}}."}] for one in solutions]
@@ -127,8 +127,8 @@ def test_references_hints_and_token_ids(copy, processor):
 
 
 @pytest.mark.parametrize("file", ["answers", "answers_unseen"])
-def test_the_grader_agrees_with_the_labels(file):
-    """docs/graders.md has the table. The grader was developed on the first file, and never saw the second."""
+def test_answer_reward_agrees_with_the_labels(file):
+    """docs/graders.md has the table. The grader was developed on the first file only."""
     rows = [json.loads(line) for line in (FOLDER / f"{file}.jsonl").read_text(encoding="utf-8").splitlines()]
     completions = [[{"role": "assistant", "content": row["completion"]}] for row in rows]
     verdicts = answer_reward(completions, [row["solution"] for row in rows])
