@@ -22,10 +22,10 @@ from cepo.tasks.figures.oracle import token_kinds
 
 
 @given(st.integers(0, 40), st.integers(1, 40))
-def test_interval_of_single_completions_is_wilsons(right, problems):
-    right = min(right, problems)
-    found = Accuracy((1.0,) * right + (0.0,) * (problems - right))
-    expected = binomtest(right, problems).proportion_ci(method="wilson")
+def test_interval_of_single_completions_is_wilsons(correct, problems):
+    correct = min(correct, problems)
+    found = Accuracy((1.0,) * correct + (0.0,) * (problems - correct))
+    expected = binomtest(correct, problems).proportion_ci(method="wilson")
     assert found.interval == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
@@ -45,17 +45,17 @@ def test_completions_that_agree_count_as_one():
 
 @given(st.integers(1, 7).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n))))
 def test_pass_at_k_is_the_share_of_draws_with_a_correct_completion(case):
-    samples, right, k = case
-    answers = [True] * right + [False] * (samples - right)
+    samples, correct, k = case
+    answers = [True] * correct + [False] * (samples - correct)
     draws = list(itertools.combinations(answers, k))
     expected = sum(map(any, draws)) / len(draws)
-    assert Evaluation(1.0, samples, (right,), []).pass_at(k).value == pytest.approx(expected)
+    assert Evaluation(1.0, samples, (correct,), []).pass_at(k).value == pytest.approx(expected)
 
 
 @given(st.integers(1, 500), st.booleans())
-def test_interval_contains_the_mean_at_0_and_1(problems, right):
-    low, high = Accuracy((float(right),) * problems).interval
-    assert 0 <= low <= right <= high <= 1
+def test_interval_contains_the_mean_at_0_and_1(problems, correct):
+    low, high = Accuracy((float(correct),) * problems).interval
+    assert 0 <= low <= correct <= high <= 1
 
 
 def test_pass_at_k_needs_k_completions():

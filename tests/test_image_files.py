@@ -32,7 +32,7 @@ def drawing():
     """A triangle, a circle and a label, 255 at black ink and 0 elsewhere."""
     ink = Pictures.new("L", SIZE)
     pen = ImageDraw.Draw(ink)
-    pen.fontmode = "1"  # no grey edges, so that formats without grey hold the same picture
+    pen.fontmode = "1"  # no gray edges, so that formats without gray hold the same picture
     pen.line([(8, 56), (88, 56), (30, 10), (8, 56)], fill=255, width=3)
     pen.ellipse([60, 6, 84, 30], outline=255, width=2)
     pen.text((34, 36), "12 cm", fill=255)
@@ -72,8 +72,8 @@ def almost_black(mode):
     return Pictures.fromarray(MARKED.astype(np.uint8)).convert(mode)
 
 
-def grey16_png(values, key):
-    """A 16-bit grey PNG in which the value `key` is transparent; Pillow writes none."""
+def gray16_png(values, key):
+    """A 16-bit gray PNG in which the value `key` is transparent; Pillow writes none."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -105,14 +105,14 @@ FILES = {
     "alpha.webp": (held(transparent(), "WEBP", lossless=True, exact=True), PAGE, 0),
     "lossy.webp": (held(transparent(), "WEBP", quality=95), PAGE, LOSSY),
     "rgba.tif": (held(transparent(), "TIFF"), PAGE, 0),
-    "key-grey.png": (held(almost_black("L"), "PNG", transparency=0), PAGE, 1),
+    "key-gray.png": (held(almost_black("L"), "PNG", transparency=0), PAGE, 1),
     "key-rgb.png": (held(almost_black("RGB"), "PNG", transparency=(0, 0, 0)), PAGE, 1),
-    "key-grey16.png": (grey16_png(np.where(MARKED, 0, 5), key=5), PAGE, 0),
-    "grey16.png": (held(Pictures.fromarray(WIDE), "PNG"), SCAN, 0),
-    "grey16.tif": (held(Pictures.fromarray(WIDE), "TIFF"), SCAN, 0),
+    "key-gray16.png": (gray16_png(np.where(MARKED, 0, 5), key=5), PAGE, 0),
+    "gray16.png": (held(Pictures.fromarray(WIDE), "PNG"), SCAN, 0),
+    "gray16.tif": (held(Pictures.fromarray(WIDE), "TIFF"), SCAN, 0),
     "scan.tif": (held(Pictures.fromarray(WIDE), "TIFF", compression="tiff_lzw"), SCAN, 0),
-    "grey16.jp2": (held(Pictures.fromarray(WIDE), "JPEG2000"), SCAN, 0),
-    "grey16.pgm": (held(Pictures.fromarray(WIDE), "PPM"), SCAN, 0),
+    "gray16.jp2": (held(Pictures.fromarray(WIDE), "JPEG2000"), SCAN, 0),
+    "gray16.pgm": (held(Pictures.fromarray(WIDE), "PPM"), SCAN, 0),
     "phone-6.jpg": (turned("JPEG", 6, quality=100, subsampling=0), SCAN, LOSSY),
     "phone-8.jpg": (turned("JPEG", 8, quality=100, subsampling=0), SCAN, LOSSY),
     "phone-3.png": (turned("PNG", 3), SCAN, 0),
@@ -122,7 +122,7 @@ FILES = {
     "print.tif": (held(SCAN.convert("CMYK"), "TIFF"), SCAN, 0),
     "bilevel.png": (held(PAGE.convert("1", dither=Pictures.Dither.NONE), "PNG"), PAGE, 0),
     "fax.tif": (held(PAGE.convert("1", dither=Pictures.Dither.NONE), "TIFF", compression="group4"), PAGE, 0),
-    "grey.png": (held(SCAN, "PNG"), SCAN, 0),
+    "gray.png": (held(SCAN, "PNG"), SCAN, 0),
     "plain.png": (held(PAGE, "PNG"), PAGE, 0),
 }
 NAMES = list(FILES)
@@ -244,10 +244,10 @@ def processed(monkeypatch):
 TRAINED = [
     "rgba.png",
     "palette.gif",
-    "grey16.tif",
+    "gray16.tif",
     "phone-6.jpg",
-    "grey16.pgm",
-    "key-grey16.png",
+    "gray16.pgm",
+    "key-gray16.png",
     "plain.png",
     "la.png",
 ]
@@ -298,8 +298,8 @@ def test_opaque_images_are_returned_unchanged(mode):
 
 def test_partly_transparent_pixels_are_blended():
     picture = Pictures.new("RGBA", (3, 1))
-    for place, colour in enumerate([(0, 0, 0, 128), (200, 0, 0, 255), (9, 9, 9, 0)]):
-        picture.putpixel((place, 0), colour)
+    for place, color in enumerate([(0, 0, 0, 128), (200, 0, 0, 255), (9, 9, 9, 0)]):
+        picture.putpixel((place, 0), color)
     found = opaque_image(picture, "it")
     assert found.mode == "RGB"
     assert [found.getpixel((place, 0)) for place in range(3)] == [(127, 127, 127), (200, 0, 0), (255, 255, 255)]
@@ -308,7 +308,7 @@ def test_partly_transparent_pixels_are_blended():
 REFUSED = {
     "float.tif": (held(Pictures.fromarray(SHADES.astype(np.float32) / 255), "TIFF"), "floating-point"),
     "float.pfm": (held(Pictures.fromarray(SHADES.astype(np.float32) / 255), "PPM"), "floating-point"),
-    "grey32.tif": (held(Pictures.fromarray(SHADES.astype(np.int32) * 9000), "TIFF"), "signed or 32-bit"),
+    "gray32.tif": (held(Pictures.fromarray(SHADES.astype(np.int32) * 9000), "TIFF"), "signed or 32-bit"),
 }
 
 
@@ -322,7 +322,7 @@ def test_unknown_scales_are_refused(tmp_path, monkeypatch, name):
     words = f"'image' has {message} pixel values of unknown scale; save it with 8 bits per channel, or drop the row"
     with pytest.raises(DatasetError, match=f"an image of the row with the prompt .*{message}"):
         with_opaque_images({"prompt": PROMPT, "image": Pictures.open(io.BytesIO(held_))})
-    monkeypatch.setattr(ImageFile.ImageFile, "load", None)  # whoever decodes fails
+    monkeypatch.setattr(ImageFile.ImageFile, "load", None)  # decoding fails
     data = load_split(str(tmp_path / "rows.jsonl"), "train")
     with pytest.raises(DatasetError, match=f"row 2 of the training set: {words}"):
         check_dataset(data, needs_solution=True)

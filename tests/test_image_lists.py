@@ -156,7 +156,7 @@ def test_prompts_with_other_images_are_distinct(tmp_path, family):
     assert all(isinstance(values, torch.Tensor) for values in shared.images.values())
     trainer.model.to("meta")  # as another device
     assert {v.device.type for v in trainer._sharing._shared_prompts(ids, images, fields).images.values()} == {"meta"}
-    # Tiles of several images in one field: which tile is of which image, TRL finds out after sampling.
+    # Tiles of several images in one field, which TRL assigns to images after sampling.
     tiles = {"pixel_values": [torch.zeros(3, 16, 16)] * 9}
     assert trainer._sharing._shared_prompts(ids, images, tiles) is None
     ragged = {"pixel_values": [torch.zeros(3, 16, 16 + row) for row in range(4)]}

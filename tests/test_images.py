@@ -296,12 +296,12 @@ def test_train_names_the_row(tmp_path, capsys, size, names, words, more):
     flags = ["--model_name_or_path", "figures", "--dataset_name", str(tmp_path / "rows.jsonl"), "--max_steps", "1"]
     flags += ["--per_device_train_batch_size", "4", "--num_generations", "4", "--output_dir", str(tmp_path / "out")]
     assert cli.main(["train", *flags, *more]) == 2
-    said = capsys.readouterr()
+    printed = capsys.readouterr()
     if more == ["--dry_run"]:
-        problems = [line for line in said.out.splitlines() if line.startswith("problem: ")]
+        problems = [line for line in printed.out.splitlines() if line.startswith("problem: ")]
         assert len(problems) == 1, problems
         (error,) = problems
     else:
-        error = said.err.strip().splitlines()[-1]
+        error = printed.err.strip().splitlines()[-1]
     assert "row 4 of the training set: 'images' " in error
     assert words in error

@@ -58,7 +58,7 @@ def test_options_of_sdpo_are_complete():
 
 def test_options_for_trls_grpo_exist():
     """test_trainer.py tests that training with these options is bit-identical to TRL."""
-    told = re.findall(r'`(\w+)=("?[\w.]+"?)`', SECTIONS["From TRL's GRPOTrainer"])
-    options = {name: {"None": None, "False": False}.get(value, value.strip('"')) for name, value in told}
+    named = re.findall(r'`(\w+)=("?[\w.]+"?)`', SECTIONS["From TRL's GRPOTrainer"])
+    options = {name: {"None": None, "False": False}.get(value, value.strip('"')) for name, value in named}
     assert set(options) == {"method", "epsilon_high", "shared_prompt_update", "skip_zero_advantage"}
     CEPOConfig(output_dir="unused", bf16=False, **options)

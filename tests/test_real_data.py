@@ -63,7 +63,7 @@ def test_columns_prompts_and_references(copy):
 def test_verdicts(copy):
     """Of all labeled completions but those that no grader can judge without the question."""
     _name, data, lines, _ = copy
-    wrong, limits, seen = [], 0, 0
+    mismatched, limits, seen = [], 0, 0
     for row, line in zip(data, lines, strict=True):
         for completion in line["completions"]:
             (verdict,) = answer_reward([[{"role": "assistant", "content": completion["text"]}]], [row["solution"]])
@@ -71,8 +71,8 @@ def test_verdicts(copy):
             if completion.get("limit"):
                 limits += 1
             elif (verdict == 1.0) != completion["correct"]:
-                wrong.append((row["solution"], completion["text"]))
-    assert not wrong
+                mismatched.append((row["solution"], completion["text"]))
+    assert not mismatched
     assert limits <= 0.04 * seen
 
 
@@ -132,6 +132,6 @@ def test_answer_reward_agrees_with_the_labels(file):
     rows = [json.loads(line) for line in (FOLDER / f"{file}.jsonl").read_text(encoding="utf-8").splitlines()]
     completions = [[{"role": "assistant", "content": row["completion"]}] for row in rows]
     verdicts = answer_reward(completions, [row["solution"] for row in rows])
-    wrong = [row for row, verdict in zip(rows, verdicts, strict=True) if (verdict == 1.0) != row["correct"]]
+    mismatched = [row for row, verdict in zip(rows, verdicts, strict=True) if (verdict == 1.0) != row["correct"]]
     assert len(rows) >= 300
-    assert len(wrong) <= 0.01 * len(rows), wrong
+    assert len(mismatched) <= 0.01 * len(rows), mismatched

@@ -30,7 +30,7 @@ def as_in_training(prompts, completions, completion_ids, solution, unit, trainer
     log_extra("note", ["x"] * len(prompts))
     log_metric("share", 0.5)
     texts = [completion[0]["content"] for completion in completions]
-    return [None if not text else float(text == right) for text, right in zip(texts, solution, strict=True)]
+    return [None if not text else float(text == correct) for text, correct in zip(texts, solution, strict=True)]
 
 
 async def in_its_own_time(**kwargs):
@@ -62,7 +62,7 @@ def every_other(prompts, **kwargs):
     return [None if place % 2 else 0.6 for place in range(len(prompts))]
 
 
-def nothing(prompts, **kwargs):
+def no_verdict(prompts, **kwargs):
     return [None] * len(prompts)
 
 
@@ -73,8 +73,8 @@ def test_missing_verdicts_are_counted(policy):
     assert found.without_verdict == "2 of 4 without a verdict"
     assert found.as_dict()["missing_verdicts"] == 2
     assert evaluate(*policy, problems, sampling, reward_func=every_other, threshold=0.7).accuracy.value == 0
-    with pytest.raises(VerdictError, match="nothing gave no verdict on any of 4 completions"):
-        evaluate(*policy, problems, sampling, reward_func=nothing)
+    with pytest.raises(VerdictError, match="no_verdict gave no verdict on any of 4 completions"):
+        evaluate(*policy, problems, sampling, reward_func=no_verdict)
 
 
 @pytest.mark.parametrize("command", ["evaluate", "train"])
@@ -83,10 +83,17 @@ def test_no_verdict_at_all_is_an_error(command, tmp_path, capsys):
         "evaluate": ["--num_problems", "4", "--temperatures", "0"],
         "train": ["--eval_problems", "4", "--max_steps", "1", "--figures_problems", "16"],
     }[command]
-    options += ["--reward_funcs", f"{__name__}.nothing", "--max_completion_length", "8", "--output_dir", str(tmp_path)]
+    options += [
+        "--reward_funcs",
+        f"{__name__}.no_verdict",
+        "--max_completion_length",
+        "8",
+        "--output_dir",
+        str(tmp_path),
+    ]
     assert cli.main([command, *options]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("cepo: error: nothing gave no verdict on any of 4 completions")
+    assert error.startswith("cepo: error: no_verdict gave no verdict on any of 4 completions")
 
 
 def test_missing_verdicts_are_printed_beside_the_accuracy(tmp_path, capsys):
@@ -161,14 +168,14 @@ def test_hint_with_a_template_that_trims_parts(text_model_path, parts):
     text = "Find the angle."
     content = [{"type": "image"}, {"type": "text", "text": text}] if parts else text
     messages = add_hint([{"role": "user", "content": content}], "\n\nThe correct answer is 9.")
-    told = tokenizer.apply_chat_template(messages, chat_template=TRIMS, tokenize=False)
-    assert told == f"<user>{text}\n\nThe correct answer is 9."
+    text_with_hint = tokenizer.apply_chat_template(messages, chat_template=TRIMS, tokenize=False)
+    assert text_with_hint == f"<user>{text}\n\nThe correct answer is 9."
 
 
 def test_hint_after_an_image_only():
     parts = [{"type": "image"}]
-    hinted = add_hint([{"role": "user", "content": parts}], "told")
-    assert hinted[0]["content"] == [{"type": "image"}, {"type": "text", "text": "told"}]
+    hinted = add_hint([{"role": "user", "content": parts}], "a hint")
+    assert hinted[0]["content"] == [{"type": "image"}, {"type": "text", "text": "a hint"}]
     assert parts == [{"type": "image"}]
 
 
@@ -188,8 +195,8 @@ def test_warning_if_all_completions_are_clipped(tmp_path, text_figures, text_mod
     """No completion ends within four tokens, so no rollout has a reward."""
     trainer = train(tmp_path, text_figures, model=text_model_path, max_steps=4, max_completion_length=4)
     assert min(logged(trainer, "completions/clipped_ratio")) > 0.5
-    (said,) = [text for record in caplog.records if "clipped_ratio" in (text := record.getMessage())]
-    assert said.startswith("completions/clipped_ratio: 3 times in a row, now 100 % of completions are cut off by ")
+    (warning,) = [text for record in caplog.records if "clipped_ratio" in (text := record.getMessage())]
+    assert warning.startswith("completions/clipped_ratio: 3 times in a row, now 100 % of completions are cut off by ")
 
 
 def test_clipped_completions_are_counted(policy, tmp_path, capsys):

@@ -12,12 +12,12 @@ from cepo.tasks.figures.solutions import reference_solution
 def test_mistakes_by_hand():
     problem = make_problem("train", 0, steps=(2, 2))
     start, (one, two), (a, b) = problem.start, problem.labels, problem.angles
-    right = f"{start} {one} {a}. {a} {two} {b}. \\boxed{{({a}, {b})}}"
+    correct = f"{start} {one} {a}. {a} {two} {b}. \\boxed{{({a}, {b})}}"
     # A misread label, from which the first result does not follow, but the second does; another number in the box.
-    wrong = f"{start} {one + 1} {a}. {a} {two} {b}. \\boxed{{({a}, {b + 1})}}"
+    incorrect = f"{start} {one + 1} {a}. {a} {two} {b}. \\boxed{{({a}, {b + 1})}}"
     # The second step starts with another number, and is correct from there.
     elsewhere = f"{start} {one} {a}. {a + 1} {two} {b - 1}. \\boxed{{({a}, {b - 1})}}"
-    found = mistake_shares([(problem, text) for text in (right, wrong, elsewhere, f"{start} {one}")])
+    found = mistake_shares([(problem, text) for text in (correct, incorrect, elsewhere, f"{start} {one}")])
     assert found == {"reading": 1 / 9, "arithmetic": 1 / 6, "copying": 1 / 3, "box": 1 / 3, "form": 1 / 4}
     assert isnan(mistake_shares([])["box"])
 
