@@ -142,9 +142,9 @@ def main() -> None:
     print("|---" * (2 + len(MISTAKES)) + "|")
     hinted = ("shipped policy with r+ in its hint", shipped, hinted_rows)
     for name, model, dataset in [hinted, *((name, model, plain) for name, model in models.items())]:
-        found = evaluate(model, processor, dataset, Sampling(), reward_func=figures_reward, seed=1)
-        shares = mistake_shares((problem_of(row), text) for row, text in zip(plain, found.answers, strict=True))
-        cells = " | ".join(f"{100 * share:.1f}" for share in (found.accuracy.value, *shares.values()))
+        evaluation = evaluate(model, processor, dataset, Sampling(), reward_func=figures_reward, seed=1)
+        shares = mistake_shares((problem_of(row), text) for row, text in zip(plain, evaluation.answers, strict=True))
+        cells = " | ".join(f"{100 * share:.1f}" for share in (evaluation.accuracy.value, *shares.values()))
         print(f"| {name} | {cells} |", flush=True)
 
     print("\n| model | tokens | number | divergence, nats a token | share of all, % | entropy, nats |")

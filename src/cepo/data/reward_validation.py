@@ -90,13 +90,14 @@ def _reward(name: str, value: Any, place: int, prompt: Any) -> float | None:
     if getattr(value, "shape", None) == ():
         value = value.item()
     where = f"the reward function {name!r} returned {_described(value)} for completion {place} of its batch"
-    if value is not None and not isinstance(value, Real):
+    is_number = isinstance(value, Real)
+    if value is not None and not is_number:
         raise RewardError(f"{where}; it must be a number or None")
     if value is None or value != value:
         return None
     if abs(value) > _LARGEST:
         raise RewardError(
-            f"{where} (prompt: {str(prompt)[:200]}), so the mean of its group would be infinite. Return a finite "
+            f"{where} (prompt: {str(prompt)[:200]}); the mean of its group would be infinite. Return a finite "
             "number, or None for no verdict"
         )
     return float(value)
