@@ -220,7 +220,7 @@ def test_errors(tmp_path, text_model_path, capsys):
         (str(tmp_path / "nowhere"), free, [], "there is no such folder"),
         (str(prompt), free, [], "adapters of type PROMPT_TUNING cannot be merged into weights"),
         (path, full, [], f"{full} is not an empty folder; choose another, or remove it"),
-        (path, free, ["--private"], "--private is about the repository of --push_to_hub"),
+        (path, free, ["--private"], "--private needs --push_to_hub"),
     ):
         assert cli.main(["merge", "--model_name_or_path", model, "--output_dir", output, *more]) == 2
         error = capsys.readouterr().err
