@@ -16,8 +16,8 @@ import torch
 from datasets import Dataset
 
 from cepo.commands import quiet_libraries
-from cepo.data.evaluation import evaluate_accuracy
-from cepo.data.loading import load_policy
+from cepo.data.evaluation import evaluate
+from cepo.data.models import load_policy
 from cepo.data.sampling import Sampling, conversation_of, sample, seeded
 from cepo.references.extraction import reference_answer
 from cepo.references.groups import Messages
@@ -25,7 +25,6 @@ from cepo.references.hints import DEFAULT_HINT_TEMPLATE, add_hint, fill_hint
 from cepo.scoring.prompts import left_padding, token_texts
 from cepo.scoring.score import evaluating
 from cepo.tasks.figures import (
-    Annotation,
     Problem,
     Span,
     annotate,
@@ -35,8 +34,9 @@ from cepo.tasks.figures import (
     problem_of,
     token_spans,
 )
-from cepo.tasks.figures.mistakes import MISTAKES, judged_numbers
+from cepo.tasks.figures.mistakes import judged_numbers
 
+MISTAKES = ("reading", "arithmetic", "copying", "box", "form")
 WORDS, AFTER_CORRECT, AFTER_INCORRECT = "words", "result after correct numbers", "result after an incorrect number"
 _NAMES = {"read": "reading", "copy": "copy of a result", "answer": "box"}
 _ROWS = 32
@@ -64,18 +64,18 @@ def mistake_shares(solved: Iterable[tuple[Problem, str]]) -> dict[str, float]:
             continue
         for number in numbers:
             if number.kind != "box":
-                note(number.kind, number.right)
-        note("box", len(boxed) == len(problem.labels) and all(number.right for number in boxed))
+                note(number.kind, number.correct)
+        note("box", len(boxed) == len(problem.labels) and all(number.correct for number in boxed))
     return {kind: mistakes[kind] / total[kind] if total[kind] else float("nan") for kind in MISTAKES}
 
 
-def kind_of(span: Span | None, problem: Problem, found: Annotation, text: str) -> str:
+def kind_of(span: Span | None, problem: Problem, found: Sequence[Span], text: str) -> str:
     """The kind of a token; results after correct numbers are a separate kind."""
     if span is None:
         return WORDS
     if span.kind != "result":
         return _NAMES[span.kind]
-    numbers = [text[one.start : one.end] for one in found.spans if one.step == span.step and one.kind != "answer"]
+    numbers = [text[one.start : one.end] for one in found if one.step == span.step and one.kind != "answer"]
     correct = [(problem.start, *problem.angles)[span.step], problem.labels[span.step]]
     return AFTER_CORRECT if numbers[:2] == [str(number) for number in correct] else AFTER_INCORRECT
 
@@ -142,9 +142,9 @@ def main() -> None:
     print("|---" * (2 + len(MISTAKES)) + "|")
     hinted = ("shipped policy conditioned on r+", shipped, hinted_rows)
     for name, model, dataset in [hinted, *((name, model, plain) for name, model in models.items())]:
-        accuracy, answers = evaluate_accuracy(model, processor, dataset, reward_func=figures_reward, seed=1)
-        shares = mistake_shares((problem_of(row), text) for row, text in zip(plain, answers, strict=True))
-        cells = " | ".join(f"{100 * share:.1f}" for share in (accuracy.value, *shares.values()))
+        evaluation = evaluate(model, processor, dataset, Sampling(), reward_func=figures_reward, seed=1)
+        shares = mistake_shares((problem_of(row), text) for row, text in zip(plain, evaluation.answers, strict=True))
+        cells = " | ".join(f"{100 * share:.1f}" for share in (evaluation.accuracy.value, *shares.values()))
         print(f"| {name} | {cells} |", flush=True)
 
     print("\n| model | tokens | number | divergence, nats a token | share of all, % | entropy, nats |")

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from ..acceleration import fast
 from ..data.checks import can_be_explained, check_solution
 from ..data.files import write_whole
-from ..data.images import broken_images_named, with_opaque_images
-from ..data.loading import freeze_vision_tower
+from ..data.images import broken_images_named
+from ..data.models import freeze_vision_tower
+from ..data.pixels import with_opaque_images
 from ..data.reward_validation import refuse_infinite, validated
 from ..data.sampling import check_special_tokens, text_of_messages
 from ..distillation.losses import DistillationBatch

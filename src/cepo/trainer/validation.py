@@ -9,15 +9,16 @@ from accelerate.utils import is_peft_model
 from datasets import Dataset
 from trl import GRPOTrainer
 
+from ..data.adapters import adapts_tied_embeddings
 from ..data.checks import (
     check_dataset,
     check_image_sizes,
     check_method,
     check_size,
     check_verifier,
-    unread_images,
+    unused_images,
 )
-from ..data.loading import adapts_tied_embeddings, require_chat_template
+from ..data.models import require_chat_template
 from ..data.sampling import check_special_tokens
 from ..scoring.prompts import tokenizer_of
 from .cepo_config import CEPOConfig
@@ -71,8 +72,8 @@ def validate_run(trainer: Any) -> None:
                 "processing_class pads on the right, so that image tokens are misplaced; load it with "
                 "padding_side='left'"
             )
-        if trainer.accelerator.is_main_process and (unread := unread_images(dataset)):
-            _logger.warning(unread)
+        if trainer.accelerator.is_main_process and (unused := unused_images(dataset)):
+            _logger.warning(unused)
         check_image_sizes(dataset, processing_class)
     if isinstance(dataset, Dataset) and "prompt" in dataset.column_names:
         check_special_tokens(dataset["prompt"], processing_class)
