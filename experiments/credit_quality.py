@@ -24,9 +24,10 @@ from cepo.data.files import write_whole
 from cepo.data.loading import load_policy
 from cepo.data.sampling import Sampling, sampled_groups, seeded
 from cepo.inspection.evidence_statistics import Estimate
-from cepo.inspection.inspect import Inspected, Variant, all_variants, inspect_with
+from cepo.inspection.inspect import all_variants, inspect_with
 from cepo.inspection.pictures import plain_text
 from cepo.inspection.tables import interval, markdown_table
+from cepo.inspection.view_model import InspectedGroup, InspectedRollout, Variant
 from cepo.methods.options import MethodOptions
 from cepo.references.groups import Group
 from cepo.references.hints import DEFAULT_HINT_TEMPLATE, SOLUTION_HINT_TEMPLATE
@@ -77,7 +78,7 @@ class Labeled:
 
     group: int
     correct: bool
-    inspected: Inspected
+    inspected: InspectedRollout
     kinds: list[GroupKind]
     believed: list[bool]
 
@@ -104,7 +105,7 @@ def labels_of(processing_class: Any, groups: Sequence[Group]) -> list[list[tuple
     found = []
     for group in groups:
         texts = [token_texts(processing_class, rollout.ids) for rollout in group.rollouts]
-        kinds = group_kinds(group.row, texts, [attempt.correct for attempt in group.attempts])
+        kinds = group_kinds(group.row, texts, [rollout.correct for rollout in group.rollouts])
         found.append([(kind, believed_tokens(group.row, text)) for kind, text in zip(kinds, texts, strict=True)])
     return found
 
@@ -208,7 +209,7 @@ def variants_of(content: str, wording: str, *, first: bool) -> list[Variant]:
 
 def inspect_all(
     model: Any, processing_class: Any, groups: Sequence[Group], variants: Sequence[Variant], *, seed: int
-) -> list[list[Inspected]]:
+) -> list[InspectedGroup]:
     return [
         one
         for start in range(0, len(groups), _CHUNK)
@@ -236,10 +237,10 @@ def run(num_prompts: int, num_generations: int, resamples: int, hints: Sequence[
             variants = variants_of(content, wording, first=wording == hints[0])
             inspected = inspect_all(model, processor, groups, variants, seed=seed)
             everyone = [
-                Labeled(index, attempt.correct, inspected[index][place], *labels[index][place])
+                Labeled(index, rollout.correct, inspected[index].rollouts[place], *labels[index][place])
                 for index, group in enumerate(groups)
-                for place, attempt in enumerate(group.attempts)
-                if attempt.correct is not None
+                for place, rollout in enumerate(group.rollouts)
+                if rollout.correct is not None
             ]
             for variant in variants:
                 for name, correct in (("right", True), ("wrong", False)):
@@ -254,7 +255,7 @@ def run(num_prompts: int, num_generations: int, resamples: int, hints: Sequence[
         "dataset_config": "default",
         "groups": len(sampled),
         "groups_with_advantage": len(groups),
-        "right": fmean(attempt.correct is True for group in sampled for attempt in group.attempts),
+        "right": fmean(rollout.correct is True for group in sampled for rollout in group.rollouts),
         "num_generations": num_generations,
         "seed": seed,
         "evidence_clip": MethodOptions().evidence_clip,

@@ -39,9 +39,9 @@ from cepo.data.loading import freeze_vision_tower, load_policy, load_reward_func
 from cepo.data.sampling import Sampling, sampled_groups, seeded
 from cepo.data.yaml_files import read_yaml
 from cepo.inspection.evidence_statistics import Estimate
-from cepo.inspection.inspect import Variant
 from cepo.inspection.pictures import plain_text
 from cepo.inspection.tables import interval, markdown_table
+from cepo.inspection.view_model import Variant
 from cepo.methods.options import MethodOptions, preset_options
 from cepo.methods.registry import METHODS
 from cepo.scoring.pipeline import Pipeline
@@ -247,7 +247,7 @@ def collect(
         )
         for place, gradient in enumerate((found.truth, *found.placements, *found.parts)):
             store[place, batch] = gradient.numpy()
-        right += [bool(attempt.correct) for group in groups for attempt in group.attempts]
+        right += [bool(rollout.correct) for group in groups for rollout in group.rollouts]
         tokens = [sum(both) for both in zip(tokens, found.tokens, strict=True)] if tokens else found.tokens
         print(f"batch {batch + 1} of {options.num_batches}", flush=True)
     return sum(right) / len(right), tokens

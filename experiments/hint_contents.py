@@ -15,7 +15,7 @@ from cepo.methods.rlcsd import HINT_TEMPLATE as RLCSD_HINT
 from cepo.methods.rlcsd import asserted
 from cepo.references.equality import same_answer
 from cepo.references.extraction import final_answer
-from cepo.references.groups import Attempt, Group
+from cepo.references.groups import Group, Rollout
 from cepo.references.hints import add_hint, fill_hint
 from cepo.references.negatives import choose_references
 from cepo.scoring.prompts import cut_text, without_marks
@@ -24,22 +24,22 @@ from cepo.tasks.figures import figures_reward
 _NUMBER = re.compile(r"\d+")
 # (completion, content of the hint, attempt that the hint is about, whether the completion is correct) -> whether it
 # follows the hint.
-Follows = Callable[[str, str, Attempt, bool], bool]
+Follows = Callable[[str, str, Rollout, bool], bool]
 
 
-def ends_alike(completion: str, content: str, attempt: Attempt, correct: bool) -> bool:  # noqa: ARG001
+def ends_alike(completion: str, content: str, attempt: Rollout, correct: bool) -> bool:  # noqa: ARG001
     """It ends with the attempt's answer."""
     given = final_answer(completion)
     return given is not None and attempt.answer is not None and same_answer(given, attempt.answer)
 
 
-def begins_alike(completion: str, content: str, attempt: Attempt, correct: bool) -> bool:  # noqa: ARG001
+def begins_alike(completion: str, content: str, attempt: Rollout, correct: bool) -> bool:  # noqa: ARG001
     """It begins with the content's numbers, of which the last may be cut."""
     hinted = _NUMBER.findall(content)[:-1]
     return _NUMBER.findall(completion)[: len(hinted)] == hinted
 
 
-def turns_out_alike(completion: str, content: str, attempt: Attempt, correct: bool) -> bool:  # noqa: ARG001
+def turns_out_alike(completion: str, content: str, attempt: Rollout, correct: bool) -> bool:  # noqa: ARG001
     """It is correct if the attempt is, and incorrect otherwise."""
     return correct == attempt.correct
 
@@ -50,7 +50,7 @@ class Hint:
 
     name: str
     template: str
-    content: Callable[[Group, Attempt], str]
+    content: Callable[[Group, Rollout], str]
     follows: Follows = ends_alike
 
 
@@ -62,7 +62,7 @@ def hints_of(processing_class: Any, wordings: Mapping[str, tuple[str, str]]) -> 
         wordings: By name, the wording for an answer and for a text.
     """
 
-    def part(name: Literal["prefix", "suffix"], group: Group, attempt: Attempt) -> str:  # noqa: ARG001
+    def part(name: Literal["prefix", "suffix"], group: Group, attempt: Rollout) -> str:  # noqa: ARG001
         return cut_text(processing_class, attempt.text, name, MethodOptions(method="cepo").hint_max_tokens or 64)
 
     hints = []
@@ -103,13 +103,13 @@ def hint_contents_followed(
         wordings: Of `hints_of`.
         sampling: Of the completions; see `seeded`.
     """
-    cases: dict[str, list[tuple[Group, Attempt]]] = {"right": [], "wrong": []}
+    cases: dict[str, list[tuple[Group, Rollout]]] = {"right": [], "wrong": []}
     for group in groups:
-        first = next((attempt for attempt in group.attempts if attempt.correct), None)
-        sources = choose_references(group.attempts, group.solution, rule="most_common")[0].sources
+        first = next((attempt for attempt in group.rollouts if attempt.correct), None)
+        sources = choose_references(group.rollouts, group.solution, rule="most_common")[0].sources
         if first is not None and sources:
             cases["right"].append((group, first))
-            cases["wrong"].append((group, group.attempts[sources[0]]))
+            cases["wrong"].append((group, group.rollouts[sources[0]]))
     rows = []
     for hint in hints_of(processing_class, wordings):
         row: dict[str, Any] = {"name": hint.name}

@@ -4,16 +4,16 @@ from dataclasses import replace
 
 import pytest
 
-from cepo.references.groups import Attempt
+from cepo.references.groups import Rollout
 from cepo.references.hint_content import HintContent, with_contents
 from cepo.references.negatives import choose_references
 
 ATTEMPTS = [
-    Attempt("7", 1.0, True, "so it is 7"),
-    Attempt("3", 0.0, False, "perhaps 3"),
-    Attempt("7", 1.0, True, "surely 7"),
-    Attempt("3", 0.0, False, "again 3"),
-    Attempt("4", 0.0, False, "or 4"),
+    Rollout("7", 1.0, True, "so it is 7"),
+    Rollout("3", 0.0, False, "perhaps 3"),
+    Rollout("7", 1.0, True, "surely 7"),
+    Rollout("3", 0.0, False, "again 3"),
+    Rollout("4", 0.0, False, "or 4"),
 ]
 SOLUTION = r"Long reasoning, so \boxed{7}"
 

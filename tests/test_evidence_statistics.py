@@ -9,9 +9,9 @@ import pytest
 from cepo import cli, load_figures
 from cepo.inspection.evidence_statistics import Kind, RolloutEvidence, bootstrap, kind_of, positions_of, statistics_of
 from cepo.inspection.hint_following import hint_cases
-from cepo.inspection.inspect import Credit
-from cepo.methods.options import MethodOptions
-from cepo.references.groups import Attempt, Group, References
+from cepo.inspection.inspect import make_variant
+from cepo.inspection.view_model import Credit, InspectedGroup, InspectedRollout
+from cepo.references.groups import Group, References, Rollout
 
 
 @pytest.mark.parametrize(
@@ -109,21 +109,25 @@ def test_on_correct_rollouts_the_sign_is_reversed_and_nothing_is_no_number():
     assert silent["tokens_word"].value == 1
 
 
-def credit(positive, negatives, contexts):
-    return Credit(References(positive, negatives), contexts, *[None] * 2, *[None] * 5, 1.0, 1.0)
+def cases_of(positive, negatives, contexts):
+    rollouts = [Rollout("5", 1.0, True, "\\boxed{5}"), Rollout("15", 0.0, False, "so \\boxed{15}")]
+    variant = make_variant("cepo", {"hint_template": "It is {answer}."}, {})
+    credit = Credit(References(positive, negatives), contexts, *[None] * 2, *[None] * 5, 1.0, 1.0)
+    unscored = Credit(References("5", ()), [], *[None] * 2, *[None] * 5, 1.0, 1.0)
+    inspected = [
+        InspectedRollout(rollout, number, [], None, {variant: of_rollout})
+        for number, (rollout, of_rollout) in enumerate(zip(rollouts, (unscored, credit), strict=True), 1)
+    ]
+    return hint_cases(InspectedGroup(Group([], "2 + 3 = 5, so \\boxed{5}", rollouts), inspected), variant)
 
 
 def test_hints_with_an_expected_answer():
-    attempts = [Attempt("5", 1.0, True, "\\boxed{5}"), Attempt("15", 0.0, False, "so \\boxed{15}")]
-    group = Group([], "2 + 3 = 5, so \\boxed{5}", attempts, [])
-    options = MethodOptions(method="cepo", hint_template="It is {answer}.")
-    told = credit("5", ("15",), ["It is 5.", "It is 15."])
     expected = {"positive": ("It is 5.", "5"), "negative": ("It is 15.", "15")}
-    assert hint_cases(group, [credit("5", (), []), told], options) == expected
-    whole = credit("we get \\boxed{5}", ("so \\boxed{15}",), ["It is we get \\boxed{5}.", "It is so \\boxed{15}."])
-    assert [answer for _, answer in hint_cases(group, [whole], options).values()] == ["5", "15"]
-    assert hint_cases(group, [credit("This is right.", (), ["It is This is right."])], options) == {}
-    assert set(hint_cases(group, [credit("5", (), ["It is 5.", None])], options)) == {"positive"}
+    assert cases_of("5", ("15",), ["It is 5.", "It is 15."]) == expected
+    whole = cases_of("we get \\boxed{5}", ("so \\boxed{15}",), ["It is we get \\boxed{5}.", "It is so \\boxed{15}."])
+    assert [answer for _, answer in whole.values()] == ["5", "15"]
+    assert cases_of("This is right.", (), ["It is This is right."]) == {}
+    assert set(cases_of("5", (), ["It is 5.", None])) == {"positive"}
 
 
 @pytest.fixture

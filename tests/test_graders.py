@@ -18,7 +18,7 @@ from cepo.data.rewards import prepared
 from cepo.data.sampling import Sampling, answer_texts
 from cepo.references.equality import accepted_by_any_grader
 from cepo.references.extraction import after_thinking, opens_thinking, text_of_completion
-from cepo.references.groups import Attempt
+from cepo.references.groups import Rollout
 from cepo.references.notation import plain
 from cepo.references.units import split_unit
 from cepo.scoring.prompts import thinking_opening
@@ -114,7 +114,7 @@ REJECTED = [
 def test_accepted(completion, solution):
     assert verdict(completion, solution) == 1.0
     # The same answer, from a rollout that some verifier rejected, cannot be r-.
-    attempts = [Attempt(final_answer(completion), 0.0, False), Attempt("999", 0.0, False)]
+    attempts = [Rollout(final_answer(completion), 0.0, False), Rollout("999", 0.0, False)]
     (one, other) = choose_references(attempts, solution, rule="own")
     assert one.negatives == other.negatives == ("999",)
 
@@ -212,7 +212,7 @@ def test_no_grader_accepts_a_negative():
     for answer, reference in (("12 cm", "12 m"), ("2t", "2"), ("3^{2n}+1", "3^{2n+1}")):
         assert not same_answer(answer, reference)
         assert accepted_by_any_grader(answer, reference)
-    attempts = [Attempt("12 cm", 0.0, False), Attempt("13 cm", 0.0, False)]
+    attempts = [Rollout("12 cm", 0.0, False), Rollout("13 cm", 0.0, False)]
     assert choose_references(attempts, "12 m", rule="own")[0].negatives == ("13 cm",)
     assert not accepted_by_any_grader("13 cm", "12 m")
 

@@ -1,4 +1,4 @@
-"""What `cepo explain` and `cepo credit` show is what training does, to float rounding."""
+"""`cepo explain` shows the numbers of training, to float rounding."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from cepo.data.loading import load_policy
 from cepo.data.sampling import Sampling, group_advantages, sampled_groups, seeded
 from cepo.data.saved import SavedError, load_saved, restore
 from cepo.inspection.inspect import all_variants, inspect_with, make_variant
-from cepo.references.groups import Attempt, Group, Rollout
+from cepo.references.groups import Group, Rollout
 from cepo.scoring.prompts import text_of, token_texts
 from cepo.tasks.figures import filler_tokens, group_kinds, problem_of
 
@@ -39,7 +39,7 @@ def test_a_page_of_training_shows_the_evidence_that_was_trained_on(tmp_path, fig
     monkeypatch.setattr(cepo.trainer.cepo_trainer, "final_answer", lambda text, extractor: str(len(text)))
     drawn = []
     monkeypatch.setattr(
-        cepo.trainer.credit_page, "credit_page", lambda shown, **options: drawn.append((shown, options)) or "page"
+        cepo.trainer.credit_page, "credit_page", lambda groups, **options: drawn.append((groups, options)) or "page"
     )
     args = CEPOConfig(
         output_dir=str(tmp_path),
@@ -58,15 +58,15 @@ def test_a_page_of_training_shows_the_evidence_that_was_trained_on(tmp_path, fig
     )
     trainer = Spy(policy_path(), half_right, args, figures)
     trainer.train()
-    ((shown, options),) = drawn
+    ((inspected, options),) = drawn
     assert (tmp_path / "credit" / "step-00000.html").read_text() == "page"
     assert (options["selected"].method.name, options["selected"].rule) == ("cepo", rule)
     lengths = trainer.batch["completion_mask"].sum(dim=1).tolist()
-    inspected = [one for group in shown for one in group.inspected]
-    assert len(inspected) == 8
-    for row, (one, length) in enumerate(zip(inspected, lengths, strict=True)):
+    of_groups = [one for group in inspected for one in group.rollouts]
+    assert len(of_groups) == 8
+    for row, (one, length) in enumerate(zip(of_groups, lengths, strict=True)):
         assert_close(one.credit[options["selected"]].evidence, trainer.found[row, :length], atol=2e-5, rtol=0)
-    rollouts = [rollout for group in shown for rollout in group.group.rollouts]
+    rollouts = [one.rollout for one in of_groups]
     assert [r.advantage for r in rollouts] == pytest.approx(trainer.batch["advantages"].tolist())
 
     # The same rollouts, saved, and found again in the dataset.
@@ -75,9 +75,8 @@ def test_a_page_of_training_shows_the_evidence_that_was_trained_on(tmp_path, fig
     assert saved.step == 0
     again = {rollout.ids: rollout for group in groups for rollout in group.rollouts}
     assert again.keys() == {rollout.ids for rollout in rollouts}
-    originals = {group.group.solution: group.group for group in shown}
+    originals = {group.group.solution: group.group for group in inspected}
     for group in groups:
-        assert group.attempts == originals[group.solution].attempts
         assert group.row["labels"] == originals[group.solution].row["labels"]
         assert group.rollouts == originals[group.solution].rollouts
 
@@ -113,7 +112,7 @@ def test_variants_are_told_apart_and_agree_where_they_must(policy):
     for group, inspected in zip(
         mixed, inspect_with(model, processing_class, mixed, variants, max_tokens=4096), strict=True
     ):
-        for rollout, one in zip(group.rollouts, inspected, strict=True):
+        for rollout, one in zip(group.rollouts, inspected.rollouts, strict=True):
             credit = {variant.name: found for variant, found in one.credit.items()}
             assert not credit["grpo"].evidence.any()
             assert_close(credit["grpo"].advantages, torch.full((len(rollout.ids),), rollout.advantage))
@@ -199,11 +198,11 @@ def test_a_token_may_hold_a_whole_number():
 def test_a_page_of_rollouts_that_were_all_cut_off(policy, figures):
     """And masked for that (mask_truncated_completions): there is no token, and training goes on."""
     model, processor = policy
-    attempts = [Attempt(None, 0.0, False, "cut")] * 2
-    groups = [Group(figures[0]["prompt"], figures[0]["solution"], attempts, [Rollout((), 0.0, ())] * 2, row=figures[0])]
+    rollouts = [Rollout(None, 0.0, False, "cut", trained=())] * 2
+    groups = [Group(figures[0]["prompt"], figures[0]["solution"], rollouts, figures[0])]
     variants = all_variants({}, columns=list(figures[0]))
     (inspected,) = inspect_with(model, processor, groups, variants, max_tokens=400)
-    assert len(inspected) == 2
-    for one in inspected:
+    assert len(inspected.rollouts) == 2
+    for one in inspected.rollouts:
         assert one.student.numel() == 0
         assert all(one.credit[variant].advantages.numel() == 0 for variant in variants)

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cepo.inspection.console import PlainConsole
-from cepo.inspection.inspect import Credit, Inspected, all_variants
+from cepo.inspection.inspect import all_variants
 from cepo.inspection.page import credit_page
 from cepo.inspection.terminal import print_credit
-from cepo.inspection.view_model import Shown
+from cepo.inspection.view_model import Credit, InspectedGroup, InspectedRollout
 from cepo.methods import CreditInputs
-from cepo.references.groups import Attempt, Fallback, Group, References, Rollout
+from cepo.references.groups import Fallback, Group, References, Rollout
 
 HOSTILE = "</script><script>window.broken = 1</script><img src=x onerror='window.broken = 2'><!-- [bold red]"
 VARIANTS = all_variants()
@@ -28,11 +28,14 @@ GRPO, RLSD, PAPER = (BY_NAME[name] for name in ("grpo", "rlsd", "cepo lowest_rew
 
 
 def shown(texts, *, solution="(1, 2)", question="How many?"):
-    """Two rollouts, a right and a wrong one, of the given tokens; evidence differs between the methods."""
+    """A correct and an incorrect rollout with the given tokens; evidence differs between the methods."""
     count = len(texts)
-    attempts = [Attempt("(1, 2)", 1.0, True), Attempt(texts[0], 0.0, False)]
     advantages = torch.tensor([0.7, -0.7])
-    rollouts = [Rollout(tuple(range(count)), advantage) for advantage in advantages.tolist()]
+    ids = tuple(range(count))
+    rollouts = [
+        Rollout("(1, 2)", 1.0, True, ids=ids, advantage=advantages[0].item()),
+        Rollout(texts[0], 0.0, False, ids=ids, advantage=advantages[1].item()),
+    ]
     inspected = []
     for row in range(2):
         credit = {}
@@ -59,11 +62,10 @@ def shown(texts, *, solution="(1, 2)", question="How many?"):
                 float(placed.scale[0]),
                 float(placed.rollout_advantages[0]),
             )
-        inspected.append(Inspected(student, credit))
+        inspected.append(InspectedRollout(rollouts[row], row + 1, texts, student, credit, [True] * count))
     picture = Image.new("RGB", (30, 20), "red")
     content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
-    group = Group([{"role": "user", "content": content}], solution, attempts, rollouts)
-    return Shown(group, inspected, [texts, texts], [[True] * count] * 2)
+    return InspectedGroup(Group([{"role": "user", "content": content}], solution, rollouts), inspected)
 
 
 def page_of(one, selected=PAPER):
@@ -90,7 +92,7 @@ def test_the_page_has_the_numbers_and_loads_nothing():
     one = shown(["a", "b", "c"])
     page = page_of(one)
     data = data_of(page)
-    credit = one.inspected[1].credit[PAPER]
+    credit = one.rollouts[1].credit[PAPER]
     written = data["groups"][0]["rollouts"][1]["credit"][VARIANTS.index(PAPER)]
     assert written["evidence"] == pytest.approx(credit.evidence.tolist(), abs=1e-4)
     assert written["shift"] == pytest.approx(credit.shift.tolist(), abs=1e-4)
@@ -102,16 +104,16 @@ def test_the_page_has_the_numbers_and_loads_nothing():
 
 def test_numbers_that_json_lacks():
     one = shown(["a", "b"])
-    one.inspected[0].student[0] = float("-inf")
-    one.inspected[0].student[1] = float("nan")
+    one.rollouts[0].student[0] = float("-inf")
+    one.rollouts[0].student[1] = float("nan")
     assert data_of(page_of(one))["groups"][0]["rollouts"][0]["student"] == [None, None]
 
 
 @pytest.mark.parametrize("fallback", get_args(Fallback))
 def test_every_fallback_has_words(fallback):
     one = shown(["a", "b"])
-    credit = one.inspected[0].credit[PAPER]
-    one.inspected[0].credit[PAPER] = replace(credit, references=References("(1, 2)", ("a",), fallback))
+    credit = one.rollouts[0].credit[PAPER]
+    one.rollouts[0].credit[PAPER] = replace(credit, references=References("(1, 2)", ("a",), fallback))
     (group,) = data_of(page_of(one))["groups"]
     assert " " in group["rollouts"][0]["credit"][VARIANTS.index(PAPER)]["fallback"]
 
@@ -120,7 +122,7 @@ def test_the_terminal_form():
     out = io.StringIO()
     print_credit(PlainConsole(file=out, width=100), [shown([HOSTILE, "7", "8"])], PAPER)
     printed = out.getvalue()
-    assert "rollout 1: right, reward 1.00, advantage +0.70; r- </script>" in " ".join(printed.split())
+    assert "rollout 1: correct, reward 1.00, advantage +0.70; r- </script>" in " ".join(printed.split())
     assert "[bold red]" in printed  # text, not a style
     assert "token advantage" in printed
 
@@ -207,7 +209,7 @@ def test_in_a_browser_a_token_tells_its_numbers(opened):
     tokens = browser.find_elements("css selector", "#rollout-0-0 .token")
     ActionChains(browser).move_to_element(tokens[2]).perform()
     numbers = browser.find_element("id", "numbers").text.replace("\u2212", "-")
-    credit = one.inspected[0].credit[PAPER]
+    credit = one.rollouts[0].credit[PAPER]
     for value in (credit.positive, credit.negative, credit.evidence, credit.advantages):
         assert f"{value[2].item():.3f}" in numbers
     browser.execute_script("arguments[0].focus()", tokens[0])
@@ -315,9 +317,9 @@ def test_in_a_browser_keys_switch_the_method(opened):
         assert note.text.startswith(f"{VARIANTS[expected].name}: ")
         assert browser.find_element("id", f"variant-{expected}").is_selected()
     press(browser, "j")
-    assert f"by {VARIANTS[2].name}" in browser.find_element("id", "details").text
+    assert f"under {VARIANTS[2].name}" in browser.find_element("id", "details").text
     press(browser, "1")
-    assert f"by {VARIANTS[0].name}" in browser.find_element("id", "details").text
+    assert f"under {VARIANTS[0].name}" in browser.find_element("id", "details").text
     assert focused(browser) == ("rollout-0-0", "word0")  # it stays there
 
 
@@ -415,7 +417,8 @@ CONTRASTS = """
 def test_in_a_browser_everything_is_read_in_light_and_in_the_dark(scheme, opened, emulated):
     emulated(prefers_color_scheme=scheme)
     one = shown([f"word{number} " for number in range(12)])
-    one.group.rollouts[0] = replace(one.group.rollouts[0], trained=(False, *[True] * 11))
+    first = one.rollouts[0]
+    one.rollouts[0] = replace(first, rollout=replace(first.rollout, trained=(False, *[True] * 11)))
     browser = opened(page_of(one))
     press(browser, "j", "?")
     (least, text), *_ = browser.execute_script(CONTRASTS)

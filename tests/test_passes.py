@@ -11,9 +11,8 @@ from torch.testing import assert_close
 from trl.trainer.utils import add_fused_lm_head
 
 from cepo.fast.prefix_cache import PrefixCachedForward, branched_states, cache_argument, trial_reason
-from cepo.scoring.forward import FullForward, ScoringModel, hidden_states
+from cepo.scoring.forward import FullForward, ScoringModel, evaluating, hidden_states
 from cepo.scoring.requests import Prompt, Request, batches_of
-from cepo.scoring.score import evaluating
 from tests.support import tiny_models
 from tests.support.tiny_models import BEGIN, END, HYBRID_MODELS, IMAGE, IMAGE_MODELS, TEXT_MODELS, VOCABULARY
 

@@ -4,18 +4,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cepo.references.groups import Attempt, References
+from cepo.references.groups import References, Rollout
 from cepo.references.negatives import choose_references
 
 RULES = ("lowest_reward", "most_common", "own", "mixture", "own_or_mixture")
 
 
 def right(answer="7", reward=1.0):
-    return Attempt(answer, reward, True)
+    return Rollout(answer, reward, True)
 
 
 def wrong(answer, reward=0.0):
-    return Attempt(answer, reward, False)
+    return Rollout(answer, reward, False)
 
 
 def negatives(attempts, rule, **options):
@@ -75,7 +75,7 @@ def test_another_spelling_of_the_right_answer_is_never_a_negative(rule):
 
 @pytest.mark.parametrize("rule", RULES)
 def test_a_rollout_without_a_verdict_is_not_wrong(rule):
-    references = choose_references([right(), Attempt("5", 0.0, None)], "7", rule=rule)
+    references = choose_references([right(), Rollout("5", 0.0, None)], "7", rule=rule)
     assert references == [References("7", (), "no_rejected")] * 2
 
 
@@ -98,7 +98,7 @@ def test_bad_options_are_named(options, named):
 
 attempts_of_groups = st.lists(
     st.builds(
-        Attempt,
+        Rollout,
         st.one_of(st.none(), st.sampled_from(["7", "1", "2", "3", "4", "5"])),
         st.floats(-1, 1),
         st.one_of(st.none(), st.booleans()),

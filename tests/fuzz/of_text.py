@@ -26,7 +26,7 @@ from cepo.references.extraction import (
     reference_answer,
     text_of_completion,
 )
-from cepo.references.groups import Attempt
+from cepo.references.groups import Rollout
 from cepo.references.hint_content import HintContent, with_contents
 from cepo.references.hints import MARK, add_hint, fill_hint
 from cepo.references.negatives import choose_references
@@ -155,12 +155,12 @@ answers = st.one_of(
     hostile,
 )
 groups = st.lists(
-    st.builds(Attempt, answers, st.floats(-2, 2), st.sampled_from([True, False, None]), hostile), min_size=1, max_size=6
+    st.builds(Rollout, answers, st.floats(-2, 2), st.sampled_from([True, False, None]), hostile), min_size=1, max_size=6
 )
 solutions = st.one_of(st.sampled_from(["7", "\\boxed{7.0}", "A", "0.5", "#### (1,2)"]), hostile)
 plain_groups = st.lists(
     st.builds(
-        Attempt,
+        Rollout,
         st.sampled_from([None, "1", "2", "3", "7", "8"]),
         st.floats(-2, 2),
         st.sampled_from([True, False, None]),
