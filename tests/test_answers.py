@@ -9,7 +9,7 @@ from math_verify import parse, verify
 
 from cepo.data.sampling import text_of_messages
 from cepo.references.equality import _compared, same_answer
-from cepo.references.extraction import boxed, final_answer, normalised, reference_answer, text_of_completion
+from cepo.references.extraction import boxed, final_answer, normalized, reference_answer, text_of_completion
 from cepo.references.hints import add_hint
 
 
@@ -209,9 +209,9 @@ def test_any_text_is_read_the_same_wherever_it_stands(text):
     answer = final_answer(text)
     if answer is not None:
         assert reference_answer(text) == answer
-        assert normalised(answer) == answer
+        assert normalized(answer) == answer
     else:
-        assert reference_answer(text) in ("", normalised(text))  # an empty box says that there is no answer
+        assert reference_answer(text) in ("", normalized(text))  # an empty box says that there is no answer
 
 
 @settings(max_examples=100, deadline=None)
@@ -255,4 +255,4 @@ def test_parts_without_text():
 
 
 def test_space_of_any_kind_after_an_answer_is_left_out():
-    assert normalised("7\u2028.\u2028.\u00a0") == "7"
+    assert normalized("7\u2028.\u2028.\u00a0") == "7"

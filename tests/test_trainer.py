@@ -300,7 +300,7 @@ def test_answers_are_read_as_the_option_says(tmp_path, figures):
     assert logged(trainer, "cepo/rows_scored")[0] > 0
     assert attempts
     assert all(text for text in attempts)
-    with pytest.raises(ValueError, match="there is no 'nosuch'"):
+    with pytest.raises(ValueError, match="unknown extractor 'nosuch'"):
         CEPOConfig(output_dir=str(tmp_path), bf16=False, answer_extractor="nosuch")
 
 

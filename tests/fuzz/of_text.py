@@ -22,7 +22,7 @@ from cepo.references.extraction import (
     EXTRACTORS,
     final_answer,
     last_box_place,
-    normalised,
+    normalized,
     reference_answer,
     text_of_completion,
 )
@@ -77,7 +77,7 @@ def reading(text, extractor):
     assert answer is None or reference == answer
     place = last_box_place(text)
     assert place is None or text[: place[0]].rstrip(" ").endswith("{") or "{" in text[: place[0]]
-    assert normalised(normalised(text)) == normalised(normalised(normalised(text)))
+    assert normalized(normalized(text)) == normalized(normalized(normalized(text)))
     assert time.monotonic() - started < 20  # of at most 180,000 characters: a bound that nothing linear comes near
 
 
@@ -182,7 +182,7 @@ def references(attempts, rule, most, solution):
         assert bool(one.negatives) or one.fallback in ("no_rejected", "no_incorrect_answer")
         for negative, source in zip(one.negatives, one.sources, strict=True):
             assert negative == attempts[source].answer
-            assert normalised(negative) != normalised(one.positive)
+            assert normalized(negative) != normalized(one.positive)
             assert not same_answer(negative, one.positive)
         if rule.startswith("own") and place in rejected and one.negatives and one.fallback is None:
             assert one.sources == (place,)
