@@ -230,35 +230,37 @@ def test_the_teacher_without_a_hint_is_trls_own_student(tmp_path, task, monkeypa
     dataset, model = task
     seen = []
 
-    read = Pipeline.read
+    score = Pipeline.score
 
-    def noted(self, plans, groups, prompts, completions, student):
-        found = read(self, plans, groups, prompts, completions, None)
-        seen.append(found[0].logps)
+    def noted(self, contexts, groups, prompts, student):
+        found = score(self, contexts, groups, prompts)
+        seen.append(found)
         return found
 
-    monkeypatch.setattr(Pipeline, "read", noted)
+    monkeypatch.setattr(Pipeline, "score", noted)
 
     class Spy(CEPOTrainer):
         def _find_evidence(self, batch):
             share = super()._find_evidence(batch)
             fields = ("pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids")
             with evaluating(self.model):
-                own, _, _ = self._get_per_token_logps_and_entropies(
+                expected, _, _ = self._get_per_token_logps_and_entropies(
                     self.model,
                     torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1),
                     torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1),
                     batch["completion_ids"].shape[1],
                     **{field: batch.get(field) for field in fields},
                 )
-            seen[-1] = (seen[-1], own, batch["completion_mask"].bool())
+            seen[-1] = (seen[-1], expected, batch["completion_mask"].bool())
             return share
 
     options = QUICK | {"max_steps": 1, "method": "rlsd", "temperature": 0.7}
     Spy(model, half_right, CEPOConfig(output_dir=str(tmp_path), **options), dataset).train()
-    ((positive, student), own, mask), *_ = seen
-    assert_close(student[mask], own[mask], atol=1e-5, rtol=1e-4)
-    assert not torch.allclose(positive[mask], own[mask], atol=1e-3)
+    (found, expected, mask), *_ = seen
+    for row, of_rollout in enumerate(found):
+        positive, student = of_rollout.values()  # r+, then the student
+        assert_close(student, expected[row, mask[row]], atol=1e-5, rtol=1e-4)
+        assert not torch.allclose(positive, student, atol=1e-3)
 
 
 @pytest.mark.parametrize(("fallback", "scored"), [("student", 1.0), ("uniform", 0.0)])
