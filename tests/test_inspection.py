@@ -35,7 +35,7 @@ def half_right(completions, **kwargs):
 
 
 @pytest.mark.parametrize("rule", ["lowest_reward", "own_or_mixture"])
-def test_a_page_of_training_shows_the_evidence_that_was_trained_on(tmp_path, figures, monkeypatch, rule):
+def test_a_training_page_shows_the_evidence_of_the_update(tmp_path, figures, monkeypatch, rule):
     monkeypatch.setattr(cepo.trainer.cepo_trainer, "final_answer", lambda text, extractor: str(len(text)))
     drawn = []
     monkeypatch.setattr(
@@ -69,7 +69,7 @@ def test_a_page_of_training_shows_the_evidence_that_was_trained_on(tmp_path, fig
     rollouts = [one.rollout for one in of_groups]
     assert [r.advantage for r in rollouts] == pytest.approx(trainer.batch["advantages"].tolist())
 
-    # The same rollouts, saved, and found again in the dataset.
+    # The rollouts are restored from their file and the dataset.
     saved = load_saved(str(tmp_path))
     groups = restore(saved.groups, figures, trainer.processing_class)
     assert saved.step == 0
@@ -86,7 +86,7 @@ def test_a_page_of_training_shows_the_evidence_that_was_trained_on(tmp_path, fig
         load_saved(str(tmp_path), step=7)
 
 
-def test_a_run_that_saved_no_rollouts(tmp_path):
+def test_a_run_without_saved_rollouts(tmp_path):
     with pytest.raises(SavedError, match="log_completions"):
         load_saved(str(tmp_path))
 
@@ -99,8 +99,8 @@ def test_advantages_are_trls():
     assert group_advantages([1.0]) == [0.0]
 
 
-def test_variants_are_told_apart_and_agree_where_they_must(policy):
-    """GRPO has no evidence; the mixture of one is the most common answer; RLSD's negative is the policy itself."""
+def test_variants_differ_and_agree_where_they_must(policy):
+    """GRPO has no evidence; a mixture of one is the most common answer; RLSD's negative is the student."""
     model, processing_class = policy
     rows = list(load_figures("test", 4))
     with seeded(0):
@@ -124,7 +124,7 @@ def test_variants_are_told_apart_and_agree_where_they_must(policy):
 
 
 @pytest.mark.parametrize("characters", ["abc \\boxed{(1, 2)}", "naïve ∠x = 62°", "日本 🎉\n\ttext"])
-def test_tokens_are_shown_as_the_tokenizer_cuts_them(policy, characters):
+def test_token_texts_join_to_the_text(policy, characters):
     _, processing_class = policy
     ids = tuple(processing_class.tokenizer(characters)["input_ids"])
     texts = token_texts(processing_class, ids)
@@ -132,8 +132,8 @@ def test_tokens_are_shown_as_the_tokenizer_cuts_them(policy, characters):
     assert "".join(texts) == text_of(processing_class, ids)
 
 
-def test_which_tokens_decide():
-    """Two steps; one rollout slips in the first, of which only the tens are wrong, and goes on from there."""
+def test_token_kinds():
+    """Two steps; one rollout has a mistake in the tens of the first result and continues from it."""
     row = {"start": 60, "labels": [58, 70], "angles": [62, 48], "prompt": [{"content": ""}]}
     problem = problem_of(row)
     right = [
@@ -176,27 +176,27 @@ def test_which_tokens_decide():
     middle = ["filler", "other", "filler", "decision", "filler"]
     after = ["decision", "decision", "filler", "other"]
     of_right, of_wrong, of_other = group_kinds(row, [right, wrong, right], [True, False, True])
-    # The second result is wrong too, but follows rightly from the first one.
+    # The second result is also incorrect, but follows from the first one.
     assert of_right == of_wrong == of_other == [*start, "arithmetic", "decision", *middle, *after]
     assert "arithmetic" not in group_kinds(row, [right, right], [True, True])[0]
     misread = [*wrong[:2], " 4", *wrong[3:]]
     of_right, of_wrong = group_kinds(row, [right, misread], [True, False])
     assert of_right == of_wrong == ["decision", "filler", "reading", "decision", *start[4:], *of_right[5:]]
     assert "arithmetic" not in of_wrong
-    # A rollout without a verdict is not judged, and says nothing of others.
+    # A rollout without a verdict labels no tokens.
     assert set(group_kinds(row, [right, wrong], [True, None])[0]) == {"decision", "filler", "other"}
     assert filler_tokens(problem, right)[:5] == [False, True, False, False, True]
 
 
-def test_a_token_may_hold_a_whole_number():
+def test_a_token_may_be_a_whole_number():
     row = {"start": 60, "labels": [58], "angles": [62], "prompt": [{"content": ""}]}
     right, wrong = (["From ", "60", " and", " 58", " comes", f" {result}", "."] for result in (62, 63))
     for kinds in group_kinds(row, [right, wrong], [True, False]):
         assert kinds == ["filler", "decision", "filler", "decision", "filler", "arithmetic", "filler"]
 
 
-def test_a_page_of_rollouts_that_were_all_cut_off(policy, figures):
-    """And masked for that (mask_truncated_completions): there is no token, and training goes on."""
+def test_a_page_of_masked_truncated_rollouts(policy, figures):
+    """With mask_truncated_completions they have no tokens."""
     model, processor = policy
     rollouts = [Rollout(None, 0.0, False, "cut", trained=())] * 2
     groups = [Group(figures[0]["prompt"], figures[0]["solution"], rollouts, figures[0])]
