@@ -3,6 +3,7 @@
 import argparse
 import json
 import re
+import webbrowser
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from ..data.sampling import RewardFunc, Sampling, sampled_groups, seeded
 from ..data.saved import SavedError, load_saved, restore
 from ..inspection.evidence_statistics import evidence_statistics
 from ..inspection.hint_following import hint_following
-from ..inspection.inspect import all_variants, inspect_with
+from ..inspection.inspect import all_variants, find_variant, inspect_with
 from ..inspection.page import credit_page
 from ..inspection.tables import counted
 from ..inspection.terminal import print_credit, statistics_table
@@ -44,11 +45,9 @@ from .options import (
     load_rows,
     make_command_parser,
     own_method,
-    port,
     positive,
     verifier_of,
 )
-from .serving import PageServer, open_page
 from .train import RUN_FILE
 
 # The method options of this command.
@@ -96,8 +95,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add("--output_dir", type=Path, default=Path(), help="folder of explain.html")
     add("--terminal", action="store_true", help="print to the terminal instead of writing a page")
-    add("--open", action="store_true", help="serve the page on this machine until Ctrl-C, and open it in the browser")
-    add("--port", type=port, default=None, help="port of --open (none: a free port)")
+    add("--open", action="store_true", help="open the page in the browser")
     return parser
 
 
@@ -130,8 +128,6 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
     options = make_parser().parse_args(arguments)
     if options.open and options.terminal:
         raise ValueError("--open: --terminal writes no page; leave out one of the two options")
-    if options.port is not None and not options.open:
-        raise ValueError("--port needs --open")
     if options.statistics and (options.open or options.terminal):
         raise ValueError("--statistics prints a table and writes no page; leave out --open and --terminal")
     if options.output is not None and not options.statistics:
@@ -147,8 +143,7 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
         options.show = own or f"cepo {DEFAULT_RULE}"
     (reward_func,) = load_reward_funcs(options.reward_funcs or verifier_of(options.dataset_name))
     if options.show not in (own, *METHODS):  # methods that depend on the dataset are checked once it is loaded
-        _variant(options.show, all_variants(given))
-    server = PageServer(options.port) if options.open else None
+        find_variant(options.show, all_variants(given))
     job = _of_run(options) if options.run else _of_dataset(options)
     if options.teacher_model_name_or_path is not None:
         other = load_teacher_model(
@@ -159,26 +154,12 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
         )
         job = replace(job, other_model=other.to(job.model.device))
     variants = all_variants(given, columns=job.columns)
-    selected = _variant(options.show, variants)
+    selected = find_variant(options.show, variants)
     if options.statistics:
         if not selected.method.needs_teachers:
             raise ValueError(f"--statistics: {selected.name} has no teachers and no evidence; choose another --show")
         return lambda console: _statistics(options, job, selected, reward_func, console)
-    return lambda console: _explain(options, job, variants, selected, reward_func, server, console)
-
-
-def _variant(name: str, variants: Sequence[Variant]) -> Variant:
-    short = {variant.short: variant for variant in variants}
-    if name == "cepo":
-        name = f"cepo {DEFAULT_RULE}"
-    if name in short:
-        return short[name]
-    others = f"choose one of {', '.join(repr(s) if ' ' in s else s for s in short)}"
-    if name not in METHODS:
-        raise ValueError(f"--show {name!r}: unknown method; {others}")
-    if METHODS[name].needs_other_model:
-        raise ValueError(f"--show {name} needs --teacher_model_name_or_path, a model with the same vocabulary")
-    raise ValueError(f"--show {name}: this method does not support this dataset; {others}")
+    return lambda console: _explain(options, job, variants, selected, reward_func, console)
 
 
 def _of_dataset(options: argparse.Namespace) -> _Job:
@@ -342,7 +323,6 @@ def _explain(
     variants: Sequence[Variant],
     selected: Variant,
     reward_func: RewardFunc,
-    server: PageServer | None,
     console: Console,
 ) -> int:
     groups = _groups(options, job, reward_func, console)
@@ -361,6 +341,6 @@ def _explain(
         other = "--step" if options.run else "--index or --seed"
         console.print(f"No token has an advantage under {selected.name}; try another {other}.")
     console.print(f"written to {output}")
-    if server is not None:
-        open_page(server, page, console)
+    if options.open and not webbrowser.open(output.resolve().as_uri()):
+        console.print("--open: no browser on this machine; copy the page, which is one file")
     return 0

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from ..methods.options import MethodOptions, readable
 from ..methods.registry import METHODS
 from ..references.groups import Group
+from ..references.negatives import DEFAULT_RULE
 from ..scoring.forward import evaluating
 from ..scoring.pipeline import Pipeline, ScoredBatch, assign_credit
 from ..scoring.prompts import token_texts
@@ -70,6 +71,25 @@ def all_variants(
                 sized = its if size is None else {**its, "max_negatives": size}
                 variants.append(make_variant(name, sized, own))
     return variants
+
+
+def find_variant(name: str, variants: Sequence[Variant]) -> Variant:
+    """The variant that `--show` names.
+
+    Raises:
+        ValueError: If no variant has this name.
+    """
+    short = {variant.short: variant for variant in variants}
+    if name == "cepo":
+        name = f"cepo {DEFAULT_RULE}"
+    if name in short:
+        return short[name]
+    others = f"choose one of {', '.join(repr(s) if ' ' in s else s for s in short)}"
+    if name not in METHODS:
+        raise ValueError(f"--show {name!r}: unknown method; {others}")
+    if METHODS[name].needs_other_model:
+        raise ValueError(f"--show {name} needs --teacher_model_name_or_path, a model with the same vocabulary")
+    raise ValueError(f"--show {name}: this method does not support this dataset; {others}")
 
 
 def inspect(
