@@ -15,7 +15,7 @@ _SIGNS = {
 }
 _TOKEN = re.compile(r"\\\\|\\[A-Za-z]+|\\.|\s+|.", re.DOTALL)
 _BLANKS = frozenset(("\\ ", *r"\, \; \: ~ \quad \qquad \thinspace \enspace \space".split()))
-_NOTHING = frozenset(
+_REMOVED = frozenset(
     r"\! \left \right \middle \big \Big \bigg \Bigg \bigl \bigr \Bigl \Bigr \displaystyle \textstyle \scriptstyle "
     r"\limits \nolimits \strut \mathstrut \rm \bf \it \bfseries \boldmath \tiny \small \normalsize \large \Large "
     r"\LARGE \huge \Huge \footnotesize \( \) \[ \] $ `".split()
@@ -68,7 +68,7 @@ def plain(answer: str) -> str:
     if not text.isascii():
         text = "".join(map(_ascii, text))
     tokens = [" " if token in _BLANKS or token.isspace() else token for token in _TOKEN.findall(text)]
-    return _tidy(_written(_Tokens([token for token in tokens if token not in _NOTHING]), 0))
+    return _tidy(_written(_Tokens([token for token in tokens if token not in _REMOVED]), 0))
 
 
 _ENVIRONMENT = re.compile(r"\\(?:begin|end)\{(?:cases|aligned|align\*?|gathered|split)\}")
@@ -151,45 +151,45 @@ class _Tokens:
         return found
 
 
-def _written(reader: _Tokens, depth: int) -> str:
+def _written(tokens: _Tokens, depth: int) -> str:
     """The rest of a group in canonical spelling; consumes its closing brace."""
     parts: list[str] = []
-    while (token := reader.next()) is not None and token != "}":
-        parts.append(_one(token, reader, depth))
+    while (token := tokens.next()) is not None and token != "}":
+        parts.append(_one(token, tokens, depth))
     return "".join(parts)
 
 
-def _one(token: str, reader: _Tokens, depth: int) -> str:
+def _one(token: str, tokens: _Tokens, depth: int) -> str:
     if token == "{":
-        inside = _written(reader, depth + 1) if depth < _DEEPEST else ""
+        inside = _written(tokens, depth + 1) if depth < _DEEPEST else ""
         return inside if inside in (",", ":", ";", ".", "=", "-", "+") else "{" + inside + "}"  # 1{,}234, 3{:}45
     if token in _FRACTIONS:
-        above = _argument(reader, depth)
+        above = _argument(tokens, depth)
         token = r"\binom" if "binom" in token else r"\frac"
-        return rf"{token}{{{above}}}{{{_argument(reader, depth)}}}"
+        return rf"{token}{{{above}}}{{{_argument(tokens, depth)}}}"
     if token == r"\sqrt":
-        reader.skip_blanks()
-        after = reader.next()
+        tokens.skip_blanks()
+        after = tokens.next()
         if after == "[":
-            index = "".join(reader.until("]")).strip()
-            return rf"\sqrt[{index}]{{{_argument(reader, depth)}}}"
-        if after == "(" and (root := reader.in_parentheses()) is not None:  # sqrt(3), as programs write it
+            index = "".join(tokens.until("]")).strip()
+            return rf"\sqrt[{index}]{{{_argument(tokens, depth)}}}"
+        if after == "(" and (root := tokens.in_parentheses()) is not None:  # sqrt(3), as programs write it
             return rf"\sqrt{{{_written(_Tokens(root), depth + 1)}}}"
         if after is not None:
-            reader.back()
-        return rf"\sqrt{{{_argument(reader, depth, whole_number=True)}}}"
+            tokens.back()
+        return rf"\sqrt{{{_argument(tokens, depth, whole_number=True)}}}"
     if token in _TEXTS:
-        inside = _argument(reader, depth)
+        inside = _argument(tokens, depth)
         # `\mathbf{x = 3}` and `\textbf{31}` are formulas, `\mathrm{m/s^2}` is text.
         return inside if re.search(r"[=\\]|^[\s\d.,:;+-]*$", inside) else rf"\text{{{inside}}}"
     if token == "^":
-        reader.skip_blanks()
-        after = reader.next()
-        if after == "(" and (power_tokens := reader.in_parentheses()) is not None:  # x^(n+1)
+        tokens.skip_blanks()
+        after = tokens.next()
+        if after == "(" and (power_tokens := tokens.in_parentheses()) is not None:  # x^(n+1)
             return f"^{{{_written(_Tokens(power_tokens), depth + 1)}}}"
         if after is not None:
-            reader.back()
-        power = _argument(reader, depth, whole_number=True)
+            tokens.back()
+        power = _argument(tokens, depth, whole_number=True)
         if power.strip() in (r"\circ", r"\degree", "o", r"\text{o}", "0 \\circ"):
             return r"\degree "
         return "''" if power.strip() == r"\prime\prime" else "'" if power.strip() == r"\prime" else f"^{{{power}}}"
@@ -199,25 +199,25 @@ def _one(token: str, reader: _Tokens, depth: int) -> str:
     return f"{token} " if token[0] == "\\" and token[-1].isalpha() else token
 
 
-def _argument(reader: _Tokens, depth: int, *, whole_number: bool = False) -> str:
+def _argument(tokens: _Tokens, depth: int, *, whole_number: bool = False) -> str:
     """The argument of a command: a group, a command with its arguments, or one character (or integer)."""
-    reader.skip_blanks()
-    token = reader.next()
+    tokens.skip_blanks()
+    token = tokens.next()
     if whole_number and token is not None and (token == "-" or token.isdigit()):
         digits = [token]
-        while (token := reader.next()) is not None and token.isdigit():
+        while (token := tokens.next()) is not None and token.isdigit():
             digits.append(token)
         if token is not None:
-            reader.back()
+            tokens.back()
         return "".join(digits)
     if token is None or depth > _DEEPEST:
         return ""
     if token == "}":
-        reader.back()
+        tokens.back()
         return ""
     if token == "{":
-        return _written(reader, depth + 1).strip()
-    return _one(token, reader, depth + 1).strip()
+        return _written(tokens, depth + 1).strip()
+    return _one(token, tokens, depth + 1).strip()
 
 
 _MULTIPLE = re.compile(r"(\d) ?(?:\\text\{\s?)?(thousand|million|billion|trillion)\b\}?", re.IGNORECASE)
