@@ -274,7 +274,7 @@ def _tabulate(
     return table, present.to(device)
 
 
-def no_evidence(shape: tuple[int, int], device: torch.device | str = "cpu") -> Evidence:
+def no_evidence(shape: tuple[int, ...], device: torch.device | str = "cpu") -> Evidence:
     """Evidence of a method without teachers: 0 at all (N, T) tokens, and every rollout counts as scored."""
     values = torch.zeros(shape, device=device)
     scored = torch.ones(shape[0], dtype=torch.bool, device=device)
