@@ -24,7 +24,7 @@ from cepo.data.files import write_whole
 from cepo.data.loading import load_policy
 from cepo.data.sampling import Sampling, sampled_groups, seeded
 from cepo.inspection.evidence_statistics import Estimate
-from cepo.inspection.inspect import all_variants, inspect_with
+from cepo.inspection.inspect import all_variants, inspect_with, make_variant
 from cepo.inspection.pictures import plain_text
 from cepo.inspection.tables import interval, markdown_table
 from cepo.inspection.view_model import InspectedGroup, InspectedRollout, Variant
@@ -182,7 +182,11 @@ def variants_of(content: str, wording: str, *, first: bool) -> list[Variant]:
     Answers, first wording: all. Answers, other wording: methods with the default hint template. Longer texts: of these
     RLSD, and CEPO with three negative rules.
     """
-    everything = all_variants(mixtures=MIXTURES)
+    everything = [
+        variant if size is None else make_variant("cepo", {"max_negatives": size}, {"negative_reference": variant.rule})
+        for variant in all_variants()
+        for size in (MIXTURES if "mixture" in variant.name else (None,))
+    ]
     default = [variant for variant in everything if variant.options.hint_template == DEFAULT_HINT_TEMPLATE]
     of_answer, of_text = HINTS[wording]
     if content == "answer":

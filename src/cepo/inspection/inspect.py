@@ -34,14 +34,11 @@ def make_variant(method: str, given: Mapping[str, Any], own: Mapping[str, Any]) 
     return Variant(" ".join(words) + (f" of {options.max_negatives}" if "mixture" in rule else ""), options)
 
 
-def all_variants(
-    given: Mapping[str, Any] | None = None, *, mixtures: Sequence[int] = (), columns: Sequence[str] | None = None
-) -> list[Variant]:
+def all_variants(given: Mapping[str, Any] | None = None, *, columns: Sequence[str] | None = None) -> list[Variant]:
     """GRPO, then every other method with each of its variants.
 
     Args:
         given: The user's method options. A custom `method` among them is included; `method_kwargs` belong to it.
-        mixtures: Sizes of mixtures, one variant each; empty: the size in `given`.
         columns: Columns of the dataset, for methods with token labels; None: leave these methods out.
 
     Raises:
@@ -65,11 +62,7 @@ def all_variants(
                 raise ValueError(f"method {method.name!r} does not support this dataset: {reason}")
             if reason:
                 continue
-        for own in method.variants:
-            sizes = mixtures if mixtures and "mixture" in str(own.get("negative_reference")) else [None]
-            for size in sizes:
-                sized = its if size is None else {**its, "max_negatives": size}
-                variants.append(make_variant(name, sized, own))
+        variants += [make_variant(name, its, own) for own in method.variants]
     return variants
 
 

@@ -1,6 +1,6 @@
 """References: the correct answer r+ and the incorrect answers r- of each rollout of a group."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 from .equality import accepted_by_any_grader, same_answer
@@ -19,8 +19,6 @@ def choose_references(
     rule: NegativeRule = DEFAULT_RULE,
     max_negatives: int = 4,
     extractor: str = "auto",
-    same: Callable[[str, str], bool] = same_answer,
-    accepted: Callable[[str, str], bool] = accepted_by_any_grader,
 ) -> list[References]:
     """The references of every rollout of a group (paper, algorithm step 2).
 
@@ -36,8 +34,6 @@ def choose_references(
             ``own_or_mixture``, a rejected rollout's own answer, and for the others the mixture.
         max_negatives: K, the maximum number of answers in a mixture.
         extractor: Extractor of the solution's answer; see `final_answer`.
-        same: Whether two answers are equal.
-        accepted: (answer, r+) -> whether the answer may be correct, so that it cannot be r-.
 
     Raises:
         ValueError: If the rule is unknown or `max_negatives` is below 1.
@@ -50,14 +46,14 @@ def choose_references(
     answers = [rollout.answer or "" for rollout in rollouts]
 
     rejected = [index for index, rollout in enumerate(rollouts) if rollout.correct is False]
-    usable = [index for index in rejected if answers[index] and not accepted(answers[index], positive)]
+    usable = [index for index in rejected if answers[index] and not accepted_by_any_grader(answers[index], positive)]
     if not usable:
         reason: Fallback = "no_incorrect_answer" if rejected else "no_rejected"
         return [References(positive, (), reason)] * len(rollouts)
 
     counts: dict[int, int] = {}  # the first rollout of each distinct answer -> number of rollouts
     for index in usable:
-        first = next((known for known in counts if same(answers[index], answers[known])), index)
+        first = next((known for known in counts if same_answer(answers[index], answers[known])), index)
         counts[first] = counts.get(first, 0) + 1
     ranked = sorted(counts, key=lambda index: -counts[index])
     lowest = min(usable, key=lambda index: rollouts[index].reward)
