@@ -22,8 +22,8 @@ from cepo.data.sampling import Sampling, conversation_of, sample, seeded
 from cepo.references.extraction import reference_answer
 from cepo.references.groups import Messages
 from cepo.references.hints import DEFAULT_HINT_TEMPLATE, add_hint, fill_hint
+from cepo.scoring.forward import evaluating
 from cepo.scoring.prompts import left_padding, token_texts
-from cepo.scoring.score import evaluating
 from cepo.tasks.figures import (
     Problem,
     Span,

@@ -10,11 +10,11 @@ from torch.testing import assert_close
 from transformers import AutoTokenizer
 
 import cepo.methods.method
-import cepo.scoring.score
 import cepo.trainer.cepo_trainer
 import cepo.trainer.distillation
 from cepo import CEPOTrainer, MethodOptions, References, policy_path
 from cepo.methods import METHODS, CreditInputs
+from cepo.scoring.pipeline import Pipeline
 from tests.reference import loops
 from tests.support.training import half_right, is_sound, logged, train, weights_of, wrong_answers
 
@@ -129,14 +129,16 @@ def test_one_of_several_negatives_is_not_finite(batch, kept):
 def test_non_finite_log_probs_in_training(tmp_path, text_figures, text_model_path, monkeypatch, method, loss_inputs):
     """A third of the log-probs is NaN or minus infinity: counted, and the step is finite."""
     wrong_answers(monkeypatch)
-    score = cepo.scoring.score.score
+    score = Pipeline.score
 
     def spoilt(*args):
-        found = score(*args)
-        found[0, :, ::3], found[-1, :, 1::6] = -math.inf, math.nan
+        found = [{context: logps.clone() for context, logps in one.items()} for one in score(*args)]
+        for one in filter(None, found):
+            first, *_, last = one.values()
+            first[::3], last[1::6] = -math.inf, math.nan
         return found
 
-    monkeypatch.setattr(cepo.scoring.score, "score", spoilt)
+    monkeypatch.setattr(Pipeline, "score", spoilt)
     options = {"divergence": "sampled"} if METHODS[method].distils else {}
     trainer = step(tmp_path, text_figures, text_model_path, method, skip_zero_advantage=False, **options)
     assert is_sound(trainer)

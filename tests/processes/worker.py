@@ -106,9 +106,10 @@ class Scripted(CEPOTrainer):
     def note_references(self, groups, references):
         """Record the references of each rollout."""
         places = [
-            group.number * self.num_generations + group.first + index
+            group.number * self.num_generations + index
             for group in groups
-            for index in range(len(group.rollouts))
+            for index, rollout in enumerate(group.rollouts)
+            if rollout.local
         ]
         for place, found in zip(places, references, strict=True):
             self.references[f"{self.generated}:{place}"] = (
@@ -270,7 +271,7 @@ def go(situation, folder, paths, data):
     def noted(pipeline, options, groups, wanted=None):
         found = plan(pipeline, options, groups, wanted)
         if options is trainer.args:  # not those of a credit page
-            trainer.note_references(groups, found.references)
+            trainer.note_references(groups, found[0])
         return found
 
     Pipeline.plan = noted

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import cepo.trainer.cepo_trainer
-from cepo.scoring.score import evaluating
+from cepo.scoring.forward import evaluating
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..scoring.score import has_dropout
+from ..scoring.forward import has_dropout
 
 # Arguments without an effect on image features.
 _IGNORED = ("use_cache",)

@@ -34,11 +34,10 @@ from ..references.groups import Fallback, Group, References
 from ..scoring.pipeline import no_evidence, verdicts_of
 from ..scoring.prompts import PromptEncoder, thinking_opening
 from ..scoring.requests import Prompt
-from ..scoring.score import Completions
 from .advantages import assign_credit, evidence_fields, mask_unscored_rollouts, with_token_advantages
 from .batches import Batch, prompt_of, refuse_mixed_images, rows_with_gradient, trained_tokens
 from .cepo_config import CEPOConfig
-from .completion_batch import CompletionBatch, attempts_of
+from .completion_batch import CompletionBatch, judged_rollouts
 from .distillation import distillation_batch, divergence_loss, find_teacher_prompts
 from .distributed import Distributed
 from .health_warnings import FailedUploads, HealthWarnings
@@ -271,36 +270,41 @@ class CEPOTrainer(ResumingTrainer):
         if self._first_error_index is not None:
             errors = rewards[:, self._first_error_index].tolist()
         correctness = rewards[:, self._correctness_index].tolist()
-        attempts = attempts_of(answers, texts, totals, correctness, errors, args.correctness_threshold)
+        judged = judged_rollouts(answers, texts, totals, correctness, errors, args.correctness_threshold)
         first = self.accelerator.process_index * len(rows)
-        return CompletionBatch(rows, prompts, attempts, solutions, self.num_generations, first)
+        return CompletionBatch(rows, prompts, judged, solutions, self.num_generations, first)
 
-    def _groups(self, batch: Batch) -> tuple[list[Group], list[Prompt], list[int]]:
-        """Groups of a generation batch, their prompts, and for each rollout the index of its group."""
+    def _groups(self, batch: Batch) -> tuple[list[Group], list[Prompt]]:
+        """Groups of a generation batch, and their prompts."""
         assert self._completion_batch is not None  # TRL calls `_calculate_rewards` for every batch
         groups, rows = self._completion_batch.groups(batch)
-        owners = [index for index, group in enumerate(groups) for _ in group.rollouts]
-        return groups, self._prompts(batch, rows), owners
+        return groups, self._prompts(batch, rows)
 
     def _find_evidence(self, batch: Batch) -> float:
         """Add evidence to a generation batch; the share of its rollouts that teachers have scored."""
         advantages, mask = batch["advantages"], trained_tokens(batch)
-        groups, prompts, owners = self._groups(batch)
+        groups, prompts = self._groups(batch)
         verdicts = verdicts_of(groups).to(advantages)
         if not self.method.needs_solution:  # neither teachers nor token values: evidence is 0
-            self._add_evidence(batch, no_evidence(batch["completion_ids"]), verdicts)
+            self._add_evidence(batch, no_evidence(mask.shape, mask.device), verdicts)
             return 0.0
         wanted = (self.method.wanted(advantages, verdicts, self.args) & mask.any(dim=1)).tolist()
-        completions = Completions(batch["completion_ids"], mask, owners)
         pipeline = self._teachers.pipeline(self._encoder, batch)
-        plan = pipeline.plan(self.args, groups, wanted)  # references and hints
         with self._teachers.scoring_mode():
-            (read,) = pipeline.read([plan], groups, prompts, completions, self._teachers.student_logps(batch))
-        self._add_evidence(batch, pipeline.evidence(self.args, read, groups, prompts, completions), verdicts)
+            (scored,) = pipeline.find_evidence(  # references, hints, log-probs, evidence
+                [self.args],
+                groups,
+                prompts,
+                scored=wanted,
+                student=self._teachers.student_logps(batch),
+                width=mask.shape[1],
+                device=mask.device,
+            )
+        self._add_evidence(batch, scored.evidence, verdicts)
         if not self.method.needs_teachers:
             return 0.0
-        self._log_fallbacks(plan.references, wanted)
-        return self._distributed.mean(read.present.any(dim=0))
+        self._log_fallbacks(scored.references, wanted)
+        return self._distributed.mean(torch.tensor([bool(own) for own in scored.contexts], device=mask.device))
 
     def _add_evidence(self, batch: Batch, evidence: Evidence, verdicts: Tensor) -> None:
         """Add evidence to a generation batch, and log the token advantages that follow from it at this step."""

@@ -4,7 +4,6 @@ Dimensions: B rollouts, T completion tokens, P' tokens of a teacher's prompt.
 """
 
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 import torch
@@ -15,8 +14,7 @@ from trl.trainer.utils import pad
 from ..distillation.losses import DistillationBatch, student_divergence, teacher_states
 from ..references.groups import Ids
 from ..scoring.requests import Request
-from ..scoring.score import Completions
-from .batches import Batch, prompt_of, trained_tokens
+from .batches import Batch, completions_of, prompt_of, trained_tokens
 
 
 def add_teacher_prompts(batch: Batch, prompts: Sequence[Ids | None]) -> Tensor:
@@ -47,15 +45,16 @@ def find_teacher_prompts(trainer: Any, batch: Batch) -> float:
     Returns:
         Share of rollouts with a teacher.
     """
-    groups, prompts, owners = trainer._groups(batch)
+    groups, prompts = trainer._groups(batch)
     pipeline = trainer._teachers.pipeline(trainer._encoder, batch)
     wanted = trained_tokens(batch).any(dim=1).tolist()
-    plan = pipeline.plan(trainer.args, groups, wanted)
-    trainer._log_fallbacks(plan.references, wanted)
-    hinted = cache(pipeline.hinted(groups, prompts))
+    references, contexts = pipeline.plan(trainer.args, groups, wanted)
+    trainer._log_fallbacks(references, wanted)
+    ids_of = pipeline.context_ids(groups, prompts)
+    owners = [index for index, group in enumerate(groups) for _ in group.local]
     ids = [
-        hinted(owner, contexts[0]) if contexts and isinstance(contexts[0], str) else None
-        for owner, contexts in zip(owners, plan.contexts, strict=True)
+        ids_of(owner, of_rollout[0]) if of_rollout and isinstance(of_rollout[0], str) else None
+        for owner, of_rollout in zip(owners, contexts, strict=True)
     ]
     tokens = add_teacher_prompts(batch, ids)
     batch["teacher_tokens"] = trainer._distributed.sum(tokens.float())
@@ -73,8 +72,8 @@ def distillation_batch(batch: Batch, image_token: int | None) -> DistillationBat
     rows = (batch["teacher_mask"].any(dim=1) & trained.any(dim=1)).nonzero().flatten().tolist()
     empty, rows = not rows, rows or [0]
     prompts = [prompt_of(batch, row, image_token) for row in rows]
-    exists = batch["completion_mask"][rows].bool()
-    completions = Completions(batch["completion_ids"][rows], exists, []).until_last_wanted()
+    every = completions_of(batch)
+    completions = [every[row] for row in rows]
     student, teacher = [], []
     for index, row in enumerate(rows):
         ids = tuple(batch["teacher_ids"][row][batch["teacher_mask"][row].bool()].tolist())

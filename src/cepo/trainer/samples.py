@@ -14,7 +14,6 @@ from ..data.saved import rows_of, save_rows
 from ..inspection.inspect import all_variants, inspect
 from ..inspection.markdown import credit_markdown
 from ..inspection.page import credit_page
-from ..inspection.view_model import show
 from ..references.groups import Group
 from ..scoring.pipeline import Pipeline
 from ..scoring.requests import Prompt
@@ -59,14 +58,13 @@ class Samples:
                 save_rows(args.output_dir, step, saved)
         if draws:
             # Groups with an advantage first.
-            order = sorted(range(len(groups)), key=lambda i: not any(r.advantage for r in groups[i].rollouts))
+            order = sorted(range(len(groups)), key=lambda i: not any(r.advantage for r in groups[i].local))
             drawn = order[:NUMBER_OF_GROUPS]
             with trainer._teachers.scoring_mode():
                 page = write_credit_page(
                     [groups[i] for i in drawn],
                     trainer._prompts(batch, [rows[i] for i in drawn]),
                     pipeline=trainer._teachers.pipeline(trainer._encoder, batch, own_weights=True),
-                    processing_class=trainer.processing_class,
                     args=args,
                     step=step,
                     write=writes,
@@ -110,7 +108,6 @@ def write_credit_page(
     prompts: Sequence[Prompt],
     *,
     pipeline: Pipeline,
-    processing_class: Any,
     args: CEPOConfig,
     step: int,
     write: bool,
@@ -121,12 +118,11 @@ def write_credit_page(
         groups: Groups, or this process's part of them.
         prompts: Prompts of the groups.
         pipeline: Pipeline from groups to evidence.
-        processing_class: Tokenizer or processor.
         args: Options of the run.
         step: Optimizer step.
         write: Whether this process writes; the others join its forward passes and return None.
     """
-    complete = all(len(group.rollouts) == len(group.attempts) for group in groups)
+    complete = all(len(group.local) == len(group.rollouts) for group in groups)
     # A page compares methods under one set of weights, whatever the teacher of the run is.
     given = {name: value for name, value in args.given.items() if not name.startswith("teacher")}
     variants = all_variants(given, columns=list(groups[0].row) if complete else None)
@@ -135,10 +131,9 @@ def write_credit_page(
         return None
     own = [v for v in variants if (v.options.method, v.rule) == (args.method, args.negative_reference)]
     selected = own[0] if own else variants[-1]
-    shown = show(groups, inspected, processing_class)
     title = f"Which tokens get the credit, step {step}"
     page = credit_page(
-        shown,
+        inspected,
         title=title,
         about={
             "run": str(args.output_dir),
@@ -152,4 +147,4 @@ def write_credit_page(
     path = Path(args.output_dir) / "credit" / f"step-{step:05d}.html"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, page)
-    return CreditPage(step, path, page, credit_markdown(shown, selected, title=title))
+    return CreditPage(step, path, page, credit_markdown(inspected, selected, title=title))
