@@ -251,7 +251,7 @@ def test_a_checkpoint_of_the_same_step_is_not_overwritten(tmp_path, capsys):
     global calls
     calls = 0
     fails(tmp_path / "one", save_steps=1)
-    assert "Saved" in capsys.readouterr().out
+    assert "Resume with" in capsys.readouterr().out
     assert run(tmp_path / "one", breaks_later, resume_from_checkpoint=tmp_path / "one" / "checkpoint-2") == 0
     calls = 3
     assert run(tmp_path / "two", breaks_later) == 0
