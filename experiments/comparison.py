@@ -22,7 +22,7 @@ from cepo.compare.arms import Comparison, read_comparison, read_config
 from cepo.compare.report import write_report
 from cepo.compare.statistics import REFERENCE, paired_differences, percent
 from cepo.inspection.console import PlainConsole
-from cepo.methods.options import readable
+from cepo.methods.registry import applicable_options
 
 from .tempered import TEMPERED, tempered_runs
 from .tuning import FIRST_SEED, Tried, tune
@@ -44,7 +44,7 @@ def again(result: dict[str, Any]) -> dict[str, Any]:
             run["seed"] for run in (*result["runs"].get(name, []), *result["failed"]) if run.get("arm", name) == name
         ]
         first += seeds
-        arms[name] = {**readable(own, own["method"]), "seeds": len(seeds)}
+        arms[name] = {**applicable_options(own, own["method"]), "seeds": len(seeds)}
     return {"arms": arms, "first_seed": min(first, default=0), "against": list(result["against"])}
 
 

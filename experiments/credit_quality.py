@@ -27,7 +27,7 @@ from cepo.inspection.evidence_statistics import Estimate
 from cepo.inspection.inspect import Inspected, Variant, all_variants, inspect_with
 from cepo.inspection.pictures import plain_text
 from cepo.inspection.tables import interval, markdown_table
-from cepo.methods.options import MethodOptions
+from cepo.methods.cepo import CEPOOptions
 from cepo.references.groups import Group
 from cepo.references.hints import DEFAULT_HINT_TEMPLATE, SOLUTION_HINT_TEMPLATE
 from cepo.scoring.prompts import token_texts
@@ -186,7 +186,9 @@ def row_of(rollouts: Sequence[Labeled], variant: Variant, name: str, resamples: 
 def variants_of(content: str, wording: str, *, first: bool) -> list[Variant]:
     """Every method at first; then those whose hint has a default wording, and with texts some of CEPO's rules."""
     everyone = all_variants(mixtures=MIXTURES)
-    house = [variant for variant in everyone if variant.options.hint_template == DEFAULT_HINT_TEMPLATE]
+    house = [
+        variant for variant in everyone if getattr(variant.options, "hint_template", None) == DEFAULT_HINT_TEMPLATE
+    ]
     of_answer, of_text = HINTS[wording]
     if content == "answer":
         worded = {variant: variant.with_options(hint_template=of_answer) for variant in house}
@@ -257,7 +259,7 @@ def run(num_prompts: int, num_generations: int, resamples: int, hints: Sequence[
         "right": fmean(attempt.correct is True for group in sampled for attempt in group.attempts),
         "num_generations": num_generations,
         "seed": seed,
-        "evidence_clip": MethodOptions().evidence_clip,
+        "evidence_clip": CEPOOptions.evidence_clip,
         "hints": {name: HINTS[name] for name in hints},
         "following": followed,
         "seconds": round(time.monotonic() - started, 1),

@@ -42,8 +42,8 @@ from cepo.inspection.evidence_statistics import Estimate
 from cepo.inspection.inspect import Variant
 from cepo.inspection.pictures import plain_text
 from cepo.inspection.tables import interval, markdown_table
-from cepo.methods.options import MethodOptions, preset_options
-from cepo.methods.registry import METHODS
+from cepo.methods.options import OtherModelOptions
+from cepo.methods.registry import METHODS, all_options, method_options, preset_options
 from cepo.scoring.pipeline import Pipeline
 from cepo.tasks.figures import NAME as FIGURES
 from cepo.tasks.figures import policy_path
@@ -102,10 +102,10 @@ def read_placements(path: Path | None, dataset: Any) -> tuple[list[Variant], lis
         preset = own.pop("preset", None)
         try:
             values = {} if preset is None else preset_options(preset, own.get("method"))
-            known = {key: value for key, value in values.items() if key in MethodOptions.__dataclass_fields__}
-            options = MethodOptions(**{"method": REFERENCE, **known, **own})
+            known = {key: value for key, value in values.items() if key == "method" or key in all_options()}
+            options = method_options(**{"method": REFERENCE, **known, **own})
             check_method(dataset, options)
-            if options.method_spec.needs_other_model:
+            if isinstance(options, OtherModelOptions):
                 raise ValueError("it needs another model")
             variants.append(Variant(str(name), options))
         except (ValueError, TypeError) as error:
@@ -186,7 +186,9 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "right": right,
         # The signal in a batch's gradient: the square norm of the mean over the mean square norm.
         "signal_to_square_norm": {"truth": _signal(truth).as_dict(), REFERENCE: _signal(ways[0]).as_dict()},
-        "placements": {variant.name: variant.options.given for variant in variants},
+        "placements": {
+            variant.name: {"method": variant.options.method, **variant.options.as_dict()} for variant in variants
+        },
         "left_out": left_out,
         "rows": [
             {

@@ -303,7 +303,9 @@ def test_a_mistake_in_a_process_of_its_own(tmp_path):
     """As a user meets it: exit status 2, one line, no traceback."""
     result = subprocess.run(command("train", "--method", "ppo"), capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 2
-    assert result.stderr.splitlines()[-1].startswith("cepo: error: unknown method 'ppo'; there are cepo, cepo_additive")
+    assert result.stderr.splitlines()[-1].startswith(
+        "cepo: error: unknown method 'ppo'; choose one of cepo, cepo_additive"
+    )
     assert "Traceback" not in result.stderr
 
 
@@ -315,11 +317,8 @@ def test_a_mistake_in_a_process_of_its_own(tmp_path):
         (["explain", "--index", "-1"], "index must not be negative"),
         (["explain", "--show", "cepo best"], "choose one of grpo, 'cepo lowest_reward'"),
         (["explain", "--hint_template", "no place"], "{answer}"),
-        (["explain", "--method_kwargs", "{}"], "--method_kwargs are the constants of --method"),
-        (
-            ["explain", "--method", "vppo", "--method_kwargs", '{"margn": 1}'],
-            "has no margn; it has prefix_value, margin",
-        ),
+        (["explain", "--tau", "1"], "unknown option --tau"),
+        (["explain", "--method", "vppo", "--prefix_margn", "1"], "did you mean --prefix_margin?"),
         (
             ["explain", "--method", "examples.new_method:METHOD", "--show", "rlsd", "--evidence_clip", "2"],
             "evidence_clip",
@@ -484,7 +483,7 @@ def test_explain_the_rollouts_of_a_run(tmp_path, capsys):
     ]
     output = tmp_path / "explain.html"
     # A method that asks what is known of tokens, with a constant of its own: nothing of a right rollout's worth.
-    own = ["--method", "vppo", "--method_kwargs", '{"prefix_value": 0.25, "margin": 0}']
+    own = ["--method", "vppo", "--prefix_value=0.25", "--prefix_margin=0"]
     assert cli.main(["explain", "--from", run, "--step=0", *own, "--output_dir", str(tmp_path)]) == 0
     page = output.read_text(encoding="utf-8")
     assert "sampled at step 0" in page
@@ -507,11 +506,11 @@ def test_explain_says_where_nothing_is_placed(tmp_path, monkeypatch, capsys):
     said = capsys.readouterr().out
     assert "0 of 2 rollouts are right" in said
     assert "No token has an advantage by cepo own_or_mixture of 4; try another --index or --seed." in said
-    own = [*common, "--method", "examples.new_method:METHOD", "--method_kwargs", '{"blame": 0.2}']
+    own = [*common, "--method", "examples.new_method:METHOD", "--penalty=0.2"]
     assert cli.main([*own, "--show", "grpo"]) == 0
     assert "No token has an advantage by grpo" in capsys.readouterr().out
     assert cli.main(own) == 0
     assert "No token has an advantage" not in capsys.readouterr().out
     page = (tmp_path / "explain.html").read_text(encoding="utf-8")
-    assert "blame 0.2" in page
+    assert "penalty 0.2" in page
     assert '"advantages":[-0.2,-0.2,' in page

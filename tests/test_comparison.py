@@ -21,7 +21,7 @@ from cepo.compare import jobs
 from cepo.compare.jobs import BusyError, Job, job_of, locked
 from cepo.compare.report import comparison_table, table_lines
 from cepo.compare.statistics import Estimate, Run, Sampled, band, percent, summarise
-from cepo.methods.options import preset_options
+from cepo.methods.registry import preset_options
 from cepo.tasks.figures import policy_path
 
 RESULT = Path(__file__).parents[1] / "experiments" / "comparison.json"
@@ -132,7 +132,7 @@ BAD_CONFIGS = [
     ("arms: {lock: {method: grpo}}", "arm 'lock': choose another name"),
     ("arms: {'': {method: grpo}}", "arm '': choose another name"),
     ("arms: {..: {method: grpo}}", "arm '..': choose another name"),
-    ("arms: {a: {method: opsd}}\nbase: {beta: 0.1}", "arm a: method='opsd' has a loss of its own, in which beta"),
+    ("arms: {a: {method: opsd}}\nbase: {beta: 0.1}", "arm a: method='opsd': its loss is a divergence, in which beta"),
     ("arms: {a: {skip_zero_advantage: true, entropy_coef: 0.1}}", "arm a: skip_zero_advantage would change"),
     ("arms: {../../x: {method: grpo}}", "choose another name"),
     ("arms: {a: {method: grpo}", "is not YAML"),

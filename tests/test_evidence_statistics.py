@@ -10,7 +10,7 @@ from cepo import cli, load_figures
 from cepo.inspection.evidence_statistics import Kind, RolloutEvidence, bootstrap, kind_of, positions_of, statistics_of
 from cepo.inspection.hint_following import hint_cases
 from cepo.inspection.inspect import Credit
-from cepo.methods.options import MethodOptions
+from cepo.methods import method_options
 from cepo.references.groups import Attempt, Group, References
 
 
@@ -116,7 +116,7 @@ def credit(positive, negatives, contexts):
 def test_hints_with_an_expected_answer():
     attempts = [Attempt("5", 1.0, True, "\\boxed{5}"), Attempt("15", 0.0, False, "so \\boxed{15}")]
     group = Group([], "2 + 3 = 5, so \\boxed{5}", attempts, [])
-    options = MethodOptions(method="cepo", hint_template="It is {answer}.")
+    options = method_options("cepo", hint_template="It is {answer}.")
     told = credit("5", ("15",), ["It is 5.", "It is 15."])
     expected = {"positive": ("It is 5.", "5"), "negative": ("It is 15.", "15")}
     assert hint_cases(group, [credit("5", (), []), told], options) == expected

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 import cepo.methods.method
 import cepo.scoring.score
 import cepo.trainer.cepo_trainer
-from cepo import CEPOTrainer, MethodOptions, References, policy_path
+from cepo import CEPOTrainer, References, method_options, policy_path
 from cepo.methods import METHODS, CreditInputs
 from tests.reference import loops
 from tests.support.training import half_right, logged, loss_inputs, train, weights_of, wrong_answers
@@ -63,11 +63,11 @@ def readings(draw):
 
 
 def placed(method, advantages, logps, mask):
-    options = MethodOptions(method=method, **_needed(method))
+    options = method_options(method, **_needed(method))
     present = torch.ones(logps.shape[:2], dtype=torch.bool)
     found = METHODS[method].evidence(logps, present)
     inputs = CreditInputs(advantages, found.values, mask, found.scored, advantages.sign(), found.unscorable)
-    return options, found, options.method_spec.place(inputs, options, 0)
+    return options, found, options.method_spec.token_advantages(inputs, options, 0)
 
 
 def _needed(method):
@@ -104,7 +104,7 @@ def test_they_are_what_plain_loops_say(method, batch):
     if method == "rlrt":  # reversed, on right rollouts alone
         pairs = zip(advantages.tolist(), deltas, strict=True)
         deltas = [[-delta * (advantage > 0) for delta in row] for advantage, row in pairs]
-    own = MethodOptions(method=method)
+    own = method_options(method)
     expected = loops.token_advantages(
         advantages.tolist(), deltas, mask.tolist(), own.coefficient_at(0), own.evidence_clip
     )

@@ -75,10 +75,10 @@ ALONE = {
 
 def test_none_is_left_out_and_none_is_at_its_default():
     everywhere, own = ({name for group in groups.values() for name in group} for groups in (EVERYWHERE, IN_THE_LOSS))
-    exact = {name for name, standing in TRL_OPTIONS.items() if standing.placing == "exact"}
+    exact = {name for name, support in TRL_OPTIONS.items() if support.advantages == "exact"}
     assert (everywhere | own | ALONE) & set(NOT_HERE) == set()
     assert exact == everywhere | own | ALONE | set(NOT_HERE)
-    exact = {name for name, standing in TRL_OPTIONS.items() if standing.distilling == "exact"}
+    exact = {name for name, support in TRL_OPTIONS.items() if support.divergence == "exact"}
     assert exact <= everywhere | ALONE | set(NOT_HERE)
     defaults = {one.name: one.default for one in fields(GRPOConfig)}
     for options in (*EVERYWHERE.values(), *IN_THE_LOSS.values()):

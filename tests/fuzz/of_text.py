@@ -14,8 +14,7 @@ from cepo.data.escape import escape, one_line
 from cepo.inspection.console import PlainConsole
 from cepo.inspection.page import _json
 from cepo.inspection.tables import markdown_text
-from cepo.methods.method import StageContext
-from cepo.methods.options import MethodOptions
+from cepo.methods import StageContext, method_options
 from cepo.methods.rlcsd import METHOD as RLCSD
 from cepo.references.equality import same_answer
 from cepo.references.extraction import (
@@ -213,7 +212,7 @@ def references_of_a_permutation(drawn, rule):
 @examples(600, attempts=groups, solution=hostile, seed=st.integers(), most=st.integers(1, 4))
 def siblings(attempts, solution, seed, most):
     """RLCSD draws: the same from one seed, never the rollout that is read, wrong ones on the wrong side alone."""
-    options = MethodOptions(method="rlcsd", max_negatives=most)
+    options = method_options("rlcsd", max_negatives=most)
 
     def drawn():
         return RLCSD.references(attempts, solution, options, StageContext(lambda text, *_: text, random.Random(seed)))

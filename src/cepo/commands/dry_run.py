@@ -205,7 +205,7 @@ def _look_at_data(
         with findings.trying():
             check_size(data, args.generation_batch_size, args.num_generations)
         with findings.trying():
-            check_method(data, args)
+            check_method(data, args.method_options)
     elif isinstance(data, IterableDataset):
         findings.unseen.append("the rows of a stream")
     findings.lines.append(("data", f"{name}, {split}: {f'{rows:,}' if rows else 'so many'} rows"))

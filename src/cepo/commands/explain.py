@@ -26,11 +26,13 @@ from ..inspection.page import credit_page
 from ..inspection.tables import counted
 from ..inspection.terminal import print_credit, statistics_table
 from ..inspection.view_model import explain_options, show
+from ..methods.options import OtherModelOptions
 from ..methods.registry import METHODS, find_method
 from ..references.groups import Group
-from ..references.negatives import DEFAULT_RULE
 from ..tasks.figures import NAME as FIGURES
 from ..tasks.figures import filler_tokens, policy_path, problem_of
+from ..trainer.arguments import method_flag
+from ..trainer.cepo_config import CEPOConfig
 from . import quiet_libraries
 from .options import (
     add_credit,
@@ -43,7 +45,6 @@ from .options import (
     dataset_options,
     load_rows,
     make_command_parser,
-    own_method,
     port,
     positive,
     verifier_of,
@@ -58,10 +59,11 @@ CREDIT = (
 )
 _STATISTICS_PROMPTS, _RUN_PROMPTS = 20, 2  # groups where --num_prompts is not given
 _CHUNK = 20  # groups scored at a time
+_RULE = "negative_reference"
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser(method: str | None = None) -> argparse.ArgumentParser:
     parser = make_command_parser(
         "explain",
         "Sample a group of rollouts, or take those of a run, and show which tokens get the credit. With --statistics: "
@@ -82,13 +84,14 @@ def make_parser() -> argparse.ArgumentParser:
     run = parser.add_argument_group("a run's own rollouts")
     run.add_argument("--from", dest="run", default=None, metavar="DIR", help="output_dir of a run with log_completions")
     run.add_argument("--step", type=int, default=None, help="the optimiser step (none: the last one saved)")
-    add_credit(parser, *CREDIT)
+    add_credit(parser, CREDIT, method)
     add = parser.add_argument_group("statistics").add_argument
     add("--statistics", action="store_true", help="print one table about many groups, for the method of --show")
     add("--output", type=Path, default=None, metavar="FILE", help="write the numbers of --statistics as JSON")
     add = parser.add_argument_group("output").add_argument
-    add("--method", default=None, help="a method of your own to show beside ours: package.module:name")
-    add("--method_kwargs", default=None, help="constants of --method, as JSON")
+    add(
+        "--method", default=None, help="a method whose own options are flags too; also your method, package.module:name"
+    )
     add(
         "--show",
         default=None,
@@ -119,7 +122,7 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
     Raises:
         ValueError, OSError: For mistakes in options, model or data.
     """
-    options = make_parser().parse_args(arguments)
+    options = make_parser(method_flag(arguments)).parse_args(arguments)
     if options.open and options.terminal:
         raise ValueError("--open: with --terminal no page is written that could be opened; leave one of them out")
     if options.port is not None and not options.open:
@@ -133,10 +136,10 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
     if options.num_prompts is None:
         options.num_prompts = _RUN_PROMPTS if options.run else _STATISTICS_PROMPTS if options.statistics else 1
     quiet_libraries()
-    given = {**credit_options(options, *CREDIT), **own_method(options)}
+    given = credit_options(options, CREDIT)
     own = None if options.method is None else find_method(options.method).name
     if options.show is None:
-        options.show = own or f"cepo {DEFAULT_RULE}"
+        options.show = own or CEPOConfig.method
     (reward_func,) = load_reward_funcs(options.reward_funcs or verifier_of(options.dataset_name))
     if options.show not in (own, *METHODS):  # what there is of those depends on the data
         _variant(options.show, all_variants(given))  # refused before anything is loaded
@@ -168,16 +171,16 @@ def _columns_of(job: "_Job") -> list[str]:
 
 def _variant(name: str, variants: Sequence[Variant]) -> Variant:
     short = {variant.short: variant for variant in variants}
-    if name == "cepo":
-        name = f"cepo {DEFAULT_RULE}"
-    if name in short:
-        return short[name]
+    # A method's name stands for its default rule.
+    default = [v for v in variants if v.method.name == name and v.rule == getattr(v.method.options, _RULE, None)]
+    if name in short or default:
+        return short.get(name) or default[0]
     others = f"choose one of {', '.join(repr(s) if ' ' in s else s for s in short)}"
     if name not in METHODS:
         raise ValueError(f"there is no {name!r} to show; {others}")
-    if METHODS[name].needs_other_model:
+    if issubclass(METHODS[name].options, OtherModelOptions):
         raise ValueError(f"--show {name} needs --teacher_model_name_or_path, a model with the same vocabulary")
-    raise ValueError(f"--show {name}: that method has nothing to say of this data set; {others}")
+    raise ValueError(f"--show {name}: the method does not apply to this dataset; {others}")
 
 
 def _of_dataset(options: argparse.Namespace) -> _Job:

@@ -17,7 +17,7 @@ from rich.text import Text
 from transformers.trainer_callback import PrinterCallback
 from trl import get_peft_config, get_quantization_config
 
-from ..compare.jobs import stopped_by_signals
+from ..compare.jobs import command_line, stopped_by_signals
 from ..data.embedded import EMBEDDED
 from ..data.evaluation import Accuracy
 from ..data.files import write_whole
@@ -25,6 +25,7 @@ from ..data.hub import HubError, hub_errors
 from ..data.loading import holds_adapters, load_adapters, model_errors_named, require_chat_template
 from ..data.saved import FOLDER
 from ..inspection.tables import counted
+from ..methods.options import OtherModelOptions
 from ..methods.registry import METHODS
 from ..tasks.figures import NAME as FIGURES
 from ..trainer.arguments import Sources, TrainArguments, check_sources, parse, read_command_line
@@ -40,6 +41,7 @@ from .accuracy import AccuracyCurve, BeforeTraining, Measure, Measured
 from .curves import draw_curves
 from .dry_run import prepare_dry_run
 from .launch import LAUNCHED, prepare_launch
+from .options import own_option_names
 from .progress import INTERRUPTED, Progress, StopOnInterrupt
 
 # What was trained on, for commands that come later.
@@ -292,12 +294,10 @@ def _print_next(script_args: TrainArguments, args: CEPOConfig, console: Console)
         rest = ["--model_name_or_path", str(folder), *(["--dataset_config", config] if config else [])]
     else:  # it would take all the options that tell how the data are read
         return
-    constants = args.method_kwargs
-    if args.method not in METHODS or constants is not None:
-        rest += ["--method", args.method]
-        if constants is not None:
-            rest += ["--method_kwargs", constants if isinstance(constants, str) else json.dumps(constants)]
-    elif args.method not in (CEPOConfig.method, "grpo") and not args.method_spec.needs_other_model:
+    own = {name: args.given[name] for name in own_option_names(args.method) if name in args.given}
+    if args.method not in METHODS or own:
+        rest += ["--method", args.method, *command_line(own)]
+    elif args.method_spec.changes_advantages and not isinstance(args.method_options, OtherModelOptions):
         rest += ["--show", args.method]
     command = shlex.join(["cepo", "explain", *rest])
     console.print(f"Which tokens get the credit: {command}", highlight=False, markup=False, soft_wrap=True)

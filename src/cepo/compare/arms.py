@@ -8,8 +8,7 @@ from typing import Any
 
 from ..data.checks import check_dataset, check_method
 from ..data.yaml_files import read_yaml
-from ..methods.options import SELECTIVE, preset_options, readable
-from ..methods.registry import find_method
+from ..methods.registry import all_options, applicable_options, find_method, preset_options
 from ..trainer.arguments import check_sources, parse
 from ..trainer.cepo_config import CEPOConfig
 from .jobs import command_line
@@ -128,6 +127,10 @@ def _arms(
     base: dict[str, Any], named: Mapping[str, Any], methods: str | None, seeds: int | None, default_seeds: Any
 ) -> list[Arm]:
     all_named = {str(name): own or {} for name, own in named.items()}
+    for name, own in all_named.items():
+        if isinstance(own, dict) and isinstance(own.get("method"), str):
+            with _named(name):
+                find_method(own["method"])  # so that the options of every imported method are known
     for method in [part.strip() for part in methods.split(",")] if methods else []:
         if method != BASE:  # the untrained policy has a row in every comparison
             all_named.setdefault(find_method(method).name, {"method": method})
@@ -148,7 +151,7 @@ def _arms(
                 if key in {**base, **options}:
                     raise ValueError(f"{key} is {why}")
             # Options of all arms reach the arms whose method reads them; an arm's own option must be read.
-            read = readable(base, options.get("method", base.get("method", CEPOConfig.method)))
+            read = applicable_options(base, options.get("method", base.get("method", CEPOConfig.method)))
             arms.append(Arm(name, {**read, **options}, count, tuple(option for option in base if option not in read)))
     return arms
 
@@ -185,7 +188,7 @@ def _check(arms: Sequence[Arm]) -> tuple[dict[str, dict[str, Any]], list[str]]:
             parsed[arm.name] = parse(command_line({**arm.options, "output_dir": "unused"}))
     for name, (script_args, training_args, model_args) in parsed.items():
         method = training_args.method_spec
-        source = (script_args, model_args, method.needs_solution, method.check_dataset)
+        source = (script_args, model_args, method.needs_solution, type(training_args.method_options).dataset_problem)
         if source in seen:
             continue
         seen.append(source)
@@ -199,7 +202,7 @@ def _check(arms: Sequence[Arm]) -> tuple[dict[str, dict[str, Any]], list[str]]:
                 )
             if method.needs_solution:
                 check_dataset(sources.train_dataset, needs_solution=True, extractor=training_args.answer_extractor)
-            check_method(sources.train_dataset, training_args)
+            check_method(sources.train_dataset, training_args.method_options)
     differences = _differences(parsed)
     notes = [
         f"Arms differ in {option} ({grouped(differences[option])}): their budgets are not equal."
@@ -216,12 +219,12 @@ def _check(arms: Sequence[Arm]) -> tuple[dict[str, dict[str, Any]], list[str]]:
 
 
 def _differences(parsed: Mapping[str, Sequence[Any]]) -> dict[str, dict[str, Any]]:
-    values: dict[str, dict[str, Any]] = {}
+    options, values = all_options(), dict[str, dict[str, Any]]()
     for name, arguments in parsed.items():
         for part in arguments:
             for option in fields(part):
                 value = getattr(part, option.name)
-                if value is not None or option.name not in SELECTIVE:  # None: the method does not read it
+                if value is not None or option.name not in options:  # None: the method does not have it
                     values.setdefault(option.name, {})[name] = value
         _, training_args, _ = arguments
         values["skip_zero_advantage"][name] = training_args.skips

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 import pyarrow
 from datasets import Dataset, IterableDataset, Value
 
-from ..methods.options import MethodOptions
+from ..methods.method import MethodOptions
 from ..references.extraction import reference_answer
 from .errors import DatasetError
 from .images import check_header, check_nulls, check_parts, image_columns, refused_size, undecoded
@@ -222,10 +222,9 @@ def check_method(dataset: Any, options: MethodOptions) -> None:
     Raises:
         DatasetError: Naming the method and its reason.
     """
-    refuses = options.method_spec.check_dataset
-    reason = refuses and refuses(dataset.column_names or [], options)
-    if reason:
-        raise DatasetError(f"method={options.method!r} cannot train on this data set: {reason}")
+    reason = options.dataset_problem(dataset.column_names or [])
+    if reason is not None:
+        raise DatasetError(f"method={options.method!r} cannot train on this dataset: {reason}")
 
 
 def check_verifier(

@@ -11,11 +11,11 @@ from transformers import PreTrainedModel
 
 from ..data.evaluation import Accuracy
 from ..data.sampling import Sampling, answer_texts, sample
-from ..methods.options import MethodOptions
+from ..methods.method import MethodOptions
 from ..references.equality import same_answer
 from ..references.extraction import final_answer, reference_answer
 from ..references.groups import Group
-from ..references.hints import add_hint, fill_hint
+from ..references.hints import add_hint
 from ..scoring.prompts import without_marks
 from .inspect import Credit
 
@@ -31,7 +31,6 @@ def hint_cases(group: Group, credit: Sequence[Credit], options: MethodOptions) -
     extractor = options.answer_extractor
     correct = [reference_answer(group.solution, extractor)]
     rejected = [attempt.answer for attempt in group.attempts if attempt.correct is False and attempt.answer]
-    template = options.hint_template or "{answer}"
     cases: dict[str, Case] = {}
     for one in credit:
         references = one.references
@@ -40,7 +39,7 @@ def hint_cases(group: Group, credit: Sequence[Credit], options: MethodOptions) -
             ("negative", references.negatives, rejected),
         ):
             for content in contents:
-                hint, expected = fill_hint(template, content), reference_answer(content, extractor)
+                hint, expected = options.hint(content), reference_answer(content, extractor)
                 if hint in one.contexts and any(same_answer(expected, answer) for answer in answers):
                     cases.setdefault(side, (hint, expected))
     return cases

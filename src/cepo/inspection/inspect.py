@@ -11,9 +11,10 @@ from typing import Any
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..methods.method import Context, Method
-from ..methods.options import MethodOptions, readable
-from ..methods.registry import METHODS
+from ..methods.method import Method
+from ..methods.options import OtherModelOptions
+from ..methods.registry import METHODS, applicable_options, find_method, method_options
+from ..methods.stages import Context
 from ..references.groups import Group, References
 from ..scoring.pipeline import Found, Pipeline, completions_of, place
 from ..scoring.requests import Prompt
@@ -26,11 +27,11 @@ class Variant:
 
     Attributes:
         name: `grpo`, `cepo own`, `cepo mixture of 4`.
-        options: Of the method.
+        options: The `MethodOptions` of the method.
     """
 
     name: str
-    options: MethodOptions
+    options: Any
 
     def __hash__(self) -> int:
         return hash(self.name)
@@ -42,7 +43,7 @@ class Variant:
     @property
     def rule(self) -> str | None:
         """Whose answer is r-, for methods that let one choose."""
-        return self.options.negative_reference
+        return getattr(self.options, "negative_reference", None)
 
     def with_options(self, **options: Any) -> "Variant":
         """The same with other options."""
@@ -62,10 +63,14 @@ def make_variant(method: str, given: Mapping[str, Any], own: Mapping[str, Any]) 
         given: The user's options; those that the method does not read are left out.
         own: What makes the variant, over these.
     """
-    options = MethodOptions(**{**readable(given, method), **own, "method": method})
-    words = [options.method_spec.name, *map(str, own.values())]
-    rule = own.get("negative_reference", "")
-    return Variant(" ".join(words) + (f" of {options.max_negatives}" if "mixture" in rule else ""), options)
+    options: Any = method_options(method, **{**applicable_options(given, method), **own})
+    words = [options.method, *map(str, own.values())]
+    variant = Variant(" ".join(words), options)
+    return (
+        replace(variant, name=f"{variant.name} of {options.max_negatives}")
+        if "mixture" in str(variant.rule)
+        else variant
+    )
 
 
 def all_variants(
@@ -74,8 +79,7 @@ def all_variants(
     """GRPO first, then every other method with each of its variants.
 
     Args:
-        given: The user's options of methods; a method of their own among them comes along, and `method_kwargs` are of
-            the method that it names.
+        given: The user's options of methods; with `method`, a method of the user that is shown too.
         mixtures: Sizes of mixtures, each a variant of its own; empty: as `given` has it.
         columns: Of the data set, for methods that ask what is known of its tokens; None: these are left out.
 
@@ -83,27 +87,25 @@ def all_variants(
         ValueError: If the method that `given` names refuses these columns, as its reason has it.
     """
     given = dict(given or {})
-    chosen, constants = given.pop("method", None), given.pop("method_kwargs", None)
+    chosen = given.pop("method", None)
     names = [*METHODS, *([chosen] if chosen and chosen not in METHODS else [])]
     variants = []
-    for name in sorted(names, key=lambda name: name != "grpo"):
-        method = METHODS[name] if name in METHODS else MethodOptions(method=name).method_spec
-        if method.needs_other_model and "teacher_model_name_or_path" not in given:
+    for name in sorted(names, key=lambda name: find_method(name).changes_advantages):
+        method = find_method(name)
+        if issubclass(method.options, OtherModelOptions) and "teacher_model_name_or_path" not in given:
             continue
-        its = {**given, "method_kwargs": constants} if name == chosen else given
         if method.token_values is not None:
             if columns is None:
                 continue
-            options = MethodOptions(**{**readable(its, name), "method": name})
-            reason = method.check_dataset and method.check_dataset(columns, options)
+            reason = method_options(name, **applicable_options(given, name)).dataset_problem(columns)
             if reason and name == chosen:
-                raise ValueError(f"method {method.name!r} has nothing to say of this data set: {reason}")
+                raise ValueError(f"method {method.name!r} cannot be shown on this dataset: {reason}")
             if reason:
                 continue
         for own in method.variants:
             sizes = mixtures if mixtures and "mixture" in str(own.get("negative_reference")) else [None]
             for size in sizes:
-                sized = its if size is None else {**its, "max_negatives": size}
+                sized = given if size is None else {**given, "max_negatives": size}
                 variants.append(make_variant(name, sized, own))
     return variants
 

@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
-from ..methods.method import STUDENT
+from ..methods.method import MethodOptions
+from ..methods.option_fields import option_fields
+from ..methods.stages import STUDENT
 from ..references.groups import Fallback, Group
 from ..scoring.prompts import token_texts
 from .inspect import Credit, Inspected, Variant
@@ -52,7 +54,7 @@ class Shown:
 
 def explain_variant(variant: Variant) -> str:
     """A method and its rule in words."""
-    summary = variant.method.summary
+    summary = variant.method.doc.summary
     return f"{summary}; r-: {explain_rule(variant)}" if variant.rule else summary
 
 
@@ -63,10 +65,13 @@ def explain_rule(variant: Variant) -> str:
 
 def explain_options(variant: Variant) -> str:
     """The options and constants with which a method placed the credit that is shown."""
-    options = variant.options
-    read = {name: getattr(options, name) for name in _SHOWN_OPTIONS if name in variant.method.options}
-    given = {**read, **asdict(options.constants)}
-    return ", ".join(f"{name} {json.dumps(value, ensure_ascii=False)}" for name, value in given.items())
+    common = option_fields(MethodOptions)
+    shown = {
+        name: getattr(variant.options, name)
+        for name, one in option_fields(variant.method.options).items()
+        if name in _SHOWN_OPTIONS or (one.group == "method" and name not in common)
+    }
+    return ", ".join(f"{name} {json.dumps(value, ensure_ascii=False)}" for name, value in shown.items())
 
 
 def explain_references(credit: Credit) -> tuple[list[str], str | None]:

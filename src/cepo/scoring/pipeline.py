@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
-from ..methods.method import OTHER_MODEL, STUDENT, Context, Evidence, LabeledGroup, StageContext, TokenValues
-from ..methods.options import MethodOptions
+from ..methods.method import MethodOptions
+from ..methods.stages import OTHER_MODEL, STUDENT, Context, Evidence, LabeledGroup, StageContext, TokenValues
 from ..methods.token_advantages import CreditInputs, TokenAdvantages
 from ..references.groups import Group, Ids, References, Rollout
 from ..references.hint_content import Part
-from ..references.hints import add_hint, fill_hint
+from ..references.hints import add_hint
 from .forward import Scorer, ScoringModel
 from .prompts import PromptEncoder, cut_text, token_texts
 from .requests import Prompt, text_length
@@ -125,11 +125,8 @@ class Pipeline:
             of_group = method.references(group.attempts, group.solution, options, tools)
             references += of_group[group.first : group.first + len(group.rollouts)]
         kept = [True] * len(references) if wanted is None else wanted
-        template = options.hint_template or "{answer}"
         contexts = [
-            [fill_hint(template, c) if isinstance(c, str) else c for c in method.contexts(reference, options)]
-            if keep
-            else []
+            [options.hint(c) if isinstance(c, str) else c for c in method.contexts(reference, options)] if keep else []
             for reference, keep in zip(references, kept, strict=True)
         ]
         return Plan(references, contexts)
@@ -328,4 +325,4 @@ def place(found: Found, options: MethodOptions, groups: Sequence[Group], mask: T
         verdicts_of(groups).to(values.device),
         found.evidence.unscorable,
     )
-    return options.method_spec.place(inputs, options, step)
+    return options.method_spec.token_advantages(inputs, options, step)

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..methods.method import STUDENT, Context
+from ..methods.stages import STUDENT, Context
 from ..references.groups import Ids
 from .requests import Prompt, Request
 
