@@ -90,7 +90,7 @@ def measure(case: dict) -> dict:
             freeze_vision_tower=not lora,
             **{"gradient_checkpointing": False, **case},
         )
-        if not args.method_spec.distils:
+        if not args.uses_divergence_loss:
             args.skip_zero_advantage = False  # a whole batch, as the estimate has it
         trainer = Watched(policy_path(), figures_reward, args, load_figures("train", 100), peft_config=adapters)
         trainer._skips = False
@@ -104,7 +104,7 @@ def measure(case: dict) -> dict:
         phase: sum(part.bytes for part in memory.parts if phase in part.phases and len(part.phases) < len(PHASES))
         for phase in phases
     }
-    if args.method_spec.distils:  # its teacher reads within the update
+    if args.uses_divergence_loss:  # its teacher reads within the update
         estimates["update"] += estimates.pop("teachers")
         peaks.pop("teachers")
     elif not args.method_spec.needs_teachers:

@@ -10,9 +10,8 @@ from trl import GRPOConfig, GRPOTrainer
 
 from cepo import CEPOConfig, cli
 from cepo.methods import METHODS
-from cepo.methods.options import DivergenceOptions
 from cepo.trainer.trl_options import TRL_OPTIONS
-from tests.support.methods import needed_by
+from tests.support.methods import distills, needed_by
 from tests.support.training import QUICK, half_right, make
 
 ADDED = {one.name for one in fields(GRPOConfig)} - {one.name for one in fields(TrainingArguments)}
@@ -38,7 +37,7 @@ WITH_THE_MODEL = {"router_aux_loss_coef"}
 REFUSED = [name for name, support in TRL_OPTIONS.items() if support.divergence == "refused"]
 
 
-DISTILLING = [name for name, method in METHODS.items() if issubclass(method.options, DivergenceOptions)]
+DISTILLING = list(filter(distills, METHODS))
 
 
 def configured(tmp_path, method, **options):

@@ -4,7 +4,7 @@ import torch
 
 from cepo import method_options, policy_path
 from cepo.methods import METHODS, CreditInputs
-from cepo.methods.options import OtherModelOptions
+from cepo.methods.options import DivergenceOptions, OtherModelOptions
 from tests.support.training import half_right, logged, train, weights_of, wrong_answers
 
 
@@ -16,6 +16,11 @@ def inputs_of(evidence, advantages, *, mask=None, scored=None, verdicts=None, un
     verdicts = advantages.sign() if verdicts is None else torch.tensor(verdicts, dtype=torch.float64)
     unscorable = torch.zeros_like(mask) if unscorable is None else torch.tensor(unscorable)
     return CreditInputs(advantages, evidence, mask, scored, verdicts, unscorable)
+
+
+def distills(method):
+    """Whether the loss of a method is a divergence by default."""
+    return issubclass(METHODS[method].options, DivergenceOptions)
 
 
 def needed_by(method):
