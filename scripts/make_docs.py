@@ -17,7 +17,6 @@ from cepo.methods import METHODS, Method, MethodOptions
 from cepo.methods.option_fields import GROUPS, option_fields
 from cepo.methods.registry import presets
 from cepo.trainer.cepo_config import option_docs
-from cepo.trainer.trl_options import TRL_OPTIONS, Support
 
 ROOT = Path(__file__).parents[1]
 COMMON = option_fields(MethodOptions)
@@ -93,22 +92,12 @@ def preset_names() -> str:
     return _table(["preset", "method", "values"], rows)
 
 
-def trl_options() -> str:
-    """TRL's options with methods, grouped by their support."""
-    grouped: dict[Support, list[str]] = {}
-    for name, support in TRL_OPTIONS.items():
-        grouped.setdefault(support, []).append(f"`{name}`")
-    rows = [[", ".join(names), one.advantages, one.divergence, one.note] for one, names in grouped.items()]
-    return _table(["options", "token advantages", "divergence loss", "note"], rows)
-
-
 PARTS: dict[str, Callable[[], str]] = {
     "methods": methods,
     "facts": facts,
     "constants": constants,
     "options": options,
     "presets": preset_names,
-    "trl_options": trl_options,
 }
 
 

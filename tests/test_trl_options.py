@@ -10,9 +10,9 @@ from trl import GRPOConfig, GRPOTrainer
 
 from cepo import CEPOConfig, cli
 from cepo.methods import METHODS
-from cepo.trainer.trl_options import TRL_OPTIONS
 from tests.support.methods import distills, needed_by
 from tests.support.training import QUICK, half_right, make
+from tests.support.trl_options import TRL_OPTIONS
 
 ADDED = {one.name for one in fields(GRPOConfig)} - {one.name for one in fields(TrainingArguments)}
 # A value that is not the default, for those that a distillation refuses.

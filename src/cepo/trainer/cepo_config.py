@@ -13,7 +13,7 @@ from ..methods.method import Method, MethodOptions
 from ..methods.option_fields import OptionField, option_fields
 from ..methods.options import DivergenceOptions
 from ..methods.registry import all_options, default_text, find_method, preset_options
-from .trl_options import generation_kwargs_problem
+from .generation_kwargs import generation_kwargs_problem
 
 SharedPrompt = Literal["auto", "always", "never"]
 _COUNTS = (
