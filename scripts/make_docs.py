@@ -61,7 +61,7 @@ def constants() -> str:
         lines += [f"- defaults of its own: {_listed(changed)}."] if changed else []
         lines += [f"- further options: {_listed(own)}."] if own else []
         lines += [f"- preset `{name}`: {_listed(values)}." for name, values in method.presets.items()]
-        parts.append(f"**`{method.name}`** {_source(method.doc.source)}\n\n" + "\n".join(lines) + "\n")
+        parts.append(f"**`{method.name}`** {_source(method.doc.source)}".rstrip() + "\n\n" + "\n".join(lines) + "\n")
     return "\n".join(parts)
 
 
