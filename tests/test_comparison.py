@@ -279,7 +279,7 @@ MISTAKES = [
     (["--methods", "grpo", "--seed", "3"], "seed is set for each run"),
     (["--config", "nowhere.yaml"], "nowhere.yaml"),
     (["loose", "--methods", "grpo"], "'loose'"),
-    (["--methods", "grpo", "--max_steps", "3", "loose"], "what is 'loose'?"),
+    (["--methods", "grpo", "--max_steps", "3", "loose"], "unexpected 'loose'"),
     (["--methods", "grpo,cepo", "--against", "rlsd"], "against must be a list of arms, grpo, cepo, not ['rlsd']"),
     (["--methods", "grpo", "--eval_problems", "0"], "no held-out problems (eval_problems=0"),
     (["--methods", "grpo", "--dataset_test_split", "best"], "unknown split 'best' of the figures task"),

@@ -200,7 +200,7 @@ def parse(
     script_args, training_args, model_args = found[:3]
     if not model_args.model_name_or_path:
         known = ", ".join(f"{name}, the shipped policy" for name in EMBEDDED)
-        raise ValueError(f"model_name_or_path is missing: give a folder, a name on the Hub, or {known}.")
+        raise ValueError(f"--model_name_or_path is missing: give a folder, a name on the Hub, or {known}.")
     model_args.model_name_or_path = policy_of(model_args.model_name_or_path)
     if isinstance(script_args.reward_funcs, str):  # one name in a YAML file
         script_args.reward_funcs = [script_args.reward_funcs]
