@@ -39,6 +39,8 @@ def find_method(name: str) -> Method:
     Raises:
         ValueError: If there is no such method.
     """
+    if not isinstance(name, str):  # from a YAML file
+        raise ValueError(f"method must be a string, got {name!r}")
     if name in METHODS:
         return METHODS[name]
     if ":" not in name:
