@@ -17,10 +17,11 @@ from typing import Any, TextIO
 from rich.console import Console
 
 from cepo.commands import quiet_libraries
-from cepo.commands.compare import in_folder, print_arms, print_report, run_arms, say_notes
-from cepo.compare.arms import Comparison, read_comparison, read_config
-from cepo.compare.report import write_report
+from cepo.compare.arms import Comparison, read_comparison
+from cepo.compare.jobs import locked, run_arms
+from cepo.compare.report import print_arms, report
 from cepo.compare.statistics import REFERENCE, paired_differences, percent
+from cepo.data.yaml_files import read_yaml
 from cepo.inspection.console import PlainConsole
 from cepo.methods.options import readable
 
@@ -30,7 +31,7 @@ from .tuning import FIRST_SEED, Trials, tune
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The configuration for `cepo compare`, and the tuning: `learning_rate`, `seeds` and `beyond`."""
-    config = repeated(json.loads(path.read_text(encoding="utf-8"))) if path.suffix == ".json" else read_config(path)
+    config = repeated(json.loads(path.read_text(encoding="utf-8"))) if path.suffix == ".json" else read_yaml(path)
     defaults = {"learning_rate": [], "seeds": 2, "beyond": 0}
     return config, {name: config.pop(f"tune_{name}", default) for name, default in defaults.items()}
 
@@ -77,8 +78,7 @@ def run(comparison: Comparison, tuning: dict[str, Any], folder: Path, jobs: int,
             listed = "; ".join(f"{name} {percent(one['sampled'], signed=True)}" for name, one in ahead.items() if one)
             notes += [note, f"Sampled accuracy, points ahead of {MATCHED}, paired by seed: {listed}."]
     scores = {name: arm.scores for name, arm in trials.items()}
-    rows, against, notes = write_report(folder, comparison, runs, failed, notes=notes, tuning=scores)
-    print_report(rows, against, notes, folder, console)
+    report(folder, comparison, runs, failed, console, notes=notes, tuning=scores)
     return 1 if failed else 0
 
 
@@ -98,12 +98,9 @@ def main(arguments: list[str] | None = None) -> int:
     last = comparison.first_seed + max(arm.seeds for arm in comparison.arms)
     if tuning["learning_rate"] and last > FIRST_SEED:
         parser.error(f"seeds from {FIRST_SEED} on are for tuning and cannot be reported")
-    say_notes(comparison)
-    job = in_folder(
-        options.output_dir,
-        lambda lock, console: run(comparison, tuning, options.output_dir, options.jobs, lock, console),
-    )
-    return job(PlainConsole(soft_wrap=True))
+    options.output_dir.mkdir(parents=True, exist_ok=True)
+    with locked(options.output_dir) as lock:
+        return run(comparison, tuning, options.output_dir, options.jobs, lock, PlainConsole(soft_wrap=True))
 
 
 if __name__ == "__main__":

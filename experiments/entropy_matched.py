@@ -10,7 +10,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from cepo.compare.jobs import command_line
+from cepo.compare.arms import command_line
 from cepo.compare.statistics import Run, Sampled
 from cepo.data.evaluation import Evaluation, evaluate
 from cepo.data.files import write_whole

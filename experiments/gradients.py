@@ -228,7 +228,7 @@ def draw(rows: list[dict[str, Any]], parts: list[dict[str, Any]], file: Path) ->
 
     heights = [0.28 * len(rows) + 0.9, 0.3 * len(parts) + 0.9]
     figure = pyplot.figure(figsize=(15, sum(heights)), layout="constrained")
-    above, below = figure.subfigures(2, 1, height_ratios=heights)
+    above, below = figure.subfigures(2, 1, height_ratios=heights)  # type: ignore[misc]
     axes = [*above.subplots(1, len(_PANELS), sharey=True)]
     names = [row["name"] for row in rows]
     for axis, (measure, title) in zip(axes, _PANELS, strict=True):

@@ -201,7 +201,7 @@ def test_from_the_command_line(tmp_path, spoil, capsys, caplog):
     printed = capsys.readouterr()
     (line,) = [line for line in printed.err.splitlines() if line.startswith("cepo: error")]
     assert "gradients of 3 optimiser steps in a row, up to step 5, were not finite (norm nan)" in line
-    assert f"Go on with: --resume_from_checkpoint {tmp_path}/checkpoint-5" in printed.out
+    assert f"Resume with: --resume_from_checkpoint {tmp_path}/checkpoint-5" in printed.out
     assert "step 3 was skipped: its gradient is not finite" in caplog.text
     before = set(tmp_path.iterdir())
     assert tmp_path / "checkpoint-5" in before

@@ -239,7 +239,7 @@ def test_a_run_whose_reward_function_raises_saves_a_checkpoint(tmp_path, capsys)
     fails(tmp_path)
     saved = last_whole_checkpoint(tmp_path)
     assert saved == tmp_path / "checkpoint-2"
-    assert f"Go on with: --resume_from_checkpoint {saved}" in capsys.readouterr().out
+    assert f"Resume with: --resume_from_checkpoint {saved}" in capsys.readouterr().out
     assert run(tmp_path, breaks_later, resume_from_checkpoint=saved) == 0
     assert json.loads((tmp_path / "summary.json").read_text())["steps"] == 4
 

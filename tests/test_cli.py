@@ -1,11 +1,14 @@
-"""The real command line: what it does, what it leaves, and one clear line for every mistake."""
+"""The real command line: its output, its files, and one line for every error."""
 
 import json
 import os
+import shutil
 import signal
 import subprocess
+import sys
 import threading
 import time
+import webbrowser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -19,7 +22,7 @@ from tests.support.command_line import EVAL, SMALL, command
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """What one small run, started as a user would, printed and left."""
+    """The output directory and stdout of a small run in a process."""
     folder = tmp_path_factory.mktemp("run")
     result = subprocess.run(
         command("train", *SMALL, *EVAL, "--output_dir", str(folder / "out")),
@@ -31,19 +34,19 @@ def trained(tmp_path_factory):
     return folder / "out", result.stdout
 
 
-def test_train_shows_what_a_person_wants_to_see(trained):
+def test_train_prints_accuracy_and_progress(trained):
     _, printed = trained
     for when in ("before", "after"):
         assert f"held-out accuracy {when} training, greedy:" in printed
     assert printed.count("  sampled, 3 problems: ") == 2
     assert printed.count("pass@2 ") == 2
-    assert "entropy at content" in printed
+    assert "entropy of content tokens" in printed
     assert "step 1/2  reward" in printed
     assert "lambda 0.50" in printed
     assert "left" in printed
 
 
-def test_train_leaves_model_logs_summary_and_curves(trained):
+def test_train_writes_model_logs_summary_and_curves(trained):
     folder, _ = trained
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["method"], summary["steps"], summary["seed"]) == ("cepo", 2, 42)
@@ -67,7 +70,7 @@ def test_train_leaves_model_logs_summary_and_curves(trained):
     assert (folder / "trainer_state.json").is_file()
 
 
-def test_evaluate_gives_accuracy_with_its_interval(trained, capsys, tmp_path):
+def test_evaluate_reports_accuracy_with_intervals(trained, capsys, tmp_path):
     folder, _ = trained
     output = tmp_path / "deep" / "evaluation.json"
     arguments = [
@@ -93,20 +96,20 @@ def test_evaluate_gives_accuracy_with_its_interval(trained, capsys, tmp_path):
     assert "pass@3" in printed
 
 
-def test_one_file_of_problems_and_the_shipped_policy_by_its_name(tmp_path, monkeypatch, capsys):
-    """Whose rows a model may have seen in training, which is said."""
+def test_evaluation_on_one_file_with_the_shipped_policy(tmp_path, monkeypatch, capsys):
+    """A file has one split, on which the model may have been trained."""
     monkeypatch.chdir(tmp_path)
     row = {"prompt": [{"role": "user", "content": "What is a?"}], "solution": 7}
     Path("rows.jsonl").write_text("\n".join([json.dumps(row)] * 2))
     arguments = ["--dataset_name=rows.jsonl", "--max_completion_length=4", "--temperatures=0"]
     assert cli.main(["evaluate", *arguments, "--model_name_or_path=figures"]) == 0
-    assert "rows.jsonl is one file: of a model that was trained on it, this is no held-out" in capsys.readouterr().out
+    assert "rows.jsonl has one split: this is no held-out accuracy" in capsys.readouterr().out
     assert json.loads(Path("evaluation.json").read_text())["temperatures"][0]["problems"] == 2
     assert cli.main(["train", "--dataset_name=rows.jsonl"]) == 2
     assert "a name on the Hub, or figures, the shipped policy" in capsys.readouterr().err
 
 
-def test_a_yaml_file_sets_options_and_flags_win(tmp_path, capsys):
+def test_flags_override_the_yaml_file(tmp_path, capsys):
     config = tmp_path / "run.yaml"
     config.write_text(
         f"method: grpo\nmax_steps: 1\nper_device_train_batch_size: 8\nnum_generations: 4\nmax_completion_length: 8\n"
@@ -118,7 +121,7 @@ def test_a_yaml_file_sets_options_and_flags_win(tmp_path, capsys):
     assert "grpo on figures" in capsys.readouterr().out
 
 
-def test_a_preset_sets_options_and_flags_win(tmp_path):
+def test_flags_override_a_preset(tmp_path):
     paper = parse(["--preset", "paper", "--output_dir", str(tmp_path)])[1]
     assert paper.negative_reference == "lowest_reward"
     config = tmp_path / "run.yaml"
@@ -128,7 +131,7 @@ def test_a_preset_sets_options_and_flags_win(tmp_path):
 
 
 def test_a_local_model_and_dataset_of_files(tmp_path, text_model_path, figures):
-    """JSON lines beside image files named in them, and the shipped policy named by its folder."""
+    """JSON lines with paths of image files, and the shipped policy by its folder."""
     figures[0]["image"].save(tmp_path / "one.png")
     row = {"prompt": figures[0]["prompt"], "solution": figures[0]["solution"], "image": "one.png"}
     data = tmp_path / "data.jsonl"
@@ -158,7 +161,7 @@ def test_a_local_model_and_dataset_of_files(tmp_path, text_model_path, figures):
 
 
 def test_accuracy_of_adapters_is_measured(tmp_path):
-    """Greedy and sampled, with the entropy of what was sampled."""
+    """Greedy and sampled, with the entropy of sampled answers."""
     small = ["--max_steps=1", "--per_device_train_batch_size=8", "--figures_problems=16", "--eval_problems=4"]
     small += ["--max_completion_length=16", "--eval_samples=2", "--eval_sampled_problems=2", "--report_to=none"]
     assert cli.main(["train", *small, "--use_peft", "--lora_r=4", "--output_dir", str(tmp_path)]) == 0
@@ -166,7 +169,7 @@ def test_accuracy_of_adapters_is_measured(tmp_path):
     assert summary["before"]["sampled"]["entropy"]["nats"] > 0
 
 
-def test_so_many_held_out_answers_are_sampled_at_a_time(tmp_path, monkeypatch):
+def test_eval_batch_size(tmp_path, monkeypatch):
     seen = []
 
     def sample(policy, processing_class, conversations, *rest, **options):
@@ -178,129 +181,77 @@ def test_so_many_held_out_answers_are_sampled_at_a_time(tmp_path, monkeypatch):
     small = ["--max_steps=1", "--per_device_train_batch_size=8", "--figures_problems=16", "--eval_problems=4"]
     small += ["--max_completion_length=8", "--eval_samples=2", "--eval_sampled_problems=3", "--eval_batch_size=3"]
     assert cli.main(["train", *small, "--report_to=none", "--output_dir", str(tmp_path)]) == 0
-    assert seen == [3, 1, 3, 3] * 2  # greedy, sampled; before, after; per_device_eval_batch_size is 8 there
-
-
-def write_rows(path, rows):
-    path.write_text("".join(f"{json.dumps(row)}\n" for row in rows))
-    return str(path)
+    assert seen == [3, 1, 3, 3] * 2  # greedy and sampled, before and after
 
 
 PROMPT = [{"role": "user", "content": "How many?"}]
 GOOD = {"prompt": PROMPT, "solution": "1"}
+UNSOLVED = {"prompt": PROMPT, "answer": "1"}
 
 
 @pytest.fixture
 def without_template(tmp_path, text_model_path):
     """The text model without its chat template."""
-    folder = tmp_path / "no-template"
-    folder.mkdir()
-    for file in Path(text_model_path).iterdir():
-        if file.name != "chat_template.jinja":
-            (folder / file.name).write_bytes(file.read_bytes())
-    return str(folder)
+    return str(shutil.copytree(text_model_path, tmp_path / "no-template", ignore=lambda *_: ["chat_template.jinja"]))
 
 
-def mistakes(tmp_path, text_model_path, without_template):
-    """(arguments, what the message must name)"""
-    own_model = ["--model_name_or_path", text_model_path, "--bf16=false"]
-
-    def own(rows, name="data.jsonl"):
-        return [*own_model, "--dataset_name", write_rows(tmp_path / name, rows)]
-
-    not_yaml = tmp_path / "bad.yaml"
-    not_yaml.write_text("method: [")
-    unknown_in_yaml = tmp_path / "unknown.yaml"
-    unknown_in_yaml.write_text("evidence_clop: 0.3\n")
-    return {
-        "unknown preset": (["--preset", "papers"], ["preset", "'papers'", "paper"]),
-        "no solution column": (own([{"prompt": PROMPT, "answer": "1"}], "a.jsonl"), ["solution", "answer"]),
-        "empty solution": (own([GOOD, {**GOOD, "solution": ""}], "b.jsonl"), ["row 1", "solution"]),
-        "missing image": (own([GOOD | {"image": "gone.png"}], "c.jsonl"), ["row 0", "gone.png"]),
-        "no chat template": (
-            ["--model_name_or_path", without_template, "--bf16=false", *own([GOOD] * 8, "d.jsonl")[3:]],
-            ["chat template"],
-        ),
-        "no such model": (["--model_name_or_path", "./nowhere"], ["./nowhere"]),
-        "no model there": (["--model_name_or_path", str(tmp_path)], ["config.json"]),
-        "no such dataset": ([*own_model, "--dataset_name", "./nothing.jsonl"], ["./nothing.jsonl"]),
-        "no dataset on the hub": ([*own_model, "--dataset_name", "nobody/nothing"], ["nobody/nothing"]),
-        "no model given": (["--dataset_name", "someone/something"], ["--model_name_or_path"]),
-        "unknown method": (["--method", "ppo"], ["ppo", "cepo"]),
-        "unknown option": (["--evidence_clipp", "0.2"], ["--evidence_clipp", "--evidence_clip"]),
-        "a second value": (["--report_to", "none", "tensorboard"], ["what is 'tensorboard'?", "--config"]),
-        "unknown option in YAML": (["--config", str(unknown_in_yaml)], ["evidence_clop"]),
-        "not YAML": (["--config", str(not_yaml)], ["bad.yaml"]),
-        "no such YAML": (["--config", "none.yaml"], ["none.yaml"]),
-        "clip out of range": (["--evidence_clip", "1.5"], ["evidence_clip", "1.5"]),
-        "not a number": (["--evidence_clip", "wide"], ["evidence_clip", "wide"]),
-        "not divisible": (["--num_generations", "7"], ["num_generations", "7"]),
-        "unknown reward": (["--reward_funcs", "praise"], ["praise"]),
-        "unknown reward module": (["--reward_funcs", "no_module.praise"], ["no_module"]),
-        "nothing to resume": (["--resume_from_checkpoint", "./nowhere"], ["resume_from_checkpoint", "./nowhere"]),
-        "config without a file": (["--config"], ["--config"]),
-        "grpo without solutions": (
-            ["--method", "grpo", *own([{"prompt": PROMPT, "answer": "1"}], "e.jsonl")],
-            ["solution"],
-        ),
-        "grpo without a template": (
-            ["--method", "grpo", "--model_name_or_path", without_template, *own([GOOD] * 8, "f.jsonl")[3:]],
-            ["chat template"],
-        ),
-        "too few rows": ([*own([GOOD], "g.jsonl"), "--per_device_train_batch_size=16"], ["1 rows"]),
-        "unknown difficulty": (["--dataset_config", "harder"], ["harder", "hard"]),
-        "no answer at a time": (["--eval_batch_size", "0"], ["eval_batch_size must be 1 or more, not 0"]),
-        "fewer problems than none": (["--eval_problems", "-1"], ["eval_problems must be 0 or more, not -1"]),
-    }
+# Rows of a dataset, files of options, arguments and words of the message.
+ERRORS = {
+    "unknown preset": ([], "", ["--preset", "papers"], ["preset", "'papers'", "paper"]),
+    "no solution column": ([UNSOLVED], "", [], ["solution", "answer"]),
+    "empty solution": ([GOOD, {**GOOD, "solution": ""}], "", [], ["row 1", "solution"]),
+    "missing image": ([GOOD | {"image": "gone.png"}], "", [], ["row 0", "gone.png"]),
+    "no chat template": ([GOOD] * 8, "", ["--model_name_or_path", "NO_TEMPLATE"], ["chat template"]),
+    "no such model": ([], "", ["--model_name_or_path", "./nowhere"], ["./nowhere"]),
+    "a folder without a model": ([], "", ["--model_name_or_path", "."], ["config.json"]),
+    "no such dataset": ([], "", ["--model_name_or_path", "MODEL", "--dataset_name", "./no.jsonl"], ["./no.jsonl"]),
+    "no dataset on the hub": ([], "", ["--model_name_or_path", "MODEL", "--dataset_name", "nobody/no"], ["nobody/no"]),
+    "no model": ([], "", ["--dataset_name", "someone/something"], ["--model_name_or_path"]),
+    "unknown method": ([], "", ["--method", "ppo"], ["ppo", "cepo"]),
+    "unknown option": ([], "", ["--evidence_clipp", "0.2"], ["--evidence_clipp", "--evidence_clip"]),
+    "a second value": ([], "", ["--report_to", "none", "tensorboard"], ["what is 'tensorboard'?", "--config"]),
+    "unknown option in YAML": ([], "evidence_clop: 0.3\n", [], ["evidence_clop"]),
+    "not YAML": ([], "method: [", [], ["run.yaml"]),
+    "no such YAML": ([], "", ["--config", "none.yaml"], ["none.yaml"]),
+    "clip out of range": ([], "", ["--evidence_clip", "1.5"], ["evidence_clip", "1.5"]),
+    "not a number": ([], "", ["--evidence_clip", "wide"], ["evidence_clip", "wide"]),
+    "not divisible": ([], "", ["--num_generations", "7"], ["num_generations", "7"]),
+    "unknown reward": ([], "", ["--reward_funcs", "praise"], ["praise"]),
+    "unknown reward module": ([], "", ["--reward_funcs", "no_module.praise"], ["no_module"]),
+    "no checkpoint": ([], "", ["--resume_from_checkpoint", "./nowhere"], ["resume_from_checkpoint", "./nowhere"]),
+    "config without a file": ([], "", ["--config"], ["--config"]),
+    "grpo without solutions": ([UNSOLVED], "", ["--method", "grpo"], ["solution"]),
+    "too few rows": ([GOOD], "", ["--per_device_train_batch_size=16"], ["1 rows"]),
+    "unknown difficulty": ([], "", ["--dataset_config", "harder"], ["harder", "hard"]),
+    "empty evaluation batch": ([], "", ["--eval_batch_size", "0"], ["eval_batch_size must be 1 or more, not 0"]),
+    "negative number of problems": ([], "", ["--eval_problems", "-1"], ["eval_problems must be 0 or more, not -1"]),
+}
 
 
-CASES = [
-    "no solution column",
-    "empty solution",
-    "missing image",
-    "no chat template",
-    "no such model",
-    "no model there",
-    "no such dataset",
-    "no dataset on the hub",
-    "no model given",
-    "unknown method",
-    "unknown option",
-    "a second value",
-    "unknown option in YAML",
-    "not YAML",
-    "no such YAML",
-    "clip out of range",
-    "not a number",
-    "not divisible",
-    "unknown reward",
-    "unknown reward module",
-    "nothing to resume",
-    "config without a file",
-    "grpo without solutions",
-    "grpo without a template",
-    "too few rows",
-    "unknown difficulty",
-    "unknown preset",
-    "no answer at a time",
-    "fewer problems than none",
-]
-
-
-@pytest.mark.parametrize("case", CASES)
-def test_a_mistake_gets_one_clear_error(case, tmp_path, text_model_path, without_template, capsys):
-    arguments, named = mistakes(tmp_path, text_model_path, without_template)[case]
-    status = cli.main(["train", "--output_dir", str(tmp_path / "out"), "--figures_problems=8", *arguments])
+@pytest.mark.parametrize("case", ERRORS)
+def test_an_invalid_option_is_an_error_on_one_line(
+    case, tmp_path, text_model_path, without_template, monkeypatch, capsys
+):
+    rows, config, arguments, words = ERRORS[case]
+    monkeypatch.chdir(tmp_path)
+    models = {"MODEL": text_model_path, "NO_TEMPLATE": without_template}
+    arguments = [models.get(argument, argument) for argument in arguments]
+    if rows:
+        Path("data.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+        arguments = ["--model_name_or_path", text_model_path, "--bf16=false", "--dataset_name=data.jsonl", *arguments]
+    if config:
+        Path("run.yaml").write_text(config)
+        arguments = [*arguments, "--config", "run.yaml"]
+    assert cli.main(["train", "--output_dir=out", "--figures_problems=8", *arguments]) == 2
     printed = capsys.readouterr()
-    assert status == 2
     assert "Traceback" not in printed.err + printed.out
     (error,) = [line for line in printed.err.splitlines() if line.startswith("cepo: error:")]
-    assert all(word in error for word in named), error
-    assert not list((tmp_path / "out").glob("*"))  # nothing was begun
+    assert all(word in error for word in words), error
+    assert not list(Path("out").glob("*"))
 
 
-def test_a_mistake_in_a_process_of_its_own(tmp_path):
-    """As a user meets it: exit status 2, one line, no traceback."""
+def test_an_error_in_a_process(tmp_path):
+    """Exit status 2, one line, no traceback."""
     result = subprocess.run(command("train", "--method", "ppo"), capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 2
     assert result.stderr.splitlines()[-1].startswith("cepo: error: unknown method 'ppo'; there are cepo, cepo_additive")
@@ -326,6 +277,7 @@ def test_a_mistake_in_a_process_of_its_own(tmp_path):
         ),
         (["explain", "--output", "x.json"], "--output is for --statistics"),
         (["explain", "--statistics", "--open"], "leave out --open and --terminal"),
+        (["explain", "--open", "--terminal"], "--open: --terminal writes no page"),
         (["explain", "--statistics", "--show", "grpo"], "grpo scores no hints"),
         (["explain", "--evidence_clip", "1.5"], "evidence_clip"),
         (["explain", "--from", "./nowhere"], "--from: there is no such folder: ./nowhere"),
@@ -336,16 +288,16 @@ def test_a_mistake_in_a_process_of_its_own(tmp_path):
         (["fly"], "fly"),
     ],
 )
-def test_mistakes_of_other_commands(arguments, named, capsys):
+def test_errors_of_other_commands(arguments, named, capsys):
     try:
         status = cli.main(arguments)
-    except SystemExit as stop:  # argparse's own way out
+    except SystemExit as stop:  # of argparse
         status = stop.code
     assert status == 2
     assert named in capsys.readouterr().err
 
 
-NOBODYS = "nobodys-model"  # a name without a slash, which may be a folder's or the Hub's
+MISSING = "missing-model"  # without a slash: a folder, or a model of the Hub
 
 
 @pytest.mark.parametrize(
@@ -360,20 +312,20 @@ NOBODYS = "nobodys-model"  # a name without a slash, which may be a folder's or 
         (["explain", "--statistics", "--model_name_or_path"], "model_name_or_path"),
     ],
 )
-def test_a_model_that_is_neither_here_nor_in_the_cache(arguments, option, tmp_path, monkeypatch, capsys):
+def test_a_model_neither_here_nor_in_the_cache(arguments, option, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert cli.main([*arguments, NOBODYS]) == 2
+    assert cli.main([*arguments, MISSING]) == 2
     printed = capsys.readouterr()
     (error,) = [line for line in printed.err.splitlines() if line.startswith("cepo: error:")]
-    assert error.startswith(f"cepo: error: {option}: {NOBODYS} is neither a folder here nor a model in this machine's")
+    assert error.startswith(f"cepo: error: {option}: {MISSING} is neither a folder here nor a model in this machine's")
     assert "HF_HUB_OFFLINE" in error
     assert "give the path of a folder" in error
     assert "Traceback" not in printed.err + printed.out
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
-def test_a_model_that_is_not_on_the_hub_either(tmp_path):
-    """A Hub that knows no model at all."""
+def test_a_model_missing_on_the_hub(tmp_path):
+    """A Hub without models."""
 
     class Hub(BaseHTTPRequestHandler):
         def do_HEAD(self):
@@ -391,7 +343,7 @@ def test_a_model_that_is_not_on_the_hub_either(tmp_path):
         threading.Thread(target=hub.serve_forever, daemon=True).start()
         environment = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}"}
         result = subprocess.run(
-            command("evaluate", "--num_problems=4", "--model_name_or_path", NOBODYS),
+            command("evaluate", "--num_problems=4", "--model_name_or_path", MISSING),
             capture_output=True,
             text=True,
             cwd=tmp_path,
@@ -401,23 +353,32 @@ def test_a_model_that_is_not_on_the_hub_either(tmp_path):
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
     error = result.stderr.splitlines()[-1]
-    assert error.startswith(f"cepo: error: model_name_or_path: {NOBODYS} is neither a folder here, nor a model in this")
+    assert error.startswith(f"cepo: error: model_name_or_path: {MISSING} is neither a folder here, nor a model in this")
     assert "on the Hub that you may read; give the path of a folder, or owner/name" in error
 
 
 def test_help(capsys):
-    assert cli.main(["--help"]) == 0
-    assert "cepo train" in capsys.readouterr().out
+    for flag, text in (("--help", "cepo train"), ("--version", "cepo ")):
+        with pytest.raises(SystemExit) as stop:
+            cli.main([flag])
+        assert stop.value.code == 0
+        assert text in capsys.readouterr().out
     assert cli.main(["train", "--help"]) == 0
     page = capsys.readouterr().out
     assert "--evidence_clip" in page
     assert "--model_name_or_path" in page
-    assert cli.main(["--version"]) == 0
-    assert capsys.readouterr().out.startswith("cepo ")
+
+
+def test_help_imports_neither_torch_nor_trl():
+    code = "import sys; from cepo.cli import make_parser; make_parser().print_help(); print(sorted(sys.modules))"
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    modules = printed.splitlines()[-1]
+    assert "'cepo.cli'" in modules
+    assert not [name for name in ("torch", "trl", "transformers", "datasets") if f"'{name}'" in modules]
 
 
 def test_ctrl_c_saves_a_checkpoint_that_can_be_resumed(tmp_path):
-    """The first Ctrl-C finishes the step and saves; the run then goes on from there."""
+    """The first Ctrl-C finishes the step and saves; the run resumes from there."""
     arguments = ["train", *SMALL, "--max_steps=400", "--save_strategy=no", "--eval_problems=0", "--output_dir=out"]
     process = subprocess.Popen(
         command(*arguments),
@@ -450,10 +411,14 @@ def test_ctrl_c_saves_a_checkpoint_that_can_be_resumed(tmp_path):
 
 @pytest.fixture(scope="module")
 def explained(tmp_path_factory):
-    """The page of a group of the shipped policy."""
+    """The page of one group, sampled from the shipped policy."""
     path = tmp_path_factory.mktemp("explain") / "deep" / "explain.html"
-    arguments = ["explain", "--index=1", "--num_generations=4", "--output_dir", str(path.parent)]
-    assert cli.main(arguments) == 0
+    arguments = ["explain", "--index=1", "--num_generations=4", "--output_dir", str(path.parent), "--open"]
+    opened = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(webbrowser, "open", lambda address: opened.append(address) or True)
+        assert cli.main(arguments) == 0
+    assert opened == [path.as_uri()]
     return path
 
 
@@ -483,7 +448,7 @@ def test_explain_the_rollouts_of_a_run(tmp_path, capsys):
         "step-00001.html",
     ]
     output = tmp_path / "explain.html"
-    # A method that asks what is known of tokens, with a constant of its own: nothing of a right rollout's worth.
+    # A method that reads token labels, with a constant.
     own = ["--method", "vppo", "--method_kwargs", '{"prefix_value": 0.25, "margin": 0}']
     assert cli.main(["explain", "--from", run, "--step=0", *own, "--output_dir", str(tmp_path)]) == 0
     page = output.read_text(encoding="utf-8")
@@ -498,11 +463,11 @@ def test_explain_the_rollouts_of_a_run(tmp_path, capsys):
     assert "it has 0, 1" in capsys.readouterr().err
 
 
-def test_explain_says_where_nothing_is_placed(tmp_path, monkeypatch, capsys):
-    """All wrong: GRPO and CEPO place nothing there, a method that blames such groups does."""
-    (tmp_path / "verifier.py").write_text("def nobody(completions, **columns):\n    return [0.0] * len(completions)\n")
+def test_explain_reports_groups_without_advantages(tmp_path, monkeypatch, capsys):
+    """A group without a correct rollout: GRPO and CEPO give no advantage, other methods do."""
+    (tmp_path / "verifier.py").write_text("def zero(completions, **columns):\n    return [0.0] * len(completions)\n")
     monkeypatch.syspath_prepend(tmp_path)
-    common = ["explain", "--num_generations=2", "--reward_funcs", "verifier.nobody", "--output_dir", str(tmp_path)]
+    common = ["explain", "--num_generations=2", "--reward_funcs", "verifier.zero", "--output_dir", str(tmp_path)]
     assert cli.main(common) == 0
     said = capsys.readouterr().out
     assert "0 of 2 rollouts are right" in said

@@ -1,4 +1,4 @@
-"""Comparing arms: the numbers by hand, and the real command on the smallest runs."""
+"""`cepo compare`: statistics against hand-worked cases, and the real command on small runs."""
 
 import io
 import json
@@ -16,11 +16,10 @@ from rich.console import Console
 from scipy.stats import binomtest
 
 from cepo import cli
-from cepo.commands import compare
 from cepo.compare import jobs
 from cepo.compare.jobs import BusyError, Job, job_of, locked
 from cepo.compare.report import comparison_table, table_lines
-from cepo.compare.statistics import Estimate, Run, Sampled, band, percent, summarise
+from cepo.compare.statistics import Estimate, Run, Sampled, band, percent, summarize
 from cepo.methods.options import preset_options
 from cepo.tasks.figures import policy_path
 
@@ -31,7 +30,7 @@ def run(seed, *accuracies, seconds=10.0):
     return Run(seed, [(5 * number, value) for number, value in enumerate(accuracies)], seconds)
 
 
-def test_final_and_early_accuracy():
+def test_final_early_and_average_accuracy():
     one = run(0, 0.2, 0.4, 0.6, 0.5, 0.9)  # steps 0, 5, ..., 20
     assert one.final == 0.9
     assert one.early == pytest.approx((0.3 * 5 + 0.5 * 5) / 10)  # trapezoids up to step 10
@@ -41,7 +40,7 @@ def test_final_and_early_accuracy():
     assert run(0, 0.3).early == run(0, 0.3).average == 0.3
 
 
-def test_an_estimate_is_a_mean_with_an_interval_around_it():
+def test_an_estimate_has_a_t_interval():
     values = [0.1, 0.2, 0.4, 0.3, 0.25, 0.15]
     found = Estimate.of(values)
     assert found.mean == pytest.approx(np.mean(values))
@@ -54,7 +53,7 @@ def test_an_estimate_is_a_mean_with_an_interval_around_it():
 
 
 def test_arms_are_compared_seed_by_seed():
-    """Seeds differ far more than arms: unpaired intervals overlap, the paired difference is clear."""
+    """Seeds differ more than arms: unpaired intervals overlap, the paired difference excludes 0."""
     draw = np.random.default_rng(0)
     base = draw.uniform(0.2, 0.8, size=8)
     gains = draw.uniform(0.02, 0.03, size=8)
@@ -62,9 +61,9 @@ def test_arms_are_compared_seed_by_seed():
         "grpo": [run(seed, 0.1, value, value) for seed, value in enumerate(base)],
         "cepo": [run(seed, 0.1, value + gain, value + gain, seconds=12.0) for seed, (value, gain) in
                  enumerate(zip(base, gains, strict=True))],
-        "late": [run(7, 0.9, 0.5, 0.5)],  # the untrained policy is taken from GRPO's run
+        "late": [run(7, 0.9, 0.5, 0.5)],  # whose untrained policy is GRPO's
     }  # fmt: skip
-    untrained, grpo, cepo, late = summarise(arms)
+    untrained, grpo, cepo, late = summarize(arms)
     assert untrained["name"] == "base"
     assert untrained["early"]["mean"] == untrained["final"]["mean"] == pytest.approx(0.1)
     assert untrained["paired_difference_to_grpo"]["final"]["mean"] == pytest.approx(0.1 - base.mean())
@@ -82,15 +81,15 @@ def test_arms_are_compared_seed_by_seed():
     assert lines[6][5] == "1.20"
 
 
-def test_the_band_has_every_evaluated_step():
+def test_the_band_has_all_evaluated_steps():
     points = band([run(0, 0.1, 0.3), run(1, 0.2, 0.5)])
     assert [(step, round(estimate.mean, 3)) for step, estimate in points] == [(0, 0.15), (5, 0.4)]
 
 
-def test_greedy_accuracy_comes_first_and_sampled_beside():
+def test_rows_have_greedy_and_sampled_measures():
     before, after = Sampled(0.3, 0.8, 8, 0.5), Sampled(0.5, 0.9, 8, 0.1)
     sampled = [Run(seed, [(0, 0.4), (10, 0.6)], 9.0, before=before, after=after) for seed in (0, 1)]
-    base, grpo, old = summarise({"grpo": sampled, "old": [Run(0, [(0, 0.4), (10, 0.7)], 9.0)]})
+    base, grpo, old = summarize({"grpo": sampled, "old": [Run(0, [(0, 0.4), (10, 0.7)], 9.0)]})
     assert (base["final"]["mean"], base["sampled"]["mean"], base["pass_at"]["mean"]) == (0.4, 0.3, 0.8)
     assert (grpo["sampled"]["mean"], grpo["pass_at"]["mean"], grpo["k"]) == (0.5, 0.9, 8)
     assert base["paired_difference_to_grpo"]["sampled"]["mean"] == pytest.approx(-0.2)
@@ -99,7 +98,7 @@ def test_greedy_accuracy_comes_first_and_sampled_beside():
     assert [line[2] for line in lines[:5]] == ["final", "early", "average", "sampled", "pass@8"]
 
 
-def test_a_terminal_of_80_columns_shows_every_number_whole():
+def test_the_table_fits_80_columns():
     rows = json.loads(RESULT.read_text())["arms"]
     rows[2]["name"] = "cepo [bold]"
     console = Console(width=80, soft_wrap=True, file=io.StringIO())
@@ -114,8 +113,8 @@ def test_a_terminal_of_80_columns_shows_every_number_whole():
             assert percent(estimate, signed=True) in shown
 
 
-def test_intervals_hold_the_mean_as_often_as_they_say():
-    """Of 400 samples of five the t interval misses about 20."""
+def test_intervals_have_their_nominal_coverage():
+    """Of 400 samples of five, the t interval misses about 20."""
     draw = np.random.default_rng(1)
     found = [Estimate.of(draw.normal(size=5)) for _ in range(400)]
     missed = sum(not e.low < 0 < e.high for e in found)
@@ -136,7 +135,7 @@ BAD_CONFIGS = [
     ("arms: {a: {skip_zero_advantage: true, entropy_coef: 0.1}}", "arm a: skip_zero_advantage would change"),
     ("arms: {../../x: {method: grpo}}", "choose another name"),
     ("arms: {a: {method: grpo}", "is not YAML"),
-    ("arms: {a: {method: grpo}}\nseed: 1", "unknown seed; it takes against, arms"),
+    ("arms: {a: {method: grpo}}\nseed: 1", "unknown seed; the keys are against, arms"),
     ("[1]", "must hold options as `name: value` lines"),
     ("arms: {a: {method: grpo, reward_funcs: nonesuch}}", "arm a: "),
     ("arms: {a: {method: grpo, model_name_or_path: ./nowhere}}", "./nowhere"),
@@ -145,12 +144,12 @@ BAD_CONFIGS = [
     ("arms: {a: {method: grpo}}\nbase: {preset: papers}", "unknown preset 'papers'"),
     ("arms: {a: {method: grpo}}\nagainst: [b]", "against must be a list of arms, a, not ['b']"),
     ("arms: {a: {method: grpo}}\nagainst: a", "against must be a list of arms, a, not 'a'"),
-    ("arms: {a: {method: grpo}}\nbase: {dry_run: true}", "arm a: dry_run is for all arms at once"),
+    ("arms: {a: {method: grpo}}\nbase: {dry_run: true}", "arm a: dry_run is an option of cepo compare"),
 ]
 
 
 @pytest.mark.parametrize(("text", "named"), BAD_CONFIGS)
-def test_mistakes_in_the_config_are_named(text, named, tmp_path, capsys):
+def test_errors_of_the_config_name_the_arm_or_key(text, named, tmp_path, capsys):
     config = tmp_path / "arms.yaml"
     config.write_text(text)
     assert cli.main(["compare", "--config", str(config), "--output_dir", str(tmp_path / "out")]) == 2
@@ -158,40 +157,39 @@ def test_mistakes_in_the_config_are_named(text, named, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
-def test_arms_flags_and_what_a_method_implies(tmp_path, capsys, monkeypatch):
-    """Everything up to the runs themselves."""
+def test_arms_from_file_and_flags_and_their_differences(tmp_path, capsys, monkeypatch):
+    """Everything but the runs."""
     asked = []
-    monkeypatch.setattr(compare, "run_all", lambda work, *_: asked.extend(work))
+    monkeypatch.setattr(jobs, "run_all", lambda work, *_: asked.extend(work))
     config = tmp_path / "arms.yaml"
     config.write_text("arms:\n  1: {method: sdpo, seeds: 1}\nseeds: 2")
     flags = ["--methods", "base, grpo, cepo", "--save_strategy", "no", "--reward_weights", "1", "--bf16", "false"]
     assert cli.main(["compare", "--config", str(config), "--output_dir", str(tmp_path / "out"), *flags]) == 1
     assert [(job.arm, job.seed) for job in asked] == [("1", 0), ("grpo", 0), ("cepo", 0), ("grpo", 1), ("cepo", 1)]
     assert asked[0].options["save_strategy"] == "no"
-    printed, said = capsys.readouterr()
+    printed = capsys.readouterr().out
     assert "- teacher_ema_decay: 0.95: 1; 0.999: cepo" in printed
     assert "- skip_zero_advantage: False: 1, grpo; True: cepo" in printed
     assert "- max_steps" not in printed
-    assert not said
     result = json.loads((tmp_path / "out" / "compare.json").read_text())
     assert result["differences"]["method"] == {"1": "sdpo", "grpo": "grpo", "cepo": "cepo"}
     assert "- teacher_ema_decay: 0.95: 1;" in (tmp_path / "out" / "compare.md").read_text()
 
 
-def test_a_dry_run_says_what_would_be_run_and_writes_nothing(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(compare, "run_all", lambda *_: pytest.fail("a run was started"))
+def test_a_dry_run_lists_the_arms_and_writes_nothing(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(jobs, "run_all", lambda *_: pytest.fail("a run was started"))
     monkeypatch.chdir(tmp_path)
     arguments = ["compare", "--methods", "grpo,cepo", "--seeds", "4", "--dry_run"]
     assert cli.main(arguments) == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "- method: 'grpo': grpo; 'cepo': cepo" in said
-    assert "8 runs would be made in comparison. This is a dry run: nothing was started." in said
+    assert "8 runs in comparison. Dry run: nothing was started." in said
     assert not list(tmp_path.iterdir())
 
 
-def test_an_arms_preset_goes_over_the_base_and_its_own_options_over_both(tmp_path, monkeypatch):
+def test_an_arms_preset_overrides_the_base_and_its_options_override_both(tmp_path, monkeypatch):
     asked = []
-    monkeypatch.setattr(compare, "run_all", lambda work, *_: asked.extend(work))
+    monkeypatch.setattr(jobs, "run_all", lambda work, *_: asked.extend(work))
     config = tmp_path / "arms.yaml"
     config.write_text(
         "base: {evidence_clip: 0.9, teacher: ema}\nseeds: 1\n"
@@ -200,58 +198,58 @@ def test_an_arms_preset_goes_over_the_base_and_its_own_options_over_both(tmp_pat
     cli.main(["compare", "--config", str(config), "--output_dir", str(tmp_path / "out")])
     grpo, rlsd = (job.options for job in asked)
     assert rlsd | preset_options("rlsd") | {"evidence_steps": 24} == rlsd
-    assert not {"evidence_clip", "teacher"} & set(grpo)  # which reads neither
+    assert not {"evidence_clip", "teacher"} & set(grpo)  # GRPO reads neither
 
 
-def test_arms_are_held_against_others_too(tmp_path, monkeypatch, capsys):
-    """Of each measure, paired by seed, in the file, the table and on the terminal."""
-    finals = {"grpo": (0.5, 0.6, 0.7), "control": (0.6, 0.7, 0.8), "ours": (0.7, 0.9, 0.9)}
-    monkeypatch.setattr(compare, "run_all", lambda *_: None)
-    monkeypatch.setattr(compare.Job, "done", property(lambda _: True))
+def test_differences_to_further_reference_arms(tmp_path, monkeypatch, capsys):
+    """For each measure, paired by seed, in compare.json, compare.md and on the terminal."""
+    finals = {"grpo": (0.5, 0.6, 0.7), "control": (0.6, 0.7, 0.8), "cepo": (0.7, 0.9, 0.9)}
+    monkeypatch.setattr(jobs, "run_all", lambda *_: None)
+    monkeypatch.setattr(jobs.Job, "done", property(lambda _: True))
 
     def load(folder):
         seed = int(folder.name.removeprefix("seed-"))
         return run(seed, 0.1, 0.2, finals[folder.parent.name][seed])
 
-    monkeypatch.setattr(compare, "load_run", load)
+    monkeypatch.setattr(jobs, "load_run", load)
     monkeypatch.setenv("COLUMNS", "120")
     config = tmp_path / "arms.yaml"
     config.write_text(
-        "arms: {grpo: {method: grpo}, control: {negative_advantage_weight: 0.05, method: grpo}, ours: {method: cepo}}\n"
+        "arms: {grpo: {method: grpo}, control: {negative_advantage_weight: 0.05, method: grpo}, cepo: {method: cepo}}\n"
         "seeds: 3\nagainst: [control, grpo, control]"
     )
     assert cli.main(["compare", "--config", str(config), "--output_dir", str(tmp_path / "out")]) == 0
     result = json.loads((tmp_path / "out" / "compare.json").read_text())
-    assert set(result["against"]) == {"control"}  # all are held against GRPO anyway
+    assert set(result["against"]) == {"control"}  # GRPO is always a reference
     ahead = result["against"]["control"]["final"]
-    assert ahead["ours"]["mean"] == pytest.approx((0.1 + 0.2 + 0.1) / 3)
+    assert ahead["cepo"]["mean"] == pytest.approx((0.1 + 0.2 + 0.1) / 3)
     assert ahead["grpo"]["mean"] == pytest.approx(-0.1)
-    assert ahead["ours"]["low"] < ahead["ours"]["mean"] < ahead["ours"]["high"]
-    assert result["against"]["control"]["average"]["ours"]["mean"] == pytest.approx(0.25 * (0.1 + 0.2 + 0.1) / 3)
+    assert ahead["cepo"]["low"] < ahead["cepo"]["mean"] < ahead["cepo"]["high"]
+    assert result["against"]["control"]["average"]["cepo"]["mean"] == pytest.approx(0.25 * (0.1 + 0.2 + 0.1) / 3)
     listed = (tmp_path / "out" / "compare.md").read_text()
     assert "| accuracy, % | minus GRPO | minus control | time |" in listed
-    assert "| ours | 3 | final | 83.3 [54.6, 112.0] | +23.3 [+9.0, +37.7] | +13.3 [-1.0, +27.7] | 1.00 |" in listed
+    assert "| cepo | 3 | final | 83.3 [54.6, 112.0] | +23.3 [+9.0, +37.7] | +13.3 [-1.0, +27.7] | 1.00 |" in listed
     assert "+13.3 [-1.0, +27.7]" in " ".join(capsys.readouterr().out.split())
 
 
-def test_what_is_not_as_it_should_be_is_said(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(compare, "run_all", lambda *_: None)
+def test_unequal_budgets_and_a_missing_reference_are_noted(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(jobs, "run_all", lambda *_: None)
     config = tmp_path / "arms.yaml"
     config.write_text("base: {teacher: ema}\narms:\n  one: {method: cepo, max_steps: 3}\n  two: {method: opsd}")
     folder = tmp_path / "out"
     assert cli.main(["compare", "--config", str(config), "--output_dir", str(folder), "--max_steps", "2"]) == 1
-    printed, said = capsys.readouterr()
-    assert "Arms differ in max_steps (3: one; 2: two)" in said
-    assert "no arm 'grpo'" in said
-    assert "No run finished.\n- Arms differ in max_steps" in printed
+    printed = capsys.readouterr().out
+    assert "The budgets are not equal: max_steps differs (3: one; 2: two)." in printed
+    assert "Without an arm 'grpo'" in printed
+    assert "No run finished.\n- The budgets are not equal" in printed
     assert "- positive_content: 'answer': one; 'solution': two" in printed
-    assert "- teacher: " not in printed  # the base has one for both
-    assert "Arms differ in max_steps" in (folder / "compare.md").read_text()
+    assert "- teacher: " not in printed  # equal in both arms
+    assert "max_steps differs" in (folder / "compare.md").read_text()
     assert cli.main(["compare", "--methods", "grpo", "--output_dir", str(config)]) == 2
     assert str(config) in capsys.readouterr().err
 
 
-def test_the_oracle_needs_a_task_whose_tokens_are_known(tmp_path, capsys):
+def test_the_oracle_needs_token_labels(tmp_path, capsys):
     rows = [{"prompt": [{"role": "user", "content": "1 + 1?"}], "solution": "2"}] * 64
     for split in ("train", "test"):
         (tmp_path / f"{split}.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -263,7 +261,7 @@ def test_the_oracle_needs_a_task_whose_tokens_are_known(tmp_path, capsys):
     )
 
 
-def test_only_finished_runs_hold_their_options(tmp_path):
+def test_a_finished_run_with_other_options_is_refused(tmp_path):
     folder = tmp_path / "a" / "seed-0"
     folder.mkdir(parents=True)
     (folder / "options.json").write_text("{}")
@@ -276,35 +274,35 @@ def test_only_finished_runs_hold_their_options(tmp_path):
 MISTAKES = [
     ([], "--methods"),
     (["--methods", "grpo,ppo"], "'ppo'"),
-    (["--methods", "grpo", "--evidence_clop", "1"], "arm grpo: unknown option --evidence_clop; did you mean"),
+    (["--methods", "grpo", "--evidence_clop", "1"], "unknown option --evidence_clop; did you mean"),
     (["--methods", "cepo", "--evidence_clip", "2"], "arm cepo: evidence_clip"),
-    (["--methods", "grpo", "--seed", "3"], "seed is chosen"),
+    (["--methods", "grpo", "--seed", "3"], "seed is set for each run"),
     (["--config", "nowhere.yaml"], "nowhere.yaml"),
     (["loose", "--methods", "grpo"], "'loose'"),
-    (["--methods", "grpo", "--max_steps", "3", "loose"], "arm grpo: "),
+    (["--methods", "grpo", "--max_steps", "3", "loose"], "what is 'loose'?"),
     (["--methods", "grpo,cepo", "--against", "rlsd"], "against must be a list of arms, grpo, cepo, not ['rlsd']"),
-    (["--methods", "grpo", "--eval_problems", "0"], "no held-out problems to compare on (eval_problems=0"),
+    (["--methods", "grpo", "--eval_problems", "0"], "no held-out problems (eval_problems=0"),
     (["--methods", "grpo", "--dataset_test_split", "best"], "unknown split 'best' of the figures task"),
 ]
 
 
 @pytest.mark.parametrize(("arguments", "named"), MISTAKES)
-def test_mistakes_are_found_before_anything_runs(arguments, named, tmp_path, monkeypatch, capsys):
+def test_errors_are_found_before_any_run(arguments, named, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     assert cli.main(["compare", *arguments]) == 2
     assert named in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_is_one_commands_at_a_time(tmp_path, capsys):
+def test_a_folder_in_use_is_refused(tmp_path, capsys):
     with locked(tmp_path):
         assert cli.main(["compare", "--methods", "grpo", "--output_dir", str(tmp_path)]) == 2
-    assert "runs are under way" in capsys.readouterr().err
+    assert "is in use by other runs" in capsys.readouterr().err
     with locked(tmp_path):
         pass
 
 
-# A run that prints, waits for a file, and does what it is told next.
+# A run that prints a line, then waits for a file, fails or is killed.
 RUN = """
 import os, pathlib, signal, sys, time
 folder, print_first, then = pathlib.Path(sys.argv[1]), sys.argv[2], sys.argv[3]
@@ -321,7 +319,7 @@ while not (folder.parent / "go").exists():
 
 @pytest.fixture
 def fake_runs(tmp_path, monkeypatch):
-    """Runs all that are named; what each prints and does is in its options."""
+    """Runs three jobs, whose options give what each prints and does."""
     started = []
 
     def start(job, threads, lock):
@@ -343,7 +341,7 @@ def fake_runs(tmp_path, monkeypatch):
     return run, started
 
 
-def test_two_runs_at_a_time_and_the_next_when_one_ends(tmp_path, fake_runs, monkeypatch):
+def test_two_runs_at_a_time(tmp_path, fake_runs, monkeypatch):
     run, started = fake_runs
     seen = []
     sleep = time.sleep
@@ -360,7 +358,7 @@ def test_two_runs_at_a_time_and_the_next_when_one_ends(tmp_path, fake_runs, monk
     assert started == ["one", "two", "three"]
 
 
-def test_why_a_run_failed(tmp_path, fake_runs):
+def test_the_reason_of_a_failed_run(tmp_path, fake_runs):
     run, _ = fake_runs
     (tmp_path / "go").touch()
     one, two, three = run(one={"then": "kill"}, two={"then": "fail"})
@@ -371,7 +369,7 @@ def test_why_a_run_failed(tmp_path, fake_runs):
 
 
 @pytest.mark.slow
-def test_a_kill_stops_the_runs_too(tmp_path):
+def test_sigterm_stops_the_runs(tmp_path):
     arguments = ["--methods", "grpo", "--jobs=1", "--output_dir", str(tmp_path / "out")]
     command = subprocess.Popen(
         [sys.executable, "-m", "cepo.cli", "compare", *arguments], stderr=subprocess.PIPE, text=True
@@ -383,13 +381,13 @@ def test_a_kill_stops_the_runs_too(tmp_path):
     command.send_signal(signal.SIGTERM)
     _, errors = command.communicate(timeout=60)
     assert command.returncode == 130
-    assert errors.splitlines()[-1] == "cepo: stopped; the same command goes on with the runs that are missing"
-    with locked(tmp_path / "out"):  # no run holds it any more
+    assert errors.splitlines()[-1] == "cepo: stopped; the same command resumes"
+    with locked(tmp_path / "out"):  # no run holds the lock
         assert not (log.parent / "summary.json").exists()
 
 
 @pytest.mark.slow
-def test_compare_runs_reports_goes_on_and_survives_a_failure(tmp_path, capsys):
+def test_compare_runs_reports_resumes_and_survives_a_failure(tmp_path, capsys):
     config = tmp_path / "arms.yaml"
     config.write_text(
         """
@@ -419,32 +417,31 @@ seeds: 2
     ahead = np.subtract(finals["cepo"], finals["grpo"]).mean()
     assert rows["cepo"]["paired_difference_to_grpo"]["final"]["mean"] == pytest.approx(ahead)
     assert rows["cepo"]["pairs"] == 2
-    # Seeds that agree leave no spread to tell an interval from.
+    # Equal values give no interval.
     assert (rows["grpo"]["final"]["low"] is not None) == (finals["grpo"][0] != finals["grpo"][1])
     assert (folder / "compare.png").stat().st_size > 10_000
     printed = capsys.readouterr().out
     assert "broken, seed 0: FAILED" in printed
     assert "cepo: method='cepo', evidence_steps=2" in printed
 
-    # A second call runs what is missing, and the same seeds give the same accuracies.
+    # A second call runs the missing run, and the same seed gives the same accuracies.
     shutil.rmtree(folder / "cepo" / "seed-1")
     stamps = {path: path.stat().st_mtime for path in folder.glob("*/seed-*/summary.json")}
     config.write_text("\n".join(line for line in config.read_text().splitlines() if "broken" not in line))
     assert cli.main(["compare", "--config", str(config), "--output_dir", str(folder)]) == 0
-    assert "6 of 7 runs are there already" in capsys.readouterr().out
+    assert "6 of 7 runs have finished before" in capsys.readouterr().out
     assert stamps.items() < {path: path.stat().st_mtime for path in folder.glob("*/seed-*/summary.json")}.items()
     again = json.loads((folder / "compare.json").read_text())
     for name, runs in result["runs"].items():
         if name != "broken":
             assert [run["accuracy"] for run in again["runs"][name]] == [run["accuracy"] for run in runs]
-    # Other options are other runs.
     assert cli.main(["compare", "--config", str(config), "--output_dir", str(folder), "--max_steps", "3"]) == 2
     assert "holds a run with other options" in capsys.readouterr().err
 
 
 @pytest.mark.slow
-def test_adapters_are_compared_too(tmp_path):
-    """The output of a LoRA run as the policy that all arms start from, the untrained one included."""
+def test_comparison_of_adapters(tmp_path):
+    """All arms, and the untrained policy, start from the output of a LoRA run."""
     small = ["--max_steps=1", "--per_device_train_batch_size=8", "--figures_problems=16", "--eval_problems=6"]
     small += ["--max_completion_length=16", "--eval_samples=2", "--eval_sampled_problems=4"]
     adapters, folder = tmp_path / "adapters", tmp_path / "out"

@@ -1,4 +1,4 @@
-"""What the README promises of the default run, in full."""
+"""The default run as described in the README."""
 
 import json
 import subprocess
@@ -19,11 +19,11 @@ def test_the_default_run_learns(tmp_path):
     before, after = summary["before"]["greedy"], summary["after"]["greedy"]
     assert after["low"] > before["high"], result.stdout
     assert after["accuracy"] >= before["accuracy"] + 0.12
-    assert after["accuracy"] < 0.9  # there is room left to learn
+    assert after["accuracy"] < 0.9
 
 
 @pytest.mark.slow
-def test_the_problems_cannot_be_solved_without_the_figure():
+def test_problems_need_the_figure():
     model = AutoModelForImageTextToText.from_pretrained(policy_path())
     processor = AutoProcessor.from_pretrained(policy_path())
     blank, _ = evaluate_accuracy(model, processor, load_figures("test", 128, blank=True))

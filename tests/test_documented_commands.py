@@ -31,7 +31,7 @@ ELSEWHERE = {
     r"^make (bench|bench-quick|smollm)$|^python -m benchmarks": "test_benchmarks.py",
     r"^pip install": "the tests run in such an environment; extras are checked below",
     r"--config experiments/|^python -m experiments": "minutes to hours; tests/experiments",
-    r"--suite paper": "a download; test_suite.py",
+    r"^cepo suite": "a download; test_suite.py",
     r"smollm": "a download; test_smollm.py",
     r"recipes/": "a GPU and a download; test_dry_run.py checks each",
     r"--accelerate_config|^accelerate|^torchrun": "several processes; test_launch.py, make test-sharded",

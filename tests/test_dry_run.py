@@ -1,4 +1,4 @@
-"""`cepo train --dry_run`: every recipe passes, problems are found, and sizes are those of the real thing."""
+"""`cepo train --dry_run`: every recipe passes, problems are found, and sizes match real models."""
 
 import re
 from pathlib import Path
@@ -31,8 +31,8 @@ def run(*arguments):
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _one_skeleton_of_each():
-    """Recipes share a few models, whose skeletons take seconds."""
+def _cached_skeletons():
+    """Recipes share a few models, and building a skeleton takes seconds."""
     made, plain = {}, Skeleton.of.__func__
 
     def of(cls, config, dtype, peft_config=None, **options):
@@ -58,7 +58,7 @@ def test_every_recipe_passes(files, processes, memory, capsys, monkeypatch):
     assert "no problem found" in printed
     assert re.search(rf"^processes +{processes}\b", printed, re.MULTILINE)
     assert "32 prompts x 8 rollouts = 256" in printed
-    assert re.search(r"all of it( +[\d.]+){4}", printed)
+    assert re.search(r"total( +[\d.]+){4}", printed)
 
 
 SETS = {"qwen3-vl-2b-geometry3k": "geometry3k", "qwen3-vl-4b-geometry3k": "geometry3k", "qwen3-1.7b-math": "math"}
@@ -66,13 +66,13 @@ SETS = {"qwen3-vl-2b-geometry3k": "geometry3k", "qwen3-vl-4b-geometry3k": "geome
 
 @pytest.mark.parametrize("recipe", sorted(SETS))
 @pytest.mark.parametrize(("verifier", "most"), [("answer_reward", 0), ("accuracy_reward", 6)])
-def test_a_recipe_says_how_many_solutions_the_verifier_reads(recipe, verifier, most, tmp_path, capsys, monkeypatch):
+def test_a_recipe_reports_how_many_solutions_the_verifier_reads(recipe, verifier, most, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(RECIPES.parent)
     config = f"recipes/models/{recipe}.yaml"
     run("--config", config)
     printed = capsys.readouterr().out
     assert re.search(r"^verifier +answer_reward$", printed, re.MULTILINE)
-    assert re.search(r"the data: .* is not on this machine, nor how many solutions answer_reward reads", printed)
+    assert re.search(r"not checked: data: .* is not on this machine", printed)
     data = load_copy(SETS[recipe], tmp_path)
     options = ("--dataset_name", data, "--dataset_format", SETS[recipe], "--num_generations", 8)
     run("--config", config, *options, "--gradient_accumulation_steps", 8, "--reward_funcs", verifier)
@@ -86,8 +86,7 @@ def test_every_recipe_file_is_in_the_list():
     assert {f"{folder}/{path.stem}" for folder in folders for path in (RECIPES / folder).glob("*")} == listed
 
 
-def test_methods_differ_in_their_own_block_alone():
-    """What a base says, no method says again."""
+def test_recipes_of_methods_repeat_no_option_of_the_models():
     base = set().union(*(yaml.safe_load(path.read_text()) for path in (RECIPES / "models").glob("*.yaml")))
     for path in (RECIPES / "methods").glob("*.yaml"):
         assert not base & set(yaml.safe_load(path.read_text())), path
@@ -101,8 +100,8 @@ def test_methods_differ_in_their_own_block_alone():
         ("Qwen/Qwen3-1.7B", 1_720_574_976, None, None),
     ],
 )
-def test_sizes_of_the_models_that_we_know(name, total, tower, lora):
-    """Totals as their pages give them."""
+def test_sizes_of_known_models(name, total, tower, lora):
+    """As on their model cards."""
     skeleton = Skeleton.of(find_config(name)[0], torch.bfloat16)
     assert skeleton.count() == total
     assert (skeleton.tower is None) == (tower is None)
@@ -118,7 +117,7 @@ def shipped():
     return Skeleton.of(find_config(policy_path())[0], torch.float32)
 
 
-def test_the_skeleton_is_the_model():
+def test_a_skeleton_has_the_shapes_of_the_model():
     real = AutoModelForImageTextToText.from_pretrained(policy_path(), dtype=torch.float32)
     skeleton = shipped()
     sizes = {name: (p.shape, p.dtype) for name, p in real.named_parameters()}
@@ -131,12 +130,12 @@ def test_the_skeleton_is_the_model():
 
 
 def kept_bytes(run, parameters):
-    """Bytes that a pass keeps for its backward pass, beside the parameters."""
+    """Bytes that a forward pass keeps for its backward pass, without the parameters."""
     own, kept = {p.untyped_storage().data_ptr() for p in parameters}, {}
 
     def note(tensor):
         if tensor.untyped_storage().data_ptr() not in own:
-            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()  # held: no address is used twice
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()  # no address is reused
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
@@ -146,7 +145,7 @@ def kept_bytes(run, parameters):
 
 @pytest.mark.parametrize("lora", [False, True])
 @pytest.mark.parametrize(("dtype", "mixed"), [("float32", False), ("float32", True), ("bfloat16", False)])
-def test_activations_are_what_a_real_pass_keeps(dtype, mixed, lora):
+def test_estimated_activations_match_a_real_pass(dtype, mixed, lora):
     dtype = getattr(torch, dtype)
     real = AutoModelForImageTextToText.from_pretrained(policy_path(), dtype=dtype).train()
     adapters = LoraConfig(r=1, target_modules="all-linear", task_type="CAUSAL_LM") if lora else None
@@ -163,7 +162,7 @@ def test_activations_are_what_a_real_pass_keeps(dtype, mixed, lora):
     assert layers * each == pytest.approx((kept[96] - kept[32]) / 64, rel=0.06)
 
 
-def test_the_tower_keeps_as_much_as_the_real_one():
+def test_estimated_activations_of_the_tower_match_a_real_pass():
     real = AutoModelForImageTextToText.from_pretrained(policy_path(), dtype=torch.float32).train()
     tower, kept = real.model.visual, {}
     for side in (4, 8):
@@ -172,11 +171,11 @@ def test_the_tower_keeps_as_much_as_the_real_one():
         kept[side] = kept_bytes(lambda grid=grid, patches=patches: tower(patches, grid_thw=grid), tower.parameters())
     each = (kept[8] - kept[4]) / 48
     blocks = tower_block_bytes(shipped(), False) * tower.config.depth
-    assert blocks == pytest.approx(each, rel=0.25)  # the rest: its ends
+    assert blocks == pytest.approx(each, rel=0.25)  # without patch embedding and merger
 
 
 def plan(layout=None, lengths=None, **options):
-    """Of the shipped policy."""
+    """The estimate for the shipped policy."""
     args = CEPOConfig(
         output_dir="unused",
         per_device_train_batch_size=8,
@@ -192,46 +191,46 @@ def part(memory, beginning):
     return found.bytes
 
 
-def test_what_is_sharded_is_divided_and_nothing_else():
+def test_sharded_parts_are_divided_by_the_number_of_processes():
     whole = plan()
     for shards, divided in {
-        "optimizer": {"optimiser"},
-        "gradients": {"optimiser", "gradients"},
-        "weights": {"optimiser", "gradients", "weights"},
+        "optimizer": {"optimizer"},
+        "gradients": {"optimizer", "gradients"},
+        "weights": {"optimizer", "gradients", "weights"},
     }.items():
         sharded = plan(Layout(4, shards, "fsdp2"))
-        for name in ("optimiser", "gradients", "activations"):
+        for name in ("optimizer", "gradients", "activations"):
             assert part(sharded, name) == part(whole, name) / (4 if name in divided else 1)
         weights = next(one.bytes for one in sharded.parts if one.name == "weights")
         assert weights == part(whole, "weights") / (4 if "weights" in divided else 1)
 
 
-def test_what_an_option_costs():
+def test_options_change_the_estimate():
     plain, grpo = plan(), plan(method="grpo")
     assert plain.at("teachers") > grpo.at("teachers")
     assert plain.at("update") == grpo.at("update")
     assert plan(gradient_checkpointing=True).at("update") < plain.at("update")
     assert plan(optim="sgd").peak < plain.peak
     lagging = plan(teacher="initial")
-    assert part(lagging, "teacher's copy") == shipped().bytes_of(trained=True)
+    assert part(lagging, "teacher weights") == shipped().bytes_of(trained=True)
     twice = plan(lengths=Lengths(64, 0, 192))
     assert part(twice, "activations") == 2 * part(plain, "activations")
     full = plan(method="opsd")
-    assert part(full, "logits of 512 tokens") == 6 * 512 * shipped().text.vocab_size * 4
+    assert part(full, "logits") == 6 * 512 * shipped().text.vocab_size * 4
 
 
-def test_a_run_that_would_work(tmp_path, capsys):
+def test_a_valid_run(tmp_path, capsys):
     out = tmp_path / "out"
     assert run("--output_dir", out, "--figures_problems", 200) == 0
     printed = capsys.readouterr().out
-    for text in ("1.6 M parameters", "8 prompts x 8 rollouts = 64", "28 optimiser steps", "200 rows", "no problem"):
+    for text in ("1.6 M parameters", "8 prompts x 8 rollouts = 64", "28 optimizer steps", "200 rows", "no problem"):
         assert text in printed
     assert not out.exists()
 
 
-def test_epochs_become_steps(capsys):
+def test_epochs_are_converted_to_steps(capsys):
     assert run("--max_steps", -1, "--num_train_epochs", 2, "--figures_problems", 100) == 0
-    assert "24 optimiser steps, 2 epochs" in capsys.readouterr().out  # 12 whole batches of 8 prompts
+    assert "24 optimizer steps, 2 epochs" in capsys.readouterr().out  # 12 whole batches of 8 prompts
 
 
 @pytest.mark.parametrize(
@@ -243,14 +242,14 @@ def test_epochs_become_steps(capsys):
         (["--model_name_or_path", "nobody/nothing"], "fetch its config.json"),
         (["--dataset_name", "no.jsonl", "--model_name_or_path", policy_path()], "there is no such file"),
         (["--reward_funcs", "no.such"], "cannot import"),
-        (["--num_processes", 4], "for accelerate, which starts no process without accelerate_config"),
+        (["--num_processes", 4], "options of accelerate need --accelerate_config"),
         (["--max_step", 4], "unknown option --max_step; did you mean --max_steps?"),
         (["--accelerate_config", "fsdp1", "--per_device_train_batch_size", 8], "set fsdp_version to 2"),
         (["--method", "oracle", "--accelerate_config", "zero2", "--num_processes", 16], "whole groups on each process"),
-        (["--max_prompt_length", 5], "all prompts looked at are longer"),
+        (["--max_prompt_length", 5], "prompts are longer"),
     ],
 )
-def test_problems_are_found(options, message, capsys):
+def test_problems_are_reported(options, message, capsys):
     if "oracle" in options:
         options += ["--per_device_train_batch_size", 4]
     assert run(*FEW, *options) == 2
@@ -259,26 +258,26 @@ def test_problems_are_found(options, message, capsys):
     assert "Traceback" not in captured.err
 
 
-def test_several_problems_at_once(capsys):
+def test_several_problems_are_reported_at_once(capsys):
     assert run("--figures_problems", 4, "--reward_funcs", "no.such", "--device_memory", 0.1) == 2
     assert capsys.readouterr().out.count("problem: ") == 3
 
 
-def test_processes_of_a_configuration_count(capsys):
+def test_processes_of_an_accelerate_configuration(capsys):
     assert run(*FEW, "--accelerate_config", "zero3", "--num_processes", 4, "--per_device_train_batch_size", 16) == 0
     printed = capsys.readouterr().out
-    assert "processes    4 (zero3); sharded: all" in printed
-    assert "8 prompts x 8 rollouts = 64; updated 16 at a time on each process" in printed
-    assert CEPOConfig(output_dir="unused", bf16=False).world_size == 1  # it is one again
+    assert "processes  4 (deepspeed), sharded: weights" in printed
+    assert "8 prompts x 8 rollouts = 64; micro-batches of 16 per process" in printed
+    assert CEPOConfig(output_dir="unused", bf16=False).world_size == 1
 
 
-def test_a_dry_run_is_offline_and_flags_win_over_yaml(tmp_path, capsys, monkeypatch):
+def test_a_dry_run_is_offline_and_flags_override_yaml(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     config = tmp_path / "run.yaml"
     config.write_text("dry_run: true\nfigures_problems: 32\n")
     assert cli.main(["train", "--config", str(config), "--dry_run", "false", "--reward_funcs", "no.such"]) == 2
     assert not constants.HF_HUB_OFFLINE
-    assert "cannot import" in capsys.readouterr().err  # an error of training
+    assert "cannot import" in capsys.readouterr().err  # raised by training
     assert cli.main(["train", "--config", str(config)]) == 0
     assert constants.HF_HUB_OFFLINE
     assert "no problem found" in capsys.readouterr().out

@@ -1,6 +1,5 @@
-"""`cepo train --accelerate_config`: what goes to accelerate, what stays, and processes that do not know each other."""
+"""`cepo train --accelerate_config`: the command line of accelerate, and signals to several processes."""
 
-import io
 import os
 import signal
 import subprocess
@@ -8,10 +7,9 @@ import sys
 
 import psutil
 import pytest
-from rich.console import Console
 from transformers import TrainerControl
 
-from cepo import CEPOConfig, cli
+from cepo import cli
 from cepo.commands import launch, progress
 from cepo.commands.progress import StopOnInterrupt
 from cepo.trainer.arguments import read_command_line
@@ -28,7 +26,7 @@ SMALL = [
 ]
 
 
-def test_the_command_line_is_split():
+def test_options_of_accelerate_are_separated():
     line = read_command_line("--num_processes 4 --accelerate_config zero3 --use_cpu true --learning_rate=1e-5".split())
     assert line.more_flags == ["--num_processes", "4", "--accelerate_config", "zero3"]
     assert (line.options.use_cpu, line.options.learning_rate) == (True, 1e-5)
@@ -36,7 +34,7 @@ def test_the_command_line_is_split():
 
 
 @pytest.mark.parametrize("form", [["--accelerate_config", "zero3"], ["--accelerate_config=zero3"]])
-def test_the_command_that_is_launched(monkeypatch, form):
+def test_the_launched_command(monkeypatch, form):
     started = []
     monkeypatch.setattr(launch, "launch_command", started.append)
     assert cli.main(["train", *form, "--num_processes", "3", "--machine_rank", "0", "--learning_rate", "1e-5"]) == 0
@@ -46,11 +44,10 @@ def test_the_command_that_is_launched(monkeypatch, form):
     assert [found.training_script, *found.training_script_args] == ["cepo.cli", "train", "--learning_rate", "1e-5"]
 
 
-def test_no_such_configuration(capsys):
+def test_an_unknown_configuration(capsys):
     assert cli.main(["train", "--accelerate_config", "zero9"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "--accelerate_config" in line
-    assert "zero3" in line
+    assert "Accelerate config zero9 is neither a file nor a valid config in the `trl` package" in line
 
 
 @pytest.mark.parametrize(
@@ -61,13 +58,13 @@ def test_no_such_configuration(capsys):
         (["word"], "what is 'word'?"),
     ],
 )
-def test_mistakes_are_found_before_anything_is_started(flags, message, capsys):
+def test_errors_are_found_before_the_launch(flags, message, capsys):
     assert cli.main(["train", "--accelerate_config", "zero3", *flags]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
 
 
-def test_processes_that_do_not_know_of_each_other_are_refused(monkeypatch, tmp_path):
+def test_processes_without_a_process_group_are_refused(monkeypatch, tmp_path):
     monkeypatch.setenv("WORLD_SIZE", "2")
     check_processes(2)
     with pytest.raises(ValueError, match=r"2 processes were started together.*--use_cpu true"):
@@ -85,7 +82,7 @@ def run(*arguments):
 
 
 @pytest.mark.slow
-def test_two_processes_from_one_line(tmp_path):
+def test_two_processes(tmp_path):
     done = run(*CPU, *SMALL, "--eval_problems=4", "--eval_samples=0", f"--output_dir={tmp_path}")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("held-out accuracy before training") == 1
@@ -93,7 +90,7 @@ def test_two_processes_from_one_line(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_mistake_is_said_once_and_gives_its_exit_status(tmp_path):
+def test_an_error_of_all_processes_is_printed_once(tmp_path):
     done = run(*CPU, "--num_generations", "1")
     assert done.returncode == 2
     assert done.stderr.count("cepo: error: ") == 1
@@ -101,8 +98,8 @@ def test_a_mistake_is_said_once_and_gives_its_exit_status(tmp_path):
 
 
 @pytest.mark.slow
-def test_two_runs_never_write_one_folder(tmp_path):
-    """As torchrun starts them, with accelerate looking for GPUs that are not there."""
+def test_separate_runs_in_one_folder_are_refused(tmp_path):
+    """Started by torchrun, where accelerate expects GPUs."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     command = [sys.executable, *launcher, "-m", "cepo.cli", "train", *SMALL, f"--output_dir={tmp_path / 'out'}"]
     environment = {name: value for name, value in os.environ.items() if name != "ACCELERATE_USE_CPU"}
@@ -112,12 +109,8 @@ def test_two_runs_never_write_one_folder(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_one_process_is_not_asked():
-    assert CEPOConfig(output_dir="unused", bf16=False, report_to="none").world_size == 1
-
-
-def test_a_yaml_file_says_how_to_start_processes(monkeypatch, tmp_path):
-    """As TRL's does; flags win, and the processes that were started leave those lines alone."""
+def test_options_of_accelerate_in_a_yaml_file(monkeypatch, tmp_path):
+    """As in TRL; flags override them, and the launched processes ignore them."""
     started = []
     monkeypatch.setattr(launch, "launch_command", started.append)
     config = tmp_path / "run.yaml"
@@ -130,7 +123,7 @@ def test_a_yaml_file_says_how_to_start_processes(monkeypatch, tmp_path):
     assert launch.LAUNCHED not in os.environ
 
 
-def test_processes_of_accelerate_without_its_configuration_are_refused(tmp_path, capsys):
+def test_options_of_accelerate_need_a_configuration(tmp_path, capsys):
     config = tmp_path / "run.yaml"
     config.write_text("num_processes: 8\n")
     assert cli.main(["train", "--config", str(config)]) == 2
@@ -153,12 +146,12 @@ def test_two_processes_from_a_yaml_file(tmp_path):
 
 
 def interrupts(*others):
-    """One that listens, and what the other processes say when it asks."""
-    said = list(others)
-    return StopOnInterrupt(Console(file=io.StringIO()), lambda number: max(number, said.pop(0) if said else 0))
+    """The callback, with the status of the other processes at each reduction."""
+    statuses = list(others)
+    return StopOnInterrupt(True, lambda number: max(number, statuses.pop(0) if statuses else 0))
 
 
-def test_a_signal_that_is_sent_to_everyone_and_passed_on_is_one(monkeypatch):
+def test_a_forwarded_signal_counts_once(monkeypatch):
     interrupt, now = interrupts(), [100.0]
     monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
     interrupt._interrupt(signal.SIGTERM, None)
@@ -169,8 +162,8 @@ def test_a_signal_that_is_sent_to_everyone_and_passed_on_is_one(monkeypatch):
         interrupt._interrupt(signal.SIGTERM, None)
 
 
-def test_processes_stop_together(monkeypatch):
-    """Whichever of them was told to; its own signal, which comes later, is the same one."""
+def test_processes_stop_together():
+    """Whichever of them has received the signal; a later one of the other process counts as the same."""
     interrupt, control = interrupts(0, 143), TrainerControl()
     interrupt.on_step_end(None, None, control)
     assert not control.should_save
@@ -179,43 +172,8 @@ def test_processes_stop_together(monkeypatch):
     assert control.should_training_stop
     assert interrupt.status == 143
     interrupt._interrupt(signal.SIGTERM, None)
-    assert interrupt.agreed()
-    assert not interrupts(0).agreed()
-
-
-class InTheMiddle(io.RawIOBase):
-    """A file that is interrupted while it is written."""
-
-    def __init__(self, descriptor):
-        self.descriptor, self.signal = descriptor, None
-
-    def writable(self):
-        return True
-
-    def fileno(self):
-        return self.descriptor
-
-    def write(self, data):
-        if self.signal is not None:
-            interrupt, self.signal = self.signal, None
-            interrupt(signal.SIGINT, None)
-        return os.write(self.descriptor, data)
-
-
-def test_a_signal_while_a_line_is_written_breaks_nothing():
-    reads, writes = os.pipe()
-    raw = InTheMiddle(writes)
-    console = Console(file=io.TextIOWrapper(io.BufferedWriter(raw)))
-    interrupt = StopOnInterrupt(console)
-    raw.signal = interrupt._interrupt
-    console.print("step 1/2")
-    assert interrupt.interrupted
-    os.close(writes)
-    with open(reads, encoding="utf-8") as printed:
-        text = printed.read()
-    assert "Stopping after this step, to save it. Ctrl-C again stops at once.\n" in text
-    assert "step 1/2\n" in text
-    raw.descriptor = os.open(os.devnull, os.O_WRONLY)  # for what Python closes later
+    assert interrupt.interrupted()
+    assert not interrupts(0).interrupted()
 
 
 @pytest.mark.slow
@@ -224,7 +182,7 @@ def test_a_signal_while_a_line_is_written_breaks_nothing():
     [(signal.SIGTERM, "launcher", 143), (signal.SIGINT, "terminal", 130), (signal.SIGTERM, "one process", 143)],
 )
 def test_launched_processes_are_stopped_as_one(tmp_path, how, of, status):
-    """torchrun passes a signal on and waits; a process that gets one tells the others."""
+    """torchrun forwards a signal and waits; a process with a signal stops the others."""
     flags = [flag for flag in SMALL if not flag.startswith("--max_steps")]
     more = ["--max_steps=400", "--eval_problems=0", "--save_strategy=no", f"--output_dir={tmp_path / 'out'}"]
     process = subprocess.Popen(
@@ -244,7 +202,7 @@ def test_launched_processes_are_stopped_as_one(tmp_path, how, of, status):
     assert len(workers) == 2
     if of == "launcher":
         process.send_signal(how)
-    elif of == "terminal":  # which knows the launcher's group alone
+    elif of == "terminal":  # whose process group is that of the launcher
         os.killpg(process.pid, how)
     else:
         workers[-1].send_signal(how)
@@ -253,10 +211,10 @@ def test_launched_processes_are_stopped_as_one(tmp_path, how, of, status):
     assert not any(worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE for worker in workers)
     assert process.returncode == status, errors[-3000:]
     last = last_whole_checkpoint(tmp_path / "out")
-    assert printed.count("Go on with") == 1
+    assert printed.count("Resume with") == 1
     assert f"--resume_from_checkpoint {last}" in printed.replace("\n", " ")
     assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == [last.name]
-    if of != "launcher":  # going on is tried once
+    if of != "launcher":  # resuming is tested once
         return
     step = int(last.name.rpartition("-")[2])
     resumed = run(

@@ -219,7 +219,7 @@ def test_mistakes(tmp_path, text_model_path, capsys):
         (str(tmp_path / "nowhere"), free, [], "there is no such folder"),
         (str(prompt), free, [], "PROMPT_TUNING, which is read beside a model and cannot be merged"),
         (path, full, [], f"{full} is not an empty folder; name another, or remove it"),
-        (path, free, ["--private"], "--private is about the repository of --push_to_hub"),
+        (path, free, ["--private"], "--private needs --push_to_hub"),
     ):
         assert cli.main(["merge", "--model_name_or_path", model, "--output_dir", output, *more]) == 2
         error = capsys.readouterr().err

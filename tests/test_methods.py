@@ -374,10 +374,10 @@ def test_a_placement_with_another_shape_is_refused_by_name():
 
 
 def test_a_method_of_ones_own_is_compared(tmp_path, own_method, monkeypatch):
-    from cepo.commands import compare
+    from cepo.compare import jobs
 
     asked = []
-    monkeypatch.setattr(compare, "run_all", lambda work, *_: asked.extend(work))
+    monkeypatch.setattr(jobs, "run_all", lambda work, *_: asked.extend(work))
     cli.main(["compare", "--methods", f"grpo,{own_method}", "--seeds=1", "--output_dir", str(tmp_path / "out")])
     assert [(job.arm, job.options["method"]) for job in asked] == [("grpo", "grpo"), ("only_more", own_method)]
 

@@ -272,4 +272,4 @@ def test_a_verifier_that_breaks_on_one_process_leaves_a_whole_checkpoint(tmp_pat
     assert "RuntimeError: the verifier of process 1 broke" in errors
     found = last_whole_checkpoint(tmp_path / "out")
     assert (found and found.name) == ("checkpoint-2" if saves else None)
-    assert ("Go on with" in printed) <= saves
+    assert ("Resume with" in printed) <= saves

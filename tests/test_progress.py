@@ -1,4 +1,4 @@
-"""What a person sees while a run trains: a live line on a terminal, plain lines elsewhere."""
+"""Progress of a run: a bar on a terminal, lines elsewhere."""
 
 import fcntl
 import io
@@ -14,85 +14,65 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
-from cepo.commands import progress
 from cepo.commands.progress import Progress
 from cepo.inspection.console import PlainConsole
 from tests.support.command_line import SMALL, command
 
 
-def follow(logs, monkeypatch, *, seconds=(0, 100, 200, 300, 400), live=False, width=120, **args):
-    """What is printed of some logs, between which so much time passes; the bar's text where there is one."""
-    clock = iter(seconds)
-    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+def follow(logs, *, live=False, width=120, start=0):
+    """Lines, or texts of the bar, after each log; a second passes between steps."""
     console = Console(file=io.StringIO(), width=width, force_terminal=live, color_system=None)
-    given = {"per_device_train_batch_size": 4, "world_size": 2, "gradient_accumulation_steps": 1, "num_iterations": 1}
-    args = SimpleNamespace(**(given | args))
-    state = SimpleNamespace(global_step=0, max_steps=10, is_world_process_zero=True)
-    texts = []
+    args = SimpleNamespace()
+    state = SimpleNamespace(global_step=start, max_steps=10, is_world_process_zero=True)
     shown = Progress(console, live)
+    clock = iter(range(1000))
+    shown.bar.get_time = lambda: next(clock)
     shown.on_train_begin(args, state, None)
     for step, log in logs:
         state.global_step = step
         shown.on_log(args, state, None, logs=log)
-        texts.append(shown.bar.tasks[0].fields["text"] if live else console.file.getvalue().splitlines()[-1])
-    if live:
-        shown.bar.stop()
-        drawn = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
-        drawn.print(shown.bar.get_renderable())
-        texts.append(drawn.file.getvalue().rstrip("\n"))
-    return texts
+    if not live:
+        return console.file.getvalue().splitlines()
+    drawn = Console(file=io.StringIO(), width=width, force_terminal=True, color_system=None)
+    drawn.print(shown.bar.get_renderable())
+    return drawn.file.getvalue().rstrip("\n")
 
 
 def log_of(**more):
     return {"reward": 0.5, "cepo/correct": 0.25, "completions/mean_length": 20.0, "step_time": 2.0, **more}
 
 
-def test_evaluation_between_steps_changes_no_rate(monkeypatch):
-    """A hundred seconds pass between logs, two of them in steps: 20 tokens of 8 rollouts in 2 seconds."""
-    evaluation = (2, {"eval_reward": 0.1, "eval_loss": 0.0})
-    logs = [(1, log_of()), evaluation, (2, log_of()), (4, log_of(step_time=4.0))]
-    first, again, second, third, _ = follow(logs, monkeypatch, live=True)
-    assert first.endswith("80 tokens/s")
-    assert again == first
-    assert second.endswith("80 tokens/s")
-    assert third.endswith(f"{20 * 8 * 4 / 12:.0f} tokens/s")
-    assert " 4/10  7:30 left" in third  # six steps by the median of 100 and 50 seconds
+REUSED = {"step_time": 1.0, "cepo/coefficient": 0.5}
+LOGS = [(1, log_of()), (2, REUSED), (3, log_of(reward=0.75)), (4, REUSED), (5, REUSED)]
 
 
-def test_rollouts_that_are_learned_from_twice_are_sampled_once(monkeypatch):
-    again = {"step_time": 1.0}
-    logs = [(1, log_of()), (2, again), (3, log_of()), (4, again)]
-    texts = follow(logs, monkeypatch, live=True, num_iterations=2)
-    assert texts[2].endswith(f"{20 * 4 * 3 / 5:.0f} tokens/s")
+def test_each_log_is_a_line():
+    """Steps that reuse rollouts have no reward in TRL's log, and logs of evaluations are left out."""
+    lines = follow([*LOGS, (5, {"eval_reward": 0.1})])
+    assert len(lines) == 5
+    assert lines[2].startswith("step  3/10  reward 0.75  correct 0.25  lambda -  length 20  ")
+    assert re.fullmatch(r"step  4/10  reward -  correct -  lambda 0\.50  length -  \d+:\d\d left", lines[3])
 
 
-AGAIN = {"step_time": 1.0, "cepo/coefficient": 0.5}
-REUSED = [(1, log_of()), (2, AGAIN), (3, log_of(reward=0.75)), (4, AGAIN), (5, AGAIN)]
-
-
-def test_every_logged_step_is_a_line(monkeypatch):
-    """A step that reuses rollouts has no reward in TRL's log; the time left is that of steps with rollouts."""
-    lines = follow(REUSED, monkeypatch, seconds=(0, 10))
-    assert [line.split("  ")[-1] for line in lines] == ["- left", "- left", "0:35 left", "0:30 left", "0:25 left"]
-    assert lines[3] == "step  4/10  reward -  right -  lambda 0.50  length -  0:30 left"
-
-
-def test_the_live_line(monkeypatch):
-    *_, drawn = follow(REUSED, monkeypatch, seconds=(0, 10), live=True)
-    # The reward and the share of right rollouts are those of step 3.
-    numbers = r" 5/10  0:25 left  reward 0\.75  right 25%  lambda 0\.50  (\d+) tokens/s"
-    assert re.fullmatch(rf"[━╸╺ ]{{20}} +{numbers} *", drawn), drawn
+def test_the_bar_keeps_the_last_values():
+    text = follow(LOGS, live=True)
+    assert re.fullmatch(
+        r"[━╸╺ ]{20} +5/10 \d+:\d\d:\d\d reward 0\.75  correct 0\.25  lambda 0\.50  length 20 *", text
+    ), text
 
 
 @pytest.mark.parametrize("width", [10, 20, 40, 60, 79, 80, 100, 200])
-def test_the_live_line_is_one_line_of_any_terminal(monkeypatch, width):
-    *_, drawn = follow(REUSED, monkeypatch, seconds=(0, 10), live=True, width=width)
-    assert "\n" not in drawn
-    assert len(drawn) <= width
-    assert width < 40 or "5/10  0:25 left" in drawn
+def test_the_bar_is_one_line_on_any_terminal(width):
+    text = follow(LOGS, live=True, width=width)
+    assert "\n" not in text
+    assert len(text) <= width
 
 
-def test_a_run_whose_rollouts_serve_for_four_steps(tmp_path):
+def test_a_resumed_run_starts_at_its_step():
+    assert "7/10" in follow([], live=True, start=7)
+
+
+def test_lines_of_a_run_that_reuses_rollouts(tmp_path):
     options = ["--max_steps=6", "--gradient_accumulation_steps=1", "--steps_per_generation=4", "--eval_problems=0"]
     done = subprocess.run(
         command("train", *SMALL, *options, "--save_strategy=no", "--output_dir=out"),
@@ -104,36 +84,30 @@ def test_a_run_whose_rollouts_serve_for_four_steps(tmp_path):
     assert [line[1] != "reward -" for line in lines] == [True, False, False, False, True, False]
 
 
-def test_what_is_not_known_is_a_dash(monkeypatch):
-    logs = [(1, log_of(**{"cepo/correct": None, "reward": None, "step_time": None}))]
-    assert follow(logs, monkeypatch) == ["step  1/10  reward -  right -  lambda -  length 20  - left"]
-    assert follow(logs, monkeypatch, live=True)[0].endswith("- left  reward -  right -  lambda -  - tokens/s")
-
-
-def test_only_a_terminal_gets_the_live_line(monkeypatch):
+def test_only_a_terminal_gets_the_bar(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
-    assert Progress(PlainConsole(file=io.StringIO())).bar is None
-    assert Progress(PlainConsole(file=io.StringIO(), force_terminal=True)).bar is not None
-    assert Progress(PlainConsole(file=io.StringIO(), force_terminal=True), live=False).bar is None
-    assert Progress(PlainConsole(file=io.StringIO(), force_terminal=True, quiet=True)).bar is None
+    assert Progress(PlainConsole(file=io.StringIO())).bar.disable
+    assert not Progress(PlainConsole(file=io.StringIO(), force_terminal=True)).bar.disable
+    assert Progress(PlainConsole(file=io.StringIO(), force_terminal=True), live=False).bar.disable
+    assert Progress(PlainConsole(file=io.StringIO(), force_terminal=True, quiet=True)).bar.disable
     monkeypatch.setenv("TERM", "dumb")
-    assert Progress(PlainConsole(file=io.StringIO(), force_terminal=True)).bar is None
+    assert Progress(PlainConsole(file=io.StringIO(), force_terminal=True)).bar.disable
 
 
 def on_a_terminal(arguments, folder, *, interrupt_at=None):
-    """What the command writes on a terminal of 100 columns, and its exit status."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
+    """The output of the command on a terminal of 100 columns, and its exit status."""
+    terminal, process_end = pty.openpty()
+    fcntl.ioctl(process_end, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 100, 0, 0))
     environment = {**os.environ, "TERM": "xterm", "COLUMNS": "100", "NO_COLOR": "1"}
     process = subprocess.Popen(
-        command(*arguments), stdout=theirs, stderr=theirs, stdin=theirs, cwd=folder, env=environment
+        command(*arguments), stdout=process_end, stderr=process_end, stdin=process_end, cwd=folder, env=environment
     )
-    os.close(theirs)
+    os.close(process_end)
     written = b""
-    while select.select([ours], [], [], 240)[0]:
+    while select.select([terminal], [], [], 240)[0]:
         try:
-            part = os.read(ours, 65536)
-        except OSError:  # the terminal is closed when nobody is left to write
+            part = os.read(terminal, 65536)
+        except OSError:  # the process has closed the terminal
             break
         if not part:
             break
@@ -141,26 +115,26 @@ def on_a_terminal(arguments, folder, *, interrupt_at=None):
         if interrupt_at is not None and interrupt_at in written:
             process.send_signal(2)
             interrupt_at = None
-    os.close(ours)
+    os.close(terminal)
     return written.decode(), process.wait(60)
 
 
-def test_on_a_terminal_there_is_one_line_that_changes(tmp_path):
+def test_a_run_on_a_terminal(tmp_path):
     options = ["--max_steps=3", "--accuracy_every=1", "--eval_problems=4", "--eval_samples=0", "--output_dir=out"]
     written, status = on_a_terminal(["train", *SMALL, *options], tmp_path)
     assert status == 0, written
-    for step in range(4):
-        assert re.search(rf"{step}/3  [\d:-]+ left  reward", written)
-    assert re.search(r"3/3  0:00 left  reward [\d.-]+  right \d+%  lambda 0\.\d\d  [\d,]+ tokens/s", written)
+    for step in range(1, 4):
+        assert re.search(rf"{step}/3 [\d:-]+ reward", written)
+    assert re.search(r"3/3 0:00:00 reward [\d.-]+  correct [\d.-]+  lambda 0\.\d\d  length \d+", written)
     assert not re.search(r"step 1/3  reward", written)
-    assert "\x1b[2K" in written  # the line is drawn again in its place
-    assert "held-out accuracy at step 1" in written  # other lines stand above it
+    assert "\x1b[2K" in written  # the bar is redrawn
+    assert "held-out accuracy at step 1" in written
     assert written.count("held-out accuracy") == 4
-    assert written.rindex("\x1b[?25h") > written.rindex("\x1b[?25l")  # the cursor is back
+    assert written.rindex("\x1b[?25h") > written.rindex("\x1b[?25l")  # the cursor is restored
     assert (tmp_path / "out" / "summary.json").is_file()
 
 
-def test_lines_stand_between_tables_of_completions(tmp_path):
+def test_lines_between_tables_of_completions(tmp_path):
     options = ["--max_steps=2", "--eval_problems=0", "--log_completions", "--num_completions_to_print=1"]
     written, status = on_a_terminal(["train", *SMALL, *options, "--output_dir=out"], tmp_path)
     assert status == 0, written
@@ -172,9 +146,9 @@ def test_lines_stand_between_tables_of_completions(tmp_path):
 
 def test_ctrl_c_on_a_terminal(tmp_path):
     options = ["--max_steps=400", "--eval_problems=0", "--save_strategy=no", "--output_dir=out"]
-    written, status = on_a_terminal(["train", *SMALL, *options], tmp_path, interrupt_at=b"1/400  ")
+    written, status = on_a_terminal(["train", *SMALL, *options], tmp_path, interrupt_at=b"1/400 ")
     assert status == 130
     assert "Traceback" not in written
-    assert "Stopping after this step, to save it." in written
-    assert "Go on with: --resume_from_checkpoint out/checkpoint-" in written
+    assert "Stopping after this step, to save a checkpoint." in written
+    assert "Resume with: --resume_from_checkpoint out/checkpoint-" in written
     assert written.rindex("\x1b[?25h") > written.rindex("\x1b[?25l")

@@ -1,7 +1,6 @@
 """Coming back: the latest whole checkpoint, to the bit, and adapters that are trained on."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -13,7 +12,6 @@ import torch
 from safetensors.torch import load_file
 
 from cepo import cli
-from cepo.commands import accuracy
 from cepo.scoring.teacher_weights import TeacherWeights
 from cepo.trainer.checkpoints import MARK, find_checkpoint, last_whole_checkpoint
 
@@ -143,29 +141,6 @@ def test_a_run_that_was_at_its_end_makes_no_step_more(whole, tmp_path, capsys):
     assert "step 5" not in capsys.readouterr().out
 
 
-def test_a_signal_while_accuracy_is_measured_says_what_there_is(tmp_path, monkeypatch, capsys):
-    """After training: the model is saved already."""
-    asked = []
-
-    def stopped(self, doing, problems, **options):
-        asked.append(doing)
-        if doing.endswith("after training"):
-            os.kill(os.getpid(), signal.SIGTERM)
-        return measured(self, doing, problems, **options)
-
-    measured = accuracy.Measure._ask
-    monkeypatch.setattr(accuracy.Measure, "_ask", stopped)
-    out = tmp_path / "out"
-    assert run(out, max_steps=1) == 130
-    assert asked[-1] == "greedy answers after training"
-    assert (out / "model.safetensors").is_file()
-    assert (out / "README.md").is_file()
-    assert f"before its accuracy was known; cepo evaluate measures it. The trained model is in {out}" in (
-        capsys.readouterr().out
-    )
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
-
-
 def test_a_save_that_fails_leaves_no_checkpoint_to_go_on_from_and_keeps_the_one_before(tmp_path, monkeypatch, capsys):
     """As on a full disk, in the last of the files, with one checkpoint to be kept."""
     save = TeacherWeights.save
@@ -178,7 +153,7 @@ def test_a_save_that_fails_leaves_no_checkpoint_to_go_on_from_and_keeps_the_one_
     monkeypatch.setattr(TeacherWeights, "save", full)
     assert run(tmp_path / "out", save_total_limit=1, eval_problems=0) == 1
     (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("Stopped")]
-    assert "No space left on device. Go on with: --resume_from_checkpoint" in line
+    assert "No space left on device. Resume with: --resume_from_checkpoint" in line
     assert line.endswith("checkpoint-1")
     assert last_whole_checkpoint(tmp_path / "out") == tmp_path / "out" / "checkpoint-1"
     monkeypatch.undo()
@@ -213,7 +188,7 @@ def test_a_disk_that_takes_no_more_in_the_midst_of_a_file(tmp_path, most):
     assert "Traceback" not in done.stderr
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("Stopped")]
     assert line.startswith("Stopped: a file could not be written, as on a full disk (")
-    assert line.endswith(f"Go on with: --resume_from_checkpoint {tmp_path}/out/checkpoint-1")
+    assert line.endswith(f"Resume with: --resume_from_checkpoint {tmp_path}/out/checkpoint-1")
     assert run(tmp_path / "out", **quick, resume_from_checkpoint=True) == 0
 
 
@@ -239,7 +214,7 @@ def test_what_is_removed_under_the_run(tmp_path, monkeypatch, capsys, removed):
     assert status == 1
     (line,) = [line for line in printed.out.splitlines() if line.startswith("Stopped")]
     there = removed == "checkpoint-2"
-    assert line.endswith(f"{out}/checkpoint-1" if there else "No checkpoint is whole.")
+    assert line.endswith(f"{out}/checkpoint-1" if there else "No checkpoint is complete.")
     monkeypatch.undo()
     assert run(out, **quick, **({"resume_from_checkpoint": True} if there else {})) == 0
 

@@ -1,6 +1,6 @@
-"""`cepo evaluate --suite paper`: what lmms-eval is asked, what is read of its files, what is refused.
+"""`cepo suite`: the command line of lmms-eval, its results, and errors.
 
-A script stands in for it here; `test_suite_lmms.py` has lmms-eval itself.
+A script replaces lmms-eval here; `test_suite_lmms.py` runs lmms-eval.
 """
 
 import json
@@ -14,22 +14,16 @@ import time
 from pathlib import Path
 
 import pytest
+from peft import LoraConfig, get_peft_model
 from scipy.stats import binomtest
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cepo import cli, policy_path
-from cepo.commands.benchmarks import (
-    BENCHMARKS,
-    PAPER,
-    SuiteError,
-    average_of,
-    lmms_eval_options,
-    read_score,
-    select_benchmarks,
-)
-from cepo.commands.suite import make_parser
+from cepo.commands.benchmarks import BENCHMARKS, PAPER, SuiteError, average_of, read_score, select_benchmarks
+from cepo.commands.suite import lmms_eval_options, make_parser
 from cepo.compare.jobs import locked
 
-# In place of an interpreter: it says that nothing is missing, or does what lmms-eval would.
+# Replaces the interpreter: reports missing packages, or writes the results of lmms-eval.
 STAND_IN = f"""#!{sys.executable}
 import json, os, sys
 from pathlib import Path
@@ -72,7 +66,7 @@ ALL = {
 
 @pytest.fixture
 def stand_in(tmp_path):
-    """A stand-in for the environment that has lmms-eval; its folder."""
+    """The folder of an environment with the replacement for lmms-eval."""
     folder = tmp_path / "environment"
     folder.mkdir()
     python = folder / "python"
@@ -84,12 +78,12 @@ def stand_in(tmp_path):
 
 def arguments(folder: Path, *more: str) -> list[str]:
     output = folder.parent / "out"
-    given = ["--suite", "paper", "--model_name_or_path", policy_path(), "--python", str(folder / "python")]
-    return ["evaluate", *given, "--output_dir", str(output), *more]
+    given = ["--model_name_or_path", policy_path(), "--python", str(folder / "python")]
+    return ["suite", *given, "--output_dir", str(output), *more]
 
 
 def calls(folder: Path) -> list[dict[str, str]]:
-    """What the stand-in was asked, each as options."""
+    """The options of each call of lmms-eval."""
     path = folder / "calls.jsonl"
     lines = path.read_text().splitlines() if path.exists() else []
     return [dict(zip(words[::2], words[1::2], strict=False)) for words in map(json.loads, lines)]
@@ -99,7 +93,7 @@ def pairs(text: str) -> dict[str, str]:
     return dict(part.split("=") for part in text.split(","))
 
 
-def test_all_five_by_vllm_with_the_papers_settings(stand_in, capsys):
+def test_all_five_with_vllm_and_the_papers_settings(stand_in, capsys):
     assert cli.main(arguments(stand_in)) == 0
     asked = calls(stand_in)
     assert [one["--tasks"] for one in asked] == [benchmark.task for benchmark in BENCHMARKS.values()]
@@ -109,7 +103,7 @@ def test_all_five_by_vllm_with_the_papers_settings(stand_in, capsys):
             **{"temperature": "1.0", "top_p": "1.0", "top_k": "40", "presence_penalty": "2.0"},
             **{"max_new_tokens": "32000", "seed": "0"},
         }
-        # The engine takes the larger of the two, so a smaller one has to be said twice.
+        # The engine uses the larger of both values of max_new_tokens.
         model = pairs(one["--model_args"])
         assert (model["model"], model["max_new_tokens"]) == (policy_path(), "32000")
         assert one["--process_docs_parallel"] == "1"
@@ -123,26 +117,26 @@ def test_all_five_by_vllm_with_the_papers_settings(stand_in, capsys):
     table = (stand_in.parent / "out" / "suite.md").read_text()
     assert "| logicvista | 448 | 25.00 | [21.21, 29.21] |" in table
     assert "| average of 5 | 8402 | 40.00 |" in table
-    assert "temperature 1, top-p 1, top-k 40, presence penalty 2, up to 32,000 tokens" in table
-    assert "wemath, wemath_strict: 41.33%." in table
-    assert "The paper, 2B: base 39.73, GRPO 41.17, OPSD 34.96, SDPO 35.70, RLSD 40.05, CEPO 43.43." in table
+    assert "temperature 1, top-p 1, top-k 40, presence penalty 2, at most 32,000 tokens" in table
+    assert "Paper, 2B: base 39.73, GRPO 41.17, OPSD 34.96, SDPO 35.70, RLSD 40.05, CEPO 43.43." in table
     assert "average of 5" in capsys.readouterr().out
 
 
-def test_what_was_run_is_not_run_again(stand_in, capsys):
+def test_finished_benchmarks_are_not_run_again(stand_in, capsys):
     wanted = json.loads((stand_in / "wanted.json").read_text())
     broken = {task: found for task, found in wanted.items() if task != "mmmu_val"}
     (stand_in / "wanted.json").write_text(json.dumps(broken))
     assert cli.main(arguments(stand_in)) == 1
     printed = capsys.readouterr()
-    # The one that failed is an error with the end of its log, and no row; the others were run all the same.
+    # A failed benchmark is an error with the end of its log, without a row; the others run.
     log = stand_in.parent / "out" / "mmmu" / "log.txt"
-    assert f"mmmu: lmms-eval left no results (exit status 0); its log is {log}, which ends" in printed.err
+    assert f"mmmu: lmms-eval wrote no results (exit status 0); {log} ends with" in printed.err
     assert "RuntimeError: no kernel image" in printed.err
     table = (stand_in.parent / "out" / "suite.md").read_text()
     assert "| mmmu |" not in table
     assert "| average of 5 |" not in table
-    assert "No average of five: mmmu not run or failed." in table
+    assert "No average of five without mmmu." in table
+    assert "Failed: mmmu; the same command tries again." in table
     assert json.loads((stand_in.parent / "out" / "suite.json").read_text())["failed"] == ["mmmu"]
     assert len(calls(stand_in)) == 5
 
@@ -152,7 +146,6 @@ def test_what_was_run_is_not_run_again(stand_in, capsys):
     assert "| average of 5 |" in (stand_in.parent / "out" / "suite.md").read_text()
     assert cli.main(arguments(stand_in)) == 0
     assert len(calls(stand_in)) == 6
-    # Where it runs does not matter, how does.
     assert cli.main(arguments(stand_in, "--batch_size", "3")) == 0
     capsys.readouterr()
     assert cli.main(arguments(stand_in, "--seed", "1")) == 2
@@ -160,8 +153,7 @@ def test_what_was_run_is_not_run_again(stand_in, capsys):
     assert len(calls(stand_in)) == 6
 
 
-def test_ctrl_c_ends_what_was_started_and_the_same_command_goes_on(stand_in):
-    """The signal is for `cepo` alone, which ends lmms-eval and what that has started."""
+def test_ctrl_c_terminates_lmms_eval_and_the_same_command_resumes(stand_in):
     python = stand_in / "python"
     asleep = 'wanted = json.loads((here / "wanted.json")'
     waits = '(here / "pid.txt").write_text(str(os.getpid()))\nimport time; time.sleep(600)\n'
@@ -179,7 +171,7 @@ def test_ctrl_c_ends_what_was_started_and_the_same_command_goes_on(stand_in):
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate()
     assert process.returncode == 130
-    assert "stopped; the same command goes on with the benchmarks that were not done" in errors
+    assert "stopped; the same command resumes" in errors
     assert "Traceback" not in errors
     with pytest.raises(ProcessLookupError):
         os.kill(int(pid.read_text()), 0)
@@ -188,16 +180,16 @@ def test_ctrl_c_ends_what_was_started_and_the_same_command_goes_on(stand_in):
     assert cli.main(arguments(stand_in, "--tasks", "mmmu=mine")) == 0
 
 
-def test_two_commands_do_not_work_in_one_folder(stand_in, capsys):
+def test_a_folder_in_use_is_refused(stand_in, capsys):
     output = stand_in.parent / "out"
     output.mkdir()
     with locked(output):
         assert cli.main(arguments(stand_in)) == 2
-    assert "runs are under way in" in capsys.readouterr().err
+    assert "is in use by other runs" in capsys.readouterr().err
     assert calls(stand_in) == []
 
 
-def test_results_of_another_model_under_the_same_name_are_not_taken(stand_in, tmp_path, capsys):
+def test_results_of_another_model_with_the_same_name_are_refused(stand_in, tmp_path, capsys):
     model = tmp_path / "model"
     shutil.copytree(policy_path(), model)
     command = [str(model) if word == policy_path() else word for word in arguments(stand_in, "--tasks", "mmmu")]
@@ -210,7 +202,7 @@ def test_results_of_another_model_under_the_same_name_are_not_taken(stand_in, tm
     assert "other settings (files)" in capsys.readouterr().err
 
 
-def test_some_benchmarks_by_transformers(stand_in):
+def test_some_benchmarks_with_transformers(stand_in):
     more = ["--backend", "transformers", "--presence_penalty", "0", "--temperature", "0.5", "--top_k", "7"]
     more += ["--max_new_tokens", "64", "--seed", "3", "--batch_size", "2", "--device", "cpu", "--limit", "9"]
     more += ["--include_path", str(stand_in), "--model_args", "max_pixels=1024", "--tasks", "mmmu=mine,logicvista"]
@@ -229,28 +221,27 @@ def test_some_benchmarks_by_transformers(stand_in):
     assert (first["--seed"], first["--batch_size"], first["--limit"]) == ("3", "2", "9")
     assert first["--include_path"] == str(stand_in)
     table = (stand_in.parent / "out" / "suite.md").read_text()
-    assert "transformers; the first 9 problems of each; temperature 0.5" in table
-    assert "Not the stock tasks: mmmu." in table
-    assert "No average of five: dynamath, mathvision, wemath not run." in table
+    assert "transformers; first 9 problems of each; temperature 0.5" in table
+    assert "Custom tasks: mmmu." in table
+    assert "No average of five without dynamath, mathvision, wemath." in table
 
 
 def test_adapters_are_merged_into_the_output_directory(stand_in, text_model_path, tmp_path, capsys):
-    from transformers import AutoModelForCausalLM
-
-    from .test_merge import adapters
-
-    path = adapters(tmp_path / "adapters", text_model_path, AutoModelForCausalLM)
+    path = str(tmp_path / "adapters")
+    base = AutoModelForCausalLM.from_pretrained(text_model_path)
+    get_peft_model(base, LoraConfig(r=4, target_modules="all-linear")).save_pretrained(path)
+    AutoTokenizer.from_pretrained(text_model_path).save_pretrained(path)
     command = [path if word == policy_path() else word for word in arguments(stand_in, "--tasks", "mmmu")]
     assert cli.main(command) == 0
     merged = stand_in.parent / "out" / "merged"
     assert pairs(calls(stand_in)[0]["--model_args"])["model"] == str(merged)
     assert AutoModelForCausalLM.from_pretrained(merged).num_parameters() > 0
-    assert "Share of right answers of " + path in (stand_in.parent / "out" / "suite.md").read_text()
+    assert "Share of correct answers of " + path in (stand_in.parent / "out" / "suite.md").read_text()
     more = [word.replace("mmmu", "logicvista") for word in command]
     capsys.readouterr()
     assert cli.main(more) == 0
     assert f"merged {path} into" in capsys.readouterr().out
-    # A model that is not there is a mistake, and nothing is asked.
+    # A missing base model is an error before any run.
     config = tmp_path / "adapters" / "adapter_config.json"
     asked = len(calls(stand_in))
     config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": str(tmp_path / "gone")}))
@@ -262,15 +253,14 @@ def test_adapters_are_merged_into_the_output_directory(stand_in, text_model_path
 @pytest.mark.parametrize(
     ("more", "missing", "named"),
     [
-        (["--backend", "transformers"], "", "would drop --presence_penalty 2 without a word; take --backend vllm"),
-        (["--tasks", "mathvista"], "", "there is no benchmark 'mathvista'; the five are dynamath, logicvista"),
-        (["--tasks", "mmmu,mmmu=x"], "", "mmmu is named twice"),
-        (["--tasks", "mmmu="], "", "no task stands behind mmmu="),
-        (["--include_path", "nowhere"], "", "--include_path: there is no such folder: nowhere"),
+        (["--backend", "transformers"], "", "ignores --presence_penalty 2; use --backend vllm"),
+        (["--tasks", "mathvista"], "", "unknown benchmark 'mathvista'; choose from dynamath, logicvista"),
+        (["--tasks", "mmmu,mmmu=x"], "", "mmmu occurs twice"),
+        (["--tasks", "mmmu="], "", "mmmu= needs the name of a task"),
+        (["--include_path", "nowhere"], "", "--include_path: no such folder: nowhere"),
         (["--python", "/nowhere/python"], "", "--python: cannot run /nowhere/python"),
-        ([], "lmms_eval openai vllm", "the suite needs lmms_eval, openai: pip install 'cepo[eval]'"),
-        ([], "vllm", "--backend vllm needs vllm, which is not installed: pip install vllm"),
-        (["--suite", "other"], "", "invalid choice: 'other'"),
+        ([], "lmms_eval openai vllm", "the suite needs lmms_eval, openai, vllm; pip install 'cepo[eval]'"),
+        ([], "vllm", "the suite needs vllm; pip install vllm"),
         (["--num_samples", "4"], "", "unknown option --num_samples"),
     ],
 )
@@ -283,24 +273,13 @@ def test_mistakes(more, missing, named, stand_in, capsys):
     assert calls(stand_in) == []
 
 
-def test_the_model_is_needed(capsys):
-    assert cli.main(["evaluate", "--suite=paper"]) == 2
+def test_a_model_is_required(capsys):
+    assert cli.main(["suite"]) == 2
     assert "--model_name_or_path" in capsys.readouterr().err
 
 
-def test_help_of_both_forms(capsys):
-    with pytest.raises(SystemExit):
-        cli.main(["evaluate", "--help"])
-    assert "--suite" in capsys.readouterr().out
-    with pytest.raises(SystemExit):
-        cli.main(["evaluate", "--suite", "paper", "--help"])
-    printed = capsys.readouterr().out
-    for option in ("--presence_penalty", "--limit", "--include_path", "--backend"):
-        assert option in printed
-
-
 def left(tmp_path, name, metrics, problems, limit=None, task=None):
-    """The score of a folder such as lmms-eval leaves."""
+    """The score of a folder of lmms-eval."""
     (benchmark,) = select_benchmarks(f"{name}={task}" if task else name).values()
     folder = tmp_path / "parent__model"
     folder.mkdir(parents=True)
@@ -309,7 +288,7 @@ def left(tmp_path, name, metrics, problems, limit=None, task=None):
     return read_score(name, benchmark, tmp_path)
 
 
-def test_the_interval_is_wilsons(tmp_path):
+def test_the_interval_of_a_score_is_wilsons(tmp_path):
     found = left(tmp_path / "a", "logicvista", {"acc_score": 0.3}, 10)
     expected = binomtest(3, 10).proportion_ci(method="wilson")
     assert (found.value, found.problems) == (0.3, 10)
@@ -317,38 +296,31 @@ def test_the_interval_is_wilsons(tmp_path):
     # MathVision's score is out of 100.
     again = left(tmp_path / "b", "mathvision", {"mathvision_standard_eval": 30.0}, 10)
     assert (again.value, again.low, again.high) == pytest.approx((0.3, found.low, found.high))
-    # A score that no whole number of answers gives stays within its interval, at the ends too.
+    # A score that corresponds to no whole number of answers lies within its interval.
     whole = left(tmp_path / "c", "mmmu", {"mmmu_acc": 0.999}, 10)
     assert whole.low < 0.999
     assert whole.high == 1
 
 
-def test_ten_variants_of_a_question_count_as_one(tmp_path):
+def test_variants_of_a_question_count_as_one(tmp_path):
     found = left(tmp_path, "dynamath", {"dynamath_average": 0.75, "dynamath_worst": 0.5}, 80)
     expected = binomtest(6, 8).proportion_ci(method="wilson")
     assert (found.problems, found.low, found.high) == (80, expected.low, expected.high)
-    assert found.others == {"dynamath_worst": 0.5}
-
-
-def test_scores_over_families_are_said_of_the_whole_benchmark_alone(tmp_path):
-    metrics = {"acc_score": 0.5, "wemath_strict": "99.90%", "wemath_loose": "99.90%"}
-    assert left(tmp_path / "a", "wemath", metrics, 7, limit=7).others == {}
-    assert left(tmp_path / "b", "wemath", metrics, 7, task="mine").others == {}
-    whole = left(tmp_path / "c", "wemath", metrics, 1740)
-    assert whole.others == {"wemath_strict": "99.90%", "wemath_loose": "99.90%"}
 
 
 def test_results_without_the_score_are_an_error(tmp_path):
     with pytest.raises(SuiteError, match="holds no results"):
         read_score("mmmu", BENCHMARKS["mmmu"], tmp_path)
-    with pytest.raises(SuiteError, match="does not say how many problems"):
+    with pytest.raises(SuiteError, match="no results of lmms-eval with mmmu_acc of mmmu_val"):
         left(tmp_path / "b", "mmmu", {"mmmu_acc": 0.5}, None)
-    with pytest.raises(SuiteError, match="has no number mmmu_acc of mmmu_val"):
+    with pytest.raises(SuiteError, match="no results of lmms-eval with mmmu_acc of mmmu_val"):
         left(tmp_path / "a", "mmmu", {"mmmu_acc": "N/A"}, 900)
 
 
 def test_the_average_of_independent_scores(tmp_path):
-    scores = [left(tmp_path / str(right), "logicvista", {"acc_score": right / 100}, 100) for right in (20, 50, 80)]
+    scores = [
+        left(tmp_path / str(correct), "logicvista", {"acc_score": correct / 100}, 100) for correct in (20, 50, 80)
+    ]
     mean, low, high = average_of(scores)
     assert mean == pytest.approx(0.5)
     assert low == pytest.approx(0.5 - sum((score.value - score.low) ** 2 for score in scores) ** 0.5 / 3)
@@ -358,14 +330,14 @@ def test_the_average_of_independent_scores(tmp_path):
     assert high - low < max(score.high - score.low for score in scores)
 
 
-def test_the_papers_numbers_are_the_papers():
+def test_the_defaults_are_the_papers():
     assert (PAPER["2B"]["CEPO"], PAPER["2B"]["base"], PAPER["4B"]["CEPO"]) == (43.43, 39.73, 60.56)
-    given = make_parser().parse_args(["--suite", "paper", "--model_name_or_path", "m"])
+    given = make_parser().parse_args(["--model_name_or_path", "m"])
     assert (given.temperature, given.top_p, given.top_k, given.presence_penalty) == (1.0, 1.0, 40, 2.0)
     assert (given.max_new_tokens, given.backend) == (32000, "vllm")
 
 
-def test_a_short_longest_answer_is_not_lengthened_by_the_engine():
-    given = make_parser().parse_args(["--suite=paper", "--model_name_or_path=m", "--max_new_tokens=16"])
+def test_the_engine_gets_max_new_tokens():
+    given = make_parser().parse_args(["--model_name_or_path=m", "--max_new_tokens=16"])
     options = lmms_eval_options("mmmu_val", vars(given))
     assert pairs(options["--model_args"])["max_new_tokens"] == "16"

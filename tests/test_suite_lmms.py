@@ -1,4 +1,4 @@
-"""lmms-eval itself, through `cepo evaluate --suite paper`, on small problems in the forms of all five benchmarks."""
+"""lmms-eval itself, through `cepo suite`, on small problems in the forms of all five benchmarks."""
 
 import json
 import sys
@@ -9,7 +9,6 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from cepo import cli, load_figures, policy_path
-from cepo.tasks.figures import figures_reward
 from tests.support import lmms_tasks
 
 pytestmark = [
@@ -23,7 +22,7 @@ SAMPLING = ["--presence_penalty", "0", "--top_k", "1", "--max_new_tokens", "160"
 
 @pytest.fixture(scope="module", autouse=True)
 def one_thread():
-    """So small a model gains nothing by a second thread, and loses much where others work beside it."""
+    """Small models run faster with one thread."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")
         yield
@@ -35,10 +34,10 @@ def tasks(tmp_path_factory):
 
 
 def evaluate(model, tasks, output, *more, names=lmms_tasks.STOCK):
-    """The command's exit status, and what it left."""
+    """The command's exit status and suite.json."""
     some = ",".join(f"{name}={lmms_tasks.TASKS[name]}" for name in names)
-    arguments = ["--suite", "paper", "--model_name_or_path", str(model), "--tasks", some, "--include_path", tasks]
-    status = cli.main(["evaluate", *arguments, "--output_dir", str(output), *more])
+    arguments = ["--model_name_or_path", str(model), "--tasks", some, "--include_path", tasks]
+    status = cli.main(["suite", *arguments, "--output_dir", str(output), *more])
     return status, json.loads((output / "suite.json").read_text())
 
 
@@ -48,7 +47,7 @@ def scores(found):
 
 def test_all_five_run_and_are_scored(tasks, tmp_path, capsys):
     policy = lmms_tasks.make_policy(tmp_path / "policy")
-    # To itself, it sees what the shipped policy sees.
+    # On doubled images its logits are those of the shipped policy.
     row, twice = lmms_tasks.solvable()[0], lmms_tasks.problems(1)[0]
     logits = []
     for model, image in ((policy, twice["image"]), (policy_path(), row["image"])):
@@ -63,90 +62,39 @@ def test_all_five_run_and_are_scored(tasks, tmp_path, capsys):
     output = tmp_path / "out"
     status, found = evaluate(policy, tasks, output, "--backend", "transformers", *SAMPLING)
     assert status == 0, capsys.readouterr().err
-    right = scores(found)
-    # The answers that the tasks have in another form, (162/2, 73, 79), count as right.
+    correct = scores(found)
+    # Answers in another form, (162/2, 73, 79), count as correct.
     for name, metric in (("logicvista", "acc_score"), ("mathvision", "mathvision_standard_eval")):
         (samples,) = (output / name).glob("*/*_samples_*.jsonl")
         first = json.loads(samples.read_text().split("\n")[0])[metric]
         assert (first if name == "logicvista" else first["scores"][0]) == 1, (name, first)
     asked = {one["name"]: one["problems"] for one in found["benchmarks"]}
     assert asked == {name: number for name, (_, number) in lmms_tasks.ROWS.items()}
-    # Nearly all of it; of MMMU's prompts, which speak of options that are not there, some.
+    # MMMU's prompts mention options that the problems do not have.
     for name in ("dynamath", "logicvista", "mathvision", "wemath"):
-        assert right[name] >= asked[name] / 2, (name, right)
-    assert right["mmmu"] >= 1
+        assert correct[name] >= asked[name] / 2, (name, correct)
+    assert correct["mmmu"] >= 1
     assert found["average"]["low"] < found["average"]["value"] < found["average"]["high"]
     table = (output / "suite.md").read_text()
     assert "| average of 5 | 27 |" in table
-    # Again: nothing is run, and the same is found.
+    # A second call runs nothing and reports the same.
     capsys.readouterr()
     again = evaluate(policy, tasks, output, "--backend", "transformers", *SAMPLING)
     assert again == (0, found)
-    assert capsys.readouterr().out.count("has been run with these settings") == 5
-
-
-def test_why_the_shipped_policy_itself_solves_nothing_there(tmp_path, monkeypatch):
-    """Pictures of 112 x 64 become 128 x 64; and where they stay as they are, there are lmms-eval's system messages."""
-    more = ["--backend", "transformers", *SAMPLING]
-    kept = lmms_tasks.make_policy(tmp_path / "kept", system=True)
-    (tmp_path / "twice").mkdir()
-    tasks = lmms_tasks.make_tasks(tmp_path / "twice")
-    status, found = evaluate(kept, tasks, tmp_path / "out-kept", *more, names=["logicvista"])
-    assert (status, scores(found)) == (0, {"logicvista": 0})
-
-    monkeypatch.setattr(lmms_tasks, "SCALE", 1)
-    (tmp_path / "once").mkdir()
-    tasks = lmms_tasks.make_tasks(tmp_path / "once")
-    status, found = evaluate(policy_path(), tasks, tmp_path / "out", *more, names=["logicvista"])
-    assert (status, scores(found)) == (0, {"logicvista": 0})
-
-
-SHORT = "You are a helpful assistant."  # qwen3_vl's
-CONDITIONS = {
-    "bfloat16, the short system message": {"dtype": torch.bfloat16, "system": [SHORT]},
-    "the task's system message too": {"system": [SHORT, None]},
-    "128 x 64": {"size": (128, 64)},
-}
-
-
-def test_which_of_its_differences_matter():
-    """Without lmms-eval, one at a time: neither bfloat16 nor a short system message, but size and the long message."""
-    from lmms_eval.tasks.logicvista.reasoning.utils import SYSTEM_PROMPT
-
-    processor = AutoProcessor.from_pretrained(policy_path(), padding_side="left")
-    rows = lmms_tasks.solvable()[:8]
-    right = {}
-    for name, condition in CONDITIONS.items():
-        model = AutoModelForImageTextToText.from_pretrained(policy_path(), dtype=condition.get("dtype", torch.float32))
-        system = [text or SYSTEM_PROMPT for text in condition.get("system", [])]
-        texts, images = [], []
-        for row in rows:
-            content = [{"type": "image"}, {"type": "text", "text": row["prompt"][0]["content"]}]
-            messages = [{"role": "system", "content": text} for text in system] + [{"role": "user", "content": content}]
-            texts.append(processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-            images.append([row["image"].resize(condition.get("size", row["image"].size))])
-        inputs = processor(text=texts, images=images, do_resize=False, padding=True, return_tensors="pt")
-        ids = model.generate(**inputs, max_new_tokens=128, do_sample=False)[:, inputs.input_ids.shape[1] :]
-        answers = processor.batch_decode(ids, skip_special_tokens=True)
-        completions = [[{"role": "assistant", "content": answer}] for answer in answers]
-        right[name] = int(sum(figures_reward(completions, [row["solution"] for row in rows])))
-    print(right)
-    harmless, *others = right.values()
-    assert harmless >= 6, right
-    assert others == [0, 0], right
+    assert capsys.readouterr().out.count("finished before with these settings") == 5
 
 
 def test_a_benchmark_that_fails_is_an_error(tasks, tmp_path, capsys):
-    """lmms-eval ends with status 0 all the same."""
+    """lmms-eval exits with status 0."""
     more = ["--backend", "transformers", *SAMPLING, "--model_args", "nonsense=1"]
     status, found = evaluate(policy_path(), tasks, tmp_path / "out", *more, names=["logicvista"])
     assert (status, found["benchmarks"], found["failed"]) == (1, [], ["logicvista"])
     error = capsys.readouterr().err
-    assert "lmms-eval left no results (exit status 0)" in error
+    assert "lmms-eval wrote no results (exit status 0)" in error
     assert "Unexpected kwargs: {'nonsense': 1}" in error
 
 
-# vLLM's interface, as far as lmms-eval uses it: what it is given is written down.
+# The part of vLLM's interface that lmms-eval uses; it records its arguments.
 VLLM = """
 import json, os
 from types import SimpleNamespace
@@ -167,14 +115,13 @@ class LLM:
     def get_metrics(self):
         return []
 
-def note(what):
+def note(call):
     with open(os.environ["NOTES"], "a") as notes:
-        notes.write(json.dumps(what, default=str) + "\\n")
+        notes.write(json.dumps(call, default=str) + "\\n")
 """
 
 
-def test_vllm_is_given_the_papers_settings(tasks, tmp_path, monkeypatch, capsys):
-    """By lmms-eval itself, with a stand-in for vLLM alone."""
+def test_vllm_gets_the_papers_settings(tasks, tmp_path, monkeypatch, capsys):
     package = tmp_path / "site" / "vllm"
     package.mkdir(parents=True)
     (package / "__init__.py").write_text(VLLM)

@@ -1,4 +1,4 @@
-"""CEPO: Contrastive Evidence Policy Optimization (arXiv 2605.19436), as a drop-in trainer beside TRL's."""
+"""CEPO: Contrastive Evidence Policy Optimization (arXiv 2605.19436), beside TRL's GRPOTrainer."""
 
 from importlib import import_module
 from importlib.metadata import version
@@ -19,9 +19,8 @@ if TYPE_CHECKING:
 
 __version__ = version("cepo")
 
-# The public surface (docs/api.md). Loaded on first use: `cepo --help` should not wait for torch, nor the method's
-# own file for TRL.
-_HOME = {
+# The public API (docs/api.md) by module. Modules are imported on first use: `cepo --help` does not import torch.
+_MODULES = {
     "credit": "",
     "Attempt": "references.groups",
     "References": "references.groups",
@@ -67,11 +66,11 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOME:
+    if name not in _MODULES:
         raise AttributeError(f"module 'cepo' has no attribute {name!r}")
-    if not _HOME[name]:
+    if not _MODULES[name]:
         return import_module(f".{name}", __name__)
-    return getattr(import_module(f".{_HOME[name]}", __name__), name)
+    return getattr(import_module(f".{_MODULES[name]}", __name__), name)
 
 
 def __dir__() -> list[str]:

@@ -97,11 +97,11 @@ def test_matched_arm_has_grpos_entropy(tmp_path, monkeypatch):
 
 
 def test_comparison_tunes_runs_and_reports(tmp_path, monkeypatch, capsys):
-    from cepo.commands import compare
+    from cepo.compare import jobs
 
     run_all = made_up(lambda arm, rate: 0.5 + 1000 * rate + 0.1 * arm.startswith("cepo"))
     monkeypatch.setattr(tuning, "run_all", run_all)
-    monkeypatch.setattr(compare, "run_all", run_all)
+    monkeypatch.setattr(jobs, "run_all", run_all)
     monkeypatch.setattr(entropy_matched, "untrained_policy", lambda options: (Policy(), 4))
     config = tmp_path / "arms.yaml"
     arms = "arms: {grpo: {method: grpo}, cepo: {method: cepo}}"

@@ -1,7 +1,7 @@
-"""Small problems in the forms of the five benchmarks, and a form of the shipped policy that lmms-eval can show them.
+"""Small problems in the formats of the five benchmarks, and a version of the shipped policy for lmms-eval's images.
 
-Each task includes lmms-eval's own file, so that its functions make the prompts and judge the answers; only the name of
-the task and the place of its data are others.
+Each task includes lmms-eval's file, whose functions make the prompts and grade the answers; only the name of the task
+and the path of its data differ.
 """
 
 from importlib.util import find_spec
@@ -16,7 +16,7 @@ from transformers import AutoProcessor, Qwen3VLConfig, Qwen3VLForConditionalGene
 from cepo import load_figures, policy_path
 from cepo.tasks.figures import cases_of
 
-# Of each benchmark lmms-eval's own file, below its tasks, and the split that it asks.
+# lmms-eval's file and split of each benchmark.
 STOCK = {
     "dynamath": ("dynamath/reasoning/dynamath.yaml", "test"),
     "logicvista": ("logicvista/reasoning/logicvista_thinking.yaml", "test"),
@@ -29,12 +29,12 @@ SCALE = 2
 
 
 def solvable() -> list[dict]:
-    """Figures without a case of a wrong belief, which the policy solves nearly always."""
+    """Figures without a case of a wrong belief; the policy solves nearly all of them."""
     return [row for row in load_figures("test", 100) if not cases_of(SimpleNamespace(**row))]
 
 
 def problems(number: int) -> list[dict]:
-    """The first of them as question, image, answer."""
+    """The first of them: question, image, answer."""
     return [
         {
             "question": row["prompt"][0]["content"],
@@ -60,14 +60,14 @@ def dynamath(some):
 
 
 def logicvista(some):
-    """The first answer in another form, which math-verify has to see through."""
+    """The first answer in another form, for math-verify."""
     rows = [{"question": one["question"], "image": one["image"], "answer": one["answer"]} for one in some]
     rows[0]["answer"] = in_another_form(rows[0]["answer"])
     return rows
 
 
 def mathvision(some):
-    """The first answer in another form, which latex2sympy has to see through."""
+    """The first answer in another form, for latex2sympy."""
     rows = [
         {"question": one["question"], "options": [], "answer": one["answer"], "decoded_image": one["image"]}
         for one in some
@@ -124,7 +124,7 @@ ROWS["wemath"] = (wemath, 7)
 
 
 def make_tasks(folder: Path) -> str:
-    """Data sets and task files of all five; the folder for --include_path."""
+    """Write datasets and task files of all five; returns the folder for --include_path."""
     tasks = Path(find_spec("lmms_eval").submodule_search_locations[0]) / "tasks"
     (folder / "tasks").mkdir()
     for name, (stock, split) in STOCK.items():
@@ -147,13 +147,13 @@ def make_tasks(folder: Path) -> str:
     return str(folder / "tasks")
 
 
-def make_policy(folder: Path, *, system: bool = False) -> str:
-    """The shipped policy for pictures twice as large, in patches twice as large: to it they are what they were.
+def make_policy(folder: Path) -> str:
+    """The shipped policy for doubled images with doubled patches: its logits are those of the original.
 
-    lmms-eval resizes pictures for patches of 16 and merges of 2, to multiples of 32 pixels: 112 x 64 becomes 128 x 64,
-    and the policy has patches of 8. A patch of 16 whose kernel has each weight four times, a quarter as large, sees of
-    a picture with each pixel four times what the patch of 8 saw. The chat template leaves system messages out, of which
-    the policy has never seen one; `system` keeps them.
+    lmms-eval resizes images to multiples of 32 pixels (patches of 16, merges of 2): 112 x 64 becomes 128 x 64, and the
+    policy has patches of 8. A kernel of 16 with each weight four times, divided by four, gives on an image with each
+    pixel four times the output of the kernel of 8. The chat template drops system messages, which the policy was not
+    trained on.
     """
     config = Qwen3VLConfig.from_pretrained(policy_path())
     weights = Qwen3VLForConditionalGeneration.from_pretrained(policy_path(), dtype="float32").state_dict()
@@ -166,9 +166,6 @@ def make_policy(folder: Path, *, system: bool = False) -> str:
     model.save_pretrained(folder)
     processor = AutoProcessor.from_pretrained(policy_path())
     processor.image_processor.patch_size *= SCALE
-    if system:
-        processor.save_pretrained(folder)
-        return str(folder)
     start = "{%- for message in messages -%}"
     assert start in processor.chat_template
     processor.chat_template = processor.chat_template.replace(

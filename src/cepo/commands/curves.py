@@ -1,43 +1,48 @@
-"""The picture that `cepo train` leaves."""
+"""curves.png: the metrics of a run over its steps."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..data.evaluation import Accuracy
 from ..inspection.pictures import plain_text
 
 _CURVES = (
     ("reward", "reward", "mean reward of a step"),
     ("cepo/coefficient", "lambda", "share redistributed by evidence"),
-    ("entropy", "entropy", "nats a token"),
-    ("completions/mean_length", "length", "tokens a completion"),
+    ("entropy", "entropy", "nats per token"),
+    ("completions/mean_length", "length", "tokens per completion"),
 )
 
 
 @plain_text
 def draw_curves(
-    log_history: list[dict[str, Any]], path: Path, *, title: str, greedy: Sequence[tuple[int, Accuracy]] = ()
-):
-    """Write the curves of a run, with the accuracy of greedy answers to held-out problems where it was measured."""
+    log_history: list[dict[str, Any]], path: Path, *, title: str, accuracy: Sequence[Mapping[str, Any]] = ()
+) -> None:
+    """Draw the metrics of a run, and its held-out accuracy.
+
+    Args:
+        log_history: Of the trainer's state.
+        path: The PNG file.
+        title: Of the figure.
+        accuracy: ``step``, ``accuracy``, ``low`` and ``high`` of greedy answers to held-out problems.
+    """
     from matplotlib import pyplot
 
-    steps = [entry for entry in log_history if "reward" in entry]
     figure, axes = pyplot.subplots(1, len(_CURVES), figsize=(14, 3.2), layout="constrained")
     for axis, (key, name, unit) in zip(axes, _CURVES, strict=True):
-        points = [(entry["step"], entry[key]) for entry in steps if entry.get(key) is not None]
-        axis.plot(
-            [x for x, _ in points], [y for _, y in points], color="#0b5394", linewidth=1.5, label="rollouts, sampled"
-        )
-        axis.set(title=name, xlabel="optimiser step", ylabel=unit)
+        points = [
+            (entry["step"], entry[key]) for entry in log_history if "reward" in entry and entry.get(key) is not None
+        ]
+        axis.plot(*zip(*points, strict=True) if points else ([], []), color="#0b5394", label="sampled rollouts")
+        axis.set(title=name, xlabel="optimizer step", ylabel=unit)
         axis.spines[["top", "right"]].set_visible(False)
-    if greedy:
-        heights = [accuracy.value for _, accuracy in greedy]
-        lows, highs = zip(*(accuracy.interval for _, accuracy in greedy), strict=True)
-        below = [height - low for height, low in zip(heights, lows, strict=True)]
-        above = [high - height for height, high in zip(heights, highs, strict=True)]
-        at = [step for step, _ in greedy]
-        axes[0].errorbar(at, heights, [below, above], fmt="o-", color="#38761d", capsize=4, label="held out, greedy")
+    if accuracy:
+        steps, values, lows, highs = ([one[key] for one in accuracy] for key in ("step", "accuracy", "low", "high"))
+        errors = [
+            [v - low for v, low in zip(values, lows, strict=True)],
+            [h - v for v, h in zip(values, highs, strict=True)],
+        ]
+        axes[0].errorbar(steps, values, errors, fmt="o-", color="#38761d", capsize=4, label="held out, greedy")
         axes[0].legend(frameon=False, fontsize=8)
     figure.suptitle(title, fontsize=10)
     figure.savefig(path, dpi=130)

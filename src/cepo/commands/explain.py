@@ -3,6 +3,7 @@
 import argparse
 import json
 import re
+import webbrowser
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -44,11 +45,9 @@ from .options import (
     load_rows,
     make_command_parser,
     own_method,
-    port,
     positive,
     verifier_of,
 )
-from .serving import PageServer, open_page
 from .train import RUN_FILE
 
 # The options of methods that this command takes.
@@ -96,8 +95,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add("--output_dir", type=Path, default=Path(), help="where explain.html goes")
     add("--terminal", action="store_true", help="print to the terminal, and write no page")
-    add("--open", action="store_true", help="serve the page on this machine and open it in the browser, until Ctrl-C")
-    add("--port", type=port, default=None, help="for --open (none: a free one)")
+    add("--open", action="store_true", help="open the page in the browser")
     return parser
 
 
@@ -121,9 +119,7 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
     """
     options = make_parser().parse_args(arguments)
     if options.open and options.terminal:
-        raise ValueError("--open: with --terminal no page is written that could be opened; leave one of them out")
-    if options.port is not None and not options.open:
-        raise ValueError("--port is for --open, which was not given")
+        raise ValueError("--open: --terminal writes no page; leave one of them out")
     if options.statistics and (options.open or options.terminal):
         raise ValueError("--statistics prints a table and writes no page; leave out --open and --terminal")
     if options.output is not None and not options.statistics:
@@ -140,7 +136,6 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
     (reward_func,) = load_reward_funcs(options.reward_funcs or verifier_of(options.dataset_name))
     if options.show not in (own, *METHODS):  # what there is of those depends on the data
         _variant(options.show, all_variants(given))  # refused before anything is loaded
-    server = PageServer(options.port) if options.open else None  # before anything that takes long
     job = _of_run(options) if options.run else _of_dataset(options)
     if options.teacher_model_name_or_path is not None:
         other = load_teacher_model(
@@ -158,7 +153,7 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
                 f"--statistics: {selected.name} scores no hints, so it has no evidence; name another --show"
             )
         return lambda console: _statistics(options, job, selected, reward_func, console)
-    return lambda console: _explain(options, job, variants, selected, reward_func, server, console)
+    return lambda console: _explain(options, job, variants, selected, reward_func, console)
 
 
 def _columns_of(job: "_Job") -> list[str]:
@@ -340,7 +335,6 @@ def _explain(
     variants: Sequence[Variant],
     selected: Variant,
     reward_func: RewardFunc,
-    server: PageServer | None,
     console: Console,
 ) -> int:
     with console.status("sampling"):
@@ -374,6 +368,6 @@ def _explain(
         other = "--step" if options.run else "--index or --seed"
         console.print(f"No token has an advantage by {selected.name}; try another {other}.", highlight=False)
     console.print(f"written to {output}", highlight=False, markup=False)
-    if server is not None:
-        open_page(server, page, console)
+    if options.open and not webbrowser.open(output.resolve().as_uri()):
+        console.print("--open: no browser on this machine; copy the page, which is one file")
     return 0

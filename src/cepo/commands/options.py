@@ -207,10 +207,3 @@ def not_negative(text: str) -> int:
     if number < 0:
         raise argparse.ArgumentTypeError(f"must not be negative, got {number}")
     return number
-
-
-def port(text: str) -> int:
-    number = int(text)
-    if not 1 <= number <= 65535:
-        raise argparse.ArgumentTypeError(f"must be from 1 to 65535, got {number}")
-    return number

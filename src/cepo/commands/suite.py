@@ -1,10 +1,14 @@
-"""`cepo evaluate --suite paper`: the paper's five benchmarks, by lmms-eval as a process of its own."""
+"""`cepo suite`: the paper's five benchmarks, run by lmms-eval 0.7.3 in a process of its own."""
 
 import argparse
 import json
+import os
 import shutil
+import signal
+import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,154 +16,223 @@ from typing import Any
 import torch
 from rich.console import Console
 
-from ..compare.jobs import BusyError, locked, stopped_by_signals
+from ..compare.jobs import locked
 from ..data.escape import escape, one_line
 from ..data.files import write_whole
-from ..data.loading import LoadingError, holds_adapters, resolve_model
+from ..data.loading import holds_adapters, resolve_model
 from ..data.merging import merge_adapters
-from ..inspection.tables import markdown_table, plain_table
-from . import benchmarks, quiet_libraries
-from .benchmarks import BENCHMARKS, PAPER, Benchmark, Score, SuiteError
+from ..inspection.tables import markdown_table
+from . import quiet_libraries
+from .benchmarks import (
+    BENCHMARKS,
+    PAPER,
+    Benchmark,
+    Score,
+    SuiteError,
+    average_of,
+    read_score,
+    results_file,
+    select_benchmarks,
+)
 from .options import make_command_parser, not_negative, positive, temperature
 
-SUITES = ("paper",)
-ABOUT = "paper: its five benchmarks, by lmms-eval, with options of their own: cepo evaluate --suite paper --help"
-_HEADS = ("benchmark", "problems", "right, %", "95 % interval")
+# MathVision imports latex2sympy2, whose 1.5.4 fails to import beside a current antlr; lmms-eval then scores every
+# answer as incorrect. math-verify ships a fork with the same function.
+_START = """\
+import sys, latex2sympy2_extended
+sys.modules["latex2sympy2"] = latex2sympy2_extended
+from lmms_eval.cli.dispatch import main
+main()"""
+_COLUMNS = ("benchmark", "problems", "correct, %", "95 % interval")
 
 
 def make_parser() -> argparse.ArgumentParser:
     parser = make_command_parser(
-        "evaluate --suite paper",
-        "The paper's five benchmarks by lmms-eval: dynamath, logicvista, mathvision (testmini), mmmu (val), wemath "
-        "(testmini). One that has been run with the same settings is not run again.",
+        "suite",
+        "Run the paper's five benchmarks with lmms-eval: dynamath, logicvista, mathvision (testmini), mmmu (val), "
+        "wemath (testmini). Finished benchmarks with the same settings are not run again.",
     )
-    add = parser.add_argument_group("suite").add_argument
-    add("--suite", choices=SUITES, required=True, help="which benchmarks; paper: the paper's five")
-    add("--tasks", help="some of them, with commas between; NAME=TASK runs a task of --include_path instead")
-    add("--include_path", help="folder of further tasks of lmms-eval")
-    add("--limit", type=positive, help="only the first problems of each (none: all)")
     add = parser.add_argument_group("model").add_argument
-    add("--model_name_or_path", required=True, help="folder or name of a model, or of PEFT adapters: merged first")
-    text = "transformers drops the presence penalty, and so needs it 0"
-    add("--backend", choices=("vllm", "transformers"), default="vllm", help=text)
-    add("--model_args", help="more for lmms-eval's model, such as tensor_parallel_size=4,max_model_len=40960")
-    add("--device", help="for the transformers backend (none: cuda if there is one, else cpu)")
-    add("--batch_size", type=positive, help="problems at a time (none: 256 with vllm, 1 with transformers)")
-    add("--python", help="interpreter of an environment that has lmms-eval (none: this one)")
-    add = parser.add_argument_group("sampling (the defaults are the paper's)").add_argument
-    add("--temperature", type=temperature, default=1.0, help="0 takes the most likely token")
-    add("--top_p", type=float, default=1.0, help="share of the probability from which a token is drawn")
-    add("--top_k", type=positive, default=40, help="number of tokens from which one is drawn")
-    add("--presence_penalty", type=float, default=2.0, help="what a token loses once it has been said")
-    add("--max_new_tokens", type=positive, default=32000, help="longest answer, in tokens")
-    add("--seed", type=not_negative, default=0, help="of sampling")
+    add("--model_name_or_path", required=True, help="folder or Hub name of a model or PEFT adapter (merged first)")
+    add(
+        "--backend",
+        choices=("vllm", "transformers"),
+        default="vllm",
+        help="transformers ignores the presence penalty and therefore requires --presence_penalty 0",
+    )
+    add("--model_args", help="further arguments of lmms-eval's model: tensor_parallel_size=4,max_model_len=40960")
+    add("--device", help="device of the transformers backend (none: cuda if available, else cpu)")
+    add("--batch_size", type=positive, help="problems per batch (none: 256 with vllm, 1 with transformers)")
+    add("--python", default=sys.executable, help="interpreter of an environment with lmms-eval")
+    add = parser.add_argument_group("benchmarks").add_argument
+    add("--tasks", help="comma-separated benchmarks; NAME=TASK runs a task of --include_path as NAME (none: all five)")
+    add("--include_path", help="folder of further lmms-eval tasks")
+    add("--limit", type=positive, help="number of problems per benchmark (none: all)")
+    add = parser.add_argument_group("sampling (defaults: the paper's)").add_argument
+    add("--temperature", type=temperature, default=1.0, help="sampling temperature; 0: greedy")
+    add("--top_p", type=float, default=1.0, help="nucleus sampling probability")
+    add("--top_k", type=positive, default=40, help="number of candidate tokens")
+    add("--presence_penalty", type=float, default=2.0, help="penalty for tokens that occurred before")
+    add("--max_new_tokens", type=positive, default=32000, help="maximum completion length [tokens]")
+    add("--seed", type=not_negative, default=0, help="sampling seed")
     add = parser.add_argument_group("output").add_argument
-    add("--output_dir", type=Path, default=Path("suite"), help="suite.md, suite.json, and a folder for each benchmark")
+    add("--output_dir", type=Path, default=Path("suite"), help="folder of suite.md, suite.json and one per benchmark")
     return parser
 
 
 def prepare(arguments: list[str]) -> Callable[[Console], int]:
-    """Check the command line; the returned function runs the benchmarks and returns the exit status.
+    """Validate the command line and return the job that runs the benchmarks.
 
     Raises:
-        ValueError, OSError: For mistakes in options or model, and for packages that are not installed.
+        ValueError, OSError: For invalid options, a missing model or missing packages.
     """
     options = make_parser().parse_args(arguments)
     quiet_libraries()
-    chosen = benchmarks.select_benchmarks(options.tasks)
+    benchmarks = select_benchmarks(options.tasks)
     if options.include_path is not None and not Path(options.include_path).is_dir():
-        raise SuiteError(f"--include_path: there is no such folder: {options.include_path}")
+        raise SuiteError(f"--include_path: no such folder: {options.include_path}")
     options.model_name_or_path = resolve_model(options.model_name_or_path)
     if set(",=") & set(options.model_name_or_path):
-        raise SuiteError(f"lmms-eval cannot read a name with a comma or an equals sign: {options.model_name_or_path}")
+        raise SuiteError(f"lmms-eval cannot parse a name with a comma or an equals sign: {options.model_name_or_path}")
     if options.backend == "transformers" and options.presence_penalty:
         raise SuiteError(
-            f"--backend transformers would drop --presence_penalty {options.presence_penalty:g} without a word; take "
-            "--backend vllm, or say --presence_penalty 0, which is not the paper's setting"
+            f"--backend transformers ignores --presence_penalty {options.presence_penalty:g}; use --backend vllm, or "
+            "set --presence_penalty 0, which differs from the paper"
         )
-    options.python = options.python or sys.executable
-    benchmarks.check_installed(options.python, options.backend)
+    check_installed(options.python, options.backend)
     options.batch_size = options.batch_size or (256 if options.backend == "vllm" else 1)
     options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    settings = {name: _settings(benchmark, options) for name, benchmark in chosen.items()}
-    waiting = [name for name in chosen if not _is_done(options.output_dir / name, settings[name])]
+    settings = {name: _settings(benchmark, options) for name, benchmark in benchmarks.items()}
+    missing = [name for name in benchmarks if not _is_finished(options.output_dir / name, settings[name])]
     options.output_dir.mkdir(parents=True, exist_ok=True)
 
     def job(console: Console) -> int:
-        try:
-            with locked(options.output_dir), stopped_by_signals():
-                return _run(chosen, settings, waiting, options, console)
-        except (BusyError, LoadingError) as error:  # the folder is taken, or the adapters' model is not there
-            print(f"cepo: error: {one_line(str(error))}", file=sys.stderr)
-            return 2
-        except KeyboardInterrupt:
-            print("\ncepo: stopped; the same command goes on with the benchmarks that were not done", file=sys.stderr)
-            return 130
+        with locked(options.output_dir):
+            return _run(benchmarks, settings, missing, options, console)
 
     return job
 
 
+def check_installed(python: str, backend: str) -> None:
+    """Raise SuiteError if the interpreter lacks packages of the backend."""
+    needed = ["lmms_eval", "latex2sympy2_extended", "openai", "vllm" if backend == "vllm" else "decord"]
+    code = f"from importlib.util import find_spec; print(*(n for n in {needed} if find_spec(n) is None))"
+    try:
+        missing = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise SuiteError(f"--python: cannot run {python}: {error}") from error
+    if missing:
+        fix = "" if missing == ["vllm"] else "; pip install 'cepo[eval]', in a checkout '.[eval]'"
+        vllm = "; pip install vllm, in an environment of its own (--python), or use --backend transformers"
+        raise SuiteError(f"the suite needs {', '.join(missing)}{fix}{vllm if 'vllm' in missing else ''}")
+
+
+def lmms_eval_options(task: str, given: Mapping[str, Any]) -> dict[str, str]:
+    """lmms-eval's command line for one task, from the options of `cepo suite`."""
+    model = given["model_name_or_path"]
+    sampling = {name: given[name] for name in ("temperature", "top_p", "top_k", "presence_penalty", "max_new_tokens")}
+    if given["backend"] == "vllm":
+        # The engine uses the larger of the task's and the model's max_new_tokens; without gen_kwargs its seed is 1.
+        model_args = {"model": model, "max_new_tokens": given["max_new_tokens"], "trust_remote_code": False}
+        sampling["seed"] = given["seed"]
+    else:
+        model_args = {"pretrained": model, "device": given["device"], "device_map": given["device"]}
+        del sampling["presence_penalty"]  # lmms-eval's qwen3_vl ignores it
+    options = {
+        "--model": "vllm" if given["backend"] == "vllm" else "qwen3_vl",
+        "--model_args": _pairs(model_args) + (f",{given['model_args']}" if given["model_args"] else ""),
+        "--tasks": task,
+        "--gen_kwargs": _pairs(sampling),
+        "--process_docs_parallel": 1,  # math-verify's time limit fails in threads, and scores the answer as incorrect
+        **{f"--{name}": given[name] for name in ("batch_size", "seed", "limit", "include_path")},
+    }
+    return {name: str(value) for name, value in options.items() if value is not None}
+
+
+def _pairs(values: Mapping[str, Any]) -> str:
+    return ",".join(f"{name}={value}" for name, value in values.items())
+
+
 def _settings(benchmark: Benchmark, options: argparse.Namespace) -> dict[str, Any]:
-    """What decides a benchmark's numbers: lmms-eval's options, and name, size and time of the model's files."""
-    given = benchmarks.lmms_eval_options(benchmark.task, {**vars(options), "batch_size": None, "device": None})
+    """Settings that determine a benchmark's score: lmms-eval's options, and name, size and time of the model files."""
+    given = lmms_eval_options(benchmark.task, {**vars(options), "batch_size": None, "device": None})
     folder = Path(options.model_name_or_path)
     paths = [path for name in ("*.safetensors", "*.bin", "*config.json") for path in folder.glob(name)]
     files = sorted([path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in paths)
     return {**{name.removeprefix("--"): value for name, value in given.items()}, "files": files}
 
 
-def _is_done(folder: Path, settings: Mapping[str, Any]) -> bool:
-    """Whether a benchmark has been run with these settings; SuiteError if it has been run with others."""
-    known = folder / "settings.json"
-    if benchmarks.results_file(folder) is None or not known.is_file():
+def _is_finished(folder: Path, settings: Mapping[str, Any]) -> bool:
+    """Whether the folder holds results with these settings; SuiteError if it holds others."""
+    path = folder / "settings.json"
+    if results_file(folder) is None or not path.is_file():
         return False
-    before = json.loads(known.read_text(encoding="utf-8"))
+    before = json.loads(path.read_text(encoding="utf-8"))
     differ = [name for name in {**before, **settings} if before.get(name) != settings.get(name)]
     if differ:
         raise SuiteError(
-            f"{folder} holds results with other settings ({', '.join(differ)}); name another --output_dir, or remove it"
+            f"{folder} holds results with other settings ({', '.join(differ)}); change --output_dir, or remove it"
         )
     return True
 
 
 def _run(
-    chosen: dict[str, Benchmark],
+    benchmarks: dict[str, Benchmark],
     settings: dict[str, dict[str, Any]],
-    waiting: list[str],
+    missing: list[str],
     options: argparse.Namespace,
     console: Console,
 ) -> int:
-    def say(text: str) -> None:
-        console.print(text, highlight=False, markup=False)
-
-    given, output, merged = dict(vars(options)), options.output_dir, options.output_dir / "merged"
-    if waiting and holds_adapters(options.model_name_or_path):
-        shutil.rmtree(merged, ignore_errors=True)  # perhaps of these adapters before they were trained again
-        base = merge_adapters(options.model_name_or_path, merged).base
-        say(f"merged {options.model_name_or_path} into {base}, in {merged}")
-        given["model_name_or_path"] = str(merged)
+    given, output = dict(vars(options)), options.output_dir
+    if missing and holds_adapters(options.model_name_or_path):
+        given["model_name_or_path"] = str(output / "merged")
+        shutil.rmtree(output / "merged", ignore_errors=True)  # the adapters may have been trained further
+        base = merge_adapters(options.model_name_or_path, output / "merged").base
+        console.print(f"merged {options.model_name_or_path} into {base}, in {output / 'merged'}")
     scores: list[Score] = []
     failed: list[str] = []
-    for name, benchmark in chosen.items():
+    for name, benchmark in benchmarks.items():
         folder = output / name
         try:
-            if name in waiting:
-                say(f"{name}: lmms-eval runs {benchmark.task}; its log is {folder / 'log.txt'}")
+            if name in missing:
+                console.print(f"{name}: lmms-eval runs {benchmark.task}; log: {folder / 'log.txt'}")
                 folder.mkdir(parents=True, exist_ok=True)
                 write_whole(folder / "settings.json", json.dumps(settings[name], indent=2) + "\n")
-                command = benchmarks.lmms_eval_options(benchmark.task, given)
-                benchmarks.run_lmms_eval(options.python, command, folder)
+                run_lmms_eval(options.python, lmms_eval_options(benchmark.task, given), folder)
             else:
-                say(f"{name}: has been run with these settings")
-            scores.append(benchmarks.read_score(name, benchmark, folder))
+                console.print(f"{name}: finished before with these settings")
+            scores.append(read_score(name, benchmark, folder))
         except SuiteError as error:
             failed.append(name)
             print(f"cepo: error: {name}: {one_line(str(error))}", file=sys.stderr)
     _report(scores, failed, settings, options, console)
-    say(f"written to {output / 'suite.md'} and {output / 'suite.json'}")
-    if failed:
-        print(f"cepo: error: {', '.join(failed)}: no results; the same command tries again", file=sys.stderr)
     return 1 if failed else 0
+
+
+def run_lmms_eval(python: str, options: Mapping[str, str], folder: Path) -> None:
+    """Run lmms-eval: results in `folder`/MODEL/TIME_results.json, output in `folder`/log.txt.
+
+    Raises:
+        SuiteError: Without results, for which lmms-eval exits with status 0, too.
+    """
+    for old in folder.glob("*/*_samples_*.jsonl"):  # of an interrupted run; lmms-eval appends to them
+        old.unlink()
+    words = [word for pair in options.items() for word in pair]
+    command = [python, "-c", _START, *words, "--output_path", str(folder), "--log_samples"]
+    log = folder / "log.txt"
+    with log.open("w", encoding="utf-8") as out:
+        # In a new session: Ctrl-C reaches this process alone, which then terminates lmms-eval and its engine.
+        process = subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+        try:
+            status = process.wait()
+        except BaseException:
+            with suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGTERM)
+            process.wait()
+            raise
+    if results_file(folder) is None:
+        lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
+        raise SuiteError(f"lmms-eval wrote no results (exit status {status}); {log} ends with: {' '.join(lines[-5:])}")
 
 
 def _report(
@@ -169,24 +242,22 @@ def _report(
     options: argparse.Namespace,
     console: Console,
 ) -> None:
-    """One table, to suite.json, suite.md and the console."""
+    """Write suite.json and suite.md, and print the table."""
     rows = [(one.name, str(one.problems), *_percent(one.value, one.low, one.high)) for one in scores]
-    average = benchmarks.average_of(scores) if len(scores) == len(BENCHMARKS) else None
+    average = average_of(scores) if len(scores) == len(BENCHMARKS) else None
     if average is not None:
         rows.append(("average of 5", str(sum(one.problems for one in scores)), *_percent(*average)))
     notes = [
-        f"{options.backend};{f' the first {options.limit} problems of each;' if options.limit else ''} temperature "
+        f"{options.backend};{f' first {options.limit} problems of each;' if options.limit else ''} temperature "
         f"{options.temperature:g}, top-p {options.top_p:g}, top-k {options.top_k}, presence penalty "
-        f"{options.presence_penalty:g}, up to {options.max_new_tokens:,} tokens, seed {options.seed}."
+        f"{options.presence_penalty:g}, at most {options.max_new_tokens:,} tokens, seed {options.seed}."
     ]
-    own = [name for name in settings if settings[name]["tasks"] != BENCHMARKS[name].task]
-    notes += [f"Not the stock tasks: {', '.join(own)}."] if own else []
-    notes += [f"{one.name}, {other}: {value}." for one in scores for other, value in one.others.items()]
+    custom = [name for name in settings if settings[name]["tasks"] != BENCHMARKS[name].task]
+    notes += [f"Custom tasks: {', '.join(custom)}."] if custom else []
     missing = [name for name in BENCHMARKS if name not in {one.name for one in scores}]
-    notes += [f"No average of five: {', '.join(missing)} not run{' or failed' if failed else ''}."] if missing else []
-    notes += [
-        f"The paper, {size}: {', '.join(f'{n} {x:.2f}' for n, x in found.items())}." for size, found in PAPER.items()
-    ]
+    notes += [f"No average of five without {', '.join(missing)}."] if missing else []
+    notes += [f"Failed: {', '.join(failed)}; the same command tries again."] if failed else []
+    notes += [f"Paper, {size}: {', '.join(f'{n} {x:.2f}' for n, x in found.items())}." for size, found in PAPER.items()]
     result = {
         "model": options.model_name_or_path,
         "settings": settings,
@@ -196,15 +267,10 @@ def _report(
         "paper": PAPER,
     }
     write_whole(options.output_dir / "suite.json", json.dumps(result, indent=2) + "\n")
-    page = [f"Share of right answers of {options.model_name_or_path}.\n", markdown_table(_HEADS, rows)]
-    write_whole(options.output_dir / "suite.md", escape("\n".join([*page, *(f"- {note}" for note in notes)])) + "\n")
-    if scores:
-        shown = plain_table("\n".join(notes), gap=2)
-        for head in _HEADS:
-            shown.add_column(head, no_wrap=True)
-        for row in rows:
-            shown.add_row(*row)
-        console.print(shown, soft_wrap=False)
+    lines = [f"Share of correct answers of {options.model_name_or_path}.\n", markdown_table(_COLUMNS, rows)]
+    page = escape("\n".join([*lines, *(f"- {note}" for note in notes)]))
+    write_whole(options.output_dir / "suite.md", page + "\n")
+    console.print(f"{page}\nwritten to {options.output_dir / 'suite.md'} and {options.output_dir / 'suite.json'}")
 
 
 def _percent(value: float, low: float, high: float) -> tuple[str, str]:

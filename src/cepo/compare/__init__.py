@@ -1,1 +1,1 @@
-"""Arms side by side, seed by seed: options, runs, statistics, tables. Imports trainer and below."""
+"""Comparison of methods on an equal budget: arms, runs, statistics, report."""

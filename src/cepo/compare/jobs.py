@@ -1,13 +1,13 @@
-"""Training runs as processes: several at a time, each in its folder."""
+"""Training runs in processes of their own, several at a time, each in its folder."""
 
+import fcntl
 import json
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +17,8 @@ from rich.console import Console
 
 from ..data.files import write_whole
 from ..inspection.tables import counted
+from .arms import Arm, command_line
+from .statistics import Run, load_run
 
 
 class BusyError(ValueError):
@@ -41,95 +43,87 @@ class Job:
 
     @property
     def log(self) -> Path:
-        """What the run prints."""
         return self.folder / "log.txt"
 
 
 def job_of(folder: Path, name: str, options: dict[str, Any], seed: int) -> Job:
-    """The run of an arm with a seed, in its folder.
+    """The run of an arm with a seed, in `folder`/`name`/seed-`seed`.
 
     Raises:
-        BusyError: If the folder holds a finished run with other options.
+        BusyError: If that folder holds a finished run with other options.
     """
     job = Job(name, seed, {**options, "seed": seed}, folder / name / f"seed-{seed}")
-    known = job.folder / "options.json"
-    if job.done and known.is_file() and known.read_text() != _as_text(job.options):
-        raise BusyError(
-            f"{job.folder} holds a run with other options; name another --output_dir, or remove that folder"
-        )
+    path = job.folder / "options.json"
+    if job.done and path.is_file() and path.read_text() != _options_text(job.options):
+        raise BusyError(f"{job.folder} holds a run with other options; change --output_dir, or remove that folder")
     return job
 
 
-def _as_text(options: Mapping[str, Any]) -> str:
+def _options_text(options: Mapping[str, Any]) -> str:
     return json.dumps(options, sort_keys=True, default=str)
-
-
-def command_line(options: Mapping[str, Any]) -> list[str]:
-    """Options as arguments of `cepo train`."""
-    words = []
-    for name, value in options.items():
-        if isinstance(value, list):
-            words += [f"--{name}", *map(str, value)]
-        else:
-            words.append(f"--{name}={json.dumps(value) if isinstance(value, (bool, dict)) else value}")
-    return words
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[TextIO]:
-    """Keep other commands out of a folder; the runs that this one starts hold the lock too, in case they outlive it.
+    """Lock a folder against other commands, and raise KeyboardInterrupt on SIGTERM and SIGHUP, as on Ctrl-C.
+
+    Runs inherit the lock, which they keep if they outlive this process.
 
     Raises:
-        BusyError: If another command has it.
+        BusyError: If another command holds the lock.
     """
     with (folder / "lock").open("w") as lock:
         try:
-            import fcntl
-        except ImportError:  # not a Unix
-            yield lock
-            return
-        try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise BusyError(f"runs are under way in {folder}; wait for them, or name another --output_dir") from error
-        yield lock
+            raise BusyError(f"{folder} is in use by other runs; wait for them, or change --output_dir") from error
+        handlers = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)}
+        for number, handler in handlers.items():
+            if handler is not signal.SIG_IGN:  # ignored under nohup
+                signal.signal(number, signal.default_int_handler)
+        try:
+            yield lock
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
 
 
-@contextmanager
-def stopped_by_signals() -> Iterator[None]:
-    """Treat SIGTERM and SIGHUP like Ctrl-C, so that child processes are stopped."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {number: signal.getsignal(number) for number in (getattr(signal, name) for name in names)}
-    for number, handler in before.items():
-        if handler is not signal.SIG_IGN:  # as under nohup
-            signal.signal(number, _interrupt)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def run_arms(
+    arms: Sequence[Arm], first_seed: int, folder: Path, jobs: int, lock: TextIO, console: Console
+) -> tuple[dict[str, list[Run]], list[Job]]:
+    """Run each arm with its seeds, seed by seed.
 
+    Args:
+        arms, first_seed: Of the comparison.
+        folder, jobs, lock, console: As for `run_all`.
 
-def _interrupt(signum, frame):  # noqa: ARG001
-    raise KeyboardInterrupt
+    Returns:
+        The finished runs of each arm, and the failed jobs.
+    """
+    work = [
+        job_of(folder, arm.name, arm.options, first_seed + number)
+        for number in range(max((arm.seeds for arm in arms), default=0))
+        for arm in arms
+        if number < arm.seeds
+    ]
+    run_all(work, jobs, lock, console)
+    runs = {arm.name: [load_run(job.folder) for job in work if job.arm == arm.name and job.done] for arm in arms}
+    return runs, [job for job in work if not job.done]
 
 
 def run_all(work: list[Job], jobs: int, lock: TextIO, console: Console) -> None:
-    """Run what has not been run, `jobs` at a time; finished runs are kept.
+    """Run unfinished jobs.
 
     Args:
-        work: The runs.
-        jobs: Runs at a time; they share the cores.
-        lock: Of the folder; see `locked`.
+        work: The jobs.
+        jobs: Number of runs at a time; they share the CPU cores.
+        lock: Of the output directory, see `locked`.
         console: Where progress is printed.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     waiting = [job for job in work if not job.done]
     if len(waiting) < len(work):
-        console.print(f"{len(work) - len(waiting)} of {len(work)} runs are there already")
+        console.print(f"{len(work) - len(waiting)} of {len(work)} runs have finished before")
     running: list[Job] = []
     started, total = time.monotonic(), len(waiting)
     try:
@@ -147,44 +141,33 @@ def run_all(work: list[Job], jobs: int, lock: TextIO, console: Console) -> None:
                 console.print(f"{ended}/{total} {job.arm}, seed {job.seed}: {state}; about {left} left")
     finally:
         for job in running:
-            _stop(job)
+            with suppress(ProcessLookupError):
+                os.killpg(job.process.pid, signal.SIGTERM)
+            job.process.wait()
 
 
 def _start(job: Job, threads: int, lock: TextIO) -> None:
     job.folder.mkdir(parents=True, exist_ok=True)
-    write_whole(job.folder / "options.json", _as_text(job.options))
+    write_whole(job.folder / "options.json", _options_text(job.options))
     words = command_line({**job.options, "output_dir": str(job.folder)})
     with job.log.open("w") as log:
-        # In a session of its own: Ctrl-C reaches this process alone, which stops all runs.
+        # In a new session: Ctrl-C reaches this process alone, which then stops all runs.
         job.process = subprocess.Popen(
             [sys.executable, "-m", "cepo.cli", "train", *words],
             stdout=log,
             stderr=subprocess.STDOUT,
             env={**os.environ, "OMP_NUM_THREADS": str(threads)},
             start_new_session=True,
-            pass_fds=() if sys.platform == "win32" else (lock.fileno(),),
+            pass_fds=(lock.fileno(),),
         )
 
 
-def _stop(job: Job) -> None:
-    """End a run and its child processes."""
-    if job.process is None:
-        return
-    if hasattr(os, "killpg"):
-        with suppress(ProcessLookupError):
-            os.killpg(job.process.pid, signal.SIGTERM)
-    else:
-        job.process.terminate()
-    job.process.wait()
-
-
 def _failure(job: Job) -> str:
-    """Why a run failed: the signal that killed it, or the last line that it printed."""
+    """The reason of a failure: the signal that killed the run, or the last line that it printed."""
     lines = [line for line in job.log.read_text(errors="replace").splitlines() if line.strip()]
-    last = lines[-1] if lines else "it printed nothing"
-    status = job.process.returncode
-    if status >= 0:
+    last = lines[-1] if lines else "(no output)"
+    if job.process.returncode >= 0:
         return last
-    name = signal.Signals(-status).name
+    name = signal.Signals(-job.process.returncode).name
     hint = ", perhaps out of memory; try fewer --jobs" if name == "SIGKILL" else ""
     return f"killed ({name}{hint}) after: {last}"

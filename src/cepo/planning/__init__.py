@@ -1,1 +1,1 @@
-"""What a run would take, before it is started: sizes from a configuration, without weights; imports `trainer`."""
+"""Estimates of a run's memory, from configurations, without weights."""
