@@ -4,6 +4,7 @@ and `<!-- end -->`.
     python -m experiments.tables
 """
 
+import argparse
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -228,5 +229,6 @@ def made(text: str) -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description="Write the tables of the pages from the results.").parse_args()
     for page in PAGES:
         page.write_text(made(page.read_text(encoding="utf-8")), encoding="utf-8")
