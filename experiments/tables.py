@@ -14,7 +14,7 @@ from typing import Any
 
 from cepo.compare.statistics import BASE, Estimate, Run, band, percent
 
-from . import credit_quality, gradients
+from . import credit_report, gradients
 from .entropy_matched import MATCHED
 from .labels import DOWN_WEIGHTED, label
 
@@ -195,7 +195,7 @@ def credit_tables() -> str:
     """All tables of the study of credit."""
     found = result_of("credit")
     followed = [{**row, "name": label(row["name"])} for row in found["following"]]
-    return credit_quality.tables({**found, "following": followed}).partition("\n")[2].lstrip()
+    return credit_report.tables({**found, "following": followed}).partition("\n")[2].lstrip()
 
 
 def gradient_tables(name: str) -> str:
