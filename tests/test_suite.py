@@ -255,6 +255,7 @@ def test_adapters_are_merged_into_the_output_directory(stand_in, text_model_path
         (["--tasks", "mmmu,mmmu=x"], "mmmu occurs twice"),
         (["--tasks", "mmmu="], "mmmu= needs the name of a task"),
         (["--include_path", "nowhere"], "--include_path: no such folder: nowhere"),
+        (["--python", "/nowhere/python"], "--python: no such program: /nowhere/python"),
         (["--num_samples", "4"], "unknown option --num_samples"),
     ],
 )

@@ -89,6 +89,8 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
     options = make_parser().parse_args(arguments)
     quiet_libraries()
     benchmarks = select_benchmarks(options.tasks)
+    if shutil.which(options.python) is None:
+        raise SuiteError(f"--python: no such program: {options.python}")
     if options.include_path is not None and not Path(options.include_path).is_dir():
         raise SuiteError(f"--include_path: no such folder: {options.include_path}")
     options.model_name_or_path = resolve_model(options.model_name_or_path)
