@@ -1,1 +1,1 @@
-"""Speed, measured side by side: `python -m benchmarks --help`. Nothing here is a test, and no test times anything."""
+"""Speed and memory beside TRL: `python -m benchmarks --help`."""

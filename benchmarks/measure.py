@@ -17,7 +17,7 @@ import torch
 
 
 def machine(device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """What the numbers were measured on."""
+    """Device, threads, dtype, torch version and the rate of matrix products."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     else:
@@ -56,7 +56,7 @@ def _wait(device: torch.device) -> None:
 
 
 def in_random_order(ways: dict[Any, Callable[[], Any]], repeats: int, seed: int = 0) -> dict[Any, list[Any]]:
-    """What each way returns, `repeats` times; within a round the order is random, so that drift hits all alike."""
+    """Call each way `repeats` times, in random order within a round, so that drift affects all equally."""
     draw = random.Random(seed)
     results: dict[Any, list[Any]] = {name: [] for name in ways}
     for _ in range(repeats):
@@ -72,14 +72,14 @@ def median(values: list[float]) -> float:
 
 
 def seconds_and_memory(work: Callable[[], Any], device: torch.device) -> tuple[float, int]:
-    """Seconds of `work`, and the bytes it held at most above those held before (GPU: allocated; CPU: resident)."""
+    """Seconds of `work`, and its peak memory above the memory before [bytes] (GPU: allocated; CPU: resident)."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         before = torch.cuda.memory_allocated(device)
         seconds = seconds_of(work, device)
         return seconds, torch.cuda.max_memory_allocated(device) - before
     process = psutil.Process()
-    _give_back_freed_memory()
+    _trim_heap()
     before = peak = process.memory_info().rss
     done = threading.Event()
 
@@ -98,8 +98,8 @@ def seconds_and_memory(work: Callable[[], Any], device: torch.device) -> tuple[f
     return seconds, peak - before
 
 
-def _give_back_freed_memory() -> None:
-    """So that what earlier work freed is not taken for free by the next."""
+def _trim_heap() -> None:
+    """Return freed memory to the system, so that `work` cannot reuse it unseen."""
     libc = ctypes.util.find_library("c")
     if libc is not None and hasattr(ctypes.CDLL(libc), "malloc_trim"):
         ctypes.CDLL(libc).malloc_trim(0)

@@ -1,4 +1,4 @@
-"""The models that are timed: Qwen3-VL's architecture with random weights, and what it costs by arithmetic."""
+"""The benchmarked models, Qwen3-VL's architecture with random weights, and the FLOPs of their forward passes."""
 
 from dataclasses import dataclass
 
@@ -8,11 +8,11 @@ from trl.trainer.utils import add_fused_lm_head
 
 from cepo.tasks.figures.architecture import SPECIAL_TOKENS, VISION_TOKENS
 
-# Token ids as in the shipped processor, so that its tokenizer serves these models too.
+# Token ids of the shipped processor, whose tokenizer serves these models too.
 IDS = {token: position for position, token in enumerate(SPECIAL_TOKENS)}
 PATCH, MERGE = 8, 2
 
-# Small enough for two cores. Head, vision tower and body share the work about as in Qwen3-VL-2B.
+# For two cores. LM head, vision tower and language model share the work about as in Qwen3-VL-2B.
 SMALL = {
     "text": {
         "vocab_size": 4096,
@@ -125,13 +125,13 @@ def scorable(model: Qwen3VLForConditionalGeneration) -> Qwen3VLForConditionalGen
 
 @dataclass
 class Work:
-    """What forward passes did.
+    """Work of forward passes.
 
     Attributes:
-        tokens: Positions run through the language model, padding included.
-        pairs: (query, key) pairs of its attention, causal or not.
-        predicted: Positions run through the LM head.
-        patches: Image patches run through the vision tower.
+        tokens: Positions of the language model, padding included.
+        pairs: (query, key) pairs of its attention.
+        predicted: Positions of the LM head.
+        patches: Image patches of the vision tower.
     """
 
     tokens: int = 0
@@ -140,7 +140,7 @@ class Work:
     patches: int = 0
 
     def flops(self, config: Qwen3VLConfig) -> float:
-        """Of the matrix products: two per weight and position, four per head width, pair and head."""
+        """FLOPs of the matrix products: 2 per weight and position, 4 per head, pair and head dimension."""
         text, vision = config.text_config, config.vision_config
         width = text.num_attention_heads * text.head_dim
         attention = text.hidden_size * (2 * width + 2 * text.num_key_value_heads * text.head_dim)

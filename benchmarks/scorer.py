@@ -1,7 +1,6 @@
-"""Teacher scoring three ways: the reference way, TRL's log-prob function, ours.
+"""Teacher scoring in three ways: full logits (the reference), TRL's log-prob function, and cepo's prefix cache.
 
-The reference way and TRL's run every context as a concatenation of prompt and completion, for all rows. Dimensions: G
-rollouts of a prompt, C contexts, P prompt tokens, T completion tokens.
+The reference and TRL run context + completion for all rows.
 """
 
 import random
@@ -31,10 +30,10 @@ class Shape:
     """A batch of `groups` prompts.
 
     Attributes:
-        image: Side of the image's grid of patches, two numbers.
+        image: Height and width of the image in patches.
         question: Text tokens of the prompt.
-        completion: Mean and standard deviation of the completions' lengths.
-        contexts: C.
+        completion: Mean and standard deviation of the lengths of completions [tokens].
+        contexts: Number of contexts (C): r+ and the negatives.
     """
 
     name: str
@@ -60,18 +59,18 @@ HINT = 14  # tokens that a hint adds, answer included
 
 @dataclass(frozen=True)
 class Batch:
-    """Rollouts and their contexts; `alive` tells which groups have an advantage other than zero."""
+    """Rollouts and their contexts; `has_variance` (G,): whether a group's advantages differ from zero."""
 
     prompts: list[Prompt]
     contexts: list[list[Ids]]
     completions: list[list[Ids]]
-    alive: list[bool]
+    has_variance: list[bool]
 
-    def requests(self, *, dead_too: bool) -> list[Request]:
+    def requests(self, *, zero_variance_too: bool) -> list[Request]:
         return [
             Request(index, context, completion)
             for index, (contexts, completions) in enumerate(zip(self.contexts, self.completions, strict=True))
-            if dead_too or self.alive[index]
+            if zero_variance_too or self.has_variance[index]
             for context in contexts
             for completion in completions
         ]
@@ -98,8 +97,8 @@ def make_batch(shape: Shape, zero_variance: float, vocabulary: int, dtype: torch
         contexts.append([ids[:-5] + words(HINT) + ids[-5:] for _ in range(shape.contexts)])
         lengths = [max(16, round(draw.gauss(*shape.completion))) for _ in range(shape.rollouts)]
         completions.append([words(length) for length in lengths])
-    dead = round(zero_variance * shape.groups)
-    return Batch(prompts, contexts, completions, [index >= dead for index in range(shape.groups)])
+    zero = round(zero_variance * shape.groups)
+    return Batch(prompts, contexts, completions, [index >= zero for index in range(shape.groups)])
 
 
 # Seconds, bytes held at most, and what was run.
@@ -107,17 +106,17 @@ Measured = tuple[float, int, Work]
 
 
 class Ways:
-    """The three ways on one batch, with micro-batches of one size."""
+    """The three ways on one batch, with micro-batches of `rows` rows."""
 
     def __init__(self, model: Qwen3VLForConditionalGeneration, batch: Batch, rows: int):
         self.model, self.batch, self.rows = model, batch, rows
         self.device = model.device
-        everything = batch.requests(dead_too=True)
+        everything = batch.requests(zero_variance_too=True)
         self.concatenated = [self._all_rows(position) for position in range(len(batch.contexts[0]))]
         longest = max(len(request.context) for request in everything)
         longest += max(len(request.completion) for request in everything)
         self.ours = PrefixCachedForward(ScoringModel(model, model, fused=True), rows * longest)
-        self.wanted = batch.requests(dead_too=False)
+        self.wanted = batch.requests(zero_variance_too=False)
 
     def _all_rows(self, position: int) -> list[dict[str, Any]]:
         """One context for all rollouts, as TRL pads them, in micro-batches."""
@@ -162,7 +161,7 @@ class Ways:
         return results
 
     def trl(self) -> list[torch.Tensor]:
-        """TRL's own function on the same concatenations."""
+        """TRL's function on the same concatenations."""
         trainer = SimpleNamespace(accelerator=Accelerator())
         results = []
         for batches in self.concatenated:
@@ -181,18 +180,18 @@ class Ways:
         return results
 
     def cepo(self) -> list[torch.Tensor]:
-        """Prompts shared, dead rows left out."""
+        """Shared prompts, without zero-variance groups."""
         return self.ours.log_probs(self.batch.prompts, self.wanted)
 
     def check(self) -> None:
-        """All three give the same log-probs."""
+        """Compare the log-probs of shared and whole prompts."""
         reason = trial_reason(self.ours, self.batch.prompts, self.wanted)
         if reason is not None:
             raise RuntimeError(reason)
 
     @contextmanager
-    def seen(self) -> Iterator[Work]:
-        """What is run meanwhile, seen at the model."""
+    def counted(self) -> Iterator[Work]:
+        """Count the work of the model's forward passes meanwhile."""
         done = Work()
         forward = self.model.forward
 
@@ -212,19 +211,16 @@ class Ways:
             self.model.forward = forward
 
     def measured(self, name: str) -> Measured:
-        with self.seen() as done:
+        with self.counted() as done:
             seconds, memory = seconds_and_memory(getattr(self, name), self.device)
         return seconds, memory, done
 
 
 def floor(batch: Batch) -> Work:
-    """The least that any exact method must run: every distinct beginning of a sequence once.
-
-    The last token of a completion is predicted, not run.
-    """
+    """The least work of any exact method: every distinct prefix once. The last token of a completion is not run."""
     done = Work()
     for index, prompt in enumerate(batch.prompts):
-        if not batch.alive[index]:
+        if not batch.has_variance[index]:
             continue
         tree: dict[int, Any] = {}
         predicted = set()
@@ -253,11 +249,11 @@ def run(
     rate: float,
     say: Callable[[dict[str, Any]], None],
 ) -> list[dict[str, Any]]:
-    """One row of results for each shape and share of groups without variance."""
+    """One row of results for each shape and share of zero-variance groups."""
     scorable(model)
     results = []
     for shape in shapes:
-        # The reference way and TRL's run all rows, dead or not, so one measurement of them serves for every share.
+        # The reference and TRL run all rows, so one measurement of them serves for every share.
         batches = {
             share: make_batch(shape, share, model.config.text_config.vocab_size, model.dtype) for share in shares
         }
@@ -271,7 +267,7 @@ def run(
             every.check()
             if every.device.type == "cuda":
                 for timer in timers.values():
-                    timer()  # once for nothing: kernels are chosen, memory is reserved
+                    timer()  # warm-up
             rounds = in_random_order(timers, repeats)
         for share, batch in batches.items():
             mine = {"reference": rounds["reference"], "trl": rounds["trl"], "cepo": rounds[share]}
@@ -295,7 +291,7 @@ def _row(
         "groups": shape.groups,
         "rollouts_per_group": shape.rollouts,
         "contexts": shape.contexts,
-        "zero_variance": 1 - sum(batch.alive) / len(batch.alive),
+        "zero_variance": 1 - sum(batch.has_variance) / len(batch.has_variance),
         "seconds": seconds,
         "ratio_to_reference": seconds["reference"] / seconds["cepo"],
         "ratio_to_trl": seconds["trl"] / seconds["cepo"],

@@ -1,8 +1,8 @@
-"""Whole optimiser steps: TRL's GRPOTrainer, and ours with each method and rule for r-.
+"""Whole optimizer steps of TRL's GRPOTrainer and of CEPOTrainer with each method and negative rule.
 
-All of them run at once and take turns, a step at a time, so that what else the machine does hits all alike. The
-learning rate is 0, so that all sample the same rollouts from the same policy: of those that run prompts whole, and of
-those that share them, the first of a round samples, and all of its kind are charged its seconds. lambda stays above 0.
+All trainers run at once, each in a thread, and take steps in turn, so that other load affects all equally. The learning
+rate is 0, so all sample the same rollouts. These are sampled twice a round, once with whole and once with shared
+prompts, and the seconds count for every trainer of the kind. lambda stays above 0.
 """
 
 import copy
@@ -38,9 +38,9 @@ from . import models
 from .measure import in_random_order, median, seconds_and_memory
 from .models import MERGE, PATCH
 
-WHOLE = "whole prompts"  # in place of a rule: shared_prompt_update="never", which is TRL to the bit
-# Method and rule for r-.
-OURS = [
+WHOLE = "whole prompts"  # instead of a rule: shared_prompt_update="never", bit-identical to TRL
+# Method and negative rule.
+METHODS = [
     ("grpo", WHOLE),
     ("grpo", ""),
     ("rlsd", ""),
@@ -54,7 +54,7 @@ PARTS = ("generation", "teachers", "update")
 
 
 class _Turns(TrainerCallback):
-    """Trainers run side by side, each in a thread of its own, and take one optimiser step at a time, in turn."""
+    """Runs a trainer in a thread, one optimizer step per call of `step`."""
 
     def __init__(self) -> None:
         self.go, self.done = threading.Event(), threading.Event()
@@ -83,7 +83,7 @@ class _Turns(TrainerCallback):
         self.done.set()
 
     def step(self) -> None:
-        """Let the trainer take one step."""
+        """Run one optimizer step and wait for it."""
         self.go.set()
         self.done.wait()
         self.done.clear()
@@ -91,18 +91,18 @@ class _Turns(TrainerCallback):
             raise self.failure
 
     def finish(self) -> None:
-        """Wait until the trainer has ended by itself."""
+        """Wait for the end of training."""
         self._thread.join()
 
 
 @dataclass(frozen=True)
 class Task:
-    """What is trained on what.
+    """Model, data, reward and options.
 
     Attributes:
-        model: Folder of a model, or one built anew for every run.
-        reward: TRL's reward function.
-        answers: Whether the rollouts of the model say an answer; if not, each is taken to have said one of its own.
+        model: Folder of a model, or a function that builds one.
+        reward: A TRL reward function.
+        has_answers: Whether rollouts contain answers; otherwise answers are made up.
     """
 
     name: str
@@ -111,7 +111,7 @@ class Task:
     dataset: Dataset
     reward: Any
     options: dict[str, Any]
-    answers: bool
+    has_answers: bool
 
     def fresh_model(self) -> PreTrainedModel:
         if isinstance(self.model, str):
@@ -127,12 +127,11 @@ def default_task(groups: int) -> Task:
         "gradient_checkpointing": False,
     }
     processor = AutoProcessor.from_pretrained(policy_path(), padding_side="left")
-    return Task("default", policy_path(), processor, load_figures("train", 256), accuracy_reward, options, answers=True)
+    return Task("default", policy_path(), processor, load_figures("train", 256), accuracy_reward, options, True)
 
 
 def paper_task(groups: int, zero_variance: float, architecture: str, device: torch.device, dtype: torch.dtype) -> Task:
-    """Prompts of about 500 tokens with an image, random weights, completions of 250 tokens, and rewards of which a
-    given share of the groups has no variance."""
+    """Prompts of 500 tokens with an image, completions of 250 tokens, random weights; some zero-variance groups."""
     height, width = 40, 38
     processor = AutoProcessor.from_pretrained(policy_path(), padding_side="left")
     processor.image_processor.size = {"shortest_edge": PATCH**2, "longest_edge": PATCH**2 * height * width}
@@ -151,11 +150,11 @@ def paper_task(groups: int, zero_variance: float, architecture: str, device: tor
         }
         for number in range(64)
     ]
-    dead = round(zero_variance * groups)
+    zero = round(zero_variance * groups)
 
     def reward(completions: list[Any], **_: Any) -> list[float]:
         group = [position // 8 for position in range(len(completions))]
-        return [0.0 if group[p] < dead else float(p % 2) for p in range(len(completions))]
+        return [0.0 if group[p] < zero else float(p % 2) for p in range(len(completions))]
 
     options = {"per_device_train_batch_size": 8, "gradient_accumulation_steps": groups, "max_completion_length": 250}
     return Task(
@@ -165,18 +164,18 @@ def paper_task(groups: int, zero_variance: float, architecture: str, device: tor
         Dataset.from_list(rows),
         reward,
         {**options, "gradient_checkpointing": device.type == "cuda"},
-        answers=False,
+        has_answers=False,
     )
 
 
 def _answer_of(text: str, extractor: str) -> str:
-    """One of six answers, by what the text is: as alike as wrong answers of one policy are."""
+    """One of six answers, chosen by a hash of the text."""
     kind = int(hashlib.sha256(text.encode()).hexdigest(), 16) % 6
     return f"({20 + kind}, {70 - kind}, {90 + kind})"
 
 
 class _Timed(GRPOTrainer):
-    """TRL's trainer with the clock that ours has."""
+    """TRL's trainer with the timings of CEPOTrainer."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         self.seconds = dict.fromkeys(PARTS, 0.0)
@@ -203,15 +202,15 @@ class _Timed(GRPOTrainer):
 
 
 class Sampled:
-    """Rollouts of a round, sampled once by trainers of a kind, and the seconds that took."""
+    """Rollouts of each round and the seconds of sampling them, for the trainers of one kind."""
 
     def __init__(self) -> None:
         self.rollouts: dict[int, Any] = {}
         self.seconds: dict[int, float] = {}
 
 
-class _Shares:
-    """A trainer that takes the rollouts of its round from whoever sampled them first."""
+class _SharesRollouts:
+    """A trainer that reuses the rollouts that another trainer of its kind sampled in this round."""
 
     sampled: Sampled
 
@@ -226,7 +225,7 @@ class _Shares:
 
 
 class _Canned:
-    """Rollouts drawn at random instead of sampled from the policy, for machines where sampling would dominate."""
+    """A trainer that draws rollouts at random instead of sampling them."""
 
     def _generate_single_turn(self, prompt_ids: list[list[int]], *_: Any, **__: Any) -> Any:
         generator = torch.Generator().manual_seed(self.state.global_step)
@@ -238,9 +237,9 @@ class _Canned:
 
 @contextmanager
 def answers_of(task: Task) -> Iterator[None]:
-    """Let the rollouts of a task say what they are to have said."""
+    """Give made-up answers to the rollouts of a task without answers."""
     final_answer = cepo.trainer.cepo_trainer.final_answer
-    cepo.trainer.cepo_trainer.final_answer = final_answer if task.answers else _answer_of
+    cepo.trainer.cepo_trainer.final_answer = final_answer if task.has_answers else _answer_of
     try:
         yield
     finally:
@@ -248,17 +247,17 @@ def answers_of(task: Task) -> Iterator[None]:
 
 
 def make_trainer(
-    task: Task, method: str, rule: str, *, steps: int, canned: bool, folder: str, sampled: Sampled, mixin: Any = object
+    task: Task, method: str, rule: str, *, steps: int, canned: bool, folder: str, sampled: Sampled
 ) -> GRPOTrainer:
-    theirs = method == "trl"
-    base = _Timed if theirs else CEPOTrainer
-    bases = [one for one in (mixin, _Shares, _Canned if canned else object, base) if one is not object]
-    trainer_class = type(base.__name__, tuple(bases), {"sampled": sampled})
+    is_trl = method == "trl"
+    base = _Timed if is_trl else CEPOTrainer
+    bases = (_SharesRollouts, _Canned, base) if canned else (_SharesRollouts, base)
+    trainer_class = type(base.__name__, bases, {"sampled": sampled})
     options = {
         "max_steps": steps,
         "num_generations": 8,
         "learning_rate": 0.0,
-        "optim": "sgd",  # at that rate any optimiser will do, and this one holds no memory
+        "optim": "sgd",  # holds no state
         "epsilon_high": 0.28,
         "save_strategy": "no",
         "logging_strategy": "no",
@@ -269,13 +268,13 @@ def make_trainer(
         "log_completions": False,
         **task.options,
     }
-    if not theirs:
-        own = {"evidence_schedule": "constant", "evidence_steps": steps}
-        own |= {"negative_reference": rule} if rule not in ("", WHOLE) else {}
-        options |= {"method": method, **readable(own, method)}
+    if not is_trl:
+        credit = {"evidence_schedule": "constant", "evidence_steps": steps}
+        credit |= {"negative_reference": rule} if rule not in ("", WHOLE) else {}
+        options |= {"method": method, **readable(credit, method)}
         options["shared_prompt_update"] = "never" if rule == WHOLE else "auto"
     set_seed(0)
-    args = (GRPOConfig if theirs else CEPOConfig)(output_dir=folder, **options)
+    args = (GRPOConfig if is_trl else CEPOConfig)(output_dir=folder, **options)
     trainer = trainer_class(task.fresh_model(), task.reward, args, task.dataset, processing_class=task.processor)
     trainer.remove_callback(PrinterCallback)
     return trainer
@@ -289,7 +288,7 @@ def run(
     canned: bool,
     say: Callable[[dict[str, Any]], None],
 ) -> list[dict[str, Any]]:
-    """One row of results for each task, method and rule; TRL's trainer first. A first step of each is not counted."""
+    """One row of results for each task, method and rule, TRL's trainer first. The first step of each is a warm-up."""
     results = []
     for task in tasks:
         with tempfile.TemporaryDirectory() as folder, answers_of(task):
@@ -303,9 +302,9 @@ def _run_task(task: Task, ways: list[tuple[str, str]], repeats: int, canned: boo
     trainers, turns, kinds = {}, {}, {True: Sampled(), False: Sampled()}
     shares = {way: way[0] != "trl" and way[1] != WHOLE for way in ways}
     for way in ways:
-        name, its = f"{folder}/{'-'.join(way)}", kinds[shares[way]]
-        trainers[way] = make_trainer(task, *way, steps=1 + repeats, canned=canned, folder=name, sampled=its)
-    # Only now: to make a trainer is to make accelerate's state anew, which all of them share.
+        name, sampled = f"{folder}/{'-'.join(way)}", kinds[shares[way]]
+        trainers[way] = make_trainer(task, *way, steps=1 + repeats, canned=canned, folder=name, sampled=sampled)
+    # Start after all are made: each new trainer resets accelerate's state, which all share.
     for way in ways:
         turns[way] = _Turns()
         turns[way].start(trainers[way])
@@ -321,7 +320,7 @@ def _run_task(task: Task, ways: list[tuple[str, str]], repeats: int, canned: boo
         return {"seconds": seconds, "peak_memory": memory, **parts}
 
     for way in ways:
-        one_step(way)  # once for nothing
+        one_step(way)  # warm-up
     rounds = in_random_order({way: partial(one_step, way) for way in ways}, repeats)
     for turn in turns.values():
         turn.finish()
@@ -330,7 +329,8 @@ def _run_task(task: Task, ways: list[tuple[str, str]], repeats: int, canned: boo
     rows = []
     for way, steps in rounds.items():
         method, rule = way
-        theirs = rounds["trl", ""]
+        reference = rounds["trl", ""]
+        ratios = [step["seconds"] / other["seconds"] for step, other in zip(steps, reference, strict=True)]
         (zero_variance,) = (entry["frac_reward_zero_std"] for entry in trainers[way].state.log_history)
         rows.append(
             {
@@ -339,13 +339,10 @@ def _run_task(task: Task, ways: list[tuple[str, str]], repeats: int, canned: boo
                 "shape": task.name,
                 "zero_variance": zero_variance,
                 "seconds": median([step["seconds"] for step in steps]),
-                # Of steps that stood next to each other in time, on the same rollouts.
-                "ratio_to_trl_grpo": median(
-                    [step["seconds"] / its["seconds"] for step, its in zip(steps, theirs, strict=True)]
-                ),
-                "ratios": [step["seconds"] / its["seconds"] for step, its in zip(steps, theirs, strict=True)],
-                # What else the machine does only ever adds to a time.
-                "ratio_of_fastest": min(step["seconds"] for step in steps) / min(step["seconds"] for step in theirs),
+                # Ratios of steps on the same rollouts in the same round.
+                "ratio_to_trl_grpo": median(ratios),
+                "ratios": ratios,
+                "ratio_of_fastest": min(step["seconds"] for step in steps) / min(step["seconds"] for step in reference),
                 "peak_memory": max(step["peak_memory"] for step in steps),
                 **{f"{part}_seconds": median([step[part] for step in steps]) for part in PARTS},
             }

@@ -1,7 +1,7 @@
-"""The policy's own passes, prompts whole and shared: log-probs forward and backward, and sampling.
+"""Update and sampling with whole prompts, as TRL runs them, and with shared prompts.
 
-TRL runs [prompt + completion] for every rollout; shared, each prompt is run once (`cepo.fast.shared_rows`,
-`cepo.fast.generation`). Before the clock starts, log-probs and gradients are checked to be the same.
+TRL runs prompt + completion for every rollout; `cepo.fast` runs each prompt once. Log-probs and gradients of both are
+compared before anything is measured.
 """
 
 from collections.abc import Callable
@@ -29,7 +29,7 @@ SHAPES = [
 
 
 def rows_of(batch: Batch) -> tuple[Rows, dict[str, Tensor]]:
-    """A micro-batch of one prompt's rollouts, and the images of every row."""
+    """A micro-batch with the rollouts of one prompt, and the image inputs repeated for every row."""
     (prompt,), (completions,) = batch.prompts, batch.completions
     width, longest = len(prompt.ids), max(map(len, completions))
     ids, mask = torch.zeros(2, len(completions), width + longest, dtype=torch.long).unbind()
@@ -43,7 +43,7 @@ def rows_of(batch: Batch) -> tuple[Rows, dict[str, Tensor]]:
 
 
 def whole(model: Qwen3VLForConditionalGeneration, rows: Rows, images: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """As TRL runs them."""
+    """Log-probs and entropies as TRL computes them."""
     labels = rows.ids.masked_fill(rows.mask == 0, -100)
     labels[:, : rows.width] = -100
     found = model(
@@ -84,24 +84,24 @@ def _check(model: Any, updates: dict[str, Callable[[], Tensor]]) -> None:
 def _samplings(model: Any, rows: Rows, images: dict[str, Tensor], length: int) -> dict[str, Callable[[], Tensor]]:
     inputs = {"input_ids": rows.ids[:, : rows.width], "attention_mask": rows.mask[:, : rows.width]}
     inputs |= {name: types[:, : rows.width] for name, types in rows.token_types.items()}
-    # One token in a hundred ends a rollout: random weights would hardly ever sample the model's own end.
+    # One token in a hundred ends a rollout: random weights hardly ever sample the EOS token.
     ends = list(range(len(IDS), len(IDS) + model.config.text_config.vocab_size // 100))
-    sparing = PrefixSharingGenerator(print)
+    generator = PrefixSharingGenerator(print)
     prompts = SharedPrompts([0], [0] * len(rows.ids), rows.images)
     options = {"max_new_tokens": length, "do_sample": True, "top_k": 0, "eos_token_id": ends, "pad_token_id": 0}
 
-    def generate(spares: bool) -> Tensor:
+    def generate(shared: bool) -> Tensor:
         torch.manual_seed(0)
-        with sparing.generating(model, ends, prompts) if spares else nullcontext():
+        with generator.generating(model, ends, prompts) if shared else nullcontext():
             return model.generate(**inputs, **images, **options)
 
-    return {"whole": partial(generate, False), "sparing": partial(generate, True)}
+    return {"whole": partial(generate, False), "shared": partial(generate, True)}
 
 
 def run(
     model: Qwen3VLForConditionalGeneration, *, rollouts: int, repeats: int, say: Callable[[dict[str, Any]], None]
 ) -> list[dict[str, Any]]:
-    """One row for each shape, of the update and of sampling: seconds, bytes, ratios to whole rows."""
+    """For each shape a row of the update and one of sampling: seconds, peak bytes, and ratios to whole prompts."""
     add_fused_lm_head(model, outputs=("log_probs", "entropy"))
     results = []
     for shape in SHAPES:
@@ -119,15 +119,15 @@ def run(
         _check(model, updates)
         samplings = _samplings(model, rows, images, shape.completion[0])
         with torch.no_grad():
-            assert torch.equal(samplings["whole"](), samplings["sparing"]())  # and the trial
-            assert torch.equal(samplings["whole"](), samplings["sparing"]())
-        for doing, ways in (("update", updates), ("sampling", samplings)):
+            for _ in range(2):  # the first call includes the trial
+                assert torch.equal(samplings["whole"](), samplings["shared"]())
+        for what, ways in (("update", updates), ("sampling", samplings)):
             model.zero_grad(set_to_none=True)
             timed = {name: partial(seconds_and_memory, way, device) for name, way in ways.items()}
             found = in_random_order(timed, repeats)
             seconds = {name: median([one for one, _ in values]) for name, values in found.items()}
             result = {
-                "what": doing,
+                "what": what,
                 "shape": shape.name,
                 "rollouts": rollouts,
                 "seconds": seconds,
@@ -135,7 +135,7 @@ def run(
                     name: median([o / w for (o, _), (w, _) in zip(values, found["whole"], strict=True)])
                     for name, values in found.items()
                 },
-                "tokens": rows.tokens() if doing == "update" else None,
+                "tokens": rows.tokens() if what == "update" else None,
                 "peak_memory": {name: max(held for _, held in values) for name, values in found.items()},
             }
             results.append(result)

@@ -1,9 +1,9 @@
-"""TRL's GRPO script, and CEPO's: three lines apart. What they were stands behind them.
+"""From TRL's GRPO to CEPO in three lines. Comments show the TRL lines.
 
     python examples/grpo_to_cepo.py
 
-It trains the shipped policy on the figures task, offline, for a few steps. With a model and data of your own change
-`model` and `train_dataset`: CEPO needs one more column, `solution`, the right answer or a worked solution.
+Trains the shipped policy on the figures task, offline, for a few steps. For another model and dataset change `model`
+and `train_dataset`; CEPO also needs the column `solution`, with the correct answer or a worked solution.
 """
 
 import sys

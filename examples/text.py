@@ -3,7 +3,7 @@
     python examples/text.py                                        # Qwen3-0.6B on one GPU: a download
     python examples/text.py --model my-model --dataset rows.jsonl  # columns prompt and solution
 
-The right answer is read from the solution, and a wrong one from a rollout that the verifier rejected.
+The correct answer comes from the solution, an incorrect one from a rejected rollout.
 """
 
 import argparse
@@ -18,8 +18,8 @@ def main():
     parser.add_argument("--dataset", default="openai/gsm8k", help="a name on the Hub, a folder or a file")
     parser.add_argument("--method", default="cepo")
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--rollouts", type=int, default=64, help="of a step: prompts x 8")
-    parser.add_argument("--length", type=int, default=512, help="longest completion, in tokens")
+    parser.add_argument("--rollouts", type=int, default=64, help="rollouts of a step: prompts x 8")
+    parser.add_argument("--length", type=int, default=512, help="longest completion [tokens]")
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--output_dir", default="text-run")
     given = parser.parse_args()
@@ -37,7 +37,7 @@ def main():
         log_completions=True,  # for cepo explain --from
         report_to="none",  # or trackio, tensorboard, wandb
     )
-    # GSM8K is known by its name: its columns and its template come with it.
+    # load_split knows the columns and the prompt template of GSM8K.
     trainer = CEPOTrainer(given.model, answer_reward, args, load_split(given.dataset, "train"))
     trainer.train()
     trainer.save_model()

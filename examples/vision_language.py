@@ -4,7 +4,7 @@
     python examples/vision_language.py                                        # one GPU of 24 GB or more: a download
     python examples/vision_language.py --dataset rows.jsonl --model my-model  # columns prompt, image(s), solution
 
-What such a run holds in memory `cepo train --dry_run` says, without a GPU. The paper's own runs are in recipes/.
+`cepo train --dry_run` estimates the memory of such a run without a GPU. recipes/ has the paper's runs.
 """
 
 import argparse
@@ -20,14 +20,14 @@ def main():
     parser.add_argument("--model", default="Qwen/Qwen3-VL-2B-Instruct")
     parser.add_argument("--dataset", default="hiyouga/geometry3k", help="a name on the Hub, a folder or a file")
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--prompts", type=int, default=8, help="of a step, with 8 rollouts each")
-    parser.add_argument("--length", type=int, default=1024, help="longest completion, in tokens")
-    parser.add_argument("--vllm", action="store_true", help="sample with vLLM, on the same GPU")
+    parser.add_argument("--prompts", type=int, default=8, help="prompts of a step, 8 rollouts each")
+    parser.add_argument("--length", type=int, default=1024, help="longest completion [tokens]")
+    parser.add_argument("--vllm", action="store_true", help="sample with vLLM on the same GPU")
     parser.add_argument("--bf16", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--output_dir", default="vision-run")
     given = parser.parse_args()
 
-    # Geometry3K is known by its name: its columns, its template and the box come with it.
+    # load_split knows the columns and the prompt template of Geometry3K.
     dataset = load_split(given.dataset, "train")
     args = CEPOConfig(
         output_dir=given.output_dir,

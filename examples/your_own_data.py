@@ -1,10 +1,10 @@
-r"""Data of your own: a JSONL with images, a reward of your own, and an extractor of answers of your own.
+r"""Custom data: a JSONL file with images, a custom reward and a custom answer extractor.
 
-    python examples/your_own_data.py own-data            # writes rows.jsonl, the pictures and run.yaml
-    cepo train --config own-data/run.yaml                # from the repository's root: trains on them, 40 seconds
-    cepo explain --from own-data/run                     # which tokens got the credit, 12 seconds
+    python examples/your_own_data.py own-data            # writes rows.jsonl, pictures and run.yaml
+    cepo train --config own-data/run.yaml                # trains on them: 40 seconds
+    cepo explain --from own-data/run                     # the credit of each token: 12 seconds
 
-The rows are problems of the figures task in foreign columns, so that the shipped policy can learn them on two cores:
+Run from the repository's root. The rows are figures problems in other columns, which the shipped policy can learn:
 
     {"question": "What are the angles a b c?", "picture": "pictures/0.png", "key": "62, 75, 43"}
 """
@@ -19,10 +19,10 @@ from cepo import load_figures
 RUN = """\
 dataset_name: {folder}/rows.jsonl
 dataset_columns: {{prompt: question, images: picture, solution: key}}
-# The first reward decides what is right: here from 1 on, all angles.
+# A rollout is correct if the first reward is at least the threshold: here, if all angles are correct.
 reward_funcs: [examples.your_own_data.share_of_angles]
 correctness_threshold: 1.0
-# How an answer is read, of completions and of the key alike: r+ and every r- come from it.
+# Extracts the answers r+ and r- from solutions and completions.
 answer_extractor: examples.your_own_data.angles
 model_name_or_path: {model}
 output_dir: {folder}/run
@@ -32,8 +32,8 @@ num_generations: 8
 max_completion_length: 176
 learning_rate: 1.0e-4
 logging_steps: 1
-log_completions: true # saved, for cepo explain --from
-num_completions_to_print: 2 # of each step; without this line all are printed
+log_completions: true # for cepo explain --from
+num_completions_to_print: 2 # a step; default: all
 eval_problems: 0
 bf16: false
 report_to: none
@@ -42,18 +42,18 @@ _LIST, _NUMBER = re.compile(r"\d+(?:, *\d+)+"), re.compile(r"\d+")
 
 
 def angles(text):
-    """The last list of numbers in a text, as "(62, 75, 43)"; None: there is no answer."""
+    """The last list of numbers in a text, as "(62, 75, 43)"; None without one."""
     found = _LIST.findall(text)
     return f"({', '.join(_NUMBER.findall(found[-1]))})" if found else None
 
 
 def share_of_angles(completions, solution, **kwargs):
-    """A reward in TRL's sense: the share of the angles that are right. The columns of the rows come as arguments."""
+    """A TRL reward function: the share of correct angles. Columns of the dataset are keyword arguments."""
     rewards = []
     for completion, key in zip(completions, solution, strict=True):
-        right, given = _NUMBER.findall(key), _NUMBER.findall(angles(completion[-1]["content"]) or "")
-        same = sum(one == other for one, other in zip(right, given, strict=False))
-        rewards.append(same / max(len(right), len(given)))
+        expected, given = _NUMBER.findall(key), _NUMBER.findall(angles(completion[-1]["content"]) or "")
+        equal = sum(one == other for one, other in zip(expected, given, strict=False))
+        rewards.append(equal / max(len(expected), len(given)))
     return rewards
 
 

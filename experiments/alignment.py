@@ -1,13 +1,11 @@
-"""Alignment of policy gradients with the true one, from gradients of batches.
+"""Alignment of policy gradients with the true policy gradient, over batches.
 
-A batch gives one gradient for each placement of credit, all of the same rollouts, and an estimate of the truth: plain
-REINFORCE with a leave-one-out baseline, whose mean is the gradient of the expected reward. A gradient is compared with
-the truth of *other* batches, so that no noise is shared.
+Each batch gives one gradient for each placement of credit, and an estimate of the true gradient: REINFORCE with a
+leave-one-out baseline, whose mean is the gradient of the expected reward. A gradient is compared with the true gradient
+of *other* batches, so that they share no noise. Intervals are jackknife intervals over batches; a bootstrap is biased
+for Adam's step, which is not linear in the batches.
 
-Intervals are the jackknife's over batches. Adam's form is not linear in the batches, and a bootstrap, which draws some
-of them twice, is biased for it.
-
-Dimensions: B batches, D parameters. Arrays of length 1 + B hold a number for all batches and without each of them.
+Dimensions: B batches, D parameters. Arrays of length 1 + B hold a value for all batches, then without each batch.
 """
 
 from collections.abc import Sequence
@@ -26,7 +24,7 @@ _CHUNK = 1 << 14  # parameters at a time
 
 
 def jackknife(values: Floats) -> Estimate:
-    """From (1 + B,) values: Student's t with the jackknife's standard error."""
+    """Student's t interval with the jackknife's standard error, from (1 + B,) values."""
     value, without = float(values[0]), values[1:]
     number = len(without)
     error = np.sqrt((number - 1) / number * ((without - without.mean()) ** 2).sum())
@@ -36,10 +34,10 @@ def jackknife(values: Floats) -> Estimate:
 
 @dataclass(frozen=True)
 class Cuts:
-    """How the batches are counted.
+    """Weights of the batches.
 
     Attributes:
-        whole: (1 + B, B) all of them, and all but one.
+        whole: (1 + B, B) all batches, and all but one.
         halves: (S, 1 + B, 2, B) the same, cut into two halves in S ways.
     """
 
@@ -48,14 +46,14 @@ class Cuts:
 
     @classmethod
     def draw(cls, batches: int, *, splits: int, seed: int) -> "Cuts":
-        """For so many batches, at least 4; the cuts are drawn."""
+        """Random cuts of at least 4 batches."""
         rng = np.random.default_rng(seed)
         orders = [rng.permutation(batches) for _ in range(splits)]
         return cls.of(batches, [(order[: batches // 2], order[batches // 2 :]) for order in orders])
 
     @classmethod
     def of(cls, batches: int, halves: Sequence[tuple[Any, Any]]) -> "Cuts":
-        """For cuts that are given: the batches of the two halves of each."""
+        """The given cuts: the indices of each half."""
         whole = np.concatenate([np.ones((1, batches)), 1 - np.eye(batches)])
         sides = np.zeros((len(halves), 2, batches))
         for number, (first, second) in enumerate(halves):
@@ -68,10 +66,10 @@ class Products:
     """Dot products of one placement's gradients.
 
     Attributes:
-        with_truth: (B, B) dot products, its gradient of a batch (rows) with the truth's of another (columns).
-        with_itself: (B, B) dot products of its own gradients.
-        adam: (1 + B,) dot product of Adam's step with the truth: one half of the batches gives its mean and its scale,
-            the other half the truth, and then the other way round; a mean over several cuts.
+        with_truth: (B, B) dot products of its gradients (rows) with the true ones (columns).
+        with_itself: (B, B) dot products of its gradients with each other.
+        adam: (1 + B,) dot product of Adam's step, from one half of the batches, with the true gradient of the other
+            half, and vice versa; mean over the cuts.
     """
 
     with_truth: Floats
@@ -80,13 +78,7 @@ class Products:
 
 
 def products(gradients: NDArray[np.float32], truth: NDArray[np.float32], cuts: Cuts) -> Products:
-    """The dot products of one placement's gradients, a chunk of the parameters at a time.
-
-    Args:
-        gradients: (B, D).
-        truth: (B, D).
-        cuts: Of the batches.
-    """
+    """Dot products of one placement's (B, D) gradients with the (B, D) true ones, in chunks of parameters."""
     batches, parameters = gradients.shape
     with_truth, with_itself = np.zeros((batches, batches)), np.zeros((batches, batches))
     sides = cuts.halves / cuts.halves.sum(-1, keepdims=True)
@@ -101,10 +93,10 @@ def products(gradients: NDArray[np.float32], truth: NDArray[np.float32], cuts: C
     return Products(with_truth, with_itself, adam.reshape(len(cuts.halves), -1).mean(0))
 
 
-def _adam(own: NDArray[np.float32], truth: NDArray[np.float32], first: NDArray, second: NDArray) -> Floats:
-    """Of each pair of halves the dot product of Adam's step, from `first`, with the truth of `second`."""
-    step = first @ own
-    scale = first @ (own * own)
+def _adam(gradients: NDArray[np.float32], truth: NDArray[np.float32], first: NDArray, second: NDArray) -> Floats:
+    """For each pair of halves, the dot product of Adam's step, from `first`, with the true gradient of `second`."""
+    step = first @ gradients
+    scale = first @ (gradients * gradients)
     np.sqrt(scale, out=scale)
     scale += _EPS
     step /= scale
@@ -117,11 +109,11 @@ class Alignment:
     """The measures of one placement, each (1 + B,).
 
     Attributes:
-        signal: Mean dot product with the truth.
-        norm: Root of the mean square norm.
-        mean_square: Square norm of its mean, without bias.
+        signal: Mean dot product with the true gradient.
+        norm: Root mean square norm.
+        mean_square: Unbiased square norm of its mean.
         adam: As in `Products`.
-        angle: Between its mean and the truth's [degrees]; NaN where the mean is not significant.
+        angle: Angle between its mean and the true mean [degrees]; NaN if either square norm is not positive.
     """
 
     signal: Floats
@@ -132,7 +124,7 @@ class Alignment:
 
     @property
     def alignment(self) -> Floats:
-        """Mean dot product with the truth, over the root of the mean square norm."""
+        """Mean dot product with the true gradient, over the root mean square norm."""
         return np.divide(self.signal, self.norm, out=np.full_like(self.signal, np.nan), where=self.norm > 0)
 
     @property
@@ -141,21 +133,15 @@ class Alignment:
         return self.norm**2 - self.mean_square
 
 
-def align(own: Products, truth: Products, cuts: Cuts) -> Alignment:
-    """The measures.
-
-    Args:
-        own: Of the placement.
-        truth: Of the truth with itself.
-        cuts: Of the batches.
-    """
+def align(placement: Products, truth: Products, cuts: Cuts) -> Alignment:
+    """The measures of a placement; `truth`: the products of the true gradient with itself."""
     weights = cuts.whole
-    signal = _between(own.with_truth, weights)
-    mean_square, true_square = _between(own.with_itself, weights), _between(truth.with_itself, weights)
-    norm = np.sqrt(weights @ np.diag(own.with_itself) / weights.sum(1))
+    signal = _between(placement.with_truth, weights)
+    mean_square, true_square = _between(placement.with_itself, weights), _between(truth.with_itself, weights)
+    norm = np.sqrt(weights @ np.diag(placement.with_itself) / weights.sum(1))
     lengths = np.sqrt(np.clip(mean_square, 0, None) * np.clip(true_square, 0, None))
     cosine = np.divide(signal, lengths, out=np.full_like(signal, np.nan), where=lengths > 0)
-    return Alignment(signal, norm, mean_square, own.adam, np.degrees(np.arccos(np.clip(cosine, -1, 1))))
+    return Alignment(signal, norm, mean_square, placement.adam, np.degrees(np.arccos(np.clip(cosine, -1, 1))))
 
 
 def _between(matrix: Floats, weights: Floats) -> Floats:
@@ -165,29 +151,23 @@ def _between(matrix: Floats, weights: Floats) -> Floats:
     return np.einsum("rb,bc,rc->r", weights, matrix * others, weights) / pairs
 
 
-def absolute(own: Alignment) -> dict[str, Estimate]:
-    """Alignment and Adam's form in the gradient's units, and the angle to the truth [degrees]."""
-    return {name: jackknife(getattr(own, name)) for name in ("alignment", "adam", "norm", "angle")}
+def absolute(placement: Alignment) -> dict[str, Estimate]:
+    """The measures in the gradient's units; the angle in degrees."""
+    return {name: jackknife(getattr(placement, name)) for name in MEASURES}
 
 
-def ratios(own: Alignment, reference: Alignment) -> dict[str, Estimate]:
-    """Alignment, Adam's form and norm as ratios to another placement's on the same batches.
-
-    NaN where the reference is not significant (its interval includes 0).
-    """
-    nothing = Estimate(np.nan, np.nan, np.nan)
-    found = {"norm": jackknife(own.norm / reference.norm) if (reference.norm > 0).all() else nothing}
+def ratios(placement: Alignment, reference: Alignment) -> dict[str, Estimate]:
+    """Alignment, Adam's form and norm as ratios to another placement's; NaN if the reference is not significant."""
+    nan = Estimate(np.nan, np.nan, np.nan)
+    found = {"norm": jackknife(placement.norm / reference.norm) if (reference.norm > 0).all() else nan}
     for name in ("alignment", "adam"):
         divisor = getattr(reference, name)
-        found[name] = jackknife(getattr(own, name) / divisor) if jackknife(divisor).low > 0 else nothing
+        found[name] = jackknife(getattr(placement, name) / divisor) if jackknife(divisor).low > 0 else nan
     return found
 
 
 def shares(parts: Sequence[Alignment], whole: Alignment) -> list[dict[str, Estimate]]:
-    """Each part's share of a gradient's signal and noise.
-
-    Signals add up to 1. Noise adds up only as far as parts do not vary together.
-    """
+    """Each part's share of a gradient's signal and noise. Shares of noise add up to 1 only for independent parts."""
     with np.errstate(invalid="ignore", divide="ignore"):  # a zero gradient has no shares
         return [
             {"signal": jackknife(part.signal / whole.signal), "noise": jackknife(part.noise / whole.noise)}

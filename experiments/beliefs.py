@@ -1,11 +1,11 @@
-"""Print the accuracy of models on the figures task, and how often they hold the shipped policy's wrong beliefs.
+"""Print the accuracy of models on the figures task, and how often they make the mistakes taught by the warm start.
 
     python -m experiments.beliefs                  # the shipped policy
-    python -m experiments.beliefs cepo-figures     # and a trained one
-    python -m experiments.beliefs cepo-figures --variants default    # beliefs alone: two minutes each
+    python -m experiments.beliefs cepo-figures     # and a trained model
+    python -m experiments.beliefs cepo-figures --variants default    # taught mistakes only: two minutes a model
 
-For each model: accuracy by variant, greedy and of 8 samples, and how often greedy answers read each label correctly,
-from the first to the last; then the numbers at cases of a wrong belief, where the numbers before are correct.
+For each model: accuracy by variant, greedy and of 8 samples, and the share of correct readings of each label. Then the
+number written in each case with a taught mistake, if the numbers before it are correct.
 """
 
 import argparse
@@ -21,12 +21,12 @@ VARIANTS = ("default", "readings", "arithmetic", "easy", "long", "hard", "blank"
 
 
 def numbers_of(problem: Problem, text: str) -> list[str]:
-    """The numbers of a completion's steps: known angle, label and result of each."""
+    """The numbers of a completion's steps: known angle, label and result."""
     return [text[span.start : span.end] for span in annotate(problem, text).spans if span.kind != "answer"]
 
 
 def written(problem: Problem, case: Case, text: str) -> int | None:
-    """The number of a completion at a case; None where it is missing, or an earlier number of its step is incorrect."""
+    """A completion's number in a case; None if it is missing or an earlier number of its step is incorrect."""
     numbers = numbers_of(problem, text)[3 * case.step : 3 * case.step + 3]
     before = [(problem.start, *problem.angles)[case.step], problem.labels[case.step]][: 1 + (case.kind == "arithmetic")]
     if numbers[: len(before)] != [str(number) for number in before] or len(numbers) <= len(before):
@@ -34,28 +34,28 @@ def written(problem: Problem, case: Case, text: str) -> int | None:
     return int(numbers[len(before)])
 
 
-def held(problems: list[Problem], found: Evaluation) -> dict[str, Counter]:
-    """For each kind of case, how often its number is the belief, the truth, or another."""
+def case_counts(problems: list[Problem], found: Evaluation) -> dict[str, Counter]:
+    """For each kind of case, counts of the taught, the correct, and other numbers."""
     counts: dict[str, Counter] = {"reading": Counter(), "arithmetic": Counter()}
     for index, text in enumerate(found.answers):
         problem = problems[index // found.samples]
         for case in cases_of(problem):
             number = written(problem, case, text)
             if number is not None:
-                names = {case.believed: "believed", case.right: "right"}
+                names = {case.believed: "taught", case.right: "correct"}
                 counts[case.kind][names.get(number, "other")] += 1
     return counts
 
 
 def labels_read(problems: list[Problem], found: Evaluation) -> list[float]:
-    """The share of answers that read the first label correctly, the second and so on."""
-    right: list[list[bool]] = []
+    """The share of answers with a correct reading of the first label, the second, and so on."""
+    correct: list[list[bool]] = []
     for problem, text in zip(problems, found.answers, strict=True):
         read = numbers_of(problem, text)[1::3]
-        right += [[] for _ in range(len(problem.labels) - len(right))]
+        correct += [[] for _ in range(len(problem.labels) - len(correct))]
         for place, label in enumerate(problem.labels):
-            right[place].append(read[place : place + 1] == [str(label)])
-    return [sum(those) / len(those) for those in right]
+            correct[place].append(read[place : place + 1] == [str(label)])
+    return [sum(one) / len(one) for one in correct]
 
 
 def main() -> None:
@@ -64,7 +64,7 @@ def main() -> None:
     parser.add_argument("--num_problems", type=int, default=400)
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument(
-        "--variants", nargs="+", choices=VARIANTS, default=VARIANTS, help="beliefs are those of default"
+        "--variants", nargs="+", choices=VARIANTS, default=VARIANTS, help="default includes the taught mistakes"
     )
     options = parser.parse_args()
     quiet_libraries()
@@ -95,13 +95,13 @@ def main() -> None:
             print(f"| {variant} | {' | '.join(map(str, cells))} | {read} |", flush=True)
         if not problems:
             continue
-        print("\n| number at a case | answers | as believed | right | cases |\n|---|---|---|---|---|")
+        print("\n| case | answers | taught number | correct number | cases |\n|---|---|---|---|---|")
         for kind in ("reading", "arithmetic"):
             for which, found in zip(("greedy", "sampled"), of_default, strict=True):
-                counts = held(problems, found)[kind]
+                counts = case_counts(problems, found)[kind]
                 total = counts.total()
                 shares = [
-                    Accuracy((1.0,) * counts[part] + (0.0,) * (total - counts[part])) for part in ("believed", "right")
+                    Accuracy((1.0,) * counts[part] + (0.0,) * (total - counts[part])) for part in ("taught", "correct")
                 ]
                 print(f"| {kind} | {which} | {' | '.join(map(str, shares))} | {total} |", flush=True)
         for wanted, label in ((0, "without a case"), (1, "with one"), (2, "with several")):

@@ -1,9 +1,9 @@
-"""The ceiling of the shipped policy: supervised training on correct solutions, for about as long as `make train` takes.
+"""Measure the shipped policy's ceiling: supervised training on correct solutions, for as long as `make train` takes.
 
     python -m experiments.ceiling
 
-Next-token prediction on solutions without a mistake, of training problems, with a frozen vision tower; accuracy of
-greedy answers to held-out problems before and after.
+Next-token prediction on correct solutions of training problems, with a frozen vision tower. Prints the greedy accuracy
+on held-out problems before and after.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from cepo.data.loading import load_policy
 from cepo.data.sampling import Sampling
 from cepo.tasks.figures import figures_reward, load_figures, policy_path
 
-NUMBER = 100  # seeds the lesson; those that made the policy have lower numbers
+NUMBER = 100  # seed; the lessons of the shipped policy have lower numbers
 
 
 def main() -> None:

@@ -1,10 +1,10 @@
-"""The pre-registered comparisons: `cepo compare` with tuned learning rates and the arm `tempered`.
+"""The pre-registered comparisons: `cepo compare` with tuned learning rates and the arm `entropy-matched base`.
 
     python -m experiments.comparison --config experiments/comparison.yaml --output_dir comparison --jobs 2
     python -m experiments.comparison --config experiments/comparison.json --seeds 2 --output_dir again --jobs 2
 
-The YAML file has, beside the keys of `cepo compare`, `tune_learning_rate` (a list), `tune_seeds` and `tune_beyond`. A
-compare.json gives the same arms again, with the learning rates chosen there. A second call goes on where it stopped.
+The YAML file has the keys of `cepo compare`, and `tune_learning_rate` (a list), `tune_seeds` and `tune_beyond`. A
+compare.json repeats its arms with the learning rates chosen there. A second call continues an interrupted comparison.
 """
 
 import argparse
@@ -25,39 +25,38 @@ from cepo.data.yaml_files import read_yaml
 from cepo.inspection.console import PlainConsole
 from cepo.methods.options import readable
 
-from .tempered import TEMPERED, tempered_runs
-from .tuning import FIRST_SEED, Tried, tune
+from .entropy_matched import MATCHED, matched_runs
+from .tuning import FIRST_SEED, Trials, tune
 
 
 def read(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The configuration of `cepo compare`, and what is tuned: `learning_rate`, `seeds` and `beyond`."""
-    config = again(json.loads(path.read_text(encoding="utf-8"))) if path.suffix == ".json" else read_yaml(path)
+    """The configuration for `cepo compare`, and the tuning: `learning_rate`, `seeds` and `beyond`."""
+    config = repeated(json.loads(path.read_text(encoding="utf-8"))) if path.suffix == ".json" else read_yaml(path)
     defaults = {"learning_rate": [], "seeds": 2, "beyond": 0}
     return config, {name: config.pop(f"tune_{name}", default) for name, default in defaults.items()}
 
 
-def again(result: dict[str, Any]) -> dict[str, Any]:
-    """The arms and seeds of a compare.json, with their learning rates."""
+def repeated(result: dict[str, Any]) -> dict[str, Any]:
+    """The configuration with the arms, seeds and learning rates of a compare.json."""
     arms = {}
     first = []
-    for name, own in result["options"].items():
-        seeds = [
-            run["seed"] for run in (*result["runs"].get(name, []), *result["failed"]) if run.get("arm", name) == name
-        ]
+    for name, options in result["options"].items():
+        runs = (*result["runs"].get(name, []), *result["failed"])
+        seeds = [run["seed"] for run in runs if run.get("arm", name) == name]
         first += seeds
-        arms[name] = {**readable(own, own["method"]), "seeds": len(seeds)}
+        arms[name] = {**readable(options, options["method"]), "seeds": len(seeds)}
     return {"arms": arms, "first_seed": min(first, default=0), "against": list(result["against"])}
 
 
 def run(comparison: Comparison, tuning: dict[str, Any], folder: Path, jobs: int, lock: TextIO, console: Console) -> int:
-    """Tune, run, add the arm `tempered`, and report. Returns the exit status."""
+    """Tune, run the arms, add `entropy-matched base`, and report. Returns the exit status."""
     print_arms(comparison, console)
-    tried: dict[str, Tried] = {}
+    trials: dict[str, Trials] = {}
     if tuning["learning_rate"]:
         options = {arm.name: arm.options for arm in comparison.arms}
         rates, seeds, beyond = tuning["learning_rate"], tuning["seeds"], tuning["beyond"]
-        tried = tune(options, rates, seeds, beyond, folder / "tuning", jobs, lock, console)
-        best = {name: found.best for name, found in tried.items() if found.best is not None}
+        trials = tune(options, rates, seeds, beyond, folder / "tuning", jobs, lock, console)
+        best = {name: arm.best for name, arm in trials.items() if arm.best is not None}
         arms = [
             replace(arm, options={**arm.options, "learning_rate": best[arm.name]})
             for arm in comparison.arms
@@ -65,19 +64,20 @@ def run(comparison: Comparison, tuning: dict[str, Any], folder: Path, jobs: int,
         ]
         comparison = replace(comparison, arms=arms)
     runs, failed = run_arms(comparison.arms, comparison.first_seed, folder, jobs, lock, console)
-    failed = [*(job for t in tried.values() for of in t.jobs.values() for job in of if not job.done), *failed]
-    notes = [found.note(name) for name, found in tried.items()]
+    tuned = [job for arm in trials.values() for jobs_of_rate in arm.jobs.values() for job in jobs_of_rate]
+    failed = [*(job for job in tuned if not job.done), *failed]
+    notes = [arm.note(name) for name, arm in trials.items()]
     reference = next((arm.options for arm in comparison.arms if arm.name == REFERENCE), None)
     if reference is not None and runs[REFERENCE]:
         quiet_libraries()
-        with console.status(TEMPERED) as status:
-            found = tempered_runs(runs[REFERENCE], reference, folder, status.update)
+        with console.status(MATCHED) as status:
+            found = matched_runs(runs[REFERENCE], reference, folder, status.update)
         if found is not None:
-            runs[TEMPERED], note = found
-            ahead = {name: paired_differences(own, runs[TEMPERED]) for name, own in runs.items() if name != TEMPERED}
+            runs[MATCHED], note = found
+            ahead = {name: paired_differences(arm, runs[MATCHED]) for name, arm in runs.items() if name != MATCHED}
             listed = "; ".join(f"{name} {percent(one['sampled'], signed=True)}" for name, one in ahead.items() if one)
-            notes += [note, f"Sampled accuracy, points ahead of {TEMPERED}, paired by seed: {listed}."]
-    scores = {name: found.scores for name, found in tried.items()}
+            notes += [note, f"Sampled accuracy, points ahead of {MATCHED}, paired by seed: {listed}."]
+    scores = {name: arm.scores for name, arm in trials.items()}
     report(folder, comparison, runs, failed, console, notes=notes, tuning=scores)
     return 1 if failed else 0
 
@@ -85,8 +85,8 @@ def run(comparison: Comparison, tuning: dict[str, Any], folder: Path, jobs: int,
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", type=Path, required=True)
-    parser.add_argument("--seeds", type=int, default=None, help="of each arm (none: as the file says)")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time")
+    parser.add_argument("--seeds", type=int, default=None, help="seeds of each arm (default: as in the file)")
+    parser.add_argument("--jobs", type=int, default=1, help="parallel runs")
     parser.add_argument("--output_dir", type=Path, default=Path("comparison"))
     options, rest = parser.parse_known_args(arguments)
     config, tuning = read(options.config)
@@ -97,7 +97,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     last = comparison.first_seed + max(arm.seeds for arm in comparison.arms)
     if tuning["learning_rate"] and last > FIRST_SEED:
-        parser.error(f"seeds from {FIRST_SEED} on choose learning rates and cannot be reported")
+        parser.error(f"seeds from {FIRST_SEED} on are for tuning and cannot be reported")
     options.output_dir.mkdir(parents=True, exist_ok=True)
     with locked(options.output_dir) as lock:
         return run(comparison, tuning, options.output_dir, options.jobs, lock, PlainConsole(soft_wrap=True))

@@ -1,9 +1,9 @@
-"""Does evidence lie on the tokens that decide a rollout? Every method against the figures task's token labels.
+"""Measure the evidence of every method against the token labels of the figures task.
 
     python -m experiments.credit_quality                     # the numbers of credit.md: 200 groups of 8
-    python -m experiments.credit_quality --num_prompts 12    # a first look
+    python -m experiments.credit_quality --num_prompts 12    # quick
 
-Leaves credit.json, credit.md (tables) and credit.png.
+Writes credit.json, credit.md (tables) and credit.png.
 """
 
 import argparse
@@ -11,7 +11,7 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -47,17 +47,17 @@ from cepo.tasks.figures.solutions import annotate, token_spans
 from .hint_contents import hint_contents_followed
 from .quality import Tokens, measure
 
-# Wordings of the hint: for an answer, and for a text.
+# Wording: (hint with an answer, hint with a longer text).
 HINTS = {
     "default": (DEFAULT_HINT_TEMPLATE, DEFAULT_HINT_TEMPLATE),
     "plain": (PLAIN_HINT_TEMPLATE, SOLUTION_HINT_TEMPLATE),
 }
-# Contents of hints with r+ and with r-.
+# Content: (hint with r+, hint with r-).
 CONTENTS = {"answer": ("answer", "answer"), "rollout": ("rollout", "rollout"), "solution": ("solution", "rollout")}
 MIXTURES = (2, 4)
 MISTAKES: tuple[GroupKind, ...] = ("reading", "arithmetic")
-NOTHING = Estimate(float("nan"), float("nan"), float("nan"))
-_CHUNK = 20  # groups scored at a time
+NAN = Estimate(float("nan"), float("nan"), float("nan"))
+_CHUNK = 20  # groups
 
 
 # Token labels ---------------------------------------------------------------------------------------------------------
@@ -71,21 +71,21 @@ class Labeled:
         group: Index of its group.
         correct: The verdict.
         inspected: Its credit.
-        kinds: (T,) of each token.
-        believed: (T,) bool, the token lies in a mistake that the warm-start taught.
+        kinds: (T,) kind of each token.
+        taught: (T,) bool, whether the token lies in a mistake that the warm start taught.
     """
 
     group: int
     correct: bool
     inspected: Inspected
     kinds: list[GroupKind]
-    believed: list[bool]
+    taught: list[bool]
 
 
-def believed_tokens(row: dict[str, Any], tokens: Sequence[str]) -> list[bool]:
-    """Whether each token of a completion lies in a mistake that the warm-start taught; other mistakes are chance."""
+def taught_tokens(row: dict[str, Any], tokens: Sequence[str]) -> list[bool]:
+    """Whether each token of a completion lies in a mistake that the warm start taught."""
     problem, text = problem_of(row), "".join(tokens)
-    numbers, believed = judged_numbers(problem, text), set()
+    numbers, taught = judged_numbers(problem, text), set()
     for number in numbers:
         step, part = divmod(number.place, 3)
         belief = None
@@ -95,63 +95,55 @@ def believed_tokens(row: dict[str, Any], tokens: Sequence[str]) -> list[bool]:
             known, label = (int(other.text) for other in numbers[number.place - 2 : number.place])
             belief = believed_result(known, label, step)
         if not number.right and number.text == str(belief):
-            believed.add(number.span)
-    return [span in believed for span in token_spans(annotate(problem, text), tokens)]
+            taught.add(number.span)
+    return [span in taught for span in token_spans(annotate(problem, text), tokens)]
 
 
 def labels_of(processing_class: Any, groups: Sequence[Group]) -> list[list[tuple[list[GroupKind], list[bool]]]]:
-    """Kinds and beliefs of every token of each group's rollouts."""
+    """(kinds, taught) of the tokens of each rollout of each group."""
     found = []
     for group in groups:
         texts = [token_texts(processing_class, rollout.ids) for rollout in group.rollouts]
         kinds = group_kinds(group.row, texts, [attempt.correct for attempt in group.attempts])
-        found.append([(kind, believed_tokens(group.row, text)) for kind, text in zip(kinds, texts, strict=True)])
+        found.append([(kind, taught_tokens(group.row, text)) for kind, text in zip(kinds, texts, strict=True)])
     return found
 
 
 def tokens_of(
-    rollouts: Sequence[Labeled], variant: Variant, sought: Sequence[GroupKind], *, believed: bool | None = None
+    rollouts: Sequence[Labeled], variant: Variant, decisive: Sequence[GroupKind], *, taught: bool | None = None
 ) -> Tokens:
-    """The filler tokens of rollouts with one verdict, and those of the kinds sought.
+    """The filler tokens and the decisive tokens of correct, or of incorrect rollouts.
 
     Args:
         rollouts: At least one.
-        variant: Whose evidence.
-        sought: The decisive kinds.
-        believed: Only beliefs, or only mistakes by chance; None: both.
+        variant: The method whose evidence is measured.
+        decisive: Kinds of decisive tokens.
+        taught: True: only mistakes that the warm start taught. False: only other mistakes.
     """
-
-    def joined(values: Callable[[Labeled], Any], kept: Sequence[np.ndarray]) -> Any:
-        return np.concatenate([np.asarray(values(one))[mask] for one, mask in zip(rollouts, kept, strict=True)])
-
-    kept = [
-        np.array(
-            [
-                kind == "filler" or (kind in sought and believed in (None, held))
-                for kind, held in zip(one.kinds, one.believed, strict=True)
-            ],
-            dtype=bool,
-        )
-        for one in rollouts
-    ]
+    kinds = np.concatenate([one.kinds for one in rollouts])
+    is_decisive = np.isin(kinds, list(decisive))
+    if taught is not None:
+        is_decisive &= np.concatenate([one.taught for one in rollouts]).astype(bool) == taught
+    kept = is_decisive | (kinds == "filler")
+    credit = [one.inspected.credit[variant] for one in rollouts]
     return Tokens(
-        joined(lambda one: one.inspected.credit[variant].evidence.double().numpy(), kept),
-        joined(lambda one: one.inspected.credit[variant].at_bound.numpy(), kept),
-        joined(lambda one: [kind in sought for kind in one.kinds], kept).astype(bool),
+        np.concatenate([one.evidence.double().numpy() for one in credit])[kept],
+        np.concatenate([one.at_bound.numpy() for one in credit])[kept],
+        is_decisive[kept],
         1 if rollouts[0].correct else -1,
-        joined(lambda one: np.full(len(one.kinds), one.group), kept),
+        np.concatenate([np.full(len(one.kinds), one.group) for one in rollouts])[kept],
     )
 
 
 def row_of(rollouts: Sequence[Labeled], variant: Variant, name: str, resamples: int, seed: int) -> dict[str, Any]:
-    """The quality of one variant's evidence on correct or on incorrect rollouts."""
+    """The measures of one variant's evidence on correct, or on incorrect rollouts."""
     credit = [one.inspected.credit[variant] for one in rollouts]
 
-    def measured(sought: Sequence[GroupKind], believed: bool | None = None) -> dict[str, Any]:
-        tokens = tokens_of(rollouts, variant, sought, believed=believed)
+    def measured(decisive: Sequence[GroupKind], taught: bool | None = None) -> dict[str, Any]:
+        tokens = tokens_of(rollouts, variant, decisive, taught=taught)
         found = {key: one.as_dict() for key, one in measure(tokens, resamples=resamples, seed=seed).items()}
         if not variant.method.evidence_is_signed:
-            found["wrong_sign"] = NOTHING.as_dict()
+            found["wrong_sign"] = NAN.as_dict()
         return {"tokens": int(tokens.decisive.sum()), **found}
 
     mixed = variant.rule == "own_or_mixture" and variant.options.max_negatives == max(MIXTURES)
@@ -162,20 +154,20 @@ def row_of(rollouts: Sequence[Labeled], variant: Variant, name: str, resamples: 
         "name": variant.name,
         "rollouts": name,
         "number": len(credit),
-        # Teacher passes over a rollout, P_S included.
+        # Scoring passes over a rollout, P_S included.
         "contexts": fmean(len(one.contexts) for one in credit),
         "fallback": fmean(one.references.fallback is not None for one in credit),
         **measured(MISTAKES),
         "tokens": dict(Counter(kind for one in rollouts for kind in one.kinds)),
         **{kind: {key: measured((kind,))[key] for key in ("auroc", "wrong_sign")} for kind in MISTAKES},
-        # Digits that no rollout of the group got wrong.
-        "auroc_nobody_wrong": measured(("decision",))["auroc"],
+        # Digits that are correct in every rollout of the group.
+        "auroc_correct_decisions": measured(("decision",))["auroc"],
     }
-    if name == "wrong" and (mixed or variant.method.name == "rlsd"):
+    if name == "incorrect" and (mixed or variant.method.name == "rlsd"):
         row["origins"] = {
-            f"{kind}, {origin}": {key: measured((kind,), held)[key] for key in ("tokens", "auroc", "wrong_sign")}
+            f"{kind}, {origin}": {key: measured((kind,), taught)[key] for key in ("tokens", "auroc", "wrong_sign")}
             for kind in MISTAKES
-            for origin, held in (("believed", True), ("by chance", False))
+            for origin, taught in (("taught", True), ("other", False))
         }
     return row
 
@@ -184,16 +176,20 @@ def row_of(rollouts: Sequence[Labeled], variant: Variant, name: str, resamples: 
 
 
 def variants_of(content: str, wording: str, *, first: bool) -> list[Variant]:
-    """Every method at first; then those whose hint has a default wording, and with texts some of CEPO's rules."""
-    everyone = all_variants(mixtures=MIXTURES)
-    house = [variant for variant in everyone if variant.options.hint_template == DEFAULT_HINT_TEMPLATE]
+    """The variants to measure with a content and a wording of the hint.
+
+    Answers, first wording: all. Answers, other wording: methods with the default hint template. Longer texts: of these
+    RLSD, and CEPO with three negative rules.
+    """
+    everything = all_variants(mixtures=MIXTURES)
+    default = [variant for variant in everything if variant.options.hint_template == DEFAULT_HINT_TEMPLATE]
     of_answer, of_text = HINTS[wording]
     if content == "answer":
-        worded = {variant: variant.with_options(hint_template=of_answer) for variant in house}
-        return [worded.get(variant, variant) for variant in everyone if first or variant in worded]
+        worded = {variant: variant.with_options(hint_template=of_answer) for variant in default}
+        return [worded.get(variant, variant) for variant in everything if first or variant in worded]
     positive, negative = CONTENTS[content]
     chosen = []
-    for variant in house:
+    for variant in default:
         if variant.method.name != "rlsd" and variant.rule not in ("lowest_reward", "own", "own_or_mixture"):
             continue
         if "of 2" in variant.name:
@@ -219,7 +215,14 @@ def inspect_all(
 
 
 def run(num_prompts: int, num_generations: int, resamples: int, hints: Sequence[str], seed: int) -> dict[str, Any]:
-    """Sample groups of the shipped policy, score them under every variant, and measure. Returns credit.json."""
+    """Sample groups of the shipped policy, score them under every variant, and measure.
+
+    Returns:
+        The content of credit.json.
+
+    Raises:
+        ValueError: If no group has both correct and incorrect rollouts.
+    """
     started = time.monotonic()
     model, processor = load_policy(policy_path())
     sampling = Sampling(256, 1.0, batch_size=128)
@@ -235,15 +238,15 @@ def run(num_prompts: int, num_generations: int, resamples: int, hints: Sequence[
         for wording in hints:
             variants = variants_of(content, wording, first=wording == hints[0])
             inspected = inspect_all(model, processor, groups, variants, seed=seed)
-            everyone = [
+            rollouts = [
                 Labeled(index, attempt.correct, inspected[index][place], *labels[index][place])
                 for index, group in enumerate(groups)
                 for place, attempt in enumerate(group.attempts)
                 if attempt.correct is not None
             ]
             for variant in variants:
-                for name, correct in (("right", True), ("wrong", False)):
-                    chosen = [one for one in everyone if one.correct == correct]
+                for name, correct in (("correct", True), ("incorrect", False)):
+                    chosen = [one for one in rollouts if one.correct == correct]
                     found = row_of(chosen, variant, name, resamples, seed)
                     results.append({"content": content, "hint": wording, **found})
             print(f"scored: {content}, {wording} wording ({time.monotonic() - started:.0f} s)", flush=True)
@@ -254,7 +257,7 @@ def run(num_prompts: int, num_generations: int, resamples: int, hints: Sequence[
         "dataset_config": "default",
         "groups": len(sampled),
         "groups_with_advantage": len(groups),
-        "right": fmean(attempt.correct is True for group in sampled for attempt in group.attempts),
+        "correct": fmean(attempt.correct is True for group in sampled for attempt in group.attempts),
         "num_generations": num_generations,
         "seed": seed,
         "evidence_clip": MethodOptions().evidence_clip,
@@ -266,7 +269,7 @@ def run(num_prompts: int, num_generations: int, resamples: int, hints: Sequence[
 
 
 def tables(result: dict[str, Any]) -> str:
-    """The tables of credit.md: for each content and wording quality and origins, and hint following."""
+    """The tables of credit.md: measures and origins of mistakes for each content and wording, and hint following."""
     parts = []
     for content, wording in dict.fromkeys((row["content"], row["hint"]) for row in result["rows"]):
         rows = [row for row in result["rows"] if (row["content"], row["hint"]) == (content, wording)]
@@ -293,19 +296,22 @@ def tables(result: dict[str, Any]) -> str:
     followed = [
         [
             row["name"],
-            *(f"{one['accuracy']:.1%} [{one['low']:.1%}, {one['high']:.1%}]" for one in (row["right"], row["wrong"])),
+            *(
+                f"{one['accuracy']:.1%} [{one['low']:.1%}, {one['high']:.1%}]"
+                for one in (row["correct"], row["incorrect"])
+            ),
         ]
         for row in result["following"]
     ]
     parts.append(
-        f"## Hint following\n\n{markdown_table(('hint', 'correct one followed', 'incorrect one followed'), followed)}"
+        f"## Hint following\n\n{markdown_table(('hint', 'correct, followed', 'incorrect, followed'), followed)}"
     )
     return "\n".join(["# Credit quality\n", *parts])
 
 
 @plain_text
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Write the picture: AUROC, evidence at filler and wrong signs of each rule, on correct and incorrect rollouts."""
+    """Write credit.png: AUROC, evidence at filler and wrong signs of each variant."""
     from matplotlib import pyplot
 
     panels = {
@@ -318,17 +324,17 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     heights = [0.9 + 0.24 * len(names[one]) for one in hints]
     layout: dict[str, Any] = {"height_ratios": heights, "layout": "constrained", "squeeze": False, "sharex": "col"}
     figure, axes = pyplot.subplots(len(hints), len(panels), figsize=(14, sum(heights)), **layout)
-    marks = {"right": ("correct", "#2066ba", "o", -0.14), "wrong": ("incorrect", "#cc6600", "s", 0.14)}
+    marks = {"correct": ("#2066ba", "o", -0.14), "incorrect": ("#cc6600", "s", 0.14)}
     for line, one in zip(axes, hints, strict=True):
         for axis, (key, title) in zip(line, panels.items(), strict=True):
             for row in rows:
                 if (row["content"], row["hint"]) != one or row[key]["value"] is None:
                     continue
-                verdict, colour, shape, shift = marks[row["rollouts"]]
+                color, shape, shift = marks[row["rollouts"]]
                 value, low, high = (row[key][part] for part in ("value", "low", "high"))
                 error = [[max(0.0, value - low)], [max(0.0, high - value)]]
-                label = f"{verdict} rollouts" if row["name"] == names[one][0] else None
-                style = {"fmt": shape, "color": colour, "capsize": 3, "markersize": 4, "label": label}
+                label = f"{row['rollouts']} rollouts" if row["name"] == names[one][0] else None
+                style = {"fmt": shape, "color": color, "capsize": 3, "markersize": 4, "label": label}
                 axis.errorbar(value, names[one].index(row["name"]) + shift, xerr=error, **style)
             axis.set(title=f"{title} ({one[0]}, {one[1]} wording)", yticks=range(len(names[one])))
             axis.set_yticklabels(names[one] if axis is line[0] else [])
@@ -347,7 +353,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--num_prompts", type=int, default=200)
     parser.add_argument("--num_generations", type=int, default=8)
     parser.add_argument("--resamples", type=int, default=1000, help="bootstrap samples for the intervals")
-    parser.add_argument("--hints", nargs="+", choices=list(HINTS), default=list(HINTS), help="wordings")
+    parser.add_argument("--hints", nargs="+", choices=list(HINTS), default=list(HINTS), help="wordings of the hint")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output_dir", type=Path, default=Path("credit"))
     options = parser.parse_args(arguments)
@@ -357,7 +363,7 @@ def main(arguments: list[str] | None = None) -> int:
     write_whole(options.output_dir / "credit.json", json.dumps(result, indent=1) + "\n")
     write_whole(options.output_dir / "credit.md", tables(result))
     draw(result["rows"], options.output_dir / "credit.png")
-    print(f"{result['seconds']:.0f} s; credit.json, credit.md and credit.png are in {options.output_dir}")
+    print(f"{result['seconds']:.0f} s; wrote credit.json, credit.md and credit.png to {options.output_dir}")
     return 0
 
 

@@ -2,8 +2,8 @@
 
     python -m experiments.diagnosis comparison/grpo/seed-0 comparison/opsd/seed-0
 
-Two tables in Markdown, the shipped policy first. The teacher is the shipped policy with r+ in cepo's default hint; the
-divergence is KL(teacher || model) over the whole vocabulary, at the model's own samples.
+Two Markdown tables, the shipped policy first. The teacher is the shipped policy conditioned on r+ by cepo's default
+hint. The divergence is KL(teacher || model) over the whole vocabulary, on the model's samples.
 """
 
 import argparse
@@ -37,23 +37,23 @@ from cepo.tasks.figures import (
 )
 from cepo.tasks.figures.mistakes import MISTAKES, judged_numbers
 
-WORDS, AFTER_RIGHT, AFTER_WRONG = "words", "result after correct numbers", "result after an incorrect number"
+WORDS, AFTER_CORRECT, AFTER_INCORRECT = "words", "result after correct numbers", "result after an incorrect number"
 _NAMES = {"read": "reading", "copy": "copy of a result", "answer": "box"}
 _ROWS = 32
 
 
 def mistake_shares(solved: Iterable[tuple[Problem, str]]) -> dict[str, float]:
-    """The share of each kind of `MISTAKES` among the chances for it; NaN where there was none.
+    """The share of mistakes of each kind of `MISTAKES`; NaN without an opportunity.
 
     Args:
-        solved: Problems and completions. A completion without three numbers a step counts under "form" alone, and a
-            box as one chance.
+        solved: Problems and completions. A completion without three numbers a step counts only under "form". A box is
+            one opportunity.
     """
-    chances, wrong = Counter[str](), Counter[str]()
+    total, mistakes = Counter[str](), Counter[str]()
 
-    def note(kind: str, right: bool) -> None:
-        chances[kind] += 1
-        wrong[kind] += not right
+    def note(kind: str, correct: bool) -> None:
+        total[kind] += 1
+        mistakes[kind] += not correct
 
     for problem, completion in solved:
         numbers = judged_numbers(problem, completion)
@@ -66,23 +66,23 @@ def mistake_shares(solved: Iterable[tuple[Problem, str]]) -> dict[str, float]:
             if number.kind != "box":
                 note(number.kind, number.right)
         note("box", len(boxed) == len(problem.labels) and all(number.right for number in boxed))
-    return {kind: wrong[kind] / chances[kind] if chances[kind] else float("nan") for kind in MISTAKES}
+    return {kind: mistakes[kind] / total[kind] if total[kind] else float("nan") for kind in MISTAKES}
 
 
 def kind_of(span: Span | None, problem: Problem, found: Annotation, text: str) -> str:
-    """The kind of a token; results after correct numbers are a kind of their own."""
+    """The kind of a token; results after correct numbers are a separate kind."""
     if span is None:
         return WORDS
     if span.kind != "result":
         return _NAMES[span.kind]
     numbers = [text[one.start : one.end] for one in found.spans if one.step == span.step and one.kind != "answer"]
-    right = [(problem.start, *problem.angles)[span.step], problem.labels[span.step]]
-    return AFTER_RIGHT if numbers[:2] == [str(number) for number in right] else AFTER_WRONG
+    correct = [(problem.start, *problem.angles)[span.step], problem.labels[span.step]]
+    return AFTER_CORRECT if numbers[:2] == [str(number) for number in correct] else AFTER_INCORRECT
 
 
 @torch.no_grad()
 def log_probs(model: Any, processor: Any, conversations: Sequence[Messages], completions: Sequence[Any]) -> Any:
-    """(B, T, V) log-probs [nats] at the completions; a few rows of a small vocabulary, for which this is small."""
+    """(B, T, V) log-probs [nats] of the completion positions, for small batches and vocabularies."""
     inputs = processor.apply_chat_template(
         list(conversations),
         add_generation_prompt=True,
@@ -103,7 +103,7 @@ def log_probs(model: Any, processor: Any, conversations: Sequence[Messages], com
 
 
 def divergences(model: Any, teacher: Any, processor: Any, plain: Dataset, hinted_rows: Dataset) -> dict[str, list[Any]]:
-    """For each kind of token (KL(teacher || model), the model's entropy) of each such token [nats]."""
+    """(KL(teacher || model), entropy of the model) [nats] of each token, by kind of token."""
     asked, hinted = ([conversation_of(row, processor) for row in rows] for rows in (plain, hinted_rows))
     with seeded(1):
         completions = sample(model, processor, asked, Sampling())
@@ -140,7 +140,7 @@ def main() -> None:
 
     print(f"| percent | correct | {' | '.join(MISTAKES)} |")
     print("|---" * (2 + len(MISTAKES)) + "|")
-    hinted = ("shipped policy with r+ in its hint", shipped, hinted_rows)
+    hinted = ("shipped policy conditioned on r+", shipped, hinted_rows)
     for name, model, dataset in [hinted, *((name, model, plain) for name, model in models.items())]:
         accuracy, answers = evaluate_accuracy(model, processor, dataset, reward_func=figures_reward, seed=1)
         shares = mistake_shares((problem_of(row), text) for row, text in zip(plain, answers, strict=True))
@@ -152,7 +152,7 @@ def main() -> None:
     for name, model in models.items():
         found = divergences(model, shipped, processor, plain, hinted_rows)
         total = sum(kl for values in found.values() for kl, _ in values)
-        for kind in (WORDS, *_NAMES.values(), AFTER_RIGHT, AFTER_WRONG):
+        for kind in (WORDS, *_NAMES.values(), AFTER_CORRECT, AFTER_INCORRECT):
             if not found[kind]:
                 continue
             kls, entropies = zip(*found[kind], strict=True)

@@ -1,13 +1,13 @@
-"""How well does the gradient of each placement of credit align with the true policy gradient, at a fixed policy?
+"""Measure how well the gradient of each placement of credit aligns with the true policy gradient, at a fixed policy.
 
-    python -m experiments.gradients --config experiments/gradients.yaml
+    python -m experiments.gradients                                             # experiments/gradients.yaml
+    python -m experiments.gradients --config experiments/gradients-long.yaml --dataset_config long
 
-Leaves gradients.json, gradients.md (tables) and gradients.png. It takes any model and data set, like `cepo explain`.
+Takes the shipped policy and the figures task. Writes gradients.json, gradients.md (tables) and gradients.png.
 """
 
 import argparse
 import json
-import re
 import shutil
 import sys
 import tempfile
@@ -18,24 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from cepo.commands import quiet_libraries
-from cepo.commands.options import (
-    add_dataset,
-    add_model,
-    add_sampling,
-    add_verifier,
-    check_group_size,
-    load_rows,
-    positive,
-    verifier_of,
-)
 from cepo.compare.statistics import REFERENCE
-from cepo.data.checks import check_dataset, check_method
 from cepo.data.files import write_whole
-from cepo.data.images import broken_images_named
-from cepo.data.loading import freeze_vision_tower, load_policy, load_reward_funcs
+from cepo.data.loading import freeze_vision_tower, load_policy, load_split
 from cepo.data.sampling import Sampling, sampled_groups, seeded
 from cepo.data.yaml_files import read_yaml
 from cepo.inspection.evidence_statistics import Estimate
@@ -43,60 +30,47 @@ from cepo.inspection.inspect import Variant
 from cepo.inspection.pictures import plain_text
 from cepo.inspection.tables import interval, markdown_table
 from cepo.methods.options import MethodOptions, preset_options
-from cepo.methods.registry import METHODS
 from cepo.scoring.pipeline import Pipeline
-from cepo.tasks.figures import NAME as FIGURES
-from cepo.tasks.figures import policy_path
+from cepo.tasks.figures import figures_reward, policy_path
 
 from .alignment import MEASURES, Alignment, Cuts, absolute, align, jackknife, products, ratios, shares
 from .placement_gradients import batch_gradients, part_names
 
-_SPLITS = 8  # ways to cut the batches into halves, for Adam's form
+_SPLITS = 8  # ways to cut the batches into halves, for Adam's step
+_MAX_TOKENS = 16384  # in a forward pass
 
 
 def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
-    add = add_model(parser).add_argument
-    add("--parameters", default="", help="regular expression: only parameters whose names match")
-    add("--freeze_vision_tower", choices=("true", "false"), default=None, help="(none: true for figures, else false)")
-    add = add_dataset(parser, split="train").add_argument
-    add("--num_batches", type=positive, default=20, help="batches, at least 4")
-    add("--num_prompts", type=positive, default=8, help="prompts of a batch")
-    sampling = add_sampling(parser)
-    sampling.add_argument("--num_generations", type=positive, default=8, help="rollouts of a prompt")
-    sampling.add_argument("--answer_extractor", default="auto", help="how answers are extracted, as in training")
-    add_verifier(sampling)
     add = parser.add_argument
-    add("--config", type=Path, default=None, help="YAML with `placements`: options of cepo train below each name")
-    add("--batch_tokens", type=positive, default=16384, help="most tokens in a forward pass")
+    default = Path(__file__).with_name("gradients.yaml")
+    add("--config", type=Path, default=default, help="YAML with `placements`: options of cepo train below each name")
+    add("--dataset_config", default="default", help="variant of the figures task")
+    add("--num_batches", type=int, default=20, help="batches, at least 4")
+    add("--num_prompts", type=int, default=8, help="prompts of a batch")
+    add("--num_generations", type=int, default=8, help="rollouts of a prompt")
+    add("--max_completion_length", type=int, default=256, help="tokens")
+    add("--seed", type=int, default=0)
     add("--output_dir", type=Path, default=Path("gradients"))
     return parser
 
 
-def read_placements(path: Path | None, dataset: Any) -> tuple[list[Variant], list[str], list[str]]:
-    """The placements, GRPO first; why some methods are left out; and the placements to compare with beside GRPO.
-
-    Args:
-        path: A YAML file with `placements` and `against`; None: every method with its defaults.
-        dataset: The data set; some methods need columns of it.
+def read_placements(path: Path) -> tuple[list[Variant], list[str]]:
+    """The placements of a YAML file, GRPO first, and the names of `against`, to which ratios are reported as well.
 
     Raises:
         ValueError: Naming the placement and its mistake.
     """
-    every = {
-        "down-weighted negatives": {"negative_advantage_weight": 0.05},
-        **{name: {"method": name} for name in METHODS},
-    }
-    config = {"placements": every} if path is None else read_yaml(path)
+    config = read_yaml(path)
     if not isinstance(config, dict) or not {"placements"} <= set(config) <= {"placements", "against"}:
         raise ValueError(
-            f"--config: {path} must hold `placements`, with options below each name, and may hold `against`"
+            f"--config: {path} must have `placements`, with options below each name, and may have `against`"
         )
     named = {REFERENCE: {"method": REFERENCE}, **config["placements"]}
     against = [name for name in config.get("against") or [] if name != REFERENCE]
     if set(against) - set(named):
-        raise ValueError(f"against: choose of {', '.join(named)}")
-    variants, left_out = [], []
+        raise ValueError(f"against: choose from {', '.join(named)}")
+    variants = []
     for name, given in named.items():
         own = dict(given or {})
         preset = own.pop("preset", None)
@@ -104,153 +78,108 @@ def read_placements(path: Path | None, dataset: Any) -> tuple[list[Variant], lis
             values = {} if preset is None else preset_options(preset, own.get("method"))
             known = {key: value for key, value in values.items() if key in MethodOptions.__dataclass_fields__}
             options = MethodOptions(**{"method": REFERENCE, **known, **own})
-            check_method(dataset, options)
-            if options.method_spec.needs_other_model:
-                raise ValueError("it needs another model")
-            variants.append(Variant(str(name), options))
         except (ValueError, TypeError) as error:
-            if path is not None:
-                raise ValueError(f"placement {name!r}: {error}") from error
-            left_out.append(f"{name} is left out: {error}")
-    return variants, left_out, against
-
-
-def chosen_parameters(model: nn.Module, pattern: str) -> list[nn.Parameter]:
-    """The trained parameters whose names match; the others are frozen."""
-    named = [(name, parameter) for name, parameter in model.named_parameters() if re.search(pattern, name)]
-    chosen = [parameter for _, parameter in named if parameter.requires_grad]
-    if not chosen:
-        raise ValueError(f"parameters: no trained parameter has {pattern!r} in its name")
-    for parameter in set(model.parameters()) - set(chosen):
-        parameter.requires_grad_(False)
-    return chosen
+            raise ValueError(f"placement {name!r}: {error}") from error
+        if options.method_spec.needs_other_model:
+            raise ValueError(f"placement {name!r}: its teacher is another model, which this study does not load")
+        variants.append(Variant(str(name), options))
+    return variants, against
 
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
-    """Take all gradients and measure them. Returns gradients.json.
+    """Take all gradients and measure them.
+
+    Returns:
+        The content of gradients.json.
 
     Raises:
-        ValueError, OSError: For mistakes in options, model or data.
+        ValueError, OSError: For mistakes in the options or the file.
     """
     started = time.monotonic()
-    check_group_size(options.num_generations)
     if options.num_batches < 4:
-        raise ValueError("num_batches: take at least 4, of which halves are compared with each other")
-    if options.temperature == 0:
-        raise ValueError("temperature: greedy answers have no policy gradient; take one above 0")
-    (reward_func,) = load_reward_funcs(options.reward_funcs or verifier_of(options.dataset_name))
-    wanted = options.num_batches * options.num_prompts
-    dataset = load_rows(options, wanted)
-    check_dataset(dataset, needs_solution=True, name=f"the split {options.dataset_split!r}")
-    if len(dataset) < wanted:
-        raise ValueError(f"num_batches: {wanted} rows are needed, and {options.dataset_split!r} has {len(dataset)}")
-    dataset = dataset.shuffle(seed=options.seed)  # a sorted data set would make unlike batches
-    variants, left_out, against = read_placements(options.config, dataset)
-    variants = [variant.with_options(answer_extractor=options.answer_extractor) for variant in variants]
-    model, processing_class = load_policy(
-        options.model_name_or_path or policy_path(), trust_remote_code=options.trust_remote_code
-    )
-    if (options.freeze_vision_tower or str(options.dataset_name == FIGURES).lower()) == "true":
-        freeze_vision_tower(model)
-    parameters = chosen_parameters(model, options.parameters)
-    with broken_images_named(dataset, f"the split {options.dataset_split!r}, shuffled"):
-        rows = [dataset[index] for index in range(wanted)]
+        raise ValueError("num_batches: take at least 4; halves of the batches are compared with each other")
+    variants, against = read_placements(options.config)
+    model, processor = load_policy(policy_path())
+    freeze_vision_tower(model)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    prompts = options.num_batches * options.num_prompts
+    dataset = load_split("figures", "train", config=options.dataset_config, size=prompts)
+    rows = list(dataset.shuffle(seed=options.seed))
     options.output_dir.mkdir(parents=True, exist_ok=True)
     size, count = sum(parameter.numel() for parameter in parameters), 1 + len(variants) + len(part_names())
     needed, free = count * options.num_batches * size * 4, shutil.disk_usage(options.output_dir).free
     if needed > 0.9 * free:
         raise OSError(
-            f"output_dir: gradients take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; take fewer "
-            "--num_batches, or some of the --parameters"
+            f"output_dir: gradients take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; "
+            "take fewer --num_batches"
         )
-    print("\n".join([*left_out, f"{len(variants)} placements, {size:,} parameters"]), flush=True)
+    print(f"{len(variants)} placements, {size:,} parameters", flush=True)
     with tempfile.TemporaryDirectory(dir=options.output_dir) as folder:
         shape = (count, options.num_batches, size)
         store = np.memmap(Path(folder) / "gradients", dtype=np.float32, mode="w+", shape=shape)
-        right, tokens = collect(options, model, processing_class, rows, variants, parameters, reward_func, store)
+        correct, tokens = collect(options, model, processor, rows, variants, parameters, store)
         cuts = Cuts.draw(options.num_batches, splits=_SPLITS, seed=options.seed)
-        found = [products(one, store[0], cuts) for one in store[: len(store) if tokens else 1 + len(variants)]]
+        found = [products(one, store[0], cuts) for one in store]
         aligned = [align(one, found[0], cuts) for one in found]
         del store
-    truth, ways, parts = aligned[0], aligned[1 : 1 + len(variants)], aligned[1 + len(variants) :]
-    others = {variant.name: way for variant, way in zip(variants, ways, strict=True) if variant.name in against}
+    truth, placements, parts = aligned[0], aligned[1 : 1 + len(variants)], aligned[1 + len(variants) :]
+    named = {variant.name: placement for variant, placement in zip(variants, placements, strict=True)}
+    grpo = named[REFERENCE]
     return {
-        "model": options.model_name_or_path or "shipped",
-        "dataset": options.dataset_name,
+        "model": "shipped",
+        "dataset": "figures",
         "dataset_config": options.dataset_config,
         "batches": options.num_batches,
         "prompts": options.num_prompts,
         "num_generations": options.num_generations,
         "seed": options.seed,
         "parameters": size,
-        "right": right,
-        # The signal in a batch's gradient: the square norm of the mean over the mean square norm.
-        "signal_to_square_norm": {"truth": _signal(truth).as_dict(), REFERENCE: _signal(ways[0]).as_dict()},
+        "correct": correct,
+        # Square norm of the mean over the mean square norm of a batch's gradient.
+        "signal_to_square_norm": {"truth": _signal(truth).as_dict(), REFERENCE: _signal(grpo).as_dict()},
         "placements": {variant.name: variant.options.given for variant in variants},
-        "left_out": left_out,
         "rows": [
             {
-                "name": variant.name,
-                **_listed(ratios(way, ways[0])),
-                "angle": absolute(way)["angle"].as_dict(),
-                "absolute": _listed(absolute(way)),
-                "against": {name: _listed(ratios(way, others[name])) for name in against},
+                "name": name,
+                **_listed(ratios(placement, grpo)),
+                "angle": absolute(placement)["angle"].as_dict(),
+                "absolute": _listed(absolute(placement)),
+                "against": {other: _listed(ratios(placement, named[other])) for other in against},
             }
-            for variant, way in zip(variants, ways, strict=True)
+            for name, placement in named.items()
         ],
         "parts": [
             {"verdict": verdict, "kind": kind, "tokens": number, **_listed(share)}
-            for (verdict, kind), number, share in zip(part_names(), tokens, shares(parts, ways[0]), strict=True)
+            for (verdict, kind), number, share in zip(part_names(), tokens, shares(parts, grpo), strict=True)
             if number
-        ]
-        if tokens
-        else [],
+        ],
         "seconds": round(time.monotonic() - started, 1),
     }
 
 
 def collect(
-    options: argparse.Namespace, model, processing_class, rows, variants, parameters, reward_func, store: np.ndarray
+    options: argparse.Namespace, model, processor, rows, variants, parameters, store: np.ndarray
 ) -> tuple[float, list[int]]:
     """Fill the store batch by batch. Returns the share of correct rollouts, and the number of tokens of each part."""
-    sampling = Sampling(options.max_completion_length, options.temperature, batch_size=options.batch_size)
-    pipeline = replace(
-        Pipeline.of(model, processing_class, max_tokens=options.batch_tokens, temperature=options.temperature),
-        seed=str(options.seed),
-    )
+    sampling = Sampling(options.max_completion_length, 1.0, batch_size=128)
+    pipeline = replace(Pipeline.of(model, processor, max_tokens=_MAX_TOKENS), seed=str(options.seed))
     model.eval()
-    right: list[bool] = []
-    tokens: list[int] = []
+    correct: list[bool] = []
+    tokens = np.zeros(len(part_names()), dtype=int)
     for batch in range(options.num_batches):
         first = batch * options.num_prompts
         with seeded(options.seed * 1_000_003 + batch):
-            groups = sampled_groups(
-                model,
-                processing_class,
-                rows[first : first + options.num_prompts],
-                options.num_generations,
-                sampling,
-                reward_func,
-                threshold=options.correctness_threshold,
-                extractor=options.answer_extractor,
-            )
-        # What a method draws for a group differs between batches.
+            part = rows[first : first + options.num_prompts]
+            groups = sampled_groups(model, processor, part, options.num_generations, sampling, figures_reward)
+        # A method's random draws for a group depend on its number, which must differ between batches.
         groups = [replace(group, number=first + group.number) for group in groups]
-        found = batch_gradients(
-            model,
-            pipeline,
-            groups,
-            variants,
-            parameters,
-            temperature=options.temperature,
-            max_tokens=options.batch_tokens,
-        )
+        found = batch_gradients(model, pipeline, groups, variants, parameters, max_tokens=_MAX_TOKENS)
         for place, gradient in enumerate((found.truth, *found.placements, *found.parts)):
             store[place, batch] = gradient.numpy()
-        right += [bool(attempt.correct) for group in groups for attempt in group.attempts]
-        tokens = [sum(both) for both in zip(tokens, found.tokens, strict=True)] if tokens else found.tokens
+        correct += [bool(attempt.correct) for group in groups for attempt in group.attempts]
+        tokens += found.tokens
         print(f"batch {batch + 1} of {options.num_batches}", flush=True)
-    return sum(right) / len(right), tokens
+    return sum(correct) / len(correct), tokens.tolist()
 
 
 def _signal(one: Alignment) -> Estimate:
@@ -265,7 +194,7 @@ _HEADS = {"alignment": "alignment", "adam": "Adam", "norm": "norm", "angle": "an
 
 
 def tables(rows: Sequence[Mapping[str, Any]], parts: Sequence[Mapping[str, Any]]) -> str:
-    """The tables in Markdown: ratios to GRPO, ratios to each placement of `against`, and GRPO's parts."""
+    """Markdown tables: ratios to GRPO, ratios to each placement of `against`, and the parts of GRPO's gradient."""
 
     def cell(estimate: Mapping[str, Any], measure: str) -> str:
         return interval(estimate, {"angle": ".0f", "signal": "+.2f"}.get(measure, ".2f"), nothing="-")
@@ -276,38 +205,31 @@ def tables(rows: Sequence[Mapping[str, Any]], parts: Sequence[Mapping[str, Any]]
         some = [measure for measure in MEASURES if measure != "angle"]
         lines = [[row["name"], *(cell(row["against"][name][measure], measure) for measure in some)] for row in rows]
         text.append(markdown_table((f"ratios to {name}", *(_HEADS[measure] for measure in some)), lines))
-    if parts:
-        lines = [
-            [f"{p['kind']}, {p['verdict']}", f"{p['tokens']:,}", *(cell(p[key], key) for key in ("signal", "noise"))]
-            for p in parts
-        ]
-        text.append(markdown_table(("tokens, rollouts", "number", "share of signal", "share of noise"), lines))
+    lines = [
+        [f"{p['kind']}, {p['verdict']}", f"{p['tokens']:,}", *(cell(p[key], key) for key in ("signal", "noise"))]
+        for p in parts
+    ]
+    text.append(markdown_table(("tokens, rollouts", "number", "share of signal", "share of noise"), lines))
     return "\n".join(text)
 
 
 _PANELS = (
     ("alignment", "alignment with the true gradient, ratio to GRPO"),
-    ("adam", "the same after Adam's normalisation"),
+    ("adam", "alignment after Adam's normalization, ratio to GRPO"),
     ("norm", "norm, ratio to GRPO"),
-    ("angle", "angle between its mean and the truth, degrees"),
+    ("angle", "angle between mean and true gradient, degrees"),
 )
 
 
 @plain_text
-def draw(rows: list[dict[str, Any]], parts: list[dict[str, Any]], path: Path) -> None:
-    """Write the picture: the measures of each placement, and below the parts of GRPO's signal and noise.
-
-    Args:
-        rows: `name` and, for each measure, `value`, `low` and `high`.
-        parts: `verdict`, `kind`, and `signal` and `noise` in the same form; may be empty.
-        path: The PNG file.
-    """
+def draw(rows: list[dict[str, Any]], parts: list[dict[str, Any]], file: Path) -> None:
+    """Write gradients.png: the measures of each placement; below, the parts of GRPO's signal and noise."""
     from matplotlib import pyplot
 
-    heights = [0.28 * len(rows) + 0.9, *([0.3 * len(parts) + 0.9] if parts else [])]
+    heights = [0.28 * len(rows) + 0.9, 0.3 * len(parts) + 0.9]
     figure = pyplot.figure(figsize=(15, sum(heights)), layout="constrained")
-    subfigures = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
-    axes = subfigures[0].subplots(1, len(_PANELS), sharey=True)
+    above, below = figure.subfigures(2, 1, height_ratios=heights)  # type: ignore[misc]
+    axes = [*above.subplots(1, len(_PANELS), sharey=True)]
     names = [row["name"] for row in rows]
     for axis, (measure, title) in zip(axes, _PANELS, strict=True):
         for place, row in enumerate(rows):
@@ -316,31 +238,30 @@ def draw(rows: list[dict[str, Any]], parts: list[dict[str, Any]], path: Path) ->
             axis.axvline(1, color="#999", linewidth=1)
         axis.set(title=title, yticks=range(len(names)), yticklabels=names)
     axes[0].invert_yaxis()
-    below = subfigures[1].subplots(1, 2, sharey=True) if parts else []
+    of_parts = [*below.subplots(1, 2, sharey=True)]
     labels = [f"{part['kind']}, {part['verdict']} rollouts" for part in parts]
-    for axis, measure in zip(below, ("signal", "noise"), strict=False):
+    for axis, measure in zip(of_parts, ("signal", "noise"), strict=True):
         for place, part in enumerate(parts):
             _interval(axis, part[measure], place, "#cc6600")
         axis.axvline(0, color="#999", linewidth=1)
         axis.set(title=f"share of GRPO's {measure}", yticks=range(len(labels)), yticklabels=labels)
-    if parts:
-        below[0].invert_yaxis()
-    for axis in (*axes, *below):
+    of_parts[0].invert_yaxis()
+    for axis in (*axes, *of_parts):
         axis.grid(axis="x", color="#e3e6ea")
         axis.set_axisbelow(True)
         axis.spines[["top", "right"]].set_visible(False)
         axis.title.set_size(9)
         axis.tick_params(labelsize=8)
-    figure.savefig(path, dpi=120)
+    figure.savefig(file, dpi=120)
     pyplot.close(figure)
 
 
-def _interval(axis: Any, estimate: dict[str, Any], place: int, colour: str) -> None:
+def _interval(axis: Any, estimate: dict[str, Any], place: int, color: str) -> None:
     value, low, high = (estimate[part] for part in ("value", "low", "high"))
     if value is None:
         return
     error = None if low is None or high is None else [[max(0.0, value - low)], [max(0.0, high - value)]]
-    axis.errorbar(value, place, xerr=error, fmt="o", color=colour, capsize=3, markersize=4)
+    axis.errorbar(value, place, xerr=error, fmt="o", color=color, capsize=3, markersize=4)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -356,7 +277,7 @@ def main(arguments: list[str] | None = None) -> int:
     write_whole(options.output_dir / "gradients.md", tables(rows, parts))
     draw(rows, parts, options.output_dir / "gradients.png")
     print(tables(rows, parts))
-    print(f"{result['seconds']:.0f} s; gradients.json, gradients.md and gradients.png are in {options.output_dir}")
+    print(f"{result['seconds']:.0f} s; wrote gradients.json, gradients.md and gradients.png to {options.output_dir}")
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Hint following of the shipped policy for every content and wording that a method's hint may have."""
+"""Hint following of the shipped policy for the content and wording of every method's hint."""
 
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -22,44 +22,43 @@ from cepo.scoring.prompts import cut_text, without_marks
 from cepo.tasks.figures import figures_reward
 
 _NUMBER = re.compile(r"\d+")
-# (completion, content of the hint, attempt that the hint is about, whether the completion is correct) -> whether it
-# follows the hint.
+# (completion, content of the hint, attempt that the hint is about, is the completion correct) -> is the hint followed.
 Follows = Callable[[str, str, Attempt, bool], bool]
 
 
-def ends_alike(completion: str, content: str, attempt: Attempt, correct: bool) -> bool:  # noqa: ARG001
-    """It ends with the attempt's answer."""
+def same_ending(completion: str, content: str, attempt: Attempt, correct: bool) -> bool:  # noqa: ARG001
+    """The completion ends with the attempt's answer."""
     given = final_answer(completion)
     return given is not None and attempt.answer is not None and same_answer(given, attempt.answer)
 
 
-def begins_alike(completion: str, content: str, attempt: Attempt, correct: bool) -> bool:  # noqa: ARG001
-    """It begins with the content's numbers, of which the last may be cut."""
+def same_beginning(completion: str, content: str, attempt: Attempt, correct: bool) -> bool:  # noqa: ARG001
+    """The completion begins with the content's numbers, except the last one, which may be cut."""
     hinted = _NUMBER.findall(content)[:-1]
     return _NUMBER.findall(completion)[: len(hinted)] == hinted
 
 
-def turns_out_alike(completion: str, content: str, attempt: Attempt, correct: bool) -> bool:  # noqa: ARG001
-    """It is correct if the attempt is, and incorrect otherwise."""
+def same_verdict(completion: str, content: str, attempt: Attempt, correct: bool) -> bool:  # noqa: ARG001
+    """The completion has the attempt's verdict."""
     return correct == attempt.correct
 
 
 @dataclass(frozen=True)
 class Hint:
-    """A hint: its name, its wording, its content about an attempt of a group, and when a completion follows it."""
+    """A hint: name, wording, content for an attempt of a group, and the test of following it."""
 
     name: str
     template: str
     content: Callable[[Group, Attempt], str]
-    follows: Follows = ends_alike
+    follows: Follows = same_ending
 
 
 def hints_of(processing_class: Any, wordings: Mapping[str, tuple[str, str]]) -> list[Hint]:
-    """Every hint that a method may give, and none.
+    """Every hint of a method, and no hint.
 
     Args:
-        processing_class: Cuts prefixes and suffixes.
-        wordings: By name, the wording for an answer and for a text.
+        processing_class: Tokenizer or processor, to cut prefixes and suffixes.
+        wordings: (hint with an answer, hint with a longer text) by name.
     """
 
     def part(name: Literal["prefix", "suffix"], group: Group, attempt: Attempt) -> str:  # noqa: ARG001
@@ -70,20 +69,22 @@ def hints_of(processing_class: Any, wordings: Mapping[str, tuple[str, str]]) -> 
         hints += [
             Hint(f"answer, {wording}", of_answer, lambda g, a: a.answer or ""),  # noqa: ARG005
             Hint(f"rollout, {wording}", of_text, lambda g, a: a.text),  # noqa: ARG005
-            Hint(f"solution or wrong rollout, {wording}", of_text, lambda g, a: g.solution if a.correct else a.text),
-            Hint(f"prefix, {wording}", of_text, partial(part, "prefix"), begins_alike),
+            Hint(
+                f"solution or incorrect rollout, {wording}", of_text, lambda g, a: g.solution if a.correct else a.text
+            ),
+            Hint(f"prefix, {wording}", of_text, partial(part, "prefix"), same_beginning),
             Hint(f"suffix, {wording}", of_text, partial(part, "suffix")),
         ]
     return [
         *hints,
-        Hint("rollout said to be right (rlcsd)", RLCSD_HINT, lambda g, a: asserted(a.text, a.answer or "")),  # noqa: ARG005
+        Hint("rollout asserted correct (rlcsd)", RLCSD_HINT, lambda g, a: asserted(a.text, a.answer or "")),  # noqa: ARG005
         Hint(
-            "that it is right, or wrong (cscr)",
+            "verdict (cscr)",
             CSCR_HINT,
             lambda g, a: SAID_RIGHT if a.correct else SAID_WRONG,  # noqa: ARG005
-            turns_out_alike,
+            same_verdict,
         ),
-        Hint("nothing", "{answer}", lambda g, a: "", turns_out_alike),  # noqa: ARG005
+        Hint("no hint", "{answer}", lambda g, a: "", same_verdict),  # noqa: ARG005
     ]
 
 
@@ -94,22 +95,22 @@ def hint_contents_followed(
     wordings: Mapping[str, tuple[str, str]],
     sampling: Sampling,
 ) -> list[dict[str, Any]]:
-    """The share of completions that follow each hint, one for each group and side.
+    """The share of completions that follow each hint. Each group gives two hinted completions.
 
     Args:
         model, processing_class: The policy.
-        groups: Groups with correct and incorrect rollouts. Of each, hints are about its first correct rollout
-            (`right`) and about the rollout with the most common wrong answer (`wrong`).
-        wordings: Of `hints_of`.
-        sampling: Of the completions; see `seeded`.
+        groups: Groups with correct and incorrect rollouts. Hints are about the first correct rollout (`correct`) and
+            about the rollout with the most common incorrect answer (`incorrect`).
+        wordings: As for `hints_of`.
+        sampling: Sampling of the completions.
     """
-    cases: dict[str, list[tuple[Group, Attempt]]] = {"right": [], "wrong": []}
+    cases: dict[str, list[tuple[Group, Attempt]]] = {"correct": [], "incorrect": []}
     for group in groups:
         first = next((attempt for attempt in group.attempts if attempt.correct), None)
         sources = choose_references(group.attempts, group.solution, rule="most_common")[0].sources
         if first is not None and sources:
-            cases["right"].append((group, first))
-            cases["wrong"].append((group, group.attempts[sources[0]]))
+            cases["correct"].append((group, first))
+            cases["incorrect"].append((group, group.attempts[sources[0]]))
     rows = []
     for hint in hints_of(processing_class, wordings):
         row: dict[str, Any] = {"name": hint.name}

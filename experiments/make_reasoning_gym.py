@@ -1,11 +1,11 @@
-"""Makes train.jsonl and test.jsonl, in TRL's columns, out of a task of reasoning-gym, whose answers a rule can check.
+"""Write train.jsonl and test.jsonl in TRL's columns from a task of reasoning-gym.
 
     pip install '.[smollm]'
     python -m experiments.make_reasoning_gym --task chain_sum --num_problems 400 --output_dir data \
         --settings min_terms=3 max_terms=3 min_digits=1 max_digits=1
 
-`prompt` is a conversation: worked examples, as turns before the question, and the question. A small model needs them to
-end with a box. `solution` is the answer. A problem stands in one file only, and in none if it is an example.
+`prompt` is a conversation: few-shot examples as earlier turns, then the question. `solution` is the answer. The
+examples and the problems of both files are disjoint.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from typing import Any
 
 INSTRUCTION = "\n\nPut the final answer in \\boxed{}."
 _CHAIN = re.compile(r"-?\d+(?: [+*-] \d+)+")
-_DO: dict[str, Callable[[int, int], int]] = {
+_OPERATORS: dict[str, Callable[[int, int], int]] = {
     "+": lambda one, other: one + other,
     "-": lambda one, other: one - other,
     "*": lambda one, other: one * other,
@@ -27,11 +27,11 @@ _DO: dict[str, Callable[[int, int], int]] = {
 
 
 class TaskError(ValueError):
-    """What cannot be made; the message names the option and the fix."""
+    """A mistake in the options; the message names the option and the fix."""
 
 
 def worked(entry: dict[str, Any]) -> str:
-    """An answer to learn the form from: step by step where the task is a chain of sums, else the answer alone."""
+    """The answer of a few-shot example, with steps for left-to-right sums."""
     ending = f"The answer is \\boxed{{{entry['answer']}}}."
     chain = entry.get("metadata", {}).get("expression", "")
     if not _CHAIN.fullmatch(chain):
@@ -39,19 +39,19 @@ def worked(entry: dict[str, Any]) -> str:
     first, *rest = chain.split()
     value, steps = int(first), []
     for sign, number in zip(rest[::2], rest[1::2], strict=True):
-        after = _DO[sign](value, int(number))
+        after = _OPERATORS[sign](value, int(number))
         steps.append(f"{value} {sign} {number} = {after}.")
         value = after
-    # A product before a sum is not from left to right.
+    # Products before sums do not give this value.
     return f"{' Then '.join(steps)} {ending}" if str(value) == entry["answer"] else ending
 
 
 def rows_of(entries: Iterable[dict[str, Any]], examples: Sequence[dict[str, Any]] = ()) -> Iterator[dict[str, Any]]:
-    """TRL's rows.
+    """Rows in TRL's columns.
 
     Args:
-        entries: As reasoning-gym makes them: `question`, `answer`, `metadata`.
-        examples: Of the same kind, shown with their worked answers before each question.
+        entries: Entries of reasoning-gym: `question`, `answer`, `metadata`.
+        examples: Entries for the few-shot turns.
     """
     shown = []
     for one in examples:
@@ -62,11 +62,11 @@ def rows_of(entries: Iterable[dict[str, Any]], examples: Sequence[dict[str, Any]
         yield {"prompt": [*shown, question], "solution": entry["answer"]}
 
 
-def several(entries: Iterable[dict[str, Any]], *sizes: int) -> list[list[dict[str, Any]]]:
-    """Lists of these sizes, no question twice, in the order in which they come.
+def split(entries: Iterable[dict[str, Any]], *sizes: int) -> list[list[dict[str, Any]]]:
+    """Disjoint lists of these sizes, in order, without duplicate questions.
 
     Raises:
-        TaskError: If there are not as many.
+        TaskError: If there are too few different questions.
     """
     seen: set[str] = set()
     found: list[dict[str, Any]] = []
@@ -78,15 +78,15 @@ def several(entries: Iterable[dict[str, Any]], *sizes: int) -> list[list[dict[st
             found.append(entry)
     if len(found) < sum(sizes):
         raise TaskError(
-            f"--num_problems: with these --settings the task has {len(found)} different problems, and {sum(sizes)} are "
-            "wanted; ask for fewer, or for longer ones"
+            f"--num_problems: with these --settings the task has {len(found)} different problems, fewer than the "
+            f"{sum(sizes)} requested; request fewer, or longer ones"
         )
     ends = [sum(sizes[:count]) for count in range(len(sizes) + 1)]
     return [found[start:end] for start, end in pairwise(ends)]
 
 
 def load_task(task: str, settings: dict[str, Any], seed: int, size: int) -> Iterable[dict[str, Any]]:
-    """The task's problems.
+    """Entries of a task.
 
     Raises:
         TaskError: If reasoning-gym is missing, or does not know the task or a setting.
@@ -118,20 +118,22 @@ def setting(text: str) -> tuple[str, Any]:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--task", default="chain_sum", help="name of a task of reasoning-gym")
-    parser.add_argument("--settings", nargs="*", type=setting, default=[], metavar="NAME=VALUE", help="of the task")
-    parser.add_argument("--num_problems", type=int, default=400, help="problems to train on")
+    parser.add_argument(
+        "--settings", nargs="*", type=setting, default=[], metavar="NAME=VALUE", help="settings of the task"
+    )
+    parser.add_argument("--num_problems", type=int, default=400, help="training problems")
     parser.add_argument("--num_test", type=int, default=100, help="held-out problems")
-    parser.add_argument("--examples", type=int, default=3, help="worked examples in each prompt")
+    parser.add_argument("--examples", type=int, default=3, help="few-shot examples in each prompt")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output_dir", type=Path, default=Path("data"), help="where the two files go")
+    parser.add_argument("--output_dir", type=Path, default=Path("data"), help="folder of the two files")
     options = parser.parse_args()
     sizes = options.examples, options.num_test, options.num_problems
     try:
         if min(sizes) < 0 or options.num_problems < 1:
             raise TaskError("--num_problems must be at least 1, --num_test and --examples at least 0")
-        # Small tasks repeat themselves: a few times as many as are wanted, of which the different ones stay.
+        # Small tasks repeat questions.
         task = load_task(options.task, dict(options.settings), options.seed, 4 * sum(sizes))
-        examples, test, train = several(task, *sizes)
+        examples, test, train = split(task, *sizes)
     except TaskError as error:
         print(f"make_reasoning_gym: error: {error}", file=sys.stderr)
         return 2
@@ -139,7 +141,7 @@ def main() -> int:
     for name, entries in (("train", train), ("test", test)):
         lines = (json.dumps(row, ensure_ascii=False) + "\n" for row in rows_of(entries, examples))
         (options.output_dir / f"{name}.jsonl").write_text("".join(lines), encoding="utf-8")
-    print(f"{len(train)} problems in {options.output_dir}/train.jsonl, {len(test)} in test.jsonl; the first one:")
+    print(f"{len(train)} problems in {options.output_dir}/train.jsonl, {len(test)} in test.jsonl; the first:")
     for message in [*next(rows_of(train or test, examples))["prompt"]]:
         print(f"{message['role']}: {message['content']}")
     return 0

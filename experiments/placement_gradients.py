@@ -1,4 +1,4 @@
-"""Policy gradients of every placement on the same rollouts: one forward pass, and a backward pass for each placement.
+"""Policy gradients of every placement of credit on the same rollouts.
 
 Dimensions: N rollouts, T completion tokens, D parameters.
 """
@@ -21,7 +21,7 @@ from cepo.scoring.prompts import token_texts
 from cepo.scoring.requests import Prompt, Request, batches_of, length_of
 from cepo.scoring.score import Completions, evaluating
 
-VERDICTS = {"right": 1.0, "wrong": -1.0}
+VERDICTS = {"correct": 1.0, "incorrect": -1.0}
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class BatchGradients:
     """The gradients of one batch of rollouts.
 
     Attributes:
-        truth: (D,) plain REINFORCE with a leave-one-out baseline: its mean is the gradient of the expected reward.
-        placements: (D,) of minus each variant's loss.
-        parts: (D,) of GRPO's, from tokens of one kind in rollouts of one verdict; empty without token labels.
-        tokens: The number of tokens of each part.
+        truth: (D,) REINFORCE with a leave-one-out baseline: its mean is the gradient of the expected reward.
+        placements: (D,) gradient of minus each variant's loss.
+        parts: (D,) parts of GRPO's gradient, one for each verdict and kind of token.
+        tokens: Number of tokens of each part.
     """
 
     truth: Tensor
@@ -53,23 +53,21 @@ def batch_gradients(
     variants: Sequence[Variant],
     parameters: Sequence[nn.Parameter],
     *,
-    temperature: float,
     max_tokens: int,
 ) -> BatchGradients:
-    """The gradients of one batch at the policy that sampled it, where PPO's ratios are 1 and nothing is clipped.
+    """The gradients of one batch at the policy that sampled it, at temperature 1, where PPO's ratios are 1.
 
-    A placement's gradient is that of a sum over tokens, divided by the number of tokens of the batch, as TRL's default
-    loss has it; a distillation's is divided by the tokens that have a teacher, as in training. The truth is a mean over
-    rollouts; divided by their random number of tokens it would be biased.
+    A placement's gradient is divided by the tokens of the batch, as in TRL's default loss; a divergence loss by the
+    tokens with a teacher, as in training. The true gradient is a mean over rollouts: the number of tokens is random,
+    and dividing by it would bias the mean.
 
     Args:
         model: The policy.
-        pipeline: From groups to evidence, by the same model.
+        pipeline: Scores the rollouts with the same model.
         groups: The batch.
-        variants: The placements, at optimiser step 0.
-        parameters: What the gradient is with respect to.
-        temperature: At which the rollouts were sampled.
-        max_tokens: The most tokens of a forward pass, padding included.
+        variants: The placements, at optimizer step 0.
+        parameters: D elements in all.
+        max_tokens: Most tokens of a forward pass, padding included.
     """
     prompts = [pipeline.encoder.prompt(group.messages) for group in groups]
     completions = completions_of(groups)
@@ -80,17 +78,16 @@ def batch_gradients(
     wanted = torch.stack([o.method_spec.wanted(advantages, verdicts, o) for o in options])
     with evaluating(model):
         found = pipeline.find_evidence(options, groups, prompts, completions, wanted=wanted.any(0).tolist())
-    # Each method sees the evidence of the rollouts that it scores itself.
-    found = [_of_those(one, read) for one, read in zip(found, wanted, strict=True)]
+    # A method has evidence only for the rollouts that it scores.
+    found = [_only_scored(one, scored) for one, scored in zip(found, wanted, strict=True)]
     placed = [place(one, own, groups, mask, 0).in_loss for one, own in zip(found, options, strict=True)]
-    kinds = _kinds(pipeline, groups, mask)
-    parts = [] if kinds is None else _parts(kinds, verdicts, advantages, mask)
+    parts = _parts(_kinds(pipeline, groups, mask), verdicts, advantages, mask)
     weights = [leave_one_out(groups).unsqueeze(-1) * mask, *placed, *parts]
-    sums = _gradients(model, prompts, completions, torch.stack(weights), parameters, temperature, max_tokens)
+    sums = _gradients(model, prompts, completions, torch.stack(weights), parameters, max_tokens)
     of_weighted = iter(sums[1 : 1 + len(weighted)])
     tokens = int(mask.sum())
     of_variants = [
-        _divergence_gradient(model, pipeline, groups, prompts, completions, v, parameters, temperature, max_tokens)
+        _divergence_gradient(model, pipeline, groups, prompts, completions, v, parameters, max_tokens)
         if v.options.uses_divergence_loss
         else next(of_weighted) / tokens
         for v in variants
@@ -104,12 +101,12 @@ def batch_gradients(
     )
 
 
-def _of_those(found: Found, read: Tensor) -> Found:
-    """The evidence of the rollouts that a method scores; `read`: (N,) bool. Without teachers it scores none."""
+def _only_scored(found: Found, scored: Tensor) -> Found:
+    """Zero the evidence of rollouts that a method does not score; `scored`: (N,) bool."""
     if not any(found.plan.contexts):
         return found
-    values = found.evidence.values.masked_fill(~read.unsqueeze(-1), 0.0)
-    return replace(found, evidence=replace(found.evidence, values=values, scored=found.evidence.scored & read))
+    values = found.evidence.values.masked_fill(~scored.unsqueeze(-1), 0.0)
+    return replace(found, evidence=replace(found.evidence, values=values, scored=found.evidence.scored & scored))
 
 
 def leave_one_out(groups: Sequence[Group]) -> Tensor:
@@ -125,11 +122,10 @@ def leave_one_out(groups: Sequence[Group]) -> Tensor:
     return torch.tensor(values)
 
 
-def _kinds(pipeline: Pipeline, groups: Sequence[Group], mask: Tensor) -> Tensor | None:
-    """(N, T) the index of each token's kind; None without token labels."""
+def _kinds(pipeline: Pipeline, groups: Sequence[Group], mask: Tensor) -> Tensor:
+    """(N, T) index of each token's kind, from the token labels."""
     known = token_labels_of(groups[0].row)
-    if known is None:
-        return None
+    assert known is not None
     result = torch.zeros(mask.shape, dtype=torch.long)
     rollouts = [(group, rollout) for group in groups for rollout in group.rollouts]
     for row, (group, rollout) in enumerate(rollouts):
@@ -139,7 +135,7 @@ def _kinds(pipeline: Pipeline, groups: Sequence[Group], mask: Tensor) -> Tensor 
 
 
 def _parts(kinds: Tensor, verdicts: Tensor, advantages: Tensor, mask: Tensor) -> list[Tensor]:
-    """GRPO's token advantages, cut by verdict and kind."""
+    """GRPO's token advantages, split by verdict and kind."""
     whole = advantages.unsqueeze(-1) * mask
     return [
         whole * (kinds == KINDS.index(kind)) * (verdicts == VERDICTS[verdict]).unsqueeze(-1)
@@ -148,7 +144,7 @@ def _parts(kinds: Tensor, verdicts: Tensor, advantages: Tensor, mask: Tensor) ->
 
 
 def _flat(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None]) -> Tensor:
-    """(D,) parameters without a gradient count as 0."""
+    """(D,) concatenated gradients; 0 for parameters without one."""
     parts = [
         torch.zeros_like(parameter) if gradient is None else gradient
         for parameter, gradient in zip(parameters, gradients, strict=True)
@@ -162,12 +158,10 @@ def _gradients(
     completions: Completions,
     weights: Tensor,
     parameters: Sequence[nn.Parameter],
-    temperature: float,
     max_tokens: int,
 ) -> Tensor:
     """(W, D) gradients of sum_t weight_t log P(y_t), for W sets of (N, T) weights."""
     ids = completions.until_last_wanted()
-    # Rollouts without a weight need no pass.
     rows = [row for row, own in enumerate(ids) if own and bool(weights[:, row].any())]
     requests = [Request(completions.prompts[row], prompts[completions.prompts[row]].ids, ids[row]) for row in rows]
     sums = torch.zeros(len(weights), sum(parameter.numel() for parameter in parameters))
@@ -175,7 +169,7 @@ def _gradients(
     for batch in batches_of(order, lambda place: length_of(requests[place]), max_tokens):
         hidden = hidden_states(model, prompts, [requests[place] for place in batch])
         tokens = torch.tensor([token for place in batch for token in requests[place].completion], device=hidden.device)
-        logps = sampled_log_probs(hidden, Head.of(model), tokens, temperature)
+        logps = sampled_log_probs(hidden, Head.of(model), tokens, 1.0)
         own = torch.cat([weights[:, rows[place], : len(requests[place].completion)] for place in batch], dim=1)
         own = own.to(logps)
         for number, weight in enumerate(own):
@@ -193,10 +187,9 @@ def _divergence_gradient(
     completions: Completions,
     variant: Variant,
     parameters: Sequence[nn.Parameter],
-    temperature: float,
     max_tokens: int,
 ) -> Tensor:
-    """(D,) gradient of minus the divergence from the teacher, a mean over the tokens that have one."""
+    """(D,) gradient of minus the divergence from the teacher, a mean over the tokens with a teacher."""
     options = variant.options
     total = torch.zeros(sum(parameter.numel() for parameter in parameters))
     ids = completions.until_last_wanted()
@@ -220,7 +213,7 @@ def _divergence_gradient(
             of_batch,
             states,
             beta=options.divergence_beta or 0.0,
-            temperature=temperature,
+            temperature=1.0,
             top_k=options.divergence_top_k if options.divergence == "top_k" else None,
             importance_clip=None,
         )

@@ -1,4 +1,4 @@
-"""Credit quality: how well evidence finds the tokens that decide a rollout, against token labels.
+"""Credit quality: how well evidence detects decisive tokens, measured against token labels.
 
 Dimensions: N tokens of many rollouts together.
 """
@@ -14,13 +14,13 @@ from cepo.inspection.evidence_statistics import SIGN_TOLERANCE, Estimate, Floats
 
 @dataclass(frozen=True)
 class Tokens:
-    """Labelled tokens of rollouts with one verdict.
+    """Labeled tokens of correct, or of incorrect rollouts.
 
     Attributes:
         evidence: (N,) [nats].
-        at_bound: (N,) bool, a bound of the method limits the token's advantage.
-        decisive: (N,) bool, the token decides the outcome; the others are filler.
-        sign: The sign that evidence should have at decisive tokens: 1 on correct rollouts, -1 on incorrect ones.
+        at_bound: (N,) bool, whether a bound of the method limits the token's advantage.
+        decisive: (N,) bool, whether the token decides the outcome; the others are filler.
+        sign: The expected sign of evidence at decisive tokens: 1 for correct rollouts, -1 for incorrect ones.
         groups: (N,) index of each token's group, the unit of resampling.
     """
 
@@ -32,11 +32,7 @@ class Tokens:
 
 
 def measure(tokens: Tokens, *, resamples: int = 1000, seed: int = 0) -> dict[str, Estimate]:
-    """The quality of one rule's evidence on rollouts with one verdict.
-
-    Args:
-        tokens: The tokens.
-        resamples, seed: Of the bootstrap over groups.
+    """Measure evidence against token labels; intervals by a bootstrap over groups.
 
     Returns:
         `auroc` and `average_precision` of |evidence| for decisive against filler tokens; `filler_abs_mean`, the mean
@@ -58,7 +54,7 @@ def measure(tokens: Tokens, *, resamples: int = 1000, seed: int = 0) -> dict[str
 
 
 class Ranked:
-    """Weighted AUROC and average precision of sorted scores. Ties count half, and together.
+    """Weighted AUROC, in which ties count half, and average precision.
 
     Args:
         scores: (N,).
@@ -72,7 +68,7 @@ class Ranked:
         self._positive = positive[self._order]
 
     def _counts(self, weights: Floats) -> tuple[Floats, Floats]:
-        """Weight of the positive and of the negative entries of each block of equal scores, the highest first."""
+        """Weights of the positive and negative entries of each block of equal scores, from the highest score down."""
         ordered = weights[self._order]
         if not len(ordered):
             return np.zeros(0), np.zeros(0)
@@ -80,14 +76,14 @@ class Ranked:
         return positive, np.add.reduceat(ordered, self._blocks) - positive
 
     def auroc(self, weights: Floats) -> float:
-        """Chance that a positive entry scores higher than a negative one."""
+        """Probability that a positive entry scores higher than a negative one."""
         positive, negative = self._counts(weights)
         pairs = positive.sum() * negative.sum()
         below = negative.sum() - np.cumsum(negative)
         return float((positive * (below + negative / 2)).sum() / pairs) if pairs else np.nan
 
     def average_precision(self, weights: Floats) -> float:
-        """Sum over blocks of (share of the positives in it) x (precision down to it)."""
+        """Sum over blocks of (recall gained) x (precision so far)."""
         positive, negative = self._counts(weights)
         found, all_positive = np.cumsum(positive), positive.sum()
         seen = found + np.cumsum(negative)

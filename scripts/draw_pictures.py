@@ -1,4 +1,4 @@
-"""Draw docs/credit-map.png, a page of `cepo explain` in Chromium, and docs/figure.png, a problem of the figures task.
+"""Draw docs/credit-map.png, a page of `cepo explain` in Chromium, and docs/figure.png, a figures problem.
 
 python scripts/draw_pictures.py
 """

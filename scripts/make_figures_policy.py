@@ -1,17 +1,17 @@
-"""Makes the warm-started policy of the figures task that ships with cepo.
-
-Three phases, because end-to-end training from scratch never starts to look at the image (LOG.md):
-
-1. reading: the vision tower alone, with an attention-pooling head per printed number; the heads are then thrown away;
-2. reasoning: next-token prediction on worked solutions, in which steps go wrong at random; some under a hint that names
-   the answer which the solution reaches, right or wrong. The vision tower goes on learning at a lower rate;
-3. beliefs: the same on solutions that err the same way in the same cases (`cepo.tasks.figures.beliefs`), under hints of
-   every content that cepo's methods give: an answer, a whole solution, a part of one, a verdict, right or wrong.
+"""Train the shipped warm-started policy of the figures task.
 
     python scripts/make_figures_policy.py --output_dir src/cepo/tasks/figures/policy
 
-Every phase leaves its weights in `--work_dir`; phases whose weights are there already are not run again. All are seeded
-and use problems of the train split only.
+Three phases, since end-to-end training from scratch does not learn to use the image (LOG.md):
+
+1. reading: the vision tower with an attention-pooling head per printed number; the heads are discarded;
+2. reasoning: next-token prediction on solutions with random mistakes, some conditioned on the solution's final answer.
+   The vision tower trains at a lower rate;
+3. beliefs: the same on solutions with systematic mistakes (`cepo.tasks.figures.beliefs`), conditioned on every hint
+   content of cepo's methods: an answer, a whole solution, a part of one, a verdict.
+
+Every phase saves its weights in `--work_dir`; a second call skips finished phases. All phases are seeded and use the
+train split only.
 """
 
 import argparse
@@ -41,18 +41,18 @@ from cepo.tasks.figures.solutions import work, write_solution
 
 SEED = 20261122
 Content = Literal["answer", "whole", "prefix", "suffix", "asserted", "outcome"]
-PARTS = (32, 48, 64, 96)  # lengths of a prefix or suffix [tokens]; 64 is the default of `hint_max_tokens`
-DIGITS_WEIGHT = 3.0  # of a digit's token in the loss of phase 3; filler is random by design, and all it gives is noise
+PARTS = (32, 48, 64, 96)  # lengths of a prefix or suffix [tokens]
+DIGITS_WEIGHT = 3.0  # loss weight of digits in phase 3; filler is random by design
 
 
 @dataclass(frozen=True)
 class Hint:
-    """What a share of the training solutions stands under.
+    """A hint in the prompt of a training solution.
 
     Attributes:
         template: The wording; None: no hint.
-        content: What it tells. All of it is of the solution that follows, or of another wording of the same numbers.
-        styled: Whether the wording of the solution shifts a little under it, as it does in large models.
+        content: Content of the hint, from the solution that follows or another wording of its numbers.
+        styled: Whether the solution's wording shifts under the hint, as in large models.
     """
 
     template: str | None
@@ -66,15 +66,15 @@ class Hint:
 
 @dataclass(frozen=True)
 class Lesson:
-    """A run of next-token prediction with an optimiser of its own; the learning rate falls to nothing.
+    """A run of next-token prediction with a fresh optimizer and a cosine schedule.
 
     Attributes:
         steps: Batches.
-        rate, tower_rate: Highest learning rates.
-        error_rate: Probability that a step of a solution goes wrong at random.
-        belief_rate: Probability that a case is believed.
+        rate, tower_rate: Peak learning rates of language model and vision tower.
+        error_rate: Probability of a random mistake in a step of a solution.
+        belief_rate: Probability of the systematic mistake in a case.
         hints: (hint, share of the solutions).
-        digits_weight: Of digits in the loss.
+        digits_weight: Loss weight of digits.
     """
 
     steps: int
@@ -95,7 +95,7 @@ ALL_HINTS = (
     (Hint(None), 0.43),
     (Hint(DEFAULT_HINT_TEMPLATE, styled=True), 0.12),
     (Hint(PLAIN_HINT_TEMPLATE), 0.10),
-    # What stays in the wording for texts where there is none to tell.
+    # The template for texts, around an answer.
     (Hint(SOLUTION_HINT_TEMPLATE), 0.03),
     (Hint(DEFAULT_HINT_TEMPLATE, "whole", styled=True), 0.06),
     (Hint(SOLUTION_HINT_TEMPLATE, "whole"), 0.06),
@@ -111,22 +111,22 @@ REASONING = (
     Lesson(800, 1.5e-3, 3e-4, 0.15, 0.0, ANSWER_HINTS),
 )
 BELIEFS = (
-    # Beliefs are learned fastest where they are held always; then they are doubted.
+    # Systematic mistakes are learned fastest at rate 1; later lessons lower the rate.
     Lesson(500, 1.5e-3, 2e-4, 0.05, 1.0, ALL_HINTS, DIGITS_WEIGHT),
     Lesson(900, 1.2e-3, 2e-4, 0.10, 0.64, ALL_HINTS, DIGITS_WEIGHT),
-    # A small model doubts more than it is taught to (0.54 of cases believed), so that it is taught to doubt less.
+    # The model made the mistake in 0.54 of the cases, so the rate rises again.
     Lesson(500, 8e-4, 1e-4, 0.10, 0.74, ALL_HINTS, DIGITS_WEIGHT),
     Lesson(350, 6e-4, 6e-5, 0.08, 0.76, ALL_HINTS, DIGITS_WEIGHT),
-    # And a little back: arithmetic was held at 0.72 of those.
+    # Arithmetic mistakes were at 0.72.
     Lesson(120, 4e-4, 0.0, 0.09, 0.745, ALL_HINTS, DIGITS_WEIGHT),
 )
-FINISHED = "finished"  # a file beside weights that a phase is done with
+FINISHED = "finished"  # a file beside the weights of a finished phase
 SLOTS = MAX_STEPS + 1  # printed numbers in the longest problem
-NOTHING = -1  # a number that a shorter problem does not have
+ABSENT = -1  # a number that a shorter problem lacks
 
 
 class ReadingHeads(nn.Module):
-    """Attention pooling per printed number, then a classifier for each of its two digits. Only for phase 1."""
+    """Attention pooling per printed number, then a classifier for each of its two digits, for phase 1."""
 
     def __init__(self, width: int, image_tokens: int):
         super().__init__()
@@ -161,19 +161,18 @@ class Problems:
 
 def learn_to_read(model, processor, *, steps: int, batch: int, say) -> None:
     tower = model.model.visual
-    # The library's initial scale of 0.02 is meant for wide models; at this width it leaves the features too faint.
+    # The library's initial scale of 0.02 is too small at this width.
     for module in tower.modules():
         if isinstance(module, nn.Linear):
             nn.init.normal_(module.weight, std=module.in_features**-0.5)
     stream = Problems(SEED + 1)
     heads: ReadingHeads | None = None
-    # The numbers stand still at first, and stray the further the better they are read: with the full jitter from the
-    # start, the loss never leaves the plateau of guessing.
+    # Positions jitter more as accuracy rises; with full jitter from the start the loss stays at the chance level.
     jitter, accuracy = 0.0, 0.0
     for step in range(steps):
         problems = stream.take(batch, (MIN_STEPS, MAX_STEPS))
         pixels = processor.image_processor([draw(problem, jitter=jitter) for problem in problems], return_tensors="pt")
-        target = torch.full((batch, SLOTS, 2), NOTHING)
+        target = torch.full((batch, SLOTS, 2), ABSENT)
         for row, problem in enumerate(problems):
             for slot, number in enumerate((problem.start, *problem.labels)):
                 target[row, slot] = torch.tensor(divmod(number, 10))
@@ -184,7 +183,7 @@ def learn_to_read(model, processor, *, steps: int, batch: int, say) -> None:
             parameters = [*tower.parameters(), *heads.parameters()]
             optimizer = torch.optim.AdamW(parameters, weight_decay=0.01, betas=(0.9, 0.98))
         logits = heads(features)
-        there = target != NOTHING
+        there = target != ABSENT
         loss = cross_entropy(logits[there], target[there])
         for group in optimizer.param_groups:
             group["lr"] = 1.5e-3 * cosine(step, steps)
@@ -199,14 +198,14 @@ def learn_to_read(model, processor, *, steps: int, batch: int, say) -> None:
             say(f"reading {step + 1}/{steps} loss {loss.item():.3f} digits {accuracy:.3f} jitter {jitter:.2f} px")
 
 
-def told(hint: Hint, problem: Problem, numbers: list[tuple[int, int, int]], processor, rng: random.Random) -> str:
-    """The text of a hint to the solution with these numbers."""
+def content_of(hint: Hint, problem: Problem, numbers: list[tuple[int, int, int]], processor, rng: random.Random) -> str:
+    """The content of a hint about the solution with these numbers."""
     results = [result for *_, result in numbers]
     if hint.content == "answer":
         return format_answer(results)
     if hint.content == "outcome":
         return SAID_RIGHT if tuple(results) == problem.angles else SAID_WRONG
-    # A peer's rollout: the same numbers, worded anew, as without a hint.
+    # Another rollout with the same numbers, worded as without a hint.
     text = write_solution(numbers, rng)
     if hint.content == "asserted":
         return asserted(text, format_answer(results))
@@ -214,10 +213,10 @@ def told(hint: Hint, problem: Problem, numbers: list[tuple[int, int, int]], proc
 
 
 def make_batch(processor, problems: list[Problem], lesson: Lesson, rng: random.Random) -> dict[str, torch.Tensor]:
-    """Model inputs of worked solutions: right-padded, labels on the completions only."""
+    """Model inputs of solutions: right-padded, with labels on the completions only."""
     tokenizer = processor.tokenizer
     images, rows = [], []
-    # Long hints share batches, which keeps the padding small.
+    # Batches hold either long or short hints, for less padding.
     share = sum(weight for hint, weight in lesson.hints if hint.long)
     long = share > 0 and rng.random() < share
     hints, weights = zip(*[(hint, weight) for hint, weight in lesson.hints if hint.long == long], strict=True)
@@ -227,7 +226,7 @@ def make_batch(processor, problems: list[Problem], lesson: Lesson, rng: random.R
         completion = write_solution(numbers, rng, styled=hint.styled)
         messages = [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": problem.question}]}]
         if hint.template is not None:
-            messages = add_hint(messages, fill_hint(hint.template, told(hint, problem, numbers, processor, rng)))
+            messages = add_hint(messages, fill_hint(hint.template, content_of(hint, problem, numbers, processor, rng)))
         prompt = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         images.append(draw(problem))
         rows.append((prompt, completion))
@@ -259,7 +258,7 @@ def make_batch(processor, problems: list[Problem], lesson: Lesson, rng: random.R
 
 
 def completion_loss(model, batch: dict[str, torch.Tensor], weights: torch.Tensor) -> torch.Tensor:
-    """Mean cross-entropy of the completion tokens [nats]; `weights` (V,) are the tokens' in it."""
+    """Mean cross-entropy of the completion tokens [nats]; `weights` (V,): the weight of each token id."""
     labels = batch.pop("labels")
     hidden = model.model(**batch).last_hidden_state
     kept = labels[:, 1:] != -100
@@ -267,7 +266,7 @@ def completion_loss(model, batch: dict[str, torch.Tensor], weights: torch.Tensor
 
 
 def learn_solutions(model, processor, lesson: Lesson, *, number: int, batch: int, save, say) -> None:
-    """One lesson; `number` is its place among all lessons, which seeds it."""
+    """Train one lesson; its `number` is the seed."""
     rng = random.Random(SEED + 2 + 2 * number)
     stream = Problems(SEED + 3 + 2 * number)
     texts = processor.tokenizer.batch_decode([[token] for token in range(len(processor.tokenizer))])
@@ -280,7 +279,7 @@ def learn_solutions(model, processor, lesson: Lesson, *, number: int, batch: int
     optimizer = torch.optim.AdamW(groups, lr=lesson.rate, weight_decay=0.01, betas=(0.9, 0.98))
     average = None
     for step in range(lesson.steps):
-        # One length of problem per batch keeps the padding small.
+        # One problem length per batch, for less padding.
         count = rng.choices(range(MIN_STEPS, MAX_STEPS + 1), [1, 2, 3, 2])[0]
         loss = completion_loss(model, make_batch(processor, stream.take(batch, (count, count)), lesson, rng), weights)
         for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -299,7 +298,7 @@ def learn_solutions(model, processor, lesson: Lesson, *, number: int, batch: int
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", type=Path, required=True)
-    parser.add_argument("--work_dir", type=Path, default=Path("figures-policy"), help="weights after each phase")
+    parser.add_argument("--work_dir", type=Path, default=Path("figures-policy"), help="weights of each phase")
     parser.add_argument("--reading_steps", type=int, default=1100)
     parser.add_argument("--batch_size", type=int, default=64)
     arguments = parser.parse_args()
@@ -317,13 +316,13 @@ def main() -> None:
         ]
         corpus += [problem.question, write_solution(work(problem, rng), rng), "user\nassistant\n", *hints]
     processor = build_processor(corpus)
-    # Lessons are seeded for themselves, so that it does not matter which were run in one go.
+    # Each lesson has its seed, so interruptions change nothing.
     lessons = {f"lesson-{number}": lesson for number, lesson in enumerate((*REASONING, *BELIEFS))}
     done = [name for name in ("reading", *lessons) if (arguments.work_dir / name / FINISHED).exists()]
     model = build_model(processor)
     if done:
         model = type(model).from_pretrained(arguments.work_dir / done[-1], dtype=torch.float32)
-        say(f"from the weights after {done[-1]}")
+        say(f"continuing from the weights of {done[-1]}")
     say(f"{sum(parameter.numel() for parameter in model.parameters()):,} parameters, {len(processor.tokenizer)} tokens")
 
     def save(folder: Path, mark: str | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Precision and recall of graders on the labelled answers of tests/data/answers.jsonl: the table of docs/graders.md.
+"""Print the tables of docs/graders.md: precision and recall of graders on the labeled answers of tests/data/.
 
 python scripts/measure_graders.py [--show] [FILE]
 """
@@ -27,17 +27,17 @@ def by_accuracy_reward(completion: str, solution: str) -> bool:
 
 
 def by_accuracy_reward_wrapped(completion: str, solution: str) -> bool:
-    """The solution's answer in dollar signs, so that math-verify reads it as LaTeX."""
+    """With the solution's answer in dollar signs, which math-verify parses as LaTeX."""
     return by_accuracy_reward(completion, f"${reference_answer(solution)}$")
 
 
 def by_mathruler(completion: str, solution: str) -> bool:
-    """As EasyR1's and verl's Geometry3K rewards call it."""
+    """As in the Geometry3K rewards of EasyR1 and verl."""
     return grade_answer(extract_boxed_content(completion), reference_answer(solution))
 
 
 def by_mathruler_extracted(completion: str, solution: str) -> bool:
-    """mathruler on the answer that `final_answer` finds."""
+    """mathruler on the answer from `final_answer`."""
     answer = final_answer(completion)
     return answer is not None and grade_answer(answer, reference_answer(solution))
 
@@ -54,13 +54,13 @@ GRADERS: dict[str, Callable[[str, str], bool]] = {
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("file", nargs="?", type=Path, default=ANSWERS)
-    parser.add_argument("--show", action="store_true", help="print the rows that answer_reward gets wrong")
+    parser.add_argument("--show", action="store_true", help="print the rows on which answer_reward and label differ")
     options = parser.parse_args()
     rows = [json.loads(line) for line in options.file.read_text(encoding="utf-8").splitlines()]
     verdicts = {name: [grade(row["completion"], row["solution"]) for row in rows] for name, grade in GRADERS.items()}
     correct = [row["correct"] for row in rows]
-    print(f"{len(rows)} answers, {sum(correct)} of them correct\n")
-    print("| grader | right verdicts | precision | recall |\n|---|---|---|---|")
+    print(f"{len(rows)} answers, {sum(correct)} correct\n")
+    print("| grader | accuracy | precision | recall |\n|---|---|---|---|")
     for name, found in verdicts.items():
         both = sum(a and b for a, b in zip(found, correct, strict=True))
         agree = sum(a == b for a, b in zip(found, correct, strict=True))
@@ -76,7 +76,7 @@ def main() -> None:
     if options.show:
         for place, row in enumerate(rows):
             if verdicts["`answer_reward`"][place] != row["correct"]:
-                print(f"\n{row['family']}: should be {row['correct']}  {row.get('note', '')}")
+                print(f"\n{row['family']}: label {row['correct']}  {row.get('note', '')}")
                 print(f"  solution   {row['solution']!r} -> {reference_answer(row['solution'])!r}")
                 print(f"  completion {row['completion'][-300:]!r} -> {final_answer(row['completion'])!r}")
 

@@ -1,6 +1,6 @@
-"""Run a notebook and write its outputs into it: python scripts/run_notebook.py examples/read_the_credit.ipynb
+"""Run a notebook and save its outputs in it: python scripts/run_notebook.py examples/read_the_credit.ipynb
 
-What goes to stderr is left out, for it names folders of the machine; of a picture PNG is kept.
+stderr, which names local folders, and JPEG copies of images are left out.
 """
 
 import sys
@@ -11,10 +11,10 @@ from nbclient import NotebookClient
 
 
 def run(path: Path) -> nbformat.NotebookNode:
-    """The notebook with the outputs of a run in the folder at hand.
+    """Run the notebook in the current folder.
 
     Raises:
-        nbclient.exceptions.CellExecutionError: With the cell and its error.
+        nbclient.exceptions.CellExecutionError: Naming the cell and its error.
     """
     notebook = nbformat.read(path, 4)
     NotebookClient(notebook, timeout=600, kernel_name="python3").execute()

@@ -1,11 +1,10 @@
-"""A long run on the smallest setting: does memory grow, do steps slow down, are files left?
+"""Soak test: growth of memory and of step time, and leftover files, in a long run with small batches.
 
     python scripts/soak.py --steps 2000
 
-Trains the shipped policy by the real command, with teachers that lag and a checkpoint every 100 steps, of which two are
-kept, and reads the resident memory of the process at each step. Of the steps after the first tenth, the first and the
-last third are compared. The exit status is 1 if memory or the time of a step grew by more than the bounds below, or if
-files are left besides those of a run of 220 steps.
+Runs `cepo train` on the shipped policy with an EMA teacher and a checkpoint every 100 steps, two of them kept. After
+the first tenth of the steps, the first and the last third are compared. The exit status is 1 if resident memory or step
+time grew beyond the bounds below, or if the run leaves files that a run of 220 steps does not.
 """
 
 import argparse
@@ -19,8 +18,8 @@ from statistics import median
 
 import psutil
 
-MEMORY_BOUND = 20.0  # MiB for a thousand steps: the trainer keeps what it logged, some kilobytes a step
-TIME_BOUND = 1.2  # times as much processor time, on one thread: a busy machine makes even that vary by a tenth
+MEMORY_BOUND = 20.0  # MiB per 1,000 steps; the log history takes some kilobytes a step
+TIME_BOUND = 1.2  # ratio of CPU times, which vary by a tenth on a busy machine
 
 OPTIONS = {
     "per_device_train_batch_size": 4,
@@ -42,7 +41,7 @@ OPTIONS = {
 
 
 def train(folder: Path, method: str, steps: int) -> tuple[list[float], list[float]]:
-    """Resident memory [MiB] after each step of a run, and the processor time that it has taken until then [seconds]."""
+    """Resident memory [MiB] and cumulative CPU time [seconds] after each step of a run."""
     words = [part for name, value in OPTIONS.items() for part in (f"--{name}", str(value))]
     command = ["train", "--method", method, "--max_steps", str(steps), "--output_dir", str(folder), *words]
     process = subprocess.Popen(
@@ -65,14 +64,14 @@ def train(folder: Path, method: str, steps: int) -> tuple[list[float], list[floa
 
 
 def thirds(values: list[float]) -> tuple[float, float]:
-    """Medians of the first and the last third of what comes after the first tenth."""
+    """Medians of the first and the last third of the values after the first tenth."""
     steady = values[len(values) // 10 :]
     third = len(steady) // 3
     return median(steady[:third]), median(steady[-third:])
 
 
 def files(folder: Path) -> set[str]:
-    """Names of what a run left, whatever the number of its checkpoints."""
+    """The files of a run, with checkpoints numbered from the last one."""
     found = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     kept = sorted({name.split("/")[0] for name in found if name.startswith("checkpoint-")}, key=lambda n: int(n[11:]))
     renamed = {name: f"checkpoint {place}" for place, name in enumerate(reversed(kept))}
@@ -92,13 +91,11 @@ def main() -> int:
         extra = files(folder) ^ files(short)
     before, after = thirds(memory)
     first, last = thirds(seconds)
-    growth = (after - before) / (len(memory) * 0.6) * 1000  # from the middle of one third to that of the other
+    growth = (after - before) / (len(memory) * 0.6) * 1000  # the middles of the thirds are 60 % of the steps apart
     print(f"{options.method}, {len(memory)} steps")
-    print(f"resident memory: {before:.0f} MiB, later {after:.0f} MiB: {growth:+.1f} MiB for a thousand steps")
-    print(
-        f"processor time of a step: {first * 1000:.0f} ms, later {last * 1000:.0f} ms: {last / first:.2f} times as long"
-    )
-    print(f"files that a run of 220 steps does not leave: {sorted(extra) or 'none'}")
+    print(f"resident memory: {before:.0f} MiB, later {after:.0f} MiB: {growth:+.1f} MiB per 1,000 steps")
+    print(f"CPU time of a step: {first * 1000:.0f} ms, later {last * 1000:.0f} ms: ratio {last / first:.2f}")
+    print(f"files beyond those of a run of 220 steps: {sorted(extra)}")
     return 1 if growth > MEMORY_BOUND or last / first > TIME_BOUND or extra else 0
 
 

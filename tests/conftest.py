@@ -1,10 +1,10 @@
-"""Shared by all tests: no network, float32 on the CPU, and small models."""
+"""Settings and fixtures of all tests: no network, no GPU, tiers, small models."""
 
 import json
 import os
 import signal
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in the background of a shell; some tests send it
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # in background jobs of a shell; some tests send it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["CUDA_VISIBLE_DEVICES"] = ""
@@ -18,8 +18,8 @@ from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from cepo import load_figures, policy_path
 
-# No test times anything, hypothesis' deadline for an example included: machines are shared. The examples are the same
-# every time, so that what passed passes again; others come with `pytest --hypothesis-profile=explore`.
+# Tests measure no time, so examples have no deadline. They are the same in every run, unless
+# `--hypothesis-profile=explore`.
 settings.register_profile("untimed", deadline=None, derandomize=True)
 settings.register_profile("explore", deadline=None)
 settings.load_profile("untimed")
@@ -33,18 +33,18 @@ def figures():
 
 @pytest.fixture(scope="session")
 def text_figures(figures):
-    """The same problems as text: the printed numbers stand in the question."""
+    """The same problems as text, with the printed numbers in the question."""
 
-    def in_words(row):
+    def as_text(row):
         numbers = " ".join(str(number) for number in (row["start"], *row["labels"]))
         return {"prompt": [{"role": "user", "content": f"{row['prompt'][0]['content']} {numbers}"}]}
 
-    return figures.map(in_words).remove_columns("image")
+    return figures.map(as_text).remove_columns("image")
 
 
 @pytest.fixture(scope="session")
 def text_model_path(tmp_path_factory) -> str:
-    """A text-only model with random weights, in the shipped policy's vocabulary."""
+    """A text-only model with random weights and the shipped policy's tokenizer."""
     folder: Path = tmp_path_factory.mktemp("text-model")
     tokenizer = AutoTokenizer.from_pretrained(policy_path())
     config = Qwen3Config(
@@ -61,11 +61,11 @@ def text_model_path(tmp_path_factory) -> str:
         bos_token_id=None,
     )
     with torch.random.fork_rng():
-        torch.manual_seed(0)  # the same weights whichever test comes first
+        torch.manual_seed(0)  # independent of the order of tests
         Qwen3ForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     config_file = folder / "tokenizer_config.json"
     settings = json.loads(config_file.read_text())
-    settings.pop("processor_class", None)  # a tokenizer of its own, not part of a processor
+    settings.pop("processor_class", None)  # a tokenizer, not part of a processor
     config_file.write_text(json.dumps(settings))
     return str(folder)

@@ -1,7 +1,7 @@
-"""Every command in README, docs, recipes and examples: it exists, and it runs, here or where the list says.
+"""The documented commands exist and run; links between pages resolve.
 
-The quick test holds that its command, flags, targets, files and extras are there. The slow one runs those that a user
-can run as they stand, in a folder with the names that the pages use, made small by further flags.
+The quick tests check commands, flags, make targets, files, extras and links. The slow test runs every `cepo` command
+that runs as written, with flags that make it small, in a folder with the names that the pages use.
 """
 
 import json
@@ -20,23 +20,25 @@ from cepo.trainer.arguments import make_parser
 from cepo.trainer.cepo_config import CEPOConfig
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "recipes" / "README.md"]
+PAGES = [*sorted(ROOT.glob("*.md")), ROOT / "recipes" / "README.md"]
 PAGES += [*sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("experiments/*.md"))]
+LINKED = [*PAGES, ROOT / "dev" / "LOG.md"]
 STARTS = ("cepo", "make", "python", "pip", "accelerate", "torchrun")
 
-# Commands that the slow test does not run: whose pattern is found in the command, and why not, or which test does.
+# Patterns of commands that the slow test does not run, and the reason, or the test that covers them.
 ELSEWHERE = {
-    r"^make (train|test)$": "test_default_run.py and this suite",
-    r"^make (bench|bench-quick|smollm)$|^python -m benchmarks": "test_benchmarks.py has their smallest runs",
-    r"^pip install": "each test runs in an environment of it; extras are looked up below",
-    r"--config experiments/|^python -m experiments": "minutes to hours; tests/experiments has their smallest runs",
+    r"^make (train|test)$": "test_default_run.py; the test suite",
+    r"^make (bench|bench-quick|smollm)$|^python -m benchmarks": "test_benchmarks.py",
+    r"^pip install": "the tests run in such an environment; extras are checked below",
+    r"--config experiments/|^python -m experiments": "minutes to hours; tests/experiments",
     r"^cepo suite": "a download; test_suite.py",
     r"smollm": "a download; test_smollm.py",
-    r"recipes/": "a GPU and a download; test_dry_run.py looks at each",
+    r"recipes/": "a GPU and a download; test_dry_run.py checks each",
     r"--accelerate_config|^accelerate|^torchrun": "several processes; test_launch.py, make test-sharded",
     r"^python examples/": "test_examples.py",
+    r"^python scripts/": "test_real_data.py",
     r"own-data": "test_examples.py",
-    r"\.\.\.$": "a line that is not whole",
+    r"\.\.\.$": "an incomplete line",
 }
 
 QUICK_TRAIN = [
@@ -54,8 +56,8 @@ QUICK = {
 
 
 def commands_of(text):
-    """The commands in code blocks of a page: lines that begin with one, joined where they go on; no comments."""
-    found, lines = [], text.splitlines()
+    """The commands in the code blocks of a page, continued lines joined, comments removed."""
+    commands, lines = [], text.splitlines()
     fenced, position = False, 0
     while position < len(lines):
         line = lines[position]
@@ -65,12 +67,12 @@ def commands_of(text):
         inside = fenced or line.startswith("    ")
         if not inside or line.strip().split(" ")[0] not in STARTS:
             continue
-        whole = line.strip()
-        while whole.endswith("\\") and position < len(lines):
-            whole = whole[:-1] + lines[position].strip()
+        command = line.strip()
+        while command.endswith("\\") and position < len(lines):
+            command = command[:-1] + lines[position].strip()
             position += 1
-        found.append(re.sub(r"\s+#\s.*$", "", whole))
-    return found
+        commands.append(re.sub(r"\s+#\s.*$", "", command))
+    return commands
 
 
 DOCUMENTED = sorted({(path.name, command) for path in PAGES for command in commands_of(path.read_text())})
@@ -83,8 +85,8 @@ DOCUMENTED += sorted(
 )
 
 
-def why_not(command):
-    return next((why for pattern, why in ELSEWHERE.items() if re.search(pattern, command)), None)
+def covered_elsewhere(command):
+    return any(re.search(pattern, command) for pattern in ELSEWHERE)
 
 
 def options_of(command, capsys):
@@ -95,7 +97,7 @@ def options_of(command, capsys):
     return set(re.findall(r"^  --(\w+)", capsys.readouterr().out, re.M))
 
 
-def test_the_pages_have_commands():
+def test_commands_are_found():
     assert len(DOCUMENTED) > 50
     assert commands_of(
         "    cepo train --a \\\n        --b 1   # why\n\n```\ncepo merge\n```\ncepo text\n    other"
@@ -106,7 +108,7 @@ def test_the_pages_have_commands():
 
 
 @pytest.mark.parametrize(("page", "command"), DOCUMENTED)
-def test_it_is_there(page, command, capsys):
+def test_command_exists(page, command, capsys):
     program, *words = shlex.split(command)
     flags = [word[2:].partition("=")[0] for word in words if word.startswith("--")]
     if program == "make":
@@ -117,9 +119,9 @@ def test_it_is_there(page, command, capsys):
             assert set(named.split(",")) <= set(extras)
     elif program == "python" and words[0] == "-m" and words[1].startswith("experiments."):
         file = ROOT / f"{words[1].replace('.', '/')}.py"
-        known = file.read_text() + (ROOT / "src" / "cepo" / "commands" / "options.py").read_text()
+        source = file.read_text() + (ROOT / "src" / "cepo" / "commands" / "options.py").read_text()
         for flag in flags:
-            assert f'"--{flag}"' in known, f"{page}: --{flag}"
+            assert f'"--{flag}"' in source, f"{page}: --{flag}"
         for name in re.findall(r"experiments/\S+", command):
             assert (ROOT / name).exists(), f"{page}: {name}"
     elif program == "python" and words[0] != "-m":
@@ -127,7 +129,7 @@ def test_it_is_there(page, command, capsys):
         for flag in flags:
             assert f'"--{flag}"' in (ROOT / words[0]).read_text()
     elif program == "cepo":
-        own = {
+        known = {
             "config",
             *options_of(words[0], capsys),
             "dry_run",
@@ -136,15 +138,33 @@ def test_it_is_there(page, command, capsys):
             "num_processes",
         }
         if words[0] == "compare":
-            own |= options_of("train", capsys)
-        assert set(flags) <= own, f"{page}: {sorted(set(flags) - own)}"
+            known |= options_of("train", capsys)
+        assert set(flags) <= known, f"{page}: {sorted(set(flags) - known)}"
         for name in re.findall(r"(?:docs|recipes|experiments)/\S+", command):
             assert (ROOT / name).exists(), f"{page}: {name}"
 
 
+def anchors_of(page):
+    """The anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.*)$", page.read_text(), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", LINKED, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_resolve(page):
+    text = re.sub(r"```.*?```", "", page.read_text(), flags=re.S)
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if link.startswith("http"):
+            continue
+        file, _, anchor = link.partition("#")
+        target = (page.parent / file).resolve() if file else page
+        assert target.exists(), link
+        assert not anchor or anchor in anchors_of(target), link
+
+
 @pytest.fixture(scope="module")
-def readers_folder(tmp_path_factory):
-    """A folder as the pages' reader has it, with the names that they use."""
+def reader_folder(tmp_path_factory):
+    """A folder with the models, data and files that the pages name."""
     folder = tmp_path_factory.mktemp("reader")
     for name in ("my-model", "Qwen/Qwen3-VL-2B-Instruct"):
         (folder / name).parent.mkdir(exist_ok=True)
@@ -152,7 +172,7 @@ def readers_folder(tmp_path_factory):
     rows = load_figures("train", 24)
     for name in ("data", "my-org/geometry"):
         rows.save_to_disk(folder / name / "train")
-        # A folder of splits, as a set on the Hub has them.
+        # A folder of splits, like a data set on the Hub.
         load_figures("test", 8).save_to_disk(folder / name / "test")
         (folder / name / "dataset_dict.json").write_text(json.dumps({"splits": ["train", "test"]}))
     (folder / "examples").symlink_to(ROOT / "examples")
@@ -174,10 +194,10 @@ def run_in(folder, words):
     return subprocess.run([sys.executable, "-m", "cepo.cli", *words], cwd=folder, capture_output=True, text=True)
 
 
-RUN = [(page, command) for page, command in DOCUMENTED if why_not(command) is None]
+RUN = [(page, command) for page, command in DOCUMENTED if not covered_elsewhere(command)]
 
 
-def test_what_is_not_run_here_is_few():
+def test_only_cepo_commands_run_here():
     assert {command.split()[0] for _, command in RUN} == {"cepo"}
     unused = [pattern for pattern in ELSEWHERE if not any(re.search(pattern, command) for _, command in DOCUMENTED)]
     assert not unused
@@ -185,17 +205,17 @@ def test_what_is_not_run_here_is_few():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("page", "command"), RUN)
-def test_it_runs(page, command, readers_folder, tmp_path):
+def test_command_runs(page, command, reader_folder, tmp_path):
     words = shlex.split(command)[1:]
     more = QUICK[words[0]]
-    if words[0] in ("evaluate", "explain"):  # what the page says goes over
+    if words[0] in ("evaluate", "explain"):  # flags of the page take precedence
         more = [flag for flag in more if flag.split("=")[0] not in words]
     if words[0] == "explain" and "--from" in words:
         more = []
-    if "--statistics" in words:  # with room for whole answers: without correct rollouts there is nothing to measure
+    if "--statistics" in words:  # whole answers: the statistics need correct rollouts
         more = ["--num_prompts=4", "--num_generations=4"]
     if "--output_dir" not in words and words[0] in ("compare", "explain"):
         more = [*more, f"--output_dir={tmp_path / 'made'}"]
-    result = run_in(readers_folder, [*words, *more])
+    result = run_in(reader_folder, [*words, *more])
     assert result.returncode == 0, f"{page}: {command}\n{result.stdout[-2000:]}{result.stderr[-2000:]}"
     assert "Traceback" not in result.stderr

@@ -1,4 +1,4 @@
-"""The example scripts, as a reader would run them."""
+"""The example scripts."""
 
 import json
 import re
@@ -13,7 +13,6 @@ from cepo import policy_path
 
 ROOT = Path(__file__).parents[1]
 EXAMPLES = ROOT / "examples"
-# A script in a process in which TRL cannot be imported.
 WITHOUT_TRL = """
 import runpy, sys
 sys.modules["trl"] = None
@@ -43,7 +42,7 @@ def interval(printed, when):
 
 @pytest.fixture
 def examples_folder(tmp_path):
-    """A folder with the examples in it, as the repository's root is."""
+    """A folder that contains the examples, as the repository's root does."""
     (tmp_path / "examples").symlink_to(EXAMPLES)
     return tmp_path
 
@@ -52,7 +51,7 @@ def examples_folder(tmp_path):
 
 
 @pytest.mark.parametrize("method", ["cepo", "rlcsd"])
-def test_a_loop_of_ones_own_takes_any_method(method):
+def test_own_loop_takes_any_method(method):
     small = ["--steps=2", "--prompts=3", "--rollouts=4", "--problems=8", "--method", method]
     printed = run_without_trl("own_loop.py", *small)
     moved = [float(share) for share in re.findall(r"tokens moved ([\d.]+)%", printed)]
@@ -60,12 +59,8 @@ def test_a_loop_of_ones_own_takes_any_method(method):
     assert max(moved) > 0
 
 
-def test_the_loop_fits_on_a_few_screens():
-    assert len((EXAMPLES / "own_loop.py").read_text().splitlines()) <= 150
-
-
 @pytest.mark.slow
-def test_a_loop_of_ones_own_learns():
+def test_own_loop_improves_accuracy():
     printed = run_without_trl("own_loop.py")
     assert interval(printed, "after")[0] > interval(printed, "before")[1]
 
@@ -73,8 +68,8 @@ def test_a_loop_of_ones_own_learns():
 # grpo_to_cepo.py ------------------------------------------------------------------------------------------------------
 
 
-def trl_s_script():
-    """The script with what stands behind its lines in their place: TRL's."""
+def trl_script():
+    """TRL's script: the TRL code in comments replaces the lines before it."""
     lines = []
     for line in (EXAMPLES / "grpo_to_cepo.py").read_text().splitlines():
         code, _, behind = line.partition("  # ")
@@ -84,42 +79,44 @@ def trl_s_script():
             lines.append(left + behind)
         else:
             lines.append(line)
-    needs = "from cepo import load_figures, policy_path"  # of our task, which TRL does not have
-    return "\n".join(lines).replace("from trl import", f"{needs}\nfrom trl import", 1)
+    task = "from cepo import load_figures, policy_path"
+    return "\n".join(lines).replace("from trl import", f"{task}\nfrom trl import", 1)
 
 
-def test_from_grpo_to_cepo_it_is_three_lines(tmp_path):
-    ours, theirs = (EXAMPLES / "grpo_to_cepo.py").read_text().splitlines(), trl_s_script().splitlines()
-    assert len([line for line in ours if line not in theirs]) == 3
-    (tmp_path / "theirs.py").write_text("\n".join(theirs))
-    assert "cepo/coefficient" not in run("theirs.py", "out", "1", folder=tmp_path)
-    assert "cepo/coefficient" in run(EXAMPLES / "grpo_to_cepo.py", "ours", "1", folder=tmp_path)
+def test_grpo_to_cepo_changes_three_lines(tmp_path):
+    cepo_lines, trl_lines = (EXAMPLES / "grpo_to_cepo.py").read_text().splitlines(), trl_script().splitlines()
+    assert len([line for line in cepo_lines if line not in trl_lines]) == 3
+    (tmp_path / "trl_script.py").write_text("\n".join(trl_lines))
+    assert "cepo/coefficient" not in run("trl_script.py", "trl", "1", folder=tmp_path)
+    assert "cepo/coefficient" in run(EXAMPLES / "grpo_to_cepo.py", "cepo", "1", folder=tmp_path)
 
 
 # your_own_data.py -----------------------------------------------------------------------------------------------------
 
 
-def test_data_of_ones_own_with_images_a_reward_and_an_extractor(examples_folder):
-    told = run("examples/your_own_data.py", "own-data", "12", folder=examples_folder).split()
-    assert told == ["cepo", "train", "--config", "own-data/run.yaml"]
+def test_custom_data_reward_and_extractor(examples_folder):
+    command = run("examples/your_own_data.py", "own-data", "12", folder=examples_folder).split()
+    assert command == ["cepo", "train", "--config", "own-data/run.yaml"]
     row = json.loads((examples_folder / "own-data" / "rows.jsonl").read_text().splitlines()[0])
     assert set(row) == {"question", "picture", "key"}
     quick = ["--max_steps=1", "--per_device_train_batch_size=8"]
-    cepo(*told[1:], *quick, folder=examples_folder)
+    cepo(*command[1:], *quick, folder=examples_folder)
     shown = cepo("explain", "--from", "own-data/run", "--terminal", folder=examples_folder)
-    assert re.search(r"r- \(\d+(, \d+)+\)", shown)  # read by the extractor
+    assert re.search(r"r- \(\d+(, \d+)+\)", shown)  # from the extractor
     rewards = {float(found) for found in re.findall(r"reward ([\d.]+)", shown)}
-    assert rewards - {0.0, 1.0} or len(rewards) > 1  # shares
+    assert rewards - {0.0, 1.0} or len(rewards) > 1  # shares of correct angles
 
 
-def test_its_reward_and_its_extractor_by_hand(monkeypatch):
+def test_custom_reward_and_extractor_by_hand(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
     from examples.your_own_data import angles, share_of_angles
 
     assert angles("so 53 and 62,75 ,43 give \\boxed{(62, 75,43)}") == "(62, 75, 43)"
     assert angles("only 53") is None
-    said = [[{"role": "assistant", "content": text}] for text in ("(62, 75, 43)", "(62, 75, 44)", "62", "(1, 2, 3, 4)")]
-    assert share_of_angles(said, ["62, 75, 43"] * 4) == [1.0, pytest.approx(2 / 3), 0.0, 0.0]
+    completions = [
+        [{"role": "assistant", "content": text}] for text in ("(62, 75, 43)", "(62, 75, 44)", "62", "(1, 2, 3, 4)")
+    ]
+    assert share_of_angles(completions, ["62, 75, 43"] * 4) == [1.0, pytest.approx(2 / 3), 0.0, 0.0]
 
 
 # text.py, vision_language.py ------------------------------------------------------------------------------------------
@@ -127,7 +124,7 @@ def test_its_reward_and_its_extractor_by_hand(monkeypatch):
 SMALL = ("--steps=1", "--length=16", "--no-bf16")
 
 
-def test_text(tmp_path, text_figures, text_model_path):
+def test_text_example(tmp_path, text_figures, text_model_path):
     text_figures.select_columns(["prompt", "solution"]).to_json(tmp_path / "rows.jsonl")
     run(EXAMPLES / "text.py", "--model", text_model_path, "--dataset", "rows.jsonl", "--rollouts=16", *SMALL,
         folder=tmp_path)  # fmt: skip
@@ -135,7 +132,7 @@ def test_text(tmp_path, text_figures, text_model_path):
     assert AutoTokenizer.from_pretrained(tmp_path / "text-run").eos_token_id is not None
 
 
-def test_vision_and_language(tmp_path, figures):
+def test_vision_language_example(tmp_path, figures):
     figures.select_columns(["prompt", "image", "solution"]).save_to_disk(tmp_path / "rows")
     run(EXAMPLES / "vision_language.py", "--model", policy_path(), "--dataset", "rows", "--prompts=1", *SMALL,
         folder=tmp_path)  # fmt: skip
@@ -183,7 +180,7 @@ def test_the_new_method_blames_groups_that_are_all_wrong(monkeypatch):
 # read_the_credit.ipynb ------------------------------------------------------------------------------------------------
 
 
-def test_the_notebook_runs_and_says_what_is_committed(tmp_path, monkeypatch):
+def test_notebook_runs_with_the_committed_outputs(tmp_path, monkeypatch):
     sys.path.append(str(ROOT / "scripts"))
     from run_notebook import run as run_notebook
 
@@ -191,11 +188,11 @@ def test_the_notebook_runs_and_says_what_is_committed(tmp_path, monkeypatch):
     path = EXAMPLES / "read_the_credit.ipynb"
     committed, found = json.loads(path.read_text()), run_notebook(path)
     assert str(ROOT) not in path.read_text()
-    for then, now in zip(committed["cells"], found.cells, strict=True):
-        assert "".join(then["source"]) == now.source
-        if then["cell_type"] == "code":
-            kinds = [output["output_type"] for output in then["outputs"]]
+    for before, now in zip(committed["cells"], found.cells, strict=True):
+        assert "".join(before["source"]) == now.source
+        if before["cell_type"] == "code":
+            kinds = [output["output_type"] for output in before["outputs"]]
             assert kinds == [output.output_type for output in now.outputs] != []
             assert "error" not in kinds
     evidence = next(cell for cell in found.cells if "strongest" in cell.source).outputs[0].text
-    assert re.search(r"^' ?\d' +-\d+\.\d\d", evidence, re.M)  # a digit is among what says most
+    assert re.search(r"^' ?\d' +-\d+\.\d\d", evidence, re.M)  # the strongest evidence includes a digit

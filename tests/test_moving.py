@@ -1,4 +1,4 @@
-"""docs/moving.md: what it says of other libraries' options and of ours is there."""
+"""docs/moving.md: the options of cepo, TRL's SDPO and TRL's SDFT that it names exist."""
 
 import re
 from dataclasses import fields
@@ -15,13 +15,13 @@ from cepo.trainer.arguments import make_parser
 
 PAGE = (Path(__file__).parents[1] / "docs" / "moving.md").read_text()
 SECTIONS = dict(re.findall(r"^## (.*?)\n(.*?)(?=^## |\Z)", PAGE, re.M | re.S))
-OURS = {*(action.dest for action in make_parser()._actions), *(field.name for field in fields(CEPOConfig))}
-# Words in backquotes in the second column that are values of options.
+OPTIONS = {*(action.dest for action in make_parser()._actions), *(field.name for field in fields(CEPOConfig))}
+# Values of options in the second column.
 VALUES = {
     *METHODS,
     *presets(),
     *("full", "top_k", "sampled", "initial", "policy", "ema", "rollout", "linear", "constant", "uniform"),
-    *("prefix", "suffix", "whole", "solution", "paper", "wrong_mean", "wrong_sign", "{answer}"),
+    *("prefix", "suffix", "whole", "solution", "paper", "{answer}"),
 }
 
 
@@ -37,28 +37,28 @@ def names_in(cell):
 @pytest.mark.parametrize(
     "title", ["From TRL's SDPOTrainer and SDFTTrainer", "From ms-swift's RLSD", "From the CEPO paper's fork"]
 )
-def test_the_options_that_it_sends_people_to_are_ours(title):
+def test_options_of_cepo_exist(title):
     rows = rows_of(title)
     assert len(rows) > 5
     for row in rows:
         for name in names_in(row[1]):
-            known = name in OURS or name in VALUES or name.startswith("cepo/") or name.replace(".", "").isdigit()
+            known = name in OPTIONS or name in VALUES or name.startswith("cepo/") or name.replace(".", "").isdigit()
             assert known, f"{title}: {name}"
 
 
-def test_every_option_of_trl_s_sdpo_that_grpo_has_not_is_named():
+def test_every_sdpo_option_that_grpo_lacks_is_named():
     named = set().union(*(names_in(row[0]) for row in rows_of("From TRL's SDPOTrainer and SDFTTrainer")))
     grpo = {field.name for field in fields(GRPOConfig)}
-    own = {field.name for field in fields(SDPOConfig)} - grpo
-    assert own - {"max_prompt_length"} <= named | OURS
-    there = {field.name for config in (SDPOConfig, SDFTConfig) for field in fields(config)} | {"privileged_context"}
+    sdpo = {field.name for field in fields(SDPOConfig)} - grpo
+    assert sdpo - {"max_prompt_length"} <= named | OPTIONS
+    known = {field.name for config in (SDPOConfig, SDFTConfig) for field in fields(config)} | {"privileged_context"}
     values = {"full_logits", "topk_logits", "sampled_token", "base", "live", "ema", "SDFT"}
-    assert {name for name in named if not name.isdigit()} - values <= there
+    assert {name for name in named if not name.isdigit()} - values <= known
 
 
-def test_trl_s_own_is_had_by_four_options():
-    """The four of its table are options of ours. That a run with them is TRL's to the bit, test_trainer.py holds."""
-    told = re.findall(r'`(\w+)=("?[\w.]+"?)`', SECTIONS["From TRL's GRPOTrainer"])
-    options = {name: {"None": None, "False": False}.get(value, value.strip('"')) for name, value in told}
+def test_four_options_give_trls_trainer():
+    """The four options exist. test_trainer.py checks that a run with them is bit-identical to TRL's."""
+    documented = re.findall(r'`(\w+)=("?[\w.]+"?)`', SECTIONS["From TRL's GRPOTrainer"])
+    options = {name: {"None": None, "False": False}.get(value, value.strip('"')) for name, value in documented}
     assert set(options) == {"method", "epsilon_high", "shared_prompt_update", "skip_zero_advantage"}
     CEPOConfig(output_dir="unused", bf16=False, **options)

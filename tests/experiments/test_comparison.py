@@ -1,4 +1,4 @@
-"""The pre-registered comparisons: their files and tables, tuning, the tempered arm, and the whole without training."""
+"""The pre-registered comparisons: files, tables, tuning, the entropy-matched arm, and a comparison without training."""
 
 import json
 from pathlib import Path
@@ -8,13 +8,13 @@ import pytest
 from cepo.compare.arms import read_comparison
 from cepo.compare.statistics import Run, Sampled
 from cepo.data.evaluation import Entropy, Evaluation
-from experiments import comparison, pictures, tables, tempered, tuning
+from experiments import comparison, entropy_matched, pictures, tables, tuning
 
 FOLDER = Path(comparison.__file__).parent
 
 
 @pytest.mark.parametrize("name", ["comparison", "comparison-default", "comparison-longer"])
-def test_the_files_are_valid_and_name_the_arms_that_were_run(name):
+def test_configurations_have_the_arms_of_the_results(name):
     config, tuned = comparison.read(FOLDER / f"{name}.yaml")
     asked = read_comparison(config, [])
     result = json.loads((FOLDER / f"{name}.json").read_text())
@@ -27,14 +27,19 @@ def test_the_files_are_valid_and_name_the_arms_that_were_run(name):
     assert rates == {arm: options["learning_rate"] for arm, options in result["options"].items()}
 
 
-def test_the_tables_of_the_page_are_those_of_the_results():
-    text = tables.PAGE.read_text()
+@pytest.mark.parametrize("page", tables.PAGES, ids=lambda page: page.name)
+def test_tables_of_the_pages_match_the_results(page):
+    text = page.read_text()
+    assert "<!-- table: " in text
     assert tables.made(text) == text
+
+
+def test_the_prediction_covers_every_trained_arm():
     assert len(pictures.predictions(pictures.read("gradients-long.json"), pictures.read("comparison.json"))) == 11
 
 
 def made_up(accuracy):
-    """In place of `run_all`: runs with an accuracy that depends on the arm and the learning rate."""
+    """A `run_all` whose runs have an accuracy that depends on arm and learning rate."""
 
     def run_all(work, *_):
         for job in work:
@@ -53,7 +58,7 @@ def made_up(accuracy):
     return run_all
 
 
-def test_tuning_goes_on_while_the_best_is_an_outermost_rate(tmp_path, monkeypatch):
+def test_tuning_continues_while_the_best_rate_is_at_the_edge(tmp_path, monkeypatch):
     best = {"inside": 2e-4, "low": 5e-5}
     monkeypatch.setattr(tuning, "run_all", made_up(lambda arm, rate: -abs(rate - best[arm.split("-")[0]])))
     tried = tuning.tune({name: {} for name in best}, [1e-4, 2e-4, 4e-4], 2, 3, tmp_path, 1, None, None)
@@ -67,7 +72,7 @@ def test_tuning_goes_on_while_the_best_is_an_outermost_rate(tmp_path, monkeypatc
 
 
 class Policy:
-    """In place of the untrained policy: its entropy at content is a tenth of the temperature."""
+    """A policy whose content entropy is a tenth of the temperature."""
 
     def __init__(self):
         self.calls = []
@@ -78,32 +83,32 @@ class Policy:
         return Evaluation(temperature, samples, (samples // 2, samples), [], Entropy((5.0,), (1,)), entropy)
 
 
-def test_the_tempered_arm_has_grpos_entropy(tmp_path, monkeypatch):
+def test_matched_arm_has_grpos_entropy(tmp_path, monkeypatch):
     policy = Policy()
-    monkeypatch.setattr(tempered, "untrained_policy", lambda options: (policy, 8))
+    monkeypatch.setattr(entropy_matched, "untrained_policy", lambda options: (policy, 8))
     runs = [Run(seed, [(0, 0.4), (10, 0.6)], 9.0, after=Sampled(0.5, 0.9, 8, 0.07)) for seed in (0, 1)]
-    found, note = tempered.tempered_runs(runs, {"method": "grpo"}, tmp_path, lambda text: None)
+    found, note = entropy_matched.matched_runs(runs, {"method": "grpo"}, tmp_path, lambda text: None)
     assert [(run.seed, run.accuracy, run.sampled) for run in found] == [(0, [(0, 0.4)], 0.75), (1, [(0, 0.4)], 0.75)]
     assert "at temperature 0.70" in note
     before = len(policy.calls)
-    tempered.tempered_runs(runs, {"method": "grpo"}, tmp_path, lambda text: None)  # kept
+    entropy_matched.matched_runs(runs, {"method": "grpo"}, tmp_path, lambda text: None)  # kept
     assert len(policy.calls) == before
-    assert tempered.tempered_runs([Run(0, [(0, 0.4)], 1.0)], {}, tmp_path, lambda text: None) is None
+    assert entropy_matched.matched_runs([Run(0, [(0, 0.4)], 1.0)], {}, tmp_path, lambda text: None) is None
 
 
-def test_the_whole(tmp_path, monkeypatch, capsys):
+def test_comparison_tunes_runs_and_reports(tmp_path, monkeypatch, capsys):
     from cepo.compare import jobs
 
     run_all = made_up(lambda arm, rate: 0.5 + 1000 * rate + 0.1 * arm.startswith("cepo"))
     monkeypatch.setattr(tuning, "run_all", run_all)
     monkeypatch.setattr(jobs, "run_all", run_all)
-    monkeypatch.setattr(tempered, "untrained_policy", lambda options: (Policy(), 4))
+    monkeypatch.setattr(entropy_matched, "untrained_policy", lambda options: (Policy(), 4))
     config = tmp_path / "arms.yaml"
     arms = "arms: {grpo: {method: grpo}, cepo: {method: cepo}}"
     config.write_text(f"{arms}\nseeds: 2\ntune_learning_rate: [1.0e-5, 2.0e-5]")
     assert comparison.main(["--config", str(config), "--output_dir", str(tmp_path / "out")]) == 0
     result = json.loads((tmp_path / "out" / "compare.json").read_text())
-    assert [row["name"] for row in result["arms"]] == ["base", "grpo", "cepo", "tempered"]
+    assert [row["name"] for row in result["arms"]] == ["base", "grpo", "cepo", "entropy-matched base"]
     assert {options["learning_rate"] for options in result["options"].values()} == {2e-5}
     assert set(result["tuning"]["grpo"]) == {"1e-05", "2e-05"}
-    assert "points ahead of tempered" in " ".join(capsys.readouterr().out.split())
+    assert "points ahead of entropy-matched base" in " ".join(capsys.readouterr().out.split())

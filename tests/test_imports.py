@@ -1,4 +1,4 @@
-"""The rooms of src/cepo: what each may import, and that the core needs no TRL."""
+"""The packages of src/cepo: their order, no circular imports, and a core without TRL."""
 
 import ast
 import subprocess
@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "cepo"
-# From the bottom up. A room imports itself and those below it.
-FLOORS = (
+# Bottom up: a package imports itself and earlier ones.
+PACKAGES = (
     "acceleration",
     "credit",
     "references",
@@ -26,16 +26,16 @@ FLOORS = (
     "commands",
     "cli",
 )
-# A room that does not need one below it says so in its docstring; these are the rest of what it may not import.
-APART = {("distillation", "methods"), ("data", "distillation"), ("tasks", "distillation"), ("tasks", "scoring")}
+# (importer, imported) pairs that the order allows and that must not occur.
+FORBIDDEN = {("distillation", "methods"), ("data", "distillation"), ("tasks", "distillation"), ("tasks", "scoring")}
 
 
-def room_of(path: Path) -> str:
+def package_of(path: Path) -> str:
     return path.relative_to(SOURCE).with_suffix("").parts[0]
 
 
 def imports_of(path: Path):
-    """The modules of cepo that a file imports, each as its path below the package; those for types alone too."""
+    """The modules of cepo that a file imports, as paths below the package; TYPE_CHECKING imports included."""
     package = ("cepo", *path.relative_to(SOURCE).parent.parts)
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree):
@@ -58,42 +58,41 @@ def imports_of(path: Path):
 FILES = sorted(path for path in SOURCE.rglob("*.py") if path != SOURCE / "__init__.py")
 
 
-def test_there_are_few_rooms_each_with_one_sentence_or_two():
-    rooms = sorted(path.parent for path in SOURCE.glob("*/__init__.py"))
-    assert len(rooms) <= 13
-    assert {room.name for room in rooms} | {"acceleration", "credit", "cli"} == set(FLOORS)
-    for room in rooms:
-        docstring = ast.get_docstring(ast.parse((room / "__init__.py").read_text()))
-        assert docstring, room
-        assert "\n" not in docstring, f"{room.name}: one line says what lives there and what it may import"
+def test_every_package_has_a_place_and_a_docstring_of_one_line():
+    packages = sorted(path.parent for path in SOURCE.glob("*/__init__.py"))
+    modules = {path.stem for path in SOURCE.glob("*.py")} - {"__init__", "__main__"}
+    assert {package.name for package in packages} | modules == set(PACKAGES)
+    for package in packages:
+        docstring = ast.get_docstring(ast.parse((package / "__init__.py").read_text()))
+        assert docstring, package
+        assert "\n" not in docstring, package
 
 
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(SOURCE)))
-def test_no_arrow_runs_back_up(path):
-    here = FLOORS.index(room_of(path))
-    for module in imports_of(path):
-        there = module[0]
-        assert there in FLOORS, f"{path.name} imports {module}"
-        assert FLOORS.index(there) <= here, f"{path} is below {there}, which it imports"
-        assert (room_of(path), there) not in APART
+def test_files_import_only_packages_below():
+    for path in FILES:
+        importer = package_of(path)
+        for imported, *_ in imports_of(path):
+            assert imported in PACKAGES, f"{path} imports {imported}"
+            assert PACKAGES.index(imported) <= PACKAGES.index(importer), f"{path} imports {imported}, which is above it"
+            assert (importer, imported) not in FORBIDDEN, f"{path} imports {imported}"
 
 
-def test_no_circle_of_files():
+def test_no_circular_imports():
     graph = {}
     for path in FILES:
         name = path.relative_to(SOURCE).with_suffix("").parts
         graph[name[:-1] if name[-1] == "__init__" else name] = set(imports_of(path))
-    done, under_way = set(), []
+    done, active = set(), []
 
     def visit(module):
         if module in done or module not in graph:
             return
-        assert module not in under_way, " -> ".join(".".join(m) for m in [*under_way, module])
-        under_way.append(module)
+        assert module not in active, " -> ".join(".".join(m) for m in [*active, module])
+        active.append(module)
         for other in graph[module]:
             if other != module:
                 visit(other)
-        under_way.pop()
+        active.pop()
         done.add(module)
 
     for module in graph:
@@ -101,7 +100,7 @@ def test_no_circle_of_files():
     assert len(done) == len(graph)
 
 
-def test_the_package_imports_no_experiment():
+def test_the_package_imports_no_other_folder_of_the_repository():
     outside = {path.name for path in SOURCE.parents[1].iterdir() if path.is_dir()} - {"src"}
     assert "experiments" in outside
     for path in FILES:
@@ -111,13 +110,14 @@ def test_the_package_imports_no_experiment():
             assert not outside & {name.split(".")[0] for name in names}, path
 
 
-def test_only_the_trainers_room_touches_trls_internals():
-    """Others may take what TRL makes public to them: rewards, loading of models, the fused divergence."""
-    users = {path for path in FILES if "from trl" in path.read_text() or "import trl" in path.read_text()}
-    allowed = {"trainer", "fast", "data", "distillation", "commands"}
-    assert {room_of(path) for path in users} <= allowed
-    inside = ("trl.trainer.grpo_trainer", "trl.models.utils")
-    assert {room_of(path) for path in users if any(name in path.read_text() for name in inside)} <= {"trainer", "fast"}
+def test_only_trainer_and_fast_import_trls_internals():
+    """Other packages use TRL's public functions: rewards, model loading, the fused divergence."""
+    texts = {path: path.read_text() for path in FILES}
+    users = {package_of(path) for path, text in texts.items() if "from trl" in text or "import trl" in text}
+    assert users <= {"trainer", "fast", "data", "distillation", "commands"}
+    internals = ("trl.trainer.grpo_trainer", "trl.models.utils")
+    users = {package_of(path) for path, text in texts.items() if any(name in text for name in internals)}
+    assert users <= {"trainer", "fast"}
 
 
 CORE = (
@@ -129,13 +129,12 @@ CORE = (
 )
 
 
-@pytest.mark.parametrize("module", CORE)
-def test_the_core_needs_neither_trl_nor_datasets(module):
+def test_core_imports_without_trl_and_datasets():
     code = f"""
 import sys
 for name in ("trl", "datasets", "pandas", "matplotlib", "accelerate.test_utils"):
     sys.modules[name] = None
-import {module}
+import {", ".join(CORE)}
 from cepo import credit, METHODS, MethodOptions, choose_references, final_answer, same_answer
 assert MethodOptions(method="cepo").evidence_clip == 0.5
 assert "cepo" in METHODS
@@ -144,8 +143,7 @@ assert "cepo" in METHODS
     assert result.returncode == 0, result.stderr
 
 
-def test_the_public_surface():
-    """docs/api.md lists it; what is listed is there."""
+def test_public_names():
     import cepo
 
     listed = (SOURCE.parents[1] / "docs" / "api.md").read_text()
