@@ -120,8 +120,6 @@ def _train(
         with progress.bar:
             trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     except KeyboardInterrupt:
-        if not interrupt.saved:
-            raise
         console.print(_stopped(interrupt.saved))
         return interrupt.status
     except CheckpointError as error:
