@@ -15,8 +15,8 @@ from functools import partial
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from cepo import MethodOptions, evaluate_accuracy, load_figures, policy_path
-from cepo.data.loading import freeze_vision_tower
+from cepo import MethodOptions, evaluate, load_figures, policy_path
+from cepo.data.models import freeze_vision_tower
 from cepo.data.sampling import Sampling, sampled_groups
 from cepo.scoring.forward import FullForward, Scorer, ScoringModel
 from cepo.scoring.pipeline import Pipeline, completions_of, place
@@ -83,10 +83,9 @@ def main():
 
     def accuracy():
         # Greedy: a policy that has only become surer of what it believed does no better here.
-        found, _ = evaluate_accuracy(
-            model, processor, held_out, max_completion_length=176, temperature=0.0, reward_func=figures_reward
-        )
-        return f"{found} of {arguments.problems} problems"
+        greedy = Sampling(max_completion_length=176, temperature=0.0)
+        found = evaluate(model, processor, held_out, greedy, reward_func=figures_reward)
+        return f"{found.accuracy} of {arguments.problems} problems"
 
     print(f"greedy held-out accuracy before training: {accuracy()}", flush=True)
     order = random.Random(arguments.seed)

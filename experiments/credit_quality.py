@@ -21,7 +21,7 @@ import numpy as np
 
 from cepo.commands import quiet_libraries
 from cepo.data.files import write_whole
-from cepo.data.loading import load_policy
+from cepo.data.models import load_policy
 from cepo.data.sampling import Sampling, sampled_groups, seeded
 from cepo.inspection.evidence_statistics import Estimate
 from cepo.inspection.inspect import Inspected, Variant, all_variants, inspect_with
@@ -92,7 +92,7 @@ def taught_tokens(row: dict[str, Any], tokens: Sequence[str]) -> list[bool]:
         elif number.kind == "arithmetic":
             known, label = (int(other.text) for other in numbers[number.place - 2 : number.place])
             belief = believed_result(known, label, step)
-        if not number.right and number.text == str(belief):
+        if not number.correct and number.text == str(belief):
             taught.add(number.span)
     return [span in taught for span in token_spans(annotate(problem, text), tokens)]
 

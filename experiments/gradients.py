@@ -22,7 +22,8 @@ import numpy as np
 from cepo.commands import quiet_libraries
 from cepo.compare.statistics import REFERENCE
 from cepo.data.files import write_whole
-from cepo.data.loading import freeze_vision_tower, load_policy, load_split
+from cepo.data.loading import load_split
+from cepo.data.models import freeze_vision_tower, load_policy
 from cepo.data.sampling import Sampling, sampled_groups, seeded
 from cepo.data.yaml_files import read_yaml
 from cepo.inspection.evidence_statistics import Estimate

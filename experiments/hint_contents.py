@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from cepo.data.evaluation import Accuracy
+from cepo.data.accuracy import Accuracy
 from cepo.data.sampling import Sampling, answer_texts, sample
 from cepo.methods.cscr import HINT_TEMPLATE as CSCR_HINT
 from cepo.methods.cscr import SAID_RIGHT, SAID_WRONG

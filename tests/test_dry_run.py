@@ -76,7 +76,7 @@ def test_a_recipe_reports_how_many_solutions_the_verifier_reads(recipe, verifier
     data = load_copy(SETS[recipe], tmp_path)
     options = ("--dataset_name", data, "--dataset_format", SETS[recipe], "--num_generations", 8)
     run("--config", config, *options, "--gradient_accumulation_steps", 8, "--reward_funcs", verifier)
-    found = re.search(rf"^verifier +{verifier} reads (\d+) of 60 solutions", capsys.readouterr().out, re.MULTILINE)
+    found = re.search(rf"^verifier +{verifier} parses (\d+) of 60 solutions", capsys.readouterr().out, re.MULTILINE)
     assert 60 - most <= int(found[1]) <= 60
 
 

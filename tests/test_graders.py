@@ -197,13 +197,13 @@ def test_trls_verifiers_are_prepared_and_others_left_alone():
 
 def test_solutions_that_a_verifier_cannot_read():
     names = Dataset.from_dict({"solution": [r"\frac12", "4", "5"] * 5})
-    with pytest.raises(DatasetError, match=r"accuracy_reward reads 10 of 15 solutions \(row 0 of the training set"):
+    with pytest.raises(DatasetError, match=r"accuracy_reward parses 10 of 15 solutions \(row 0 of the training set"):
         check_verifier(accuracy_reward, names)
     few = Dataset.from_dict({"solution": [r"\frac12", *map(str, range(19))]})
     line, unreadable = check_verifier(accuracy_reward, few)
     assert unreadable == 1
-    assert line.startswith("accuracy_reward reads 19 of 20 solutions (row 0 of the training set: '\\\\frac12'")
-    assert check_verifier(answer_reward, few) == ("answer_reward reads 20 of 20 solutions", 0)
+    assert line.startswith("accuracy_reward parses 19 of 20 solutions (row 0 of the training set")
+    assert check_verifier(answer_reward, few) == ("answer_reward parses 20 of 20 solutions", 0)
     assert check_verifier(len, few) == ("", 0)
 
 

@@ -8,7 +8,7 @@ from trl.rewards import accuracy_reward
 import cepo.trainer.cepo_trainer
 import cepo.trainer.credit_page
 from cepo import CEPOConfig, CEPOTrainer, load_figures, policy_path
-from cepo.data.loading import load_policy
+from cepo.data.models import load_policy
 from cepo.data.sampling import Sampling, group_advantages, sampled_groups, seeded
 from cepo.data.saved import SavedError, load_saved, restore
 from cepo.inspection.inspect import all_variants, inspect_with, make_variant

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import credit
-    from .data.evaluation import Accuracy, Evaluation, evaluate, evaluate_accuracy
+    from .data.accuracy import Accuracy, Evaluation
+    from .data.evaluation import evaluate
     from .data.rewards import answer_reward
     from .methods import METHODS, Method, MethodOptions
     from .references.equality import same_answer
@@ -34,10 +35,9 @@ _MODULES = {
     "MethodOptions": "methods",
     "CEPOConfig": "trainer.cepo_config",
     "CEPOTrainer": "trainer.cepo_trainer",
-    "Accuracy": "data.evaluation",
-    "Evaluation": "data.evaluation",
+    "Accuracy": "data.accuracy",
+    "Evaluation": "data.accuracy",
     "evaluate": "data.evaluation",
-    "evaluate_accuracy": "data.evaluation",
     "load_figures": "tasks.figures",
     "policy_path": "tasks.figures",
 }
@@ -56,7 +56,6 @@ __all__ = [
     "choose_references",
     "credit",
     "evaluate",
-    "evaluate_accuracy",
     "final_answer",
     "load_figures",
     "policy_path",

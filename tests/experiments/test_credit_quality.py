@@ -6,11 +6,12 @@ import re
 
 import numpy as np
 import pytest
+from experiments.erroneous_solutions import work
 from experiments.quality import Tokens, WeightedAUROC, measure
 from scipy.stats import mannwhitneyu
 
 from cepo.tasks.figures import group_kinds, make_problem
-from cepo.tasks.figures.solutions import work, write_solution
+from cepo.tasks.figures.solutions import write_solution
 from experiments import credit_quality
 
 

@@ -11,5 +11,5 @@ def test_number_written_in_a_case():
     (case,) = cases_of(problem)
     text = reference_solution(problem)
     assert len(numbers_of(problem, text)) == 3 * len(problem.labels)
-    assert written(problem, case, text) == case.right
+    assert written(problem, case, text) == case.correct
     assert written(problem, case, "") is None

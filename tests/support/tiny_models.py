@@ -120,7 +120,7 @@ def qwen2_5_vl():
     return Qwen2_5_VLForConditionalGeneration(config)
 
 
-def gemma3_vl():
+def gemma3_vl(text=TEXT, image=IMAGE, begin=BEGIN, end=END):
     vision = {
         "hidden_size": 16,
         "intermediate_size": 24,
@@ -130,13 +130,13 @@ def gemma3_vl():
         "patch_size": 4,
     }
     config = Gemma3Config(
-        text_config=TEXT | {"sliding_window": 6, "layer_types": _LAYERS},
+        text_config=text | {"sliding_window": 6, "layer_types": _LAYERS},
         vision_config=vision,
         mm_tokens_per_image=4,
-        image_token_id=IMAGE,
-        image_token_index=IMAGE,
-        boi_token_index=BEGIN,
-        eoi_token_index=END,
+        image_token_id=image,
+        image_token_index=image,
+        boi_token_index=begin,
+        eoi_token_index=end,
     )
     return Gemma3ForConditionalGeneration(config)
 

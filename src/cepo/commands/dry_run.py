@@ -19,9 +19,12 @@ from trl import ModelConfig, get_peft_config
 
 from ..data.checks import check_dataset, check_image_sizes, check_method, check_size, check_verifier
 from ..data.embedded import EMBEDDED, policy_of
+from ..data.errors import LoadingError
 from ..data.formats import FORMATS
 from ..data.lengths import prompt_length
-from ..data.loading import LoadingError, load_processor, load_reward_funcs, looks_like_path, need_solutions
+from ..data.loading import looks_like_path
+from ..data.models import load_processor
+from ..data.rewards import load_reward_funcs, need_solutions
 from ..data.sampling import check_special_tokens
 from ..inspection.tables import plain_table
 from ..planning.memory import PHASES, SHARDS, Layout, Lengths, Memory, memory_of

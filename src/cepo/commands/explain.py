@@ -15,9 +15,12 @@ from rich.console import Console
 
 from ..data.checks import check_dataset
 from ..data.embedded import holds_model
+from ..data.errors import LoadingError
 from ..data.files import write_whole
 from ..data.images import broken_images_named
-from ..data.loading import LoadingError, load_policy, load_reward_funcs, load_split, load_teacher_model
+from ..data.loading import load_split
+from ..data.models import load_policy, load_teacher_model
+from ..data.rewards import load_reward_funcs
 from ..data.sampling import RewardFunc, Sampling, sampled_groups, seeded
 from ..data.saved import SavedError, load_saved, restore
 from ..inspection.evidence_statistics import evidence_statistics

@@ -17,10 +17,11 @@ import torch
 from rich.console import Console
 
 from ..compare.jobs import locked
+from ..data.adapters import holds_adapters
 from ..data.escape import escape, one_line
 from ..data.files import write_whole
-from ..data.loading import holds_adapters, resolve_model
 from ..data.merging import merge_adapters
+from ..data.models import resolve_model
 from ..inspection.tables import markdown_table
 from . import quiet_libraries
 from .benchmarks import (

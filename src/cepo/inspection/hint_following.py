@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from ..data.evaluation import Accuracy
+from ..data.accuracy import Accuracy
 from ..data.sampling import Sampling, answer_texts, sample
 from ..methods.options import MethodOptions
 from ..references.equality import same_answer

@@ -9,7 +9,8 @@ from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
-from ..data.loading import LoadingError, freeze_vision_tower
+from ..data.errors import LoadingError
+from ..data.models import freeze_vision_tower
 
 
 def _qwen3(hidden: int, intermediate: int, layers: int, heads: int) -> dict[str, Any]:

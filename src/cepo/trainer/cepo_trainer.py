@@ -28,10 +28,10 @@ from ..data.checks import (
     check_size,
     check_solution,
     check_verifier,
-    unread_images,
+    unused_images,
 )
-from ..data.images import with_opaque_images
-from ..data.loading import freeze_vision_tower, require_chat_template
+from ..data.models import freeze_vision_tower, require_chat_template
+from ..data.pixels import with_opaque_images
 from ..data.sampling import check_special_tokens, text_of_messages
 from ..data.saved import rows_of, save_rows
 from ..distillation.losses import student_divergence, teacher_states
@@ -145,7 +145,7 @@ class CEPOTrainer(
                 "processing_class pads on the right, so images would be looked for in the wrong places; load it with "
                 "padding_side='left'"
             )
-        if self._is_vlm and self.accelerator.is_main_process and (unseen := unread_images(train_dataset)):
+        if self._is_vlm and self.accelerator.is_main_process and (unseen := unused_images(train_dataset)):
             _logger.warning(unseen)
         if self._is_vlm:  # the processor is known from here on
             check_image_sizes(train_dataset, self.processing_class)

@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
-from ..data.loading import load_teacher_model
+from ..data.models import load_teacher_model
 from ..scoring.forward import Scorer, ScoringModel
 from ..scoring.pipeline import Pipeline
 from ..scoring.prompts import PromptEncoder
