@@ -90,7 +90,7 @@ HINTS = [
 
 @pytest.mark.parametrize("template", HINTS)
 def test_grafted_ids_are_those_of_the_whole_conversation(processor, encoder, messages, prompts, template, monkeypatch):
-    """Text tokenised apart from images, then grafted: the processor's own ids, whatever merges at the seam."""
+    """Tokenizing only the text gives the processor's token ids, also where tokens merge at the hint."""
     monkeypatch.setattr(PromptEncoder, "_encoded", lambda *args: pytest.fail("images were processed again"))
     for prompt, conversation in zip(prompts, messages, strict=True):
         hinted = add_hint(conversation, fill_hint(template, ANSWER))

@@ -3,7 +3,6 @@
 import io
 import json
 import random
-import time
 import unicodedata
 
 from hypothesis import strategies as st
@@ -63,13 +62,12 @@ hostile = st.one_of(
     st.text(max_size=30),
     st.tuples(st.text(max_size=5), PIECES, st.text(max_size=5)).map("".join),
 )
-# One piece again and again: what is quadratic shows.
+# Repeated pieces: quadratic time would run into the test's timeout.
 long = st.tuples(PIECES, PIECES, st.integers(1, 3000)).map(lambda drawn: (drawn[0] + drawn[1]) * drawn[2])
 
 
 @examples(1200, text=st.one_of(hostile, long), extractor=st.sampled_from(sorted(EXTRACTORS)))
-def reading(text, extractor):
-    started = time.monotonic()
+def extraction(text, extractor):
     answer = final_answer(text, extractor)
     reference = reference_answer(text, extractor)
     assert answer is None or (isinstance(answer, str) and answer)
@@ -78,11 +76,10 @@ def reading(text, extractor):
     place = last_box_place(text)
     assert place is None or text[: place[0]].rstrip(" ").endswith("{") or "{" in text[: place[0]]
     assert normalized(normalized(text)) == normalized(normalized(normalized(text)))
-    assert time.monotonic() - started < 20  # of at most 180,000 characters: a bound that nothing linear comes near
 
 
 @examples(600, one=hostile, other=hostile)
-def sameness(one, other):
+def equality(one, other):
     assert same_answer(one, one)
     assert same_answer(one, other) is same_answer(other, one)
 
@@ -200,13 +197,13 @@ def references_of_a_permutation(drawn, rule):
     rollouts, order = drawn
     plain = choose_references(rollouts, "7", rule=rule, max_negatives=8)
     moved = choose_references([rollouts[place] for place in order], "7", rule=rule, max_negatives=8)
-    wrong = [place for place, rollout in enumerate(rollouts) if rollout.correct is False and rollout.answer]
+    incorrect = [place for place, rollout in enumerate(rollouts) if rollout.correct is False and rollout.answer]
     for new, old in enumerate(order):
         one, other = plain[old], moved[new]
         assert (one.positive, one.fallback) == (other.positive, other.fallback)
         assert "7" not in (*one.negatives, *other.negatives)
         mixed = rule == "mixture" or (rule == "own_or_mixture" and rollouts[old].correct is not False)
-        if mixed or (old in wrong and one.fallback is None):
+        if mixed or (old in incorrect and one.fallback is None):
             assert set(one.negatives) == set(other.negatives)
 
 
@@ -259,7 +256,7 @@ def contents(rollouts, solution, rule, positive, negative, part):
             assert all(text != rollout.text or text == answer for text, answer in texts)
 
 
-# What is shown --------------------------------------------------------------------------------------------------------
+# Display --------------------------------------------------------------------------------------------------------
 
 
 @examples(700, text=st.one_of(hostile, st.text(st.characters(), max_size=20)), columns=st.integers(20, 120))
