@@ -24,7 +24,8 @@ from cepo.data.files import write_whole
 from cepo.data.models import load_policy
 from cepo.data.sampling import Sampling, sampled_groups, seeded
 from cepo.inspection.evidence_statistics import Estimate
-from cepo.inspection.inspect import Inspected, Variant, all_variants, inspect_with
+from cepo.inspection.inspect import all_variants, inspect_with, make_variant
+from cepo.inspection.view_model import InspectedGroup, InspectedRollout, Variant
 from cepo.methods.options import MethodOptions
 from cepo.references.groups import Group
 from cepo.references.hints import DEFAULT_HINT_TEMPLATE, SOLUTION_HINT_TEMPLATE
@@ -75,7 +76,7 @@ class Labeled:
 
     group: int
     correct: bool
-    inspected: Inspected
+    inspected: InspectedRollout
     kinds: list[GroupKind]
     taught: list[bool]
 
@@ -102,7 +103,7 @@ def labels_of(processing_class: Any, groups: Sequence[Group]) -> list[list[tuple
     found = []
     for group in groups:
         texts = [token_texts(processing_class, rollout.ids) for rollout in group.rollouts]
-        kinds = group_kinds(group.row, texts, [attempt.correct for attempt in group.attempts])
+        kinds = group_kinds(group.row, texts, [rollout.correct for rollout in group.rollouts])
         found.append([(kind, taught_tokens(group.row, text)) for kind, text in zip(kinds, texts, strict=True)])
     return found
 
@@ -175,7 +176,11 @@ def variants_of(content: str, wording: str, *, first: bool) -> list[Variant]:
     Answers, first wording: all. Answers, other wording: methods with the default hint template. Longer texts: of these
     RLSD, and CEPO with three negative rules.
     """
-    everything = all_variants(mixtures=MIXTURES)
+    everything = [
+        variant if size is None else make_variant("cepo", {"max_negatives": size}, {"negative_reference": variant.rule})
+        for variant in all_variants()
+        for size in (MIXTURES if "mixture" in variant.name else (None,))
+    ]
     default = [variant for variant in everything if variant.options.hint_template == DEFAULT_HINT_TEMPLATE]
     of_answer, of_text = HINTS[wording]
     if content == "answer":
@@ -198,7 +203,7 @@ def variants_of(content: str, wording: str, *, first: bool) -> list[Variant]:
 
 def inspect_all(
     model: Any, processing_class: Any, groups: Sequence[Group], variants: Sequence[Variant], *, seed: int
-) -> list[list[Inspected]]:
+) -> list[InspectedGroup]:
     return [
         one
         for start in range(0, len(groups), _CHUNK)
@@ -233,10 +238,10 @@ def run(num_prompts: int, num_generations: int, resamples: int, hints: Sequence[
             variants = variants_of(content, wording, first=wording == hints[0])
             inspected = inspect_all(model, processor, groups, variants, seed=seed)
             rollouts = [
-                Labeled(index, attempt.correct, inspected[index][place], *labels[index][place])
+                Labeled(index, rollout.correct, inspected[index].rollouts[place], *labels[index][place])
                 for index, group in enumerate(groups)
-                for place, attempt in enumerate(group.attempts)
-                if attempt.correct is not None
+                for place, rollout in enumerate(group.rollouts)
+                if rollout.correct is not None
             ]
             for variant in variants:
                 for name, correct in (("correct", True), ("incorrect", False)):
@@ -251,7 +256,7 @@ def run(num_prompts: int, num_generations: int, resamples: int, hints: Sequence[
         "dataset_config": "default",
         "groups": len(sampled),
         "groups_with_advantage": len(groups),
-        "correct": fmean(attempt.correct is True for group in sampled for attempt in group.attempts),
+        "correct": fmean(rollout.correct is True for group in sampled for rollout in group.rollouts),
         "num_generations": num_generations,
         "seed": seed,
         "evidence_clip": MethodOptions().evidence_clip,

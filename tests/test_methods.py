@@ -135,7 +135,7 @@ def test_an_unknown_method_says_what_there_is():
         MethodOptions(method="own.mine")
     with pytest.raises(ValueError, match=r"unknown method 'own\.py'; there are"):
         MethodOptions(method="own.py")
-    with pytest.raises(ValueError, match=r"cannot import 'no_such_module:method': .*, nor is it a file in the folder"):
+    with pytest.raises(ValueError, match=r"cannot import 'no_such_module:method': .*; the current directory"):
         MethodOptions(method="no_such_module:method")
     with pytest.raises(ValueError, match=r"no cepo\.methods\.Method but a function"):
         MethodOptions(method="cepo.credit:evidence")

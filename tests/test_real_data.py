@@ -17,7 +17,7 @@ from cepo.data.models import load_processor
 from cepo.data.rewards import prepared
 from cepo.data.sampling import conversation_of
 from cepo.references.equality import accepted_by_any_grader
-from cepo.references.groups import Attempt
+from cepo.references.groups import Rollout
 from cepo.references.hints import DEFAULT_HINT_TEMPLATE, add_hint, fill_hint
 from cepo.scoring.prompts import PromptEncoder
 from cepo.tasks.figures import policy_path
@@ -103,7 +103,7 @@ def test_references_hints_and_token_ids(copy, processor):
     for place in range(0, 60, 5):
         row, line = data[place], lines[place]
         attempts = [
-            Attempt(final_answer(one["text"]), float(one["correct"]), one["correct"], one["text"])
+            Rollout(final_answer(one["text"]), float(one["correct"]), one["correct"], one["text"])
             for one in line["completions"]
         ]
         references = choose_references(attempts, row["solution"])

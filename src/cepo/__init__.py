@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from .methods import METHODS, Method, MethodOptions
     from .references.equality import same_answer
     from .references.extraction import final_answer, reference_answer
-    from .references.groups import Attempt, References
+    from .references.groups import References, Rollout
     from .references.negatives import choose_references
     from .tasks.figures import load_figures, policy_path
     from .trainer.cepo_config import CEPOConfig
@@ -23,8 +23,8 @@ __version__ = version("cepo")
 # The public API (docs/api.md) by module. Modules are imported on first use: `cepo --help` does not import torch.
 _MODULES = {
     "credit": "",
-    "Attempt": "references.groups",
     "References": "references.groups",
+    "Rollout": "references.groups",
     "choose_references": "references.negatives",
     "answer_reward": "data.rewards",
     "final_answer": "references.extraction",
@@ -45,13 +45,13 @@ _MODULES = {
 __all__ = [
     "METHODS",
     "Accuracy",
-    "Attempt",
     "CEPOConfig",
     "CEPOTrainer",
     "Evaluation",
     "Method",
     "MethodOptions",
     "References",
+    "Rollout",
     "answer_reward",
     "choose_references",
     "credit",

@@ -17,10 +17,10 @@ from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin, Trai
 
 from ..acceleration import fast
 from ..references.extraction import final_answer
-from ..references.groups import Attempt, Group, Ids, Messages, Rollout
+from ..references.groups import Group, Ids, Messages, Rollout
+from ..scoring.forward import evaluating
 from ..scoring.prompts import left_padding, special_tokens, text_of, thinking_opening, tokenizer_of, with_parts
 from ..scoring.requests import TOKEN_TYPES, distinct_prompts
-from ..scoring.score import evaluating
 from .errors import DatasetError
 from .pixels import with_opaque_images
 from .reward_validation import validated
@@ -250,17 +250,23 @@ def sampled_groups(
     conversations = [conversation_of(row, processing_class) for row in rows]
     completions = sample(model, processing_class, [c for c in conversations for _ in range(num_generations)], sampling)
     texts = answer_texts(processing_class, completions, sampling)
-    judged = zip(texts, verdicts(reward_func, each, texts, completions, extractor), strict=True)
-    attempts = [
-        Attempt(final_answer(text, extractor), reward or 0.0, None if reward is None else reward >= threshold, text)
-        for text, reward in judged
-    ]
+    rewards = verdicts(reward_func, each, texts, completions, extractor)
     groups = []
     for index, (row, messages) in enumerate(zip(rows, conversations, strict=True)):
         own = slice(index * num_generations, (index + 1) * num_generations)
-        advantages = group_advantages([None if a.correct is None else a.reward for a in attempts[own]])
-        rollouts = [Rollout(ids, a) for ids, a in zip(completions[own], advantages, strict=True)]
-        groups.append(Group(messages, row["solution"], attempts[own], rollouts, row=row, number=index))
+        advantages = group_advantages(rewards[own])
+        rollouts = [
+            Rollout(
+                final_answer(text, extractor),
+                reward or 0.0,
+                None if reward is None else reward >= threshold,
+                text,
+                ids=ids,
+                advantage=advantage,
+            )
+            for text, reward, ids, advantage in zip(texts[own], rewards[own], completions[own], advantages, strict=True)
+        ]
+        groups.append(Group(messages, row["solution"], rollouts, row, index))
     return groups
 
 

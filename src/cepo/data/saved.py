@@ -13,7 +13,7 @@ from typing import Any
 import pandas
 from datasets import Dataset
 
-from ..references.groups import Attempt, Group, Messages, Rollout
+from ..references.groups import Group, Messages, Rollout
 from .files import replacing
 from .sampling import conversation_of, images_of_messages, text_of_messages
 
@@ -29,21 +29,22 @@ def rows_of(groups: Sequence[Group], first_index: int) -> list[dict[str, Any]]:
     return [
         {
             "group": first_index + index,
-            "position": group.first + place,
+            "position": place,
             "prompt": _prompt_text(group.messages),
             "images": _digests(group.messages),
             "solution": group.solution,
             "completion_ids": list(rollout.ids),
             "trained": None if rollout.trained is None else list(rollout.trained),
             "advantage": rollout.advantage,
-            "answer": group.attempts[group.first + place].answer,
-            "reward": group.attempts[group.first + place].reward,
-            "correct": group.attempts[group.first + place].correct,
-            "text": group.attempts[group.first + place].text,
-            "first_error": group.attempts[group.first + place].first_error,
+            "answer": rollout.answer,
+            "reward": rollout.reward,
+            "correct": rollout.correct,
+            "text": rollout.text,
+            "first_error": rollout.first_error,
         }
         for index, group in enumerate(groups)
         for place, rollout in enumerate(group.rollouts)
+        if rollout.local
     ]
 
 
@@ -103,18 +104,13 @@ def restore(saved: Sequence[list[dict[str, Any]]], dataset: Dataset, processing_
                 f"{' and its images' if head['images'] else ''}. Name the dataset of the run with --dataset_name, "
                 "--dataset_config and --dataset_split."
             )
-        attempts = [
-            Attempt(
+        rollouts = [
+            Rollout(
                 _or_none(row["answer"]),
                 row["reward"],
                 _verdict(row["correct"]),
                 row["text"],
                 None if (error := _or_none(row.get("first_error"))) is None else int(error),
-            )
-            for row in rows
-        ]
-        rollouts = [
-            Rollout(
                 tuple(map(int, row["completion_ids"])),
                 row["advantage"],
                 None if row["trained"] is None else tuple(map(bool, row["trained"])),
@@ -122,7 +118,7 @@ def restore(saved: Sequence[list[dict[str, Any]]], dataset: Dataset, processing_
             for row in rows
         ]
         messages, row = found[key]
-        groups.append(Group(messages, head["solution"], attempts, rollouts, row=row, number=int(head["group"])))
+        groups.append(Group(messages, head["solution"], rollouts, row, int(head["group"])))
     return groups
 
 

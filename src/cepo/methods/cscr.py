@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..credit import evidence, unscorable
-from ..references.groups import Attempt, References
+from ..references.groups import References, Rollout
 from .method import STUDENT, TEACHER, Context, Evidence, Method, MethodDoc, StageContext
 from .shared_options import SharedOptions
 from .token_advantages import CreditInputs, TokenAdvantages, mean_of_tokens
@@ -49,7 +49,7 @@ class Constants:
 
 
 def references(
-    attempts: Sequence[Attempt],
+    attempts: Sequence[Rollout],
     solution: str,  # noqa: ARG001
     options: SharedOptions,  # noqa: ARG001
     tools: StageContext,  # noqa: ARG001

@@ -15,7 +15,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..references.groups import Attempt, References
+from ..references.groups import References, Rollout
 from .method import OTHER_MODEL, STUDENT, Context, Method, MethodDoc, StageContext
 from .shared_options import SharedOptions
 from .token_advantages import CreditInputs, TokenAdvantages, mean_of_tokens
@@ -52,7 +52,7 @@ class Constants:
 
 
 def references(
-    attempts: Sequence[Attempt],
+    attempts: Sequence[Rollout],
     solution: str,  # noqa: ARG001
     options: SharedOptions,  # noqa: ARG001
     tools: StageContext,  # noqa: ARG001

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..credit import evidence, mean_probability, unscorable
 from ..references.extraction import reference_answer
-from ..references.groups import Attempt, References
+from ..references.groups import References, Rollout
 from ..references.hint_content import Part, with_contents
 from ..references.negatives import choose_references
 from .shared_options import SharedOptions
@@ -92,18 +92,18 @@ class LabeledGroup:
 
     row: Mapping[str, Any]
     tokens: Sequence[Sequence[str]]
-    attempts: Sequence[Attempt]
+    attempts: Sequence[Rollout]
     advantages: Sequence[float]
     prompt_tokens: int
 
 
 # References stage -----------------------------------------------------------------------------------------------------
 
-MakeReferences = Callable[[Sequence[Attempt], str, SharedOptions, StageContext], list[References]]
+MakeReferences = Callable[[Sequence[Rollout], str, SharedOptions, StageContext], list[References]]
 
 
 def correct_answer(
-    attempts: Sequence[Attempt], solution: str, options: SharedOptions, tools: StageContext
+    attempts: Sequence[Rollout], solution: str, options: SharedOptions, tools: StageContext
 ) -> list[References]:
     """r+ alone: the answer, or what `positive_content` puts in its place."""
     plain = [References(reference_answer(solution, options.answer_extractor), ())] * len(attempts)
@@ -111,7 +111,7 @@ def correct_answer(
 
 
 def correct_and_incorrect_answers(
-    attempts: Sequence[Attempt], solution: str, options: SharedOptions, tools: StageContext
+    attempts: Sequence[Rollout], solution: str, options: SharedOptions, tools: StageContext
 ) -> list[References]:
     """r+, and r- of the group's rejected rollouts (CEPO's paper, algorithm step 2), or what stands in their place."""
     rule, most = options.negative_reference, options.max_negatives

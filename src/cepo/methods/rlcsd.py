@@ -24,7 +24,7 @@ import torch
 
 from ..references.equality import accepted_by_any_grader
 from ..references.extraction import reference_answer
-from ..references.groups import Attempt, References
+from ..references.groups import References, Rollout
 from .method import TEACHER, Context, Method, MethodDoc, StageContext
 from .shared_options import SharedOptions
 from .token_advantages import CreditInputs, TokenAdvantages
@@ -72,7 +72,7 @@ def asserted(text: str, answer: str) -> str:
 
 
 def references(
-    attempts: Sequence[Attempt], solution: str, options: SharedOptions, tools: StageContext
+    attempts: Sequence[Rollout], solution: str, options: SharedOptions, tools: StageContext
 ) -> list[References]:
     """For each rollout one right sibling and up to K wrong ones that gave an answer, drawn anew, never itself."""
     right = [place for place, attempt in enumerate(attempts) if attempt.correct]
