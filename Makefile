@@ -130,7 +130,7 @@ format: $(READY)  ## format and fix with ruff
 	$(VENV)/bin/ruff check --fix .
 
 policy: $(READY)  ## train the shipped policy from scratch (an hour)
-	$(VENV)/bin/python scripts/make_figures_policy.py --output_dir src/cepo/tasks/figures/policy
+	$(VENV)/bin/python -m scripts.make_figures_policy --output_dir src/cepo/tasks/figures/policy
 
 clean:  ## remove the environment and outputs
 	rm -rf $(VENV) $(NEWEST) smollm2 smollm-data cepo-figures credit gradients explain.html build .pytest_cache .mypy_cache .ruff_cache

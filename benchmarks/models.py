@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 
 import torch
+from experiments.policy_architecture import SPECIAL_TOKENS, VISION_TOKENS
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 from trl.trainer.utils import add_fused_lm_head
-
-from cepo.tasks.figures.architecture import SPECIAL_TOKENS, VISION_TOKENS
 
 # Token ids of the shipped processor, whose tokenizer serves these models too.
 IDS = {token: position for position, token in enumerate(SPECIAL_TOKENS)}

@@ -17,9 +17,8 @@ from transformers import Qwen3VLForConditionalGeneration
 from trl import GRPOTrainer
 
 from cepo.fast.prefix_cache import PrefixCachedForward, trial_reason
-from cepo.scoring.forward import ScoringModel
+from cepo.scoring.forward import ScoringModel, evaluating
 from cepo.scoring.requests import Ids, Prompt, Request
-from cepo.scoring.score import evaluating
 
 from .measure import in_random_order, median, seconds_and_memory
 from .models import IDS, MERGE, Work, scorable

@@ -12,8 +12,10 @@ import argparse
 from collections import Counter
 
 from cepo.commands import quiet_libraries
-from cepo.data.evaluation import Accuracy, Evaluation, evaluate
-from cepo.data.loading import load_policy, load_split
+from cepo.data.accuracy import Accuracy, Evaluation
+from cepo.data.evaluation import evaluate
+from cepo.data.loading import load_split
+from cepo.data.models import load_policy
 from cepo.data.sampling import Sampling
 from cepo.tasks.figures import Case, Problem, annotate, cases_of, figures_reward, policy_path, problem_of
 
@@ -22,7 +24,7 @@ VARIANTS = ("default", "readings", "arithmetic", "easy", "long", "hard", "blank"
 
 def numbers_of(problem: Problem, text: str) -> list[str]:
     """The numbers of a completion's steps: known angle, label and result."""
-    return [text[span.start : span.end] for span in annotate(problem, text).spans if span.kind != "answer"]
+    return [text[span.start : span.end] for span in annotate(problem, text) if span.kind != "answer"]
 
 
 def written(problem: Problem, case: Case, text: str) -> int | None:
@@ -42,7 +44,7 @@ def case_counts(problems: list[Problem], found: Evaluation) -> dict[str, Counter
         for case in cases_of(problem):
             number = written(problem, case, text)
             if number is not None:
-                names = {case.believed: "taught", case.right: "correct"}
+                names = {case.believed: "taught", case.correct: "correct"}
                 counts[case.kind][names.get(number, "other")] += 1
     return counts
 

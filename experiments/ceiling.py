@@ -12,7 +12,7 @@ import time
 from scripts.make_figures_policy import Hint, Lesson, learn_solutions
 
 from cepo.data.evaluation import evaluate
-from cepo.data.loading import load_policy
+from cepo.data.models import load_policy
 from cepo.data.sampling import Sampling
 from cepo.tasks.figures import figures_reward, load_figures, policy_path
 

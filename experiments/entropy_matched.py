@@ -12,9 +12,10 @@ from typing import Any
 
 from cepo.compare.arms import command_line
 from cepo.compare.statistics import Run, Sampled
-from cepo.data.evaluation import Evaluation, evaluate
+from cepo.data.accuracy import Evaluation
+from cepo.data.evaluation import evaluate
 from cepo.data.files import write_whole
-from cepo.data.loading import load_policy
+from cepo.data.models import load_policy
 from cepo.data.sampling import Sampling
 from cepo.trainer.arguments import check_sources, parse
 

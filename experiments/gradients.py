@@ -22,13 +22,14 @@ import numpy as np
 from cepo.commands import quiet_libraries
 from cepo.compare.statistics import REFERENCE
 from cepo.data.files import write_whole
-from cepo.data.loading import freeze_vision_tower, load_policy, load_split
+from cepo.data.loading import load_split
+from cepo.data.models import freeze_vision_tower, load_policy
 from cepo.data.sampling import Sampling, sampled_groups, seeded
 from cepo.data.yaml_files import read_yaml
 from cepo.inspection.evidence_statistics import Estimate
-from cepo.inspection.inspect import Variant
 from cepo.inspection.pictures import plain_text
 from cepo.inspection.tables import interval, markdown_table
+from cepo.inspection.view_model import Variant
 from cepo.methods.options import OtherModelOptions
 from cepo.methods.registry import all_options, method_options, preset_options
 from cepo.scoring.pipeline import Pipeline
@@ -177,7 +178,7 @@ def collect(
         found = batch_gradients(model, pipeline, groups, variants, parameters, max_tokens=_MAX_TOKENS)
         for place, gradient in enumerate((found.truth, *found.placements, *found.parts)):
             store[place, batch] = gradient.numpy()
-        correct += [bool(attempt.correct) for group in groups for attempt in group.attempts]
+        correct += [bool(rollout.correct) for group in groups for rollout in group.rollouts]
         tokens += found.tokens
         print(f"batch {batch + 1} of {options.num_batches}", flush=True)
     return sum(correct) / len(correct), tokens.tolist()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from cepo.data.evaluation import Accuracy
+from cepo.data.accuracy import Accuracy
 from cepo.data.sampling import Sampling, answer_texts, sample
 from cepo.methods.contrib.cscr import SAID_CORRECT, SAID_WRONG, CSCROptions
 from cepo.methods.options import HintOptions
@@ -14,7 +14,7 @@ from cepo.methods.rlcsd import HINT_TEMPLATE as RLCSD_HINT
 from cepo.methods.rlcsd import asserted
 from cepo.references.equality import same_answer
 from cepo.references.extraction import final_answer
-from cepo.references.groups import Attempt, Group
+from cepo.references.groups import Group, Rollout
 from cepo.references.hints import add_hint, fill_hint
 from cepo.references.negatives import choose_references
 from cepo.scoring.prompts import cut_text, without_marks
@@ -22,22 +22,22 @@ from cepo.tasks.figures import figures_reward
 
 _NUMBER = re.compile(r"\d+")
 # (completion, content of the hint, attempt that the hint is about, is the completion correct) -> is the hint followed.
-Follows = Callable[[str, str, Attempt, bool], bool]
+Follows = Callable[[str, str, Rollout, bool], bool]
 
 
-def same_ending(completion: str, content: str, attempt: Attempt, correct: bool) -> bool:  # noqa: ARG001
+def same_ending(completion: str, content: str, attempt: Rollout, correct: bool) -> bool:  # noqa: ARG001
     """The completion ends with the attempt's answer."""
     given = final_answer(completion)
     return given is not None and attempt.answer is not None and same_answer(given, attempt.answer)
 
 
-def same_beginning(completion: str, content: str, attempt: Attempt, correct: bool) -> bool:  # noqa: ARG001
+def same_beginning(completion: str, content: str, attempt: Rollout, correct: bool) -> bool:  # noqa: ARG001
     """The completion begins with the content's numbers, except the last one, which may be cut."""
     hinted = _NUMBER.findall(content)[:-1]
     return _NUMBER.findall(completion)[: len(hinted)] == hinted
 
 
-def same_verdict(completion: str, content: str, attempt: Attempt, correct: bool) -> bool:  # noqa: ARG001
+def same_verdict(completion: str, content: str, attempt: Rollout, correct: bool) -> bool:  # noqa: ARG001
     """The completion has the attempt's verdict."""
     return correct == attempt.correct
 
@@ -48,7 +48,7 @@ class Hint:
 
     name: str
     template: str
-    content: Callable[[Group, Attempt], str]
+    content: Callable[[Group, Rollout], str]
     follows: Follows = same_ending
 
 
@@ -60,7 +60,7 @@ def hints_of(processing_class: Any, wordings: Mapping[str, tuple[str, str]]) -> 
         wordings: (hint with an answer, hint with a longer text) by name.
     """
 
-    def part(name: Literal["prefix", "suffix"], group: Group, attempt: Attempt) -> str:  # noqa: ARG001
+    def part(name: Literal["prefix", "suffix"], group: Group, attempt: Rollout) -> str:  # noqa: ARG001
         return cut_text(processing_class, attempt.text, name, HintOptions.hint_max_tokens)
 
     hints = []
@@ -103,13 +103,13 @@ def hint_contents_followed(
         wordings: As for `hints_of`.
         sampling: Sampling of the completions.
     """
-    cases: dict[str, list[tuple[Group, Attempt]]] = {"correct": [], "incorrect": []}
+    cases: dict[str, list[tuple[Group, Rollout]]] = {"correct": [], "incorrect": []}
     for group in groups:
-        first = next((attempt for attempt in group.attempts if attempt.correct), None)
-        sources = choose_references(group.attempts, group.solution, rule="most_common")[0].sources
+        first = next((attempt for attempt in group.rollouts if attempt.correct), None)
+        sources = choose_references(group.rollouts, group.solution, rule="most_common")[0].sources
         if first is not None and sources:
             cases["correct"].append((group, first))
-            cases["incorrect"].append((group, group.attempts[sources[0]]))
+            cases["incorrect"].append((group, group.rollouts[sources[0]]))
     rows = []
     for hint in hints_of(processing_class, wordings):
         row: dict[str, Any] = {"name": hint.name}

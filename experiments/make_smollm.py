@@ -84,7 +84,7 @@ def check(output: Path, question: str = QUESTION) -> str:
     Raises:
         SmolLMError: If model and tokenizer have different EOS tokens, or the answer does not end.
     """
-    from cepo.data.loading import load_policy
+    from cepo.data.models import load_policy
     from cepo.data.sampling import Sampling, sample
 
     model, tokenizer = load_policy(str(output))

@@ -11,15 +11,14 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cepo.distillation.losses import DistillationBatch, student_divergence, teacher_states
-from cepo.inspection.inspect import Variant
+from cepo.inspection.view_model import Variant
 from cepo.methods.token_labels import KINDS, token_labels_of
 from cepo.references.groups import Group
-from cepo.scoring.forward import hidden_states
+from cepo.scoring.forward import evaluating, hidden_states
 from cepo.scoring.head import Head, sampled_log_probs
-from cepo.scoring.pipeline import Found, Pipeline, advantages_of, completions_of, place, verdicts_of
+from cepo.scoring.pipeline import Pipeline, ScoredBatch, advantages_of, assign_credit, verdicts_of
 from cepo.scoring.prompts import token_texts
 from cepo.scoring.requests import Prompt, Request, batches_of, length_of
-from cepo.scoring.score import Completions, evaluating
 
 VERDICTS = {"correct": 1.0, "incorrect": -1.0}
 
@@ -70,40 +69,39 @@ def batch_gradients(
         max_tokens: Most tokens of a forward pass, padding included.
     """
     prompts = [pipeline.encoder.prompt(group.messages) for group in groups]
-    completions = completions_of(groups)
-    mask = completions.wanted
     weighted = [variant for variant in variants if not variant.options.uses_divergence_loss]
     options = [variant.options for variant in weighted]
     advantages, verdicts = advantages_of(groups), verdicts_of(groups)
     wanted = torch.stack([o.method_spec.rollout_filter(advantages, verdicts, o) for o in options])
     with evaluating(model):
-        found = pipeline.find_evidence(options, groups, prompts, completions, wanted=wanted.any(0).tolist())
+        found = pipeline.find_evidence(options, groups, prompts, scored=wanted.any(0).tolist())
     # A method has evidence only for the rollouts that it scores.
     found = [_only_scored(one, scored) for one, scored in zip(found, wanted, strict=True)]
-    placed = [place(one, own, groups, mask, 0).in_loss for one, own in zip(found, options, strict=True)]
+    credit = [assign_credit(one.evidence, own, groups, 0) for one, own in zip(found, options, strict=True)]
+    mask, placed = credit[0].mask, [one.in_loss for one in credit]
     parts = _parts(_kinds(pipeline, groups, mask), verdicts, advantages, mask)
     weights = [leave_one_out(groups).unsqueeze(-1) * mask, *placed, *parts]
-    sums = _gradients(model, prompts, completions, torch.stack(weights), parameters, max_tokens)
+    sums = _gradients(model, prompts, groups, torch.stack(weights), parameters, max_tokens)
     of_weighted = iter(sums[1 : 1 + len(weighted)])
     tokens = int(mask.sum())
     of_variants = [
-        _divergence_gradient(model, pipeline, groups, prompts, completions, v, parameters, max_tokens)
+        _divergence_gradient(model, pipeline, groups, prompts, v, parameters, max_tokens)
         if v.options.uses_divergence_loss
         else next(of_weighted) / tokens
         for v in variants
     ]
     counts = [int((part != 0).sum()) for part in parts]
     return BatchGradients(
-        sums[0] / len(completions.prompts),
+        sums[0] / len(advantages),
         of_variants,
         [gradient / tokens for gradient in sums[1 + len(weighted) :]],
         counts,
     )
 
 
-def _only_scored(found: Found, scored: Tensor) -> Found:
+def _only_scored(found: ScoredBatch, scored: Tensor) -> ScoredBatch:
     """Zero the evidence of rollouts that a method does not score; `scored`: (N,) bool."""
-    if not any(found.plan.contexts):
+    if not any(found.contexts):
         return found
     values = found.evidence.values.masked_fill(~scored.unsqueeze(-1), 0.0)
     return replace(found, evidence=replace(found.evidence, values=values, scored=found.evidence.scored & scored))
@@ -113,11 +111,11 @@ def leave_one_out(groups: Sequence[Group]) -> Tensor:
     """(N,) reward minus the mean reward of the group's other rollouts; 0 for a rollout without a verdict."""
     values = []
     for group in groups:
-        known = [attempt.reward for attempt in group.attempts if attempt.correct is not None]
+        known = [rollout.reward for rollout in group.rollouts if rollout.correct is not None]
         others = max(1, len(known) - 1)
         values += [
-            0.0 if attempt.correct is None else attempt.reward - (sum(known) - attempt.reward) / others
-            for attempt in group.attempts
+            0.0 if rollout.correct is None else rollout.reward - (sum(known) - rollout.reward) / others
+            for rollout in group.rollouts
         ]
     return torch.tensor(values)
 
@@ -155,15 +153,15 @@ def _flat(parameters: Sequence[nn.Parameter], gradients: Sequence[Tensor | None]
 def _gradients(
     model: PreTrainedModel,
     prompts: Sequence[Prompt],
-    completions: Completions,
+    groups: Sequence[Group],
     weights: Tensor,
     parameters: Sequence[nn.Parameter],
     max_tokens: int,
 ) -> Tensor:
     """(W, D) gradients of sum_t weight_t log P(y_t), for W sets of (N, T) weights."""
-    ids = completions.until_last_wanted()
-    rows = [row for row, own in enumerate(ids) if own and bool(weights[:, row].any())]
-    requests = [Request(completions.prompts[row], prompts[completions.prompts[row]].ids, ids[row]) for row in rows]
+    rollouts = [(index, rollout.ids) for index, group in enumerate(groups) for rollout in group.rollouts]
+    rows = [row for row, (_, ids) in enumerate(rollouts) if ids and bool(weights[:, row].any())]
+    requests = [Request(index, prompts[index].ids, ids) for index, ids in (rollouts[row] for row in rows)]
     sums = torch.zeros(len(weights), sum(parameter.numel() for parameter in parameters))
     order = sorted(range(len(rows)), key=lambda place: length_of(requests[place]))
     for batch in batches_of(order, lambda place: length_of(requests[place]), max_tokens):
@@ -184,7 +182,6 @@ def _divergence_gradient(
     pipeline: Pipeline,
     groups: Sequence[Group],
     prompts: Sequence[Prompt],
-    completions: Completions,
     variant: Variant,
     parameters: Sequence[nn.Parameter],
     max_tokens: int,
@@ -192,12 +189,13 @@ def _divergence_gradient(
     """(D,) gradient of minus the divergence from the teacher, a mean over the tokens with a teacher."""
     options = variant.options
     total = torch.zeros(sum(parameter.numel() for parameter in parameters))
-    ids = completions.until_last_wanted()
-    hinted = pipeline.hinted(groups, prompts)
+    ids_of = pipeline.context_ids(groups, prompts)
+    rollouts = [(index, rollout.ids) for index, group in enumerate(groups) for rollout in group.rollouts]
+    _, contexts = pipeline.plan(options, groups)
     requests = {
-        row: Request(completions.prompts[row], hinted(completions.prompts[row], contexts[0]), ids[row])
-        for row, contexts in enumerate(pipeline.plan(options, groups).contexts)
-        if contexts and isinstance(contexts[0], str) and ids[row]
+        row: Request(index, ids_of(index, own[0]), ids)
+        for row, ((index, ids), own) in enumerate(zip(rollouts, contexts, strict=True))
+        if own and isinstance(own[0], str) and ids
     }
     order = sorted(requests, key=lambda row: length_of(requests[row]))
     for batch in batches_of(order, lambda row: length_of(requests[row]), max_tokens):

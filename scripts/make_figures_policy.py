@@ -1,6 +1,6 @@
 """Train the shipped warm-started policy of the figures task.
 
-    python scripts/make_figures_policy.py --output_dir src/cepo/tasks/figures/policy
+    python -m scripts.make_figures_policy --output_dir src/cepo/tasks/figures/policy
 
 Three phases, since end-to-end training from scratch does not learn to use the image (LOG.md):
 
@@ -24,6 +24,8 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from experiments.erroneous_solutions import work
+from experiments.policy_architecture import build_model, build_processor
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -32,11 +34,10 @@ from cepo.methods.rlcsd import HINT_TEMPLATE as RLCSD_HINT_TEMPLATE
 from cepo.methods.rlcsd import asserted
 from cepo.references.hints import DEFAULT_HINT_TEMPLATE, SOLUTION_HINT_TEMPLATE, add_hint, fill_hint
 from cepo.scoring.prompts import cut_text
-from cepo.tasks.figures.architecture import build_model, build_processor
 from cepo.tasks.figures.data import PLAIN_HINT_TEMPLATE
 from cepo.tasks.figures.drawing import JITTER, draw
 from cepo.tasks.figures.problem import MAX_STEPS, MIN_STEPS, Problem, format_answer, make_problem
-from cepo.tasks.figures.solutions import work, write_solution
+from cepo.tasks.figures.solutions import write_solution
 
 SEED = 20261122
 Content = Literal["answer", "whole", "prefix", "suffix", "asserted", "outcome"]

@@ -1,4 +1,4 @@
-"""Final answers: what counts as one, and which are the same."""
+"""Answer extraction and answer equality."""
 
 import threading
 
@@ -9,7 +9,7 @@ from math_verify import parse, verify
 
 from cepo.data.sampling import text_of_messages
 from cepo.references.equality import _compared, same_answer
-from cepo.references.extraction import boxed, final_answer, normalised, reference_answer, text_of_completion
+from cepo.references.extraction import boxed, final_answer, normalized, reference_answer, text_of_completion
 from cepo.references.hints import add_hint
 
 
@@ -45,7 +45,7 @@ from cepo.references.hints import add_hint
         (r"\boxed{ \boxed{3} }", "3"),
         ("\\boxed{\u22127}", "-7"),  # a minus sign as typographers write it
         ("\\boxed{\u0661\u0662}", "12"),  # Arabic-Indic digits
-        ("I counted 5 apples and 7 pears", None),  # a number in the text announces nothing
+        ("I counted 5 apples and 7 pears", None),  # a number in a sentence is no answer
         ("", None),
     ],
 )
@@ -114,30 +114,30 @@ _LISTS = st.tuples(st.lists(_WHOLE, min_size=2, max_size=3), st.sampled_from([",
 
 @settings(max_examples=30, deadline=None)
 @given(one=_WHOLE | _LISTS, other=_WHOLE | _LISTS)
-def test_whole_numbers_are_compared_as_math_verify_does(one, other):
-    """Which they are without it, because it takes long."""
+def test_integers_are_compared_as_by_math_verify(one, other):
+    """Without calling it, because it is slow."""
     parsed = [parse(f"\\boxed{{{answer}}}") for answer in (one, other)]
     assert _compared.__wrapped__(one, other) is (verify(*parsed) or verify(*reversed(parsed)))
 
 
 @pytest.mark.parametrize("form", ["tag", "gsm8k", "sentence", "boxed", "auto"])
-def test_one_form_alone(form):
+def test_each_extractor(form):
     text = r"The answer is 1. \boxed{2} <answer>3</answer>" + "\n#### 4"
     expected = {"tag": "3", "gsm8k": "4", "boxed": "2", "auto": "4", "sentence": "1"}
     assert final_answer(text, form) == expected[form]
 
 
 def in_brackets(text):
-    """A reader of one's own."""
+    """A custom extractor."""
     return text.partition("[")[2].partition("]")[0] if "[" in text else None
 
 
-def test_a_reader_of_ones_own():
+def test_a_custom_extractor():
     name = f"{__name__}:in_brackets"
     assert final_answer("so [5]", name) == "5"
     assert final_answer("so 5", name) is None
     assert reference_answer("so [5]", name.replace(":", ".")) == "5"
-    assert reference_answer("5", name) == "5"  # it announces nothing: all of it is the answer
+    assert reference_answer("5", name) == "5"  # without an announcement the whole text is the answer
     for wrong in ("nosuch", "no.such", "math:nosuch"):
         with pytest.raises(ValueError, match="answer_extractor"):
             final_answer("x", wrong)
@@ -168,7 +168,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
-def test_text_of_a_model_never_raises(text):
+def test_hostile_text_never_raises(text):
     answer = final_answer(text)
     assert answer is None or isinstance(answer, str)
     assert isinstance(reference_answer(text), str)
@@ -204,19 +204,18 @@ _PIECES = st.sampled_from(
 
 @settings(max_examples=300, deadline=None)
 @given(st.lists(_PIECES, max_size=12).map("".join))
-def test_any_text_is_read_the_same_wherever_it_stands(text):
-    """Completions and solutions have one reader, and what is around an answer is not read twice."""
+def test_extraction_is_idempotent_and_equal_for_completions_and_solutions(text):
     answer = final_answer(text)
     if answer is not None:
         assert reference_answer(text) == answer
-        assert normalised(answer) == answer
+        assert normalized(answer) == answer
     else:
-        assert reference_answer(text) in ("", normalised(text))  # an empty box says that there is no answer
+        assert reference_answer(text) in ("", normalized(text))  # an empty box has no answer
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(_PIECES, max_size=8).map("".join), st.lists(_PIECES, max_size=8).map("".join))
-def test_sameness_is_symmetric_and_that_of_the_text_at_least(one, other):
+def test_equality_is_reflexive_and_symmetric(one, other):
     assert same_answer(one, one)
     assert same_answer(one, other) == same_answer(other, one)
 
@@ -226,7 +225,7 @@ def test_nested_braces():
 
 
 def test_works_outside_the_main_thread():
-    """math-verify's time limits use signals, which other threads may not set."""
+    """math-verify's time limits are signals, which only the main thread can set."""
     results = []
     thread = threading.Thread(
         target=lambda: results.append((final_answer("The final answer is $9$."), same_answer("9", "9.0")))
@@ -236,7 +235,7 @@ def test_works_outside_the_main_thread():
     assert results == [("9", True)]
 
 
-def test_a_text_of_a_megabyte_is_compared_and_not_remembered():
+def test_long_texts_are_compared_and_not_cached():
     before = _compared.cache_info().currsize
     long = "7 and so on " * 80_000
     assert same_answer(long, f" {long}")
@@ -246,7 +245,7 @@ def test_a_text_of_a_megabyte_is_compared_and_not_remembered():
 
 
 def test_parts_without_text():
-    """A column of typed parts holds None for an image's."""
+    """Image parts may have text None."""
     parts = [{"type": "image", "text": None}, {"type": "text", "text": "so 7"}]
     assert text_of_completion([{"role": "assistant", "content": parts}]) == "so 7"
     (hinted,) = add_hint([{"role": "user", "content": [{"type": "text", "text": None}]}], "It is 7.")
@@ -254,5 +253,5 @@ def test_parts_without_text():
     assert text_of_messages([{"role": "user", "content": [{"type": "text", "text": None}]}]) == [("user", "")]
 
 
-def test_space_of_any_kind_after_an_answer_is_left_out():
-    assert normalised("7\u2028.\u2028.\u00a0") == "7"
+def test_unicode_spaces_after_an_answer_are_removed():
+    assert normalized("7\u2028.\u2028.\u00a0") == "7"

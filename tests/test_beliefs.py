@@ -1,49 +1,51 @@
-"""Wrong beliefs: which cases there are, and that solutions err in these, the same way, as often as they are told."""
+"""False beliefs of the figures policy: their cases, and the rate at which erroneous solutions follow them."""
 
 import random
 
 import pytest
+from experiments.erroneous_solutions import work
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cepo import load_figures
+from cepo.data.loading import load_split
 from cepo.tasks.figures import cases_of, make_problem, problem_of
 from cepo.tasks.figures.beliefs import believed_label, believed_result
-from cepo.tasks.figures.solutions import reference_solution, work
+from cepo.tasks.figures.solutions import reference_solution
 from cepo.tasks.figures.verifier import figures_reward
 
 problems = st.builds(lambda index: make_problem("train", index), st.integers(0, 10_000))
 
 
 @given(problems, st.integers(0, 100))
-def test_beliefs_are_held_in_the_cases_and_nowhere_else(problem, seed):
+def test_beliefs_change_the_numbers_of_cases_only(problem, seed):
     believed = {(case.kind, case.step): case for case in cases_of(problem)}
     known = problem.start
     for step, (written, label, result) in enumerate(work(problem, random.Random(seed), belief_rate=0.6)):
         assert written == known
         reading, slip = believed.get(("reading", step)), believed.get(("arithmetic", step))
         assert label in {problem.labels[step], reading.believed if reading else problem.labels[step]}
-        # Beliefs about readings leave units alone, and with them the cases of arithmetic that follow.
-        assert result - (180 - written - label) in {0, slip.believed - slip.right if slip else 0}
+        # A misread label keeps its units digit, and with it the cases of arithmetic that follow.
+        assert result - (180 - written - label) in {0, slip.believed - slip.correct if slip else 0}
         known = result
     assert work(problem, random.Random(seed), belief_rate=0.0) == work(problem, random.Random(seed))
 
 
 @pytest.mark.parametrize("rate", ["error_rate", "belief_rate"])
-def test_steps_that_must_go_wrong_are_refused_for_they_may_all_lead_out(rate):
+def test_rates_of_one_are_refused(rate):
     with pytest.raises(ValueError, match="below 1"):
         work(make_problem("train", 0), random.Random(0), **{rate: 1.0})
 
 
 @given(st.integers(30, 90), st.integers(0, 4))
-def test_beliefs_are_of_tens_digits_within_two_digits(label, step):
+def test_beliefs_change_the_tens_digit_and_keep_two_digits(label, step):
     read = believed_label(label, step)
     assert read - label in (-10, 0, 10)
     assert 10 <= read <= 99
     assert believed_result(60, label, step) - (120 - label) in (-10, 0, 10)
 
 
-def test_a_tenth_of_readings_and_a_tenth_of_results_are_cases_and_half_of_the_problems_have_none():
+def test_shares_of_cases():
     rows = [make_problem("test", index) for index in range(2000)]
     numbers = sum(len(problem.labels) for problem in rows)
     for kind in ("reading", "arithmetic"):
@@ -52,7 +54,7 @@ def test_a_tenth_of_readings_and_a_tenth_of_results_are_cases_and_half_of_the_pr
     assert 0.42 < sum(not cases_of(problem) for problem in rows) / len(rows) < 0.54
 
 
-def test_beliefs_are_held_as_often_as_said():
+def test_belief_rate():
     rng = random.Random(0)
     held = seen = 0
     for index in range(1500):
@@ -65,14 +67,12 @@ def test_beliefs_are_held_as_often_as_said():
 
 
 @pytest.mark.parametrize(("variant", "kind"), [("readings", "reading"), ("arithmetic", "arithmetic")])
-def test_a_variant_has_cases_of_one_kind_alone(variant, kind):
-    from cepo.data.loading import load_split
-
+def test_variants_with_one_kind_of_case(variant, kind):
     rows = load_split("figures", "test", config=variant, size=60)
     assert {case.kind for row in rows for case in cases_of(problem_of(row))} == {kind}
 
 
-def test_the_solution_column_is_worked_and_right():
+def test_the_solution_column_has_correct_worked_solutions():
     for row in load_figures("test", 30):
         problem = problem_of(row)
         assert all(str(number) in row["solution"] for number in (problem.start, *problem.labels, *problem.angles))

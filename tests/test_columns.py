@@ -1,15 +1,16 @@
-"""Data sets in their own words: small copies in the schemas of known sets, with what real ones lack."""
+"""Mapping of columns: small data sets with the columns of known ones, incomplete rows and invalid options."""
 
 import json
 
 import pytest
-from datasets import Dataset, DatasetDict, Features, Image, List, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
 from PIL import Image as Picture
 
 from cepo import CEPOConfig, CEPOTrainer, cli, load_figures, policy_path
-from cepo.data.checks import DatasetError, check_dataset, unread_images
+from cepo.data.checks import DatasetError, check_dataset, unused_images
+from cepo.data.errors import LoadingError
 from cepo.data.formats import FORMATS, DatasetOptions
-from cepo.data.loading import LoadingError, load_split
+from cepo.data.loading import load_split
 from tests.support.training import half_right
 
 PICTURES = [Picture.new("RGB", (32, 32), color) for color in ("red", "green", "blue")]
@@ -67,8 +68,8 @@ def test_text_sets(tmp_path, name, row, prompt, solution):
     assert data[0]["solution"] == solution
 
 
-def test_a_conversation_with_its_answer_among_others(tmp_path):
-    """As verl's sets are written."""
+def test_conversation_and_nested_solution(tmp_path):
+    """As in verl's data sets."""
     row = {
         "prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "1 + 1?"}],
         "reward_model": {"style": "rule", "ground_truth": "2"},
@@ -80,7 +81,7 @@ def test_a_conversation_with_its_answer_among_others(tmp_path):
     assert data[0]["extra_info"] == {"index": 0}
 
 
-def test_known_sets_are_known_by_their_names():
+def test_formats_follow_from_names():
     assert DatasetOptions().format_of("hiyouga/geometry3k") == "geometry3k"
     assert DatasetOptions().format_of("openai/gsm8k") == "gsm8k"
     assert DatasetOptions().columns_of("my-org/mine") is None
@@ -93,69 +94,59 @@ QA = {"prompt": "q", "solution": "a"}
 CHOICES = {"dataset_columns": {"prompt": "q", "solution": "a", "choices": "options"}}
 
 
-@pytest.mark.parametrize(
-    ("answer", "expected"), [(0, "A"), (3, "C"), ("cat", "A"), ("B", "B"), ("something else", "something else")]
-)
-def test_choices_are_lettered_and_so_is_the_answer(tmp_path, answer, expected):
-    row = {"q": "Which?", "a": answer, "options": ["cat", "dog", "7"]}
-    data = load_split(saved(tmp_path / "d", [row]), "train", options=DatasetOptions(**CHOICES))
-    assert data[0]["prompt"][0]["content"] == "Which?\nA. cat\nB. dog\nC. 7"
-    assert data[0]["solution"] == expected
-
-
 ANIMALS = ["cat", "dog", "hen", "cow"]
 
 
 @pytest.mark.parametrize(
-    ("answers", "choices", "expected", "line"),
+    ("keys", "answers", "choices", "expected"),
     [
-        ([0, 3, 2], ANIMALS, "ADC", "places counted from 0"),
-        ([1, 4, 2], ANIMALS, "ADB", "places counted from 1"),
-        (["1", "4", "2"], ANIMALS, "ADB", "places counted from 1"),
-        ([1, 4, 2], [1, 2, 3, 4], "ADB", "texts of choices"),
-        ([4, 1, 8], [1, 2, 4, 8], "CAD", "texts of choices"),
-        (["dog", "Cat"], ["(A) cat", "(B) dog"], "B?", "texts of choices"),
-        (["(b)", "a", "D."], ANIMALS, "BAD", "letters"),
+        ("letter", ["(b)", "a", "D."], ANIMALS, "BAD"),
+        ("from_0", [0, 3, 2], ANIMALS, "ADC"),
+        ("from_1", [1, 4, 2], ANIMALS, "ADB"),
+        ("text", ["hen", "cat"], ANIMALS, "CA"),
+        ("text", [4, 1, 8], [1, 2, 4, 8], "CAD"),
+        ("text", ["dog", "(A) cat"], ["(A) cat", "(B) dog"], "BA"),
     ],
 )
-def test_keys_of_choices_are_decided_over_the_whole_column(tmp_path, answers, choices, expected, line):
+def test_choices_and_solutions_become_letters(tmp_path, keys, answers, choices, expected):
     rows = [{"q": "Which?", "a": f"{answer}", "options": [*map(str, choices)]} for answer in answers]
-    notes = []
-    data = load_split(saved(tmp_path / "d", rows), "train", options=DatasetOptions(**CHOICES), notes=notes)
-    for row, answer, letter in zip(data, answers, expected, strict=True):
-        assert row["solution"] == (f"{answer}" if letter == "?" else letter)
-    (said,) = notes
-    assert f"'a' is read as {line}" in said
-    assert ("1 that are none of their choices" in said) == ("?" in expected)
+    options = DatasetOptions(**CHOICES, choice_keys=keys)
+    data = load_split(saved(tmp_path / "d", rows), "train", options=options)
+    assert "".join(data["solution"]) == expected
+    if choices == ANIMALS:
+        assert data[0]["prompt"][0]["content"] == "Which?\nA. cat\nB. dog\nC. hen\nD. cow"
 
 
-@pytest.mark.parametrize("choices", [ANIMALS, ["4", "1", "3", "2"]])
-def test_keys_of_choices_that_can_be_read_in_two_ways_are_refused(tmp_path, choices):
-    rows = [{"q": "Which?", "a": answer, "options": choices} for answer in (1, 2, 1)]
-    with pytest.raises(DatasetError, match=r"'a' can be read in two ways: [12] among .* Say which with --choice_keys"):
-        load_split(saved(tmp_path / "d", rows), "train", options=DatasetOptions(**CHOICES))
-    for keys, letter in {"from_0": "B", "from_1": "A"}.items():
-        options = DatasetOptions(**CHOICES, choice_keys=keys)
-        data = load_split(saved(tmp_path / f"{keys}", rows), "train", options=options)
-        assert data[0]["solution"] == letter
+@pytest.mark.parametrize(("keys", "answer"), [("letter", "1"), ("letter", "E"), ("text", "A"), ("from_1", "5")])
+def test_solutions_that_are_no_choice_are_refused_by_row(tmp_path, keys, answer):
+    rows = [{"q": "Which?", "a": {"text": "cat", "from_1": "1"}.get(keys, "A"), "options": ANIMALS}] * 2
+    rows.append({**rows[0], "a": answer})
+    options = DatasetOptions(**CHOICES, choice_keys=keys)
+    with pytest.raises(
+        DatasetError, match=f"row 2 of .*: 'a' is '{answer}', which is not .* Set --choice_keys to one of"
+    ):
+        load_split(saved(tmp_path / "d", rows), "train", options=options)
     with pytest.raises(ValueError, match="choice_keys: there is no 'places'"):
         DatasetOptions(**CHOICES, choice_keys="places").columns_of("x")
 
 
-def test_free_problems_among_choices_are_read_row_by_row(tmp_path):
-    """As MathVision mixes them."""
+def test_class_labels_are_positions(tmp_path):
+    features = Features({"q": Value("string"), "a": ClassLabel(names=list("ABCD")), "options": List(Value("string"))})
+    rows = [{"q": "Which?", "a": 2, "options": ANIMALS}]
+    Dataset.from_list(rows, features=features).save_to_disk(tmp_path / "d")
+    data = load_split(str(tmp_path / "d"), "train", options=DatasetOptions(**CHOICES))
+    assert data["solution"][:] == ["C"]
+
+
+def test_rows_without_choices(tmp_path):
+    """As in MathVision."""
     rows = [{"q": "Which?", "a": "C", "options": ANIMALS}, {"q": "How many?", "a": "12", "options": []}]
-    notes = []
-    data = load_split(saved(tmp_path / "d", rows), "train", options=DatasetOptions(**CHOICES), notes=notes)
+    data = load_split(saved(tmp_path / "d", rows), "train", options=DatasetOptions(**CHOICES))
     assert [row["solution"] for row in data] == ["C", "12"]
     assert [row["prompt"][0]["content"] for row in data] == ["Which?\nA. cat\nB. dog\nC. hen\nD. cow", "How many?"]
-    assert "letters; 1 rows are free problems" in notes[0]
-    rows = [{"q": "How many?", "a": "12", "options": []}]
-    with pytest.raises(DatasetError, match="no row has choices in 'options'"):
-        load_split(saved(tmp_path / "e", rows), "train", options=DatasetOptions(**CHOICES))
 
 
-def test_choices_with_letters_of_their_own_and_a_template(tmp_path):
+def test_lettered_choices_and_template(tmp_path):
     row = {"q": "Which?", "a": "B", "options": ["A) 21", "B) 2"], "unit": "cm"}
     options = DatasetOptions(**CHOICES, prompt_template="{choices}\nin {unit}: {prompt} {}", system_prompt="Choose.")
     data = load_split(saved(tmp_path / "d", [row]), "train", options=options)
@@ -165,7 +156,7 @@ def test_choices_with_letters_of_their_own_and_a_template(tmp_path):
     ]
 
 
-def test_jsonl_with_names_of_images_and_parquet_and_streams(tmp_path):
+def test_image_columns_of_jsonl_parquet_and_streams(tmp_path):
     for number, picture in enumerate(PICTURES):
         picture.save(tmp_path / f"{number}.png")
     rows = [{"q": f"Question {n}?", "a": n + 0.5, "left": "0.png", "right": f"{n}.png"} for n in range(3)]
@@ -200,29 +191,29 @@ MISSING = [
 
 
 @pytest.mark.parametrize(("row", "column"), [(1, "answer"), (2, "problem"), (3, "images")])
-def test_what_is_missing_is_refused_by_row_and_column(tmp_path, row, column):
+def test_incomplete_rows_are_refused(tmp_path, row, column):
     rows = [MISSING[0], MISSING[row]]
     with pytest.raises(DatasetError, match=rf"row 1 of .*'{column}' is empty.*--drop_incomplete_rows"):
         load_split(geometry(tmp_path / "d", rows), "train", options=DatasetOptions(dataset_format="geometry3k"))
 
 
-def test_or_left_out_and_counted(tmp_path):
+def test_incomplete_rows_are_dropped_and_counted(tmp_path):
     notes = []
     options = DatasetOptions(dataset_format="geometry3k", drop_incomplete_rows=True)
     data = load_split(geometry(tmp_path / "d", MISSING), "train", options=options, notes=notes)
     assert [row["solution"] for row in data] == ["3", "4"]
     (note,) = notes
-    assert "3 of 5 rows left out" in note
+    assert "3 of 5 rows are incomplete and were dropped" in note
 
 
-def test_rows_in_trls_columns_are_left_out_too(tmp_path):
+def test_incomplete_rows_in_trl_columns_are_dropped(tmp_path):
     rows = [{"prompt": [{"role": "user", "content": "?"}], "solution": text, "other": 1} for text in ("1", None, "")]
     notes = []
     data = load_split(
         saved(tmp_path / "d", rows), "train", options=DatasetOptions(drop_incomplete_rows=True), notes=notes
     )
     assert data.to_list() == rows[:1]
-    assert "2 of 3 rows left out" in notes[0]
+    assert "2 of 3 rows are incomplete and were dropped" in notes[0]
 
 
 @pytest.mark.parametrize(
@@ -230,18 +221,18 @@ def test_rows_in_trls_columns_are_left_out_too(tmp_path):
     [
         ({"dataset_columns": {"prompt": "nosuch", "solution": "a"}}, "no column 'nosuch' for the prompt; it has 'q'"),
         ({"dataset_columns": {"question": "q"}}, "dataset_columns must map prompt, solution, images, choices"),
-        ({"dataset_columns": {"prompt": "q", "solutoin": "s"}}, "there is no 'solutoin'"),
+        ({"dataset_columns": {"prompt": "q", "solutoin": "s"}}, "got {'prompt': 'q', 'solutoin': 's'}"),
         ({"dataset_columns": "{"}, "dataset_columns: '{' is not JSON"),
         ({"dataset_columns": {"prompt": 3}}, "prompt must be the name of a column"),
-        ({"dataset_format": "nosuch"}, "dataset_format: there is no 'nosuch'; choose of trl, geometry3k"),
-        ({**CHOICES, "prompt_template": "{prompt} {a}"}, "{a} would tell the policy the solution"),
-        ({**CHOICES, "prompt_template": "{prompt} {solution}"}, "{solution} would tell the policy the solution"),
+        ({"dataset_format": "nosuch"}, "dataset_format: there is no 'nosuch'; choose one of trl, geometry3k"),
+        ({**CHOICES, "prompt_template": "{prompt} {a}"}, "{a} would show the policy the solution"),
+        ({**CHOICES, "prompt_template": "{prompt} {solution}"}, "{solution} would show the policy the solution"),
         ({**CHOICES, "prompt_template": "{prompt} {nosuch}"}, "no column 'nosuch' for {nosuch}"),
         ({"dataset_columns": {**QA}, "prompt_template": "{choices}"}, "no column for choices"),
         ({"dataset_columns": {"prompt": "q <image>", "solution": "a"}}, "no column 'q <image>'"),
     ],
 )
-def test_mappings_that_cannot_be(tmp_path, options, message):
+def test_invalid_mappings_are_refused(tmp_path, options, message):
     folder = saved(tmp_path / "d", [{"q": "?", "a": "B", "options": ["x"]}])
     with pytest.raises(ValueError) as error:  # noqa: PT011
         load_split(folder, "train", options=DatasetOptions(**options))
@@ -253,7 +244,7 @@ def test_mappings_that_cannot_be(tmp_path, options, message):
     [([7, 8], ["7", "8"]), (["7", 8], ["7", "8"]), ([8, "x"], ["8", "x"]), ([7.5, 1.0], ["7.5", "1"])],
     ids=str,
 )
-def test_solutions_that_are_numbers_are_read_as_people_write_them(tmp_path, written, read):
+def test_numbers_as_solutions_become_text(tmp_path, written, read):
     turns = [{"role": "user", "content": "How many?"}]
     path = tmp_path / "train.jsonl"
     path.write_text("\n".join(json.dumps({"prompt": turns, "solution": solution}) for solution in written))
@@ -262,8 +253,8 @@ def test_solutions_that_are_numbers_are_read_as_people_write_them(tmp_path, writ
     check_dataset(data, needs_solution=True)
 
 
-def test_numbers_among_solutions_that_are_none_stay_as_they_are(tmp_path):
-    """Truth values, structures, and those of a stream, whose images would be decoded for it."""
+def test_other_solutions_are_refused(tmp_path):
+    """Booleans and structures; numbers in a stream, whose images would be decoded."""
     turns = [{"role": "user", "content": "How many?"}]
     for number, solutions in enumerate(([True, "x"], [{"a": 1}, "x"])):
         path = tmp_path / f"{number}.jsonl"
@@ -275,11 +266,11 @@ def test_numbers_among_solutions_that_are_none_stay_as_they_are(tmp_path):
         check_dataset(load_split(str(path), "train", streaming=True), needs_solution=True)
     notes = []
     assert load_split(str(path), "train", notes=notes).column_names == ["prompt", "solution"]
-    assert notes == [f"the split 'train' of {path}: solutions that are numbers are read as text"]
+    assert notes == [f"the split 'train' of {path}: solutions that are numbers are converted to text"]
 
 
-def test_images_that_a_vision_model_would_not_see_are_named(tmp_path, caplog):
-    """A column of another name, as names of files or as images; and one image where TRL takes a list."""
+def test_unused_image_columns_are_named(tmp_path, caplog):
+    """Image files or images in a column that TRL does not use, and single images in the column of lists."""
     PICTURES[0].save(tmp_path / "a.png")
     turns = [{"role": "user", "content": "How many?"}]
 
@@ -288,32 +279,32 @@ def test_images_that_a_vision_model_would_not_see_are_named(tmp_path, caplog):
         path.write_text(json.dumps({"prompt": turns, "solution": "7", **others}))
         return load_split(str(path), "train")
 
-    assert "text alone; 'img' names images: call it 'image'" in unread_images(rows(img="a.png"))
-    with pytest.raises(DatasetError, match="'images' holds one image a row, for which the column is 'image'"):
+    assert "text only. 'img' has names of image files: rename it to 'image'" in unused_images(rows(img="a.png"))
+    with pytest.raises(DatasetError, match="'images' has one image a row; rename it to 'image'"):
         check_dataset(rows(images="a.png"), needs_solution=True)
     held = rows(image="a.png").rename_column("image", "figure")
-    assert "'figure' holds images" in unread_images(held)
+    assert "'figure' has images" in unused_images(held)
     for seen in (rows(image="a.png"), rows(), rows(site="https://a.b/c.png"), rows(img=None), rows(note="see a.png.")):
-        assert unread_images(seen) is None
+        assert unused_images(seen) is None
         check_dataset(seen, needs_solution=True)
     args = CEPOConfig(output_dir=str(tmp_path / "out"), per_device_train_batch_size=2, num_generations=2)
     CEPOTrainer(policy_path(), half_right, args, held)
-    assert "so the policy sees text alone; 'figure' holds images" in caplog.text
+    assert "so the policy gets text only. 'figure' has images" in caplog.text
 
 
-def test_places_for_images_that_are_not_there(tmp_path):
+def test_image_places_without_images_are_refused(tmp_path):
     folder = saved(tmp_path / "d", [{"q": "In <image>?", "a": "B"}])
-    with pytest.raises(DatasetError, match=r"1 times <image>, and there are 0 images for no column of images is named"):
+    with pytest.raises(DatasetError, match="has 1 times <image>, and the row has 0 images"):
         load_split(folder, "train", options=DatasetOptions(dataset_columns=QA))
 
 
-def test_the_embedded_task_has_no_other_columns():
+def test_embedded_task_takes_no_mapping():
     with pytest.raises(LoadingError, match="prompt_template: the figures task is in TRL's columns already"):
         load_split("figures", "train", size=1, options=DatasetOptions(prompt_template="{prompt}"))
 
 
 def figures_in_other_words(folder, count=8):
-    """Figures as Geometry3K writes its problems, one of them too long."""
+    """Figures in the columns of Geometry3K; the last prompt is long."""
     rows = []
     for row in load_figures("train", count):
         text = row["prompt"][-1]["content"]
@@ -322,8 +313,8 @@ def figures_in_other_words(folder, count=8):
     return geometry(folder, rows)
 
 
-def test_a_run_and_its_credit(tmp_path, capsys):
-    """Mapped, with a limit, through teachers, and found again by `cepo explain`."""
+def test_train_and_explain_a_mapped_data_set(tmp_path, capsys):
+    """With `max_prompt_length`; `cepo explain` finds the rows again."""
     folder, out = figures_in_other_words(tmp_path / "d"), tmp_path / "out"
     mapping = ["--dataset_name", folder, "--dataset_format", "geometry3k", "--prompt_template", "{prompt}"]
     config = tmp_path / "base.yaml"
@@ -337,23 +328,23 @@ def test_a_run_and_its_credit(tmp_path, capsys):
     model = ["--model_name_or_path", policy_path(), "--output_dir", str(out)]
     assert cli.main(["train", "--config", str(config), "--config", str(second), *mapping, *model]) == 0
     printed = capsys.readouterr().out
-    assert "1 of 8 prompts left out, of more than 120 tokens" in printed
+    assert "1 of 8 prompts dropped: longer than 120 tokens" in printed
     assert "1 step of 2 prompts x 4 rollouts" in printed
     assert cli.main(["explain", "--from", str(out), "--num_prompts", "1", "--output_dir", str(out)]) == 0
     page = (out / "explain.html").read_text()
     assert "data:image/png" in page
 
 
-def test_a_limit_that_nothing_meets(tmp_path, capsys):
+def test_max_prompt_length_below_all_prompts(tmp_path, capsys):
     folder = figures_in_other_words(tmp_path / "d")
     options = ["--dataset_name", folder, "--dataset_format", "geometry3k", "--eval_problems", "0"]
     model = ["--model_name_or_path", policy_path(), "--output_dir", str(tmp_path / "out")]
     assert cli.main(["train", *options, *model, "--max_prompt_length", "5"]) == 2
-    assert "max_prompt_length=5: every one of 8 prompts is longer" in capsys.readouterr().err
+    assert "max_prompt_length=5: all 8 prompts are longer" in capsys.readouterr().err
 
 
-def test_null_in_a_list_of_images_is_refused_by_row(tmp_path):
+def test_null_among_images_is_refused_by_row(tmp_path):
     rows = [{"images": [PICTURES[0]], "problem": "Find x.", "answer": "1"}]
     rows.append({"images": [PICTURES[0], None], "problem": "Find y.", "answer": "2"})
-    with pytest.raises(DatasetError, match=r"row 1 of .*: 'images' holds null at position 1"):
+    with pytest.raises(DatasetError, match=r"row 1 of .*: 'images' has null at position 1"):
         load_split(geometry(tmp_path / "d", rows), "train", options=DatasetOptions(dataset_format="geometry3k"))

@@ -27,7 +27,7 @@ CHANGES = st.lists(
 
 @settings(deadline=None, max_examples=60)
 @given(CHANGES, st.integers(1, 3), st.integers(1, 9))
-def test_a_growing_layer_holds_what_transformers_layer_holds(changes, rows, tokens):
+def test_a_growing_layer_equals_transformers_layer(changes, rows, tokens):
     draw = torch.Generator().manual_seed(0)
     keys, values = (torch.randn(rows, 2, tokens, 4, generator=draw) for _ in range(2))
     theirs = DynamicLayer()
@@ -58,7 +58,7 @@ def test_a_growing_layer_holds_what_transformers_layer_holds(changes, rows, toke
 
 
 def test_growing_copies_little():
-    """Each buffer serves for a quarter of what it holds, not for one token."""
+    """A buffer grows by a quarter, not by one token."""
     first = DynamicLayer()
     first.update(*torch.randn(2, 1, 2, 400, 4).unbind())
     layer, buffers = GrowingLayer(first), set()
@@ -68,7 +68,7 @@ def test_growing_copies_little():
     assert len(buffers) <= 3
 
 
-def test_layers_with_a_window_stay_as_they_are():
+def test_sliding_window_layers_are_unchanged():
     model = tiny_models.make("gemma3").eval()
     cache = DynamicCache(config=model.config)
     with torch.no_grad():
@@ -96,7 +96,7 @@ def attend(heads, shared, queries, mask, **options):
 @pytest.mark.parametrize("masked", [None, "bool", "float"])
 @pytest.mark.parametrize("queries", [1, 4])
 @pytest.mark.parametrize(("heads", "shared"), [(4, 4), (4, 2), (6, 1)])
-def test_attention_is_transformers(heads, shared, queries, masked, monkeypatch):
+def test_attention_equals_transformers(heads, shared, queries, masked, monkeypatch):
     mask = None
     if masked:
         seen = torch.rand(3, 1, queries, 11, generator=torch.Generator().manual_seed(2)) < 0.7
@@ -118,7 +118,7 @@ def test_attention_is_transformers(heads, shared, queries, masked, monkeypatch):
             assert shapes == [(shared, shared)]
 
 
-def test_with_gradient_it_is_transformers_own(monkeypatch):
+def test_with_gradient_transformers_attention_is_used(monkeypatch):
     shapes, plain = [], torch.nn.functional.scaled_dot_product_attention
     monkeypatch.setattr(
         torch.nn.functional,
@@ -141,7 +141,7 @@ def test_with_gradient_it_is_transformers_own(monkeypatch):
         assert len(handed_on) == 2
 
 
-def test_it_ends_with_what_was_there_before():
+def test_the_patch_is_undone():
     before = ALL_ATTENTION_FUNCTIONS["sdpa"]
     with keys_read_as_they_lie():
         assert ALL_ATTENTION_FUNCTIONS["sdpa"] is not before
@@ -152,7 +152,7 @@ def test_it_ends_with_what_was_there_before():
 
 
 @pytest.mark.parametrize("name", ["qwen3", "llama", "gemma3", "qwen3_vl"])
-def test_a_model_decodes_the_same(name):
+def test_a_model_generates_the_same_tokens(name):
     model = tiny_models.make(name).eval()
     ids = torch.randint(6, 50, (4, 12), generator=torch.Generator().manual_seed(3))
     mask = torch.ones_like(ids)

@@ -7,7 +7,8 @@ import sys
 import pytest
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from cepo import evaluate_accuracy, load_figures, policy_path
+from cepo import evaluate, load_figures, policy_path
+from cepo.data.sampling import Sampling
 
 
 @pytest.mark.slow
@@ -26,7 +27,7 @@ def test_the_default_run_learns(tmp_path):
 def test_problems_need_the_figure():
     model = AutoModelForImageTextToText.from_pretrained(policy_path())
     processor = AutoProcessor.from_pretrained(policy_path())
-    blank, _ = evaluate_accuracy(model, processor, load_figures("test", 128, blank=True))
-    seen, _ = evaluate_accuracy(model, processor, load_figures("test", 128))
+    blank = evaluate(model, processor, load_figures("test", 128, blank=True), Sampling()).accuracy
+    seen = evaluate(model, processor, load_figures("test", 128), Sampling()).accuracy
     assert sum(blank.values) <= 2
     assert seen.interval[0] > blank.interval[1]

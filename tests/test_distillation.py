@@ -13,7 +13,7 @@ import cepo.scoring.forward
 import cepo.scoring.pipeline
 import cepo.trainer.cepo_trainer
 from cepo import CEPOConfig, CEPOTrainer
-from cepo.scoring.score import evaluating
+from cepo.scoring.forward import evaluating
 from tests.support.training import half_right, logged, loss_inputs, make, task, train, weights_of, wrong_answers
 
 __all__ = ["loss_inputs", "task"]  # fixtures
@@ -276,22 +276,19 @@ def test_a_teacher_that_stays_behind_is_another(tmp_path, text_figures, text_mod
 def test_the_student_is_the_policy_whoever_teaches(tmp_path, text_figures, text_model_path, monkeypatch):
     """RLSD with a teacher of step 0: log P_T+ by the weights of step 0, log P_S by those of now."""
     asked, weights, at_work = [], [], []
-    score, passes = cepo.scoring.pipeline.score_contexts, cepo.scoring.forward.Scorer.log_probs
+    passes = cepo.scoring.forward.Scorer.log_probs
 
-    def spy(contexts, *rest, student=None, **way):
-        asked.append(({context for answers in contexts for context in answers}, student))
-        return score(contexts, *rest, student=student, **way)
-
-    def noted(*args, **options):
+    def noted(self, prompts, requests, **options):
+        asked.append([request.context == prompts[request.prompt].ids for request in requests])
         weights.append(weights_of(at_work[0]))
-        return passes(*args, **options)
+        return passes(self, prompts, requests, **options)
 
-    monkeypatch.setattr(cepo.scoring.pipeline, "score_contexts", spy)
     monkeypatch.setattr(cepo.scoring.forward.Scorer, "log_probs", noted)
     options = {"method": "rlsd", "teacher": "initial", "max_steps": 2, "learning_rate": 0.05}
     at_work[:] = [make(tmp_path, text_figures, text_model_path, half_right, **options)]
     at_work[0].train()
-    assert [told == {None} for told, _ in asked] == [True, False] * 2  # the student first, then the answers
+    assert [all(unhinted) for unhinted in asked] == [True, False] * 2  # the student, then its teachers
+    assert not any(asked[1] + asked[3])
     start, taught, now, taught_later = weights
     for name, weight in start.items():
         assert torch.equal(taught[name], weight)

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from scipy.stats import binomtest
 
 from cepo.data import evaluation
-from cepo.data.evaluation import Accuracy, Entropy, Evaluation, Share, entropy_of, evaluate
-from cepo.data.loading import load_policy
+from cepo.data.accuracy import Accuracy, Entropy, Evaluation
+from cepo.data.evaluation import Share, entropy_of, evaluate
+from cepo.data.models import load_policy
 from cepo.data.sampling import Sampling, conversation_of, sample, seeded
 from cepo.scoring.entropy import token_entropies
 from cepo.scoring.prompts import PromptEncoder, token_texts
@@ -21,48 +22,48 @@ from cepo.tasks.figures.oracle import token_kinds
 
 
 @given(st.integers(0, 40), st.integers(1, 40))
-def test_of_one_answer_to_each_problem_the_interval_is_wilsons(right, problems):
-    right = min(right, problems)
-    found = Accuracy((1.0,) * right + (0.0,) * (problems - right))
-    expected = binomtest(right, problems).proportion_ci(method="wilson")
+def test_interval_of_single_completions_is_wilsons(correct, problems):
+    correct = min(correct, problems)
+    found = Accuracy((1.0,) * correct + (0.0,) * (problems - correct))
+    expected = binomtest(correct, problems).proportion_ci(method="wilson")
     assert found.interval == pytest.approx((expected.low, expected.high), abs=1e-12)
 
 
-def test_answers_to_one_problem_that_agree_are_worth_one():
+def test_completions_that_agree_count_as_one():
     agreeing = Evaluation(1.0, 8, (8, 0, 8, 0, 8, 0), [])
     single = Evaluation(0.0, 1, (1, 0, 1, 0, 1, 0), [])
-    # A hair wider: the variance of several answers is estimated with n - 1.
+    # Slightly wider: the variance is estimated with n - 1.
     (low, high), (narrow_low, narrow_high) = agreeing.accuracy.interval, single.accuracy.interval
     assert narrow_low - 0.02 < low < narrow_low < narrow_high < high < narrow_high + 0.02
     mixed = Evaluation(1.0, 8, (4, 3, 5, 4, 3, 5), [])
     assert mixed.accuracy.value == single.accuracy.value
     assert mixed.accuracy.interval[0] > single.accuracy.interval[0]
-    # And no more than there are, however well they agree.
+    # The effective number is at most the number of completions.
     alike = Evaluation(1.0, 8, (4, 4, 4, 4, 4, 4), [])
     assert alike.accuracy.interval == pytest.approx(Accuracy((1.0,) * 24 + (0.0,) * 24).interval)
 
 
 @given(st.integers(1, 7).flatmap(lambda n: st.tuples(st.just(n), st.integers(0, n), st.integers(1, n))))
-def test_pass_at_k_is_the_share_of_all_draws_with_a_right_one(case):
-    samples, right, k = case
-    answers = [True] * right + [False] * (samples - right)
+def test_pass_at_k_is_the_share_of_draws_with_a_correct_completion(case):
+    samples, correct, k = case
+    answers = [True] * correct + [False] * (samples - correct)
     draws = list(itertools.combinations(answers, k))
     expected = sum(map(any, draws)) / len(draws)
-    assert Evaluation(1.0, samples, (right,), []).pass_at(k).value == pytest.approx(expected)
+    assert Evaluation(1.0, samples, (correct,), []).pass_at(k).value == pytest.approx(expected)
 
 
 @given(st.integers(1, 500), st.booleans())
-def test_the_interval_holds_the_mean_even_where_all_answers_are_alike(problems, right):
-    low, high = Accuracy((float(right),) * problems).interval
-    assert 0 <= low <= right <= high <= 1
+def test_interval_contains_the_mean_at_0_and_1(problems, correct):
+    low, high = Accuracy((float(correct),) * problems).interval
+    assert 0 <= low <= correct <= high <= 1
 
 
-def test_pass_at_more_than_there_are_is_refused():
-    with pytest.raises(ValueError, match="pass@9 needs at least 9 answers to each problem, and there are 8"):
+def test_pass_at_k_needs_k_completions():
+    with pytest.raises(ValueError, match="pass@9 needs at least 9 completions per problem, and there are 8"):
         Evaluation(1.0, 8, (3,), []).pass_at(9)
 
 
-def test_mean_entropy_counts_tokens_and_its_interval_counts_answers():
+def test_entropy_by_hand():
     found = Entropy((1.0, 3.0), (2, 4))
     assert found.value == pytest.approx(4 / 6)
     # Residuals of the ratio: 1 - 2 * 2/3 and 3 - 4 * 2/3, over the mean count of 3, Student's t with 1 degree.
@@ -77,7 +78,7 @@ def policy():
     return load_policy(policy_path())
 
 
-def test_entropies_are_those_of_the_tempered_distributions(policy):
+def test_token_entropies_at_a_temperature(policy):
     model, processor = policy
     rows = list(load_figures("test", 2))
     conversations = [conversation_of(row, processor) for row in rows]
@@ -97,7 +98,7 @@ def test_entropies_are_those_of_the_tempered_distributions(policy):
             assert values[position].item() == pytest.approx(-(p * p.log()).sum().item(), abs=1e-4)
 
 
-def test_evaluating_asks_all_problems_as_often_as_said(policy):
+def test_evaluate_samples_all_problems(policy):
     model, processor = policy
     data = load_figures("test", 3)
     seen = []
@@ -109,12 +110,12 @@ def test_evaluating_asks_all_problems_as_often_as_said(policy):
     sampling = Sampling(16, 1.0, batch_size=2)
     found = evaluate(model, processor, data, sampling, samples=3, seed=5, reward_func=judge)
     assert sorted(seen) == sorted(list(data["solution"]) * 3)
-    assert (found.samples, len(found.right), len(found.answers)) == (3, 3, 9)
+    assert (found.samples, len(found.correct), len(found.answers)) == (3, 3, 9)
     again = evaluate(model, processor, data, sampling, samples=3, seed=5, reward_func=judge)
     assert again.answers == found.answers
     greedy = evaluate(model, processor, data, Sampling(16, 0.0), samples=3, reward_func=judge)
     assert (greedy.samples, greedy.entropy, len(greedy.answers)) == (1, None, 3)
-    # Entropy is of the first answer to each problem, and content is what the task says.
+    # Entropy is that of the first completion of each problem; content follows from the token labels.
     with seeded(5):
         rows = [data[index] for index in range(3)]
         first = sample(model, processor, [conversation_of(row, processor) for row in rows], sampling)
@@ -126,14 +127,14 @@ def test_evaluating_asks_all_problems_as_often_as_said(policy):
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])
-def test_processes_that_share_the_work_find_what_one_finds(policy, figures, count):
-    """Each asks its part, in as many calls as the others, and gets the whole."""
+def test_processes_together_return_what_one_returns(policy, figures, count):
+    """Each samples its share in as many calls as the others, and returns the whole."""
     model, processor = policy
     data = figures.select(range(7))
     calls, gathered = [], []
 
     def asked_by(index, everyone):
-        """Of process `index`; what it gives to be gathered, and it gets what all of them together gave."""
+        """Evaluate as process `index`, whose `gather` returns `everyone`."""
         given = []
 
         def gather(found):
@@ -155,4 +156,4 @@ def test_processes_that_share_the_work_find_what_one_finds(policy, figures, coun
     alone = evaluate(model, processor, data, Sampling(16, 0.0, batch_size=2))
     for index in range(count):
         found, *_ = asked_by(index, everyone)
-        assert (found.right, found.answers) == (alone.right, alone.answers)
+        assert (found.correct, found.answers) == (alone.correct, alone.answers)

@@ -1,4 +1,4 @@
-"""Statistics of evidence and hint following, by hand and on data that `cepo explain --statistics` does not know."""
+"""Statistics of evidence and hint following, by hand and by `cepo explain --statistics`."""
 
 import json
 from typing import get_args
@@ -9,9 +9,9 @@ import pytest
 from cepo import cli, load_figures
 from cepo.inspection.evidence_statistics import Kind, RolloutEvidence, bootstrap, kind_of, positions_of, statistics_of
 from cepo.inspection.hint_following import hint_cases
-from cepo.inspection.inspect import Credit
-from cepo.methods import method_options
-from cepo.references.groups import Attempt, Group, References
+from cepo.inspection.inspect import make_variant
+from cepo.inspection.view_model import Credit, InspectedGroup, InspectedRollout
+from cepo.references.groups import Group, References, Rollout
 
 
 @pytest.mark.parametrize(
@@ -30,12 +30,12 @@ def test_kinds(text, kind):
     assert kind_of(text) == kind
 
 
-def test_a_special_token_is_no_word():
+def test_the_kind_of_a_special_token():
     assert kind_of("<|im_end|>", special=True) == "end"
 
 
 def test_positions_by_hand():
-    """The answer, 14, is written first behind `=`, and 14 inside of 140 is none."""
+    """The answer, 14, is first mentioned after `=`; the 14 in 140 is no mention."""
     texts = [
         "140",
         " is",
@@ -62,13 +62,13 @@ def test_positions_where_one_token_holds_the_box_and_more():
     assert positions_of(["so \\boxed{7}", "."]) == ["box", "after"]
 
 
-def test_the_last_whole_box_counts_and_none_is_none():
+def test_positions_with_several_boxes_and_without_one():
     assert positions_of(["\\boxed{", "3", "}", " or", " \\boxed{", "4", "}", " \\boxed{", "5"])[5] == "box"
     assert positions_of(["It", " is", " 5"]) == ["unboxed"] * 3
     assert positions_of(["a", "\\boxed{", "}"]) == ["before", "before", "after"]  # an empty box
 
 
-def test_intervals_come_from_whole_groups():
+def test_the_bootstrap_resamples_groups():
     """Two groups that differ: a bootstrap over groups has three outcomes, one over tokens would have many."""
     values, groups = np.array([0.0] * 50 + [1.0] * 50), np.array([0] * 50 + [1] * 50)
     (estimate,) = bootstrap(
@@ -99,7 +99,7 @@ def test_statistics_by_hand():
     assert found["evidence_symbol"] == 0
 
 
-def test_on_correct_rollouts_the_sign_is_reversed_and_nothing_is_no_number():
+def test_statistics_of_correct_rollouts_and_without_evidence():
     correct = rollout([-3.0, 1.0, 1.0], ["digit"] * 3, ["unboxed"] * 3, correct=True)
     found = statistics_of([correct, correct], resamples=3)
     assert found["against"].value == pytest.approx(1 / 3)
@@ -109,31 +109,35 @@ def test_on_correct_rollouts_the_sign_is_reversed_and_nothing_is_no_number():
     assert silent["tokens_word"].value == 1
 
 
-def credit(positive, negatives, contexts):
-    return Credit(References(positive, negatives), contexts, *[None] * 2, *[None] * 5, 1.0, 1.0)
+def cases_of(positive, negatives, contexts):
+    rollouts = [Rollout("5", 1.0, True, "\\boxed{5}"), Rollout("15", 0.0, False, "so \\boxed{15}")]
+    variant = make_variant("cepo", {"hint_template": "It is {answer}."}, {})
+    credit = Credit(References(positive, negatives), contexts, *[None] * 2, *[None] * 5, 1.0, 1.0)
+    unscored = Credit(References("5", ()), [], *[None] * 2, *[None] * 5, 1.0, 1.0)
+    inspected = [
+        InspectedRollout(rollout, number, [], None, {variant: of_rollout})
+        for number, (rollout, of_rollout) in enumerate(zip(rollouts, (unscored, credit), strict=True), 1)
+    ]
+    return hint_cases(InspectedGroup(Group([], "2 + 3 = 5, so \\boxed{5}", rollouts), inspected), variant)
 
 
 def test_hints_with_an_expected_answer():
-    attempts = [Attempt("5", 1.0, True, "\\boxed{5}"), Attempt("15", 0.0, False, "so \\boxed{15}")]
-    group = Group([], "2 + 3 = 5, so \\boxed{5}", attempts, [])
-    options = method_options("cepo", hint_template="It is {answer}.")
-    told = credit("5", ("15",), ["It is 5.", "It is 15."])
     expected = {"positive": ("It is 5.", "5"), "negative": ("It is 15.", "15")}
-    assert hint_cases(group, [credit("5", (), []), told], options) == expected
-    whole = credit("we get \\boxed{5}", ("so \\boxed{15}",), ["It is we get \\boxed{5}.", "It is so \\boxed{15}."])
-    assert [answer for _, answer in hint_cases(group, [whole], options).values()] == ["5", "15"]
-    assert hint_cases(group, [credit("This is right.", (), ["It is This is right."])], options) == {}
-    assert set(hint_cases(group, [credit("5", (), ["It is 5.", None])], options)) == {"positive"}
+    assert cases_of("5", ("15",), ["It is 5.", "It is 15."]) == expected
+    whole = cases_of("we get \\boxed{5}", ("so \\boxed{15}",), ["It is we get \\boxed{5}.", "It is so \\boxed{15}."])
+    assert [answer for _, answer in whole.values()] == ["5", "15"]
+    assert cases_of("This is right.", (), ["It is This is right."]) == {}
+    assert set(cases_of("5", (), ["It is 5.", None])) == {"positive"}
 
 
 @pytest.fixture
 def own_data(tmp_path):
-    """Problems of the figures task, as any data set."""
+    """Problems of the figures task as a custom dataset."""
     load_figures("test", 6).save_to_disk(str(tmp_path / "data"))
     return ["--dataset_name", str(tmp_path / "data"), "--reward_funcs", "cepo.tasks.figures.figures_reward"]
 
 
-def test_explain_statistics_on_data_of_ones_own(own_data, tmp_path, monkeypatch, capsys):
+def test_explain_statistics_of_a_custom_dataset(own_data, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     arguments = ["explain", "--statistics", *own_data, "--num_prompts=9", "--num_generations=4"]
     assert cli.main([*arguments, "--output", "made/statistics.json"]) == 0
@@ -154,7 +158,7 @@ def test_explain_statistics_on_data_of_ones_own(own_data, tmp_path, monkeypatch,
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data", "made"]  # no page
 
 
-def test_explain_statistics_of_a_method_without_r_minus_and_of_none(own_data, tmp_path, capsys):
+def test_explain_statistics_without_r_minus_and_without_groups(own_data, tmp_path, capsys):
     arguments = ["explain", "--statistics", *own_data, "--num_prompts=3", "--num_generations=4"]
     output = tmp_path / "cscr.json"
     assert cli.main([*arguments, "--show", "cscr", "--output", str(output)]) == 0

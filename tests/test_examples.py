@@ -158,12 +158,12 @@ def test_a_new_method_is_thirty_lines_and_runs_by_its_import_path(examples_folde
 
 def test_the_new_method_blames_groups_that_are_all_wrong(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
-    from cepo import Attempt, method_options
+    from cepo import Rollout, method_options
     from cepo.methods import LabeledGroup
     from tests.support.methods import inputs_of
 
     options = method_options("examples.new_method:METHOD", penalty=0.25)
-    wrong, right = Attempt("1", 0.0, False), Attempt("2", 1.0, True)
+    wrong, right = Rollout("1", 0.0, False), Rollout("2", 1.0, True)
 
     def labels(*attempts):
         group = LabeledGroup({}, [["a", "b"]] * len(attempts), attempts, [0.0] * len(attempts), 3)

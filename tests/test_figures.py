@@ -1,8 +1,9 @@
-"""The figures task: deterministic, split for good, right, and able to say what each token of a solution is."""
+"""The figures task: deterministic problems, disjoint splits, correct solutions, and token labels."""
 
 import random
 
 import pytest
+from experiments.erroneous_solutions import work
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ImageChops
@@ -10,8 +11,9 @@ from trl.rewards import accuracy_reward
 
 from cepo.tasks.figures import annotate, figures_labels, figures_reward, load_figures, make_problem, problem_of
 from cepo.tasks.figures.drawing import HEIGHT, WIDTH, draw
+from cepo.tasks.figures.mistakes import judged_numbers
 from cepo.tasks.figures.problem import split_of
-from cepo.tasks.figures.solutions import reference_solution, work, write_solution
+from cepo.tasks.figures.solutions import reference_solution, write_solution
 
 splits = st.sampled_from(["train", "test"])
 indices = st.integers(0, 10_000)
@@ -19,7 +21,7 @@ step_ranges = st.sampled_from([(2, 2), (3, 4), (5, 5), (2, 5)])
 
 
 @given(splits, indices, st.integers(0, 5), step_ranges)
-def test_a_problem_is_a_function_of_its_arguments_and_follows_from_the_figure(split, index, seed, steps):
+def test_a_problem_is_deterministic_and_its_angles_follow_from_the_printed_numbers(split, index, seed, steps):
     problem = make_problem(split, index, seed=seed, steps=steps)
     assert problem == make_problem(split, index, seed=seed, steps=steps)
     assert steps[0] <= len(problem.labels) == len(problem.angles) <= steps[1]
@@ -39,7 +41,7 @@ def test_train_and_test_share_no_problem(one, other, seed, other_seed):
 
 
 @given(splits, indices)
-def test_no_number_of_the_figure_stands_in_the_question(split, index):
+def test_the_question_has_no_numbers(split, index):
     assert not any(character.isdigit() for character in make_problem(split, index).question)
 
 
@@ -61,27 +63,25 @@ def test_the_dataset_has_trls_columns():
 
 @settings(max_examples=60)
 @given(indices, st.integers(0, 1000), st.sampled_from([0.0, 0.3]))
-def test_the_verifier_and_the_annotation_agree(index, seed, error_rate):
+def test_the_verifier_and_the_judged_numbers_agree(index, seed, error_rate):
     problem = make_problem("train", index)
     rng = random.Random(seed)
     steps = work(problem, rng, error_rate=error_rate)
     text = write_solution(steps, rng, styled=bool(seed % 2))
-    annotation = annotate(problem, text)
     (reward,) = accuracy_reward([[{"role": "assistant", "content": text}]], [reference_solution(problem)])
-    assert (reward == 1.0) == (annotation.first_wrong_step is None)
+    assert (reward == 1.0) == all(number.text == number.truth for number in judged_numbers(problem, text))
     if error_rate == 0:
         assert reward == 1.0
 
 
-def test_annotation_by_hand():
+def test_annotate_by_hand():
     problem = make_problem("train", 0, steps=(2, 2))
     (label, next_label), (angle, last) = problem.labels, problem.angles
     text = (
         f"Now {problem.start} and {label} leave {angle} for a. Then {angle} and {next_label} leave {last} for b. "
         f"The answer is \\boxed{{({angle}, {last})}}"
     )
-    annotation = annotate(problem, text)
-    found = [(text[span.start : span.end], span.kind, span.step) for span in annotation.spans]
+    found = [(text[span.start : span.end], span.kind, span.step) for span in annotate(problem, text)]
     assert found == [
         (str(problem.start), "read", 0),
         (str(label), "read", 0),
@@ -92,25 +92,11 @@ def test_annotation_by_hand():
         (str(angle), "answer", 0),
         (str(last), "answer", 1),
     ]
-    assert len(annotation.decisive) == 5
-    assert annotation.first_wrong_step is None
-
-
-def test_the_first_wrong_step_is_found():
-    problem = make_problem("train", 0, steps=(3, 3))
-    (one, two, three), (a, b, c) = problem.labels, problem.angles
-    misread = two + 1
-    text = (
-        f"{problem.start} {one} {a}. {a} {misread} {b - 1}. {b - 1} {three} {c + 1}. \\boxed{{({a}, {b - 1}, {c + 1})}}"
-    )
-    assert annotate(problem, text).first_wrong_step == 1
-    unfinished = f"{problem.start} {one} {a}. {a} {two} {b}. {b} {three} {c}."
-    assert annotate(problem, unfinished).first_wrong_step == 3
-    assert annotate(problem, "").first_wrong_step == 0
+    assert annotate(problem, "") == []
 
 
 def _labels(*texts, correct):
-    """The digits that decide in each of these solutions of one problem, e.g. ``.. 5* ..`` for the 5."""
+    """Solutions of one problem with their labels: an asterisk after each digit that is labeled as a mistake."""
     row = {"start": 60, "labels": [58, 70], "angles": [62, 48], "prompt": [{"content": ""}]}
     labels = figures_labels(row, [list(text) for text in texts], list(correct))
     for text, line in zip(texts, labels, strict=True):
@@ -120,23 +106,23 @@ def _labels(*texts, correct):
 
 
 @pytest.mark.parametrize(
-    ("wrong", "right"),
+    ("incorrect", "correct"),
     [
-        # A misread label, and what follows from it.
+        # A misread label, and its consequences.
         ("60 53* 67. 67 70 43. \\boxed{(67, 43)}", "60 58* 62. 62 70 48. \\boxed{(62, 48)}"),
-        # A slip, and what follows from it.
+        # A slip in the subtraction, and its consequences.
         ("60 58 7*2. 72 70 38. \\boxed{(72, 38)}", "60 58 6*2. 62 70 48. \\boxed{(62, 48)}"),
-        # Two mistakes, of which the second is a wrong copy.
+        # Two mistakes; the second is an incorrect copy.
         ("5*0 58 72. 73* 70 37. \\boxed{(72, 37)}", "6*0 58 62. 62* 70 48. \\boxed{(62, 48)}"),
-        # The last line only; it has a number too many.
+        # A mistake in the box only, which has a number too many.
         ("60 58 62. 62 70 48. \\boxed{(62, 49*, 1*1*)}", "60 58 62. 62 70 48. \\boxed{(62, 48*)}"),
-        # A result that is right though it does not follow.
+        # A correct result that does not follow from the label before it.
         ("60 53* 62. 62 70 47*. \\boxed{(62, 47)}", "60 58* 62. 62 70 48*. \\boxed{(62, 48)}"),
     ],
 )
-def test_the_oracle_blames_mistakes_and_not_what_follows_from_them(wrong, right):
-    plain = [text.replace("*", "") for text in (wrong, right, right)]
-    assert _labels(*plain, correct=[False, True, True]) == [wrong, right, right]
+def test_labels_mark_mistakes_without_their_consequences(incorrect, correct):
+    plain = [text.replace("*", "") for text in (incorrect, correct, correct)]
+    assert _labels(*plain, correct=[False, True, True]) == [incorrect, correct, correct]
     assert "*" not in "".join(_labels(*plain[1:], correct=[True, True]))
     assert "*" not in "".join(_labels(*plain, correct=[None, True, True]))
 
@@ -144,7 +130,7 @@ def test_the_oracle_blames_mistakes_and_not_what_follows_from_them(wrong, right)
 @pytest.mark.parametrize(
     ("arguments", "named"), [(("valid", 0), "valid"), (("train", 0, (1, 3)), r"\(1, 3\)"), (("train", 0, (4, 9)), "9")]
 )
-def test_bad_arguments_are_named(arguments, named):
+def test_errors_name_invalid_arguments(arguments, named):
     split, index, *steps = arguments
     with pytest.raises(ValueError, match=named):
         make_problem(split, index, steps=steps[0] if steps else (3, 4))
@@ -166,19 +152,18 @@ ANSWERS = [
 
 
 @pytest.mark.parametrize("text", ANSWERS)
-def test_the_fast_verifier_agrees_with_trls(text):
+def test_figures_reward_agrees_with_accuracy_reward(text):
     completions = [[{"role": "assistant", "content": text}]]
     solution = [r"\boxed{(62, 75, 43)}"]
     assert figures_reward(completions, solution=solution) == accuracy_reward(completions, solution=solution)
 
 
-@pytest.mark.parametrize("right", [True, False])
-def test_the_fast_verifier_agrees_on_worked_solutions(right):
-    rng = random.Random(0)
+@pytest.mark.parametrize("correct", [True, False])
+def test_figures_reward_agrees_on_worked_solutions(correct):
     for index in range(20):
         problem = make_problem("test", index)
-        text = reference_solution(problem if right else make_problem("test", index + 1))
-        completions = [[{"role": "assistant", "content": f"{rng.choice(['So', 'The answer is'])} {text}"}]]
+        text = reference_solution(problem if correct else make_problem("test", index + 1))
+        completions = [[{"role": "assistant", "content": text}]]
         (verdict,) = figures_reward(completions, solution=[reference_solution(problem)])
         assert [verdict] == accuracy_reward(completions, solution=[reference_solution(problem)])
-        assert verdict == float(right)
+        assert verdict == float(correct)

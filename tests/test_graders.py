@@ -1,4 +1,4 @@
-"""Verdicts on answers as models write them, one test for each kind that was once judged wrongly."""
+"""Verdicts of `answer_reward` on answers in the notations of models."""
 
 import json
 import threading
@@ -18,19 +18,19 @@ from cepo.data.rewards import prepared
 from cepo.data.sampling import Sampling, answer_texts
 from cepo.references.equality import accepted_by_any_grader
 from cepo.references.extraction import after_thinking, opens_thinking, text_of_completion
-from cepo.references.groups import Attempt
+from cepo.references.groups import Rollout
 from cepo.references.notation import plain
 from cepo.references.units import split_unit
 from cepo.scoring.prompts import thinking_opening
 from tests.support.real_data import FOLDER
 
 
-def said(text):
+def turn_of(text):
     return [{"role": "assistant", "content": text}]
 
 
 def verdict(completion, solution, function=answer_reward):
-    (found,) = prepared(function)(completions=[said(completion)], solution=[solution])
+    (found,) = prepared(function)(completions=[turn_of(completion)], solution=[solution])
     return found
 
 
@@ -113,9 +113,9 @@ REJECTED = [
 @pytest.mark.parametrize(("completion", "solution"), ACCEPTED)
 def test_accepted(completion, solution):
     assert verdict(completion, solution) == 1.0
-    # The same answer, from a rollout that some verifier rejected, cannot be r-.
-    attempts = [Attempt(final_answer(completion), 0.0, False), Attempt("999", 0.0, False)]
-    (one, other) = choose_references(attempts, solution, rule="own")
+    # The answer of a rollout that another verifier rejected cannot be r-.
+    rollouts = [Rollout(final_answer(completion), 0.0, False), Rollout("999", 0.0, False)]
+    (one, other) = choose_references(rollouts, solution, rule="own")
     assert one.negatives == other.negatives == ("999",)
 
 
@@ -140,8 +140,8 @@ THOUGHTS = [
 
 @pytest.mark.parametrize(("completion", "answer"), THOUGHTS)
 @pytest.mark.parametrize("function", [answer_reward, accuracy_reward])
-def test_the_answer_stands_behind_the_thinking(completion, answer, function):
-    """A rollout that is cut off while it thinks of the correct number has no answer, and earned 1 before."""
+def test_the_answer_follows_the_thinking(completion, answer, function):
+    """A rollout truncated within its thinking has no answer."""
     assert final_answer(completion) == answer
     assert verdict(completion, "12", function) == float(answer is not None)
     if answer is not None:
@@ -155,8 +155,8 @@ THINKS = (
 )
 
 
-def test_a_prompt_that_opens_the_thinking():
-    """As Qwen3's thinking models have it: the completion holds the closing tag alone, or nothing if it is cut off."""
+def test_a_prompt_that_ends_with_a_thinking_delimiter():
+    """As for Qwen3's thinking models: the completion has the closing tag only, or none if truncated."""
     tokenizer = AutoTokenizer.from_pretrained(policy_path())
     assert thinking_opening(tokenizer, {}) == ""
     options = {"chat_template": THINKS}
@@ -164,7 +164,7 @@ def test_a_prompt_that_opens_the_thinking():
     assert thinking_opening(tokenizer, {**options, "no_thinking": True}) == ""
     assert opens_thinking("<think>\n\n</think>\n\n") == ""
     judge = validated(answer_reward, "answer_reward", thinking_opening(tokenizer, options))
-    completions = [said("it is \\boxed{12}, so"), said("hm</think>\\boxed{12}")]
+    completions = [turn_of("it is \\boxed{12}, so"), turn_of("hm</think>\\boxed{12}")]
     assert judge(prompts=["?", "?"], completions=completions, solution=["12", "12"]) == [0.0, 1.0]
     ids = tokenizer("so 12")["input_ids"]
     (text,) = answer_texts(tokenizer, [ids], Sampling(chat_template_kwargs=options))
@@ -172,7 +172,7 @@ def test_a_prompt_that_opens_the_thinking():
     assert final_answer(text) is None
 
 
-def test_tools_verdict_and_answer_are_read_from_the_last_turn():
+def test_verdict_and_answer_come_from_the_last_turn():
     completion = [
         {"role": "assistant", "content": "I guess \\boxed{4}, let me compute.", "tool_calls": []},
         {"role": "tool", "name": "calculator", "content": "12"},
@@ -185,35 +185,35 @@ def test_tools_verdict_and_answer_are_read_from_the_last_turn():
     assert final_answer(text_of_completion(completion)) == "12"
 
 
-def test_trls_verifiers_are_prepared_and_others_left_alone():
+def test_prepared_changes_only_trls_verifiers():
     assert prepared(len) is len
-    assert accuracy_reward([said(r"\boxed{7}")], [r"5 \sqrt { 7 }"]) == [1.0]  # as it is
+    assert accuracy_reward([turn_of(r"\boxed{7}")], [r"5 \sqrt { 7 }"]) == [1.0]  # unprepared
     assert verdict(r"\boxed{7}", r"5 \sqrt { 7 }", accuracy_reward) == 0.0
     assert verdict(r"\boxed{5\sqrt{7}}", r"5 \sqrt { 7 }", accuracy_reward) == 1.0
     assert verdict(r"<think>hm</think>\boxed{5\sqrt{7}}", r"5 \sqrt { 7 }", reasoning_accuracy_reward) == 1.0
-    assert verdict(r"\boxed{5\sqrt{7}}", r"5 \sqrt { 7 }", reasoning_accuracy_reward) == 0.0  # it wants thinking
-    assert answer_reward([said("\\boxed{5}")], ["####"]) == [None]
+    assert verdict(r"\boxed{5\sqrt{7}}", r"5 \sqrt { 7 }", reasoning_accuracy_reward) == 0.0  # requires thinking
+    assert answer_reward([turn_of("\\boxed{5}")], ["####"]) == [None]
 
 
-def test_solutions_that_a_verifier_cannot_read():
+def test_solutions_that_a_verifier_cannot_parse():
     names = Dataset.from_dict({"solution": [r"\frac12", "4", "5"] * 5})
-    with pytest.raises(DatasetError, match=r"accuracy_reward reads 10 of 15 solutions \(row 0 of the training set"):
+    with pytest.raises(DatasetError, match=r"accuracy_reward parses 10 of 15 solutions \(row 0 of the training set"):
         check_verifier(accuracy_reward, names)
     few = Dataset.from_dict({"solution": [r"\frac12", *map(str, range(19))]})
     line, unreadable = check_verifier(accuracy_reward, few)
     assert unreadable == 1
-    assert line.startswith("accuracy_reward reads 19 of 20 solutions (row 0 of the training set: '\\\\frac12'")
-    assert check_verifier(answer_reward, few) == ("answer_reward reads 20 of 20 solutions", 0)
+    assert line.startswith("accuracy_reward parses 19 of 20 solutions (row 0 of the training set")
+    assert check_verifier(answer_reward, few) == ("answer_reward parses 20 of 20 solutions", 0)
     assert check_verifier(len, few) == ("", 0)
 
 
 def test_no_grader_accepts_a_negative():
-    """mathruler drops units and braces, TRL's verifier takes `2t` for 2. The verdict does not; r- is none of these."""
+    """mathruler ignores units and braces, TRL's verifier parses `2t` as 2; such answers cannot be r-."""
     for answer, reference in (("12 cm", "12 m"), ("2t", "2"), ("3^{2n}+1", "3^{2n+1}")):
         assert not same_answer(answer, reference)
         assert accepted_by_any_grader(answer, reference)
-    attempts = [Attempt("12 cm", 0.0, False), Attempt("13 cm", 0.0, False)]
-    assert choose_references(attempts, "12 m", rule="own")[0].negatives == ("13 cm",)
+    rollouts = [Rollout("12 cm", 0.0, False), Rollout("13 cm", 0.0, False)]
+    assert choose_references(rollouts, "12 m", rule="own")[0].negatives == ("13 cm",)
     assert not accepted_by_any_grader("13 cm", "12 m")
 
 
@@ -235,7 +235,7 @@ def spellings(number):
 
 @settings(max_examples=60, deadline=None)
 @given(one=_NUMBERS, other=_NUMBERS, data=st.data())
-def test_spellings_of_numbers_are_the_same_if_and_only_if_the_numbers_are(one, other, data):
+def test_spellings_of_numbers_are_equal_if_and_only_if_the_numbers_are(one, other, data):
     first, second = data.draw(st.sampled_from(spellings(one))), data.draw(st.sampled_from(spellings(other)))
     wrapped = data.draw(st.sampled_from(["{}", "${}$", r"\text{{Area}} = {}", "AB = {}", r"{} \text{{ cm}}", "**{}**"]))
     assert same_answer(wrapped.format(first), second) is (one == other)
@@ -268,7 +268,7 @@ def test_units_are_converted_exactly(number, unit, other):
         ("cm^9^9^9 99", "cm^{9}^{9}^{9} 99", False),
     ],
 )
-def test_what_is_a_unit(answer, value, has_unit):
+def test_split_unit(answer, value, has_unit):
     found, unit = split_unit(plain(answer))
     assert (found, unit is not None) == (value, has_unit)
 
@@ -278,7 +278,7 @@ def lines_of(name):
 
 
 def test_pairs_of_answers():
-    """Answers that were once taken for each other, or not: symbols, relations, units, choices, primes, factorials."""
+    """Labeled pairs of answers: symbols, relations, units, choices, primes, factorials."""
     pairs = lines_of("pairs")
     found = [(pair["one"], pair["other"]) for pair in pairs if same_answer(pair["one"], pair["other"]) != pair["same"]]
     found += [(pair["other"], pair["one"]) for pair in pairs if same_answer(pair["other"], pair["one"]) != pair["same"]]
@@ -287,7 +287,7 @@ def test_pairs_of_answers():
 
 
 def test_announcements():
-    """A later sentence about the answer does not replace it, and headings, amounts and end tokens are no answers."""
+    """Labeled completions: later sentences about the answer, headings, amounts of money, end tokens."""
     cases = lines_of("extraction")
     found = [(case, final_answer(case["completion"])) for case in cases]
     assert not [(case, answer) for case, answer in found if answer != case["answer"]]
@@ -320,7 +320,7 @@ HEAVY = [
 
 @pytest.mark.parametrize(("one", "other"), HEAVY, ids=range(len(HEAVY)))
 def test_no_answer_raises_hangs_or_is_evaluated(one, other):
-    """mathruler hands text to sympy's parser, which evaluates Python; libraries time out with a BaseException."""
+    """mathruler passes text to sympy's parser, which evaluates Python; library timeouts are BaseExceptions."""
     for compare in (same_answer, accepted_by_any_grader):
         assert compare(one, other) is False
         assert compare(other, one) is False
@@ -328,7 +328,7 @@ def test_no_answer_raises_hangs_or_is_evaluated(one, other):
 
 
 def test_answers_are_compared_outside_the_main_thread():
-    """Where no time limit can be set, and mathruler is not asked."""
+    """Without time limits, and without mathruler."""
     found = []
     thread = threading.Thread(target=lambda: found.append(accepted_by_any_grader("9^-9^9", r"\sqrt{2}")))
     thread.start()

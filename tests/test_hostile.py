@@ -1,9 +1,10 @@
-"""What models and data sets write is text, wherever it is shown; what they bring along runs nothing."""
+"""Text of models and data sets is escaped wherever it is displayed, and their files run no code."""
 
 import ast
 import io
 import json
 import pickle
+import re
 import shutil
 from pathlib import Path
 
@@ -19,9 +20,9 @@ from cepo.commands import evaluate as evaluating
 from cepo.commands.curves import draw_curves
 from cepo.compare.report import draw_comparison
 from cepo.compare.statistics import Run, summarize
+from cepo.data.accuracy import Accuracy
 from cepo.data.escape import escape, one_line
-from cepo.data.evaluation import Accuracy
-from cepo.data.loading import load_policy
+from cepo.data.models import load_policy
 from cepo.data.yaml_files import read_yaml
 from cepo.inspection.console import PlainConsole
 from cepo.inspection.page import _json
@@ -30,7 +31,7 @@ from cepo.inspection.tables import markdown_table
 from tests.support.training import half_right, make, train
 
 ROOT = Path(__file__).parents[1]
-# Clears the screen, names a window, links, goes back to the line's start, turns a line around, ends markup and pages.
+# Control sequences of terminals, bidirectional marks, markup of rich and HTML, TeX and Markdown.
 HOSTILE = (
     "\x1b[2J\x1b]0;title\x07\x1b]8;;http://x\x1b\\link\r over\x00\x9b31m \u202egnp.exe\u2028\udc9b [bold red] [/] "
     "[link=http://x]y[/link] :smile: </script><script>alert(1)</script><img src=x onerror=alert(1)> $\\frac{$ |"
@@ -39,12 +40,12 @@ SEEN = "\\x1b[2J\\x1b]0;title"
 
 
 def is_harmless(printed):
-    """Of what a terminal is given: nothing in it moves a cursor, turns a line, or cannot be written."""
+    """Whether a terminal prints this text without obeying it."""
     printed.encode("utf-8")
     return not any(character in printed for character in "\x1b\x07\r\x00\x9b\u202e\u2028\udc9b")
 
 
-# What is shown --------------------------------------------------------------------------------------------------------
+# Display ------------------------------------------------------------------------------------------------------
 
 
 def test_escape():
@@ -54,7 +55,7 @@ def test_escape():
     assert one_line("  two\n lines\r\n") == "two lines"
 
 
-def test_a_console_reads_no_markup_and_obeys_no_control_character():
+def test_console_escapes_markup_and_control_characters():
     out = io.StringIO()
     console = PlainConsole(file=out, width=300, soft_wrap=True)
     table = Table(title=HOSTILE, caption=HOSTILE)
@@ -71,20 +72,20 @@ def test_a_console_reads_no_markup_and_obeys_no_control_character():
         out.truncate()
 
 
-def test_a_status_is_text_too():
+def test_status_is_escaped():
     out = io.StringIO()
     with PlainConsole(file=out, width=200, force_terminal=True).status("[/] [bold]reading\x1b"):
         pass
     assert "[/] [bold]reading\\x1b" in out.getvalue()
 
 
-def test_styles_are_still_there():
+def test_console_keeps_styles():
     out = io.StringIO()
     PlainConsole(file=out, force_terminal=True, color_system="truecolor").print(Text("bold", style="bold"))
     assert out.getvalue() == "\x1b[1mbold\x1b[0m\n"
 
 
-def test_every_command_prints_through_it(monkeypatch, capsys):
+def test_commands_print_to_the_console(monkeypatch, capsys):
     found = []
     monkeypatch.setattr(evaluating, "prepare", lambda arguments: lambda console: found.append(console) or 0)
     assert cli.main(["evaluate"]) == 0
@@ -96,7 +97,7 @@ def test_every_command_prints_through_it(monkeypatch, capsys):
     [["--nosuch" + HOSTILE], ["--dataset_name", HOSTILE.replace("\0", "") + ".jsonl"], [HOSTILE]],
 )
 @pytest.mark.parametrize("command", ["train", "evaluate", "explain", "compare"])
-def test_errors_are_one_line_of_text(command, arguments, text_model_path, capsys):
+def test_errors_are_escaped_and_on_one_line(command, arguments, text_model_path, capsys):
     extra = ["--methods", "grpo"] if command == "compare" else []
     extra += ["--model_name_or_path", text_model_path]
     assert cli.main([command, *extra, *arguments]) == 2
@@ -106,7 +107,7 @@ def test_errors_are_one_line_of_text(command, arguments, text_model_path, capsys
     assert "\\x1b[2J" in error or "\\\\x1b[2J" in error
 
 
-def test_what_a_model_answers(monkeypatch, tmp_path, capsys):
+def test_completions_are_escaped(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(cepo.data.sampling, "text_of", lambda *_: HOSTILE)
     flags = [
         "--num_problems",
@@ -121,12 +122,12 @@ def test_what_a_model_answers(monkeypatch, tmp_path, capsys):
     assert cli.main(["evaluate", *flags]) == 0
     printed = capsys.readouterr().out
     assert is_harmless(printed)
-    assert f"one of its answers: {SEEN}" in printed
+    assert f"first answer: {SEEN}" in printed
 
 
 @pytest.fixture
 def rows(tmp_path):
-    """Problems whose every text is hostile, as far as JSON can hold it."""
+    """Problems with hostile text, as far as JSON can hold it."""
     text = HOSTILE.replace("\udc9b", "")
     row = {"prompt": [{"role": "user", "content": f"How many? {text}"}], "solution": f"\\boxed{{7}} {text}"}
     path = tmp_path / "rows.jsonl"
@@ -134,7 +135,7 @@ def rows(tmp_path):
     return path
 
 
-def test_explaining_hostile_problems(text_model_path, rows, tmp_path, capsys):
+def test_explain_escapes_prompts_and_solutions(text_model_path, rows, tmp_path, capsys):
     flags = ["--model_name_or_path", text_model_path, "--dataset_name", str(rows), "--num_generations", "2"]
     flags += [
         "--max_completion_length",
@@ -159,14 +160,14 @@ def every_other(completions, **kwargs):
     return [float(number % 2) for number in range(len(completions))]
 
 
-def test_a_page_can_be_written_whatever_is_in_it():
+def test_page_escapes_its_json():
     text = _json({"text": HOSTILE})
     text.encode("utf-8")
     assert json.loads(text)["text"] == HOSTILE
     assert "<" not in text
 
 
-def test_a_markdown_table_keeps_its_cells():
+def test_markdown_table_escapes_cells():
     lines = markdown_table(("a", "b"), [(HOSTILE, "[x](javascript:1)"), ("1.0 [0.5, 1.5]", "own_or_mixture")]).split(
         "\n"
     )
@@ -178,8 +179,8 @@ def test_a_markdown_table_keeps_its_cells():
     assert lines[3] == "| 1.0 [0.5, 1.5] | own_or_mixture |"
 
 
-def test_pictures_read_no_formulas(tmp_path):
-    """One that cannot be read would raise when the picture is drawn."""
+def test_figures_parse_no_formulas(tmp_path):
+    """An invalid formula would raise an error when the figure is drawn."""
     name = "a $\\frac{ and $x_{$"
     history = [{"step": 1, "reward": 0.5}, {"step": 2, "reward": 0.6}]
     draw_curves(history, tmp_path / "curves.png", title=name, accuracy=[{"step": 0, **Accuracy((1.0, 0.0)).as_dict()}])
@@ -197,83 +198,25 @@ def test_pictures_read_no_formulas(tmp_path):
     pyplot.close("all")
 
 
-def test_nothing_prints_past_the_console():
-    """Errors and notes go to the error stream as text on one line; all else through the commands' console."""
+# Loading ------------------------------------------------------------------------------------------------------------
+
+
+def test_models_and_tensors_are_loaded_without_running_code():
+    """Ruff's S rules forbid pickle, eval and shells. Without trust_remote_code, transformers asks at the terminal."""
     for path in (ROOT / "src").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if not isinstance(node, ast.Call):
                 continue
-            called = ast.unparse(node)
-            name = ast.unparse(node.func)
-            assert not (name == "Console" and "quiet=True" not in called), f"{path.name}: {called}"
-            if name != "print":
-                continue
-            told = [part for part in ast.walk(node) if isinstance(part, ast.FormattedValue)]
-            ours = ("one_line(", "_message(error)", "resume", "name")
-            assert all(ast.unparse(part.value).startswith(ours) or "!r" in ast.unparse(part) for part in told), called
-
-
-# What runs nothing ----------------------------------------------------------------------------------------------------
-
-# Where a file uses what is refused elsewhere, and why that is no harm.
-EXPLAINED: dict[tuple[str, str], str] = {}
-_MODULES = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"}
-_CALLS = {"eval", "exec", "compile", "__import__", "os.system", "os.popen", "yaml.load", "yaml.unsafe_load"}
-_CALLS |= {"yaml.full_load", "yaml.load_all", "pandas.read_pickle", "pd.read_pickle"}
-
-
-def refused(tree):
-    """What a file does that may run what it reads."""
-    for node in ast.walk(tree):
-        if isinstance(node, (ast.Import, ast.ImportFrom)):
-            names = [node.module or ""] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
-            yield from (name for name in names if name.split(".")[0] in _MODULES)
-        if not isinstance(node, ast.Call):
-            continue
-        name, given = ast.unparse(node.func), {one.arg: ast.unparse(one.value) for one in node.keywords}
-        if name in _CALLS:
-            yield name
-        if name.endswith("torch.load") and given.get("weights_only") != "True":
-            yield "torch.load"
-        if name.endswith(".load") and given.get("allow_pickle", "False") != "False":
-            yield "allow_pickle"
-        if given.get("shell", "False") != "False":
-            yield "shell"
-        if given.get("trust_remote_code") == "True":
-            yield "trust_remote_code=True"
-
-
-FILES = [path for folder in ("src", "scripts", "examples", "benchmarks") for path in (ROOT / folder).rglob("*.py")]
-
-
-@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
-def test_no_file_runs_what_it_reads(path):
-    found = {(str(path.relative_to(ROOT)), name) for name in refused(ast.parse(path.read_text()))}
-    assert found <= set(EXPLAINED)
-
-
-@pytest.mark.parametrize(
-    "code",
-    [
-        *("import pickle", "from joblib import load", "eval(x)", "torch.load(f)", "np.load(f, allow_pickle=True)"),
-        *("yaml.load(f, Loader=L)", "f(trust_remote_code=True)", "subprocess.run(x, shell=True)", "__import__('os')"),
-    ],
-)
-def test_and_the_walk_would_see_it(code):
-    assert list(refused(ast.parse(code)))
-
-
-def test_models_are_loaded_with_a_word_on_their_code():
-    """Where nothing is said, transformers asks at the terminal whether to run it."""
-    for path in (ROOT / "src").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            name = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
-            if name in [f"Auto{kind}.from_pretrained" for kind in ("Config", "Tokenizer", "Processor", "Model")]:
-                assert any(one.arg == "trust_remote_code" for one in node.keywords), ast.unparse(node)
+            name, given = ast.unparse(node.func), {one.arg: ast.unparse(one.value) for one in node.keywords}
+            if re.fullmatch(r"Auto\w+\.from_pretrained", name):
+                assert given["trust_remote_code"] != "True", path
+            if name == "torch.load":
+                assert given["weights_only"] == "True", path
+            assert given.get("allow_pickle", "False") == "False", path
 
 
 class Harm:
-    """Leaves a file when it is unpickled."""
+    """Creates a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -282,7 +225,7 @@ class Harm:
         return Path.touch, (self.path,)
 
 
-def test_a_checkpoint_runs_nothing(text_figures, text_model_path, tmp_path):
+def test_checkpoints_run_no_code(text_figures, text_model_path, tmp_path):
     options = {"max_steps": 1, "max_completion_length": 4, "save_strategy": "steps", "save_steps": 1, "method": "grpo"}
     train(tmp_path, text_figures, text_model_path, half_right, **options)
     checkpoint = tmp_path / "out" / "checkpoint-1"
@@ -300,7 +243,7 @@ def test_a_checkpoint_runs_nothing(text_figures, text_model_path, tmp_path):
     assert not done.exists()
 
 
-def test_a_data_set_runs_nothing(tmp_path, capsys):
+def test_data_sets_run_no_code(tmp_path, capsys):
     done = tmp_path / "done"
     folder = tmp_path / "data"
     folder.mkdir()
@@ -325,7 +268,7 @@ class OwnModel(Qwen3ForCausalLM):
 
 @pytest.fixture
 def own_code(text_model_path, tmp_path, monkeypatch):
-    """A model whose folder brings its code, and the file that this leaves when it runs."""
+    """A model with code in its folder, and the file that this code creates."""
     folder, done = tmp_path / "model", tmp_path / "done"
     shutil.copytree(text_model_path, folder)
     config = json.loads((folder / "config.json").read_text())
@@ -334,11 +277,11 @@ def own_code(text_model_path, tmp_path, monkeypatch):
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "own.py").write_text(OWN_CODE.format(done=str(done)))
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules"))
-    monkeypatch.setattr("builtins.input", None)  # nobody is asked
+    monkeypatch.setattr("builtins.input", None)
     return str(folder), done
 
 
-def test_code_of_a_model_is_not_run(own_code, rows, text_model_path, tmp_path, capsys):
+def test_models_run_no_code(own_code, rows, text_model_path, tmp_path, capsys):
     folder, done = own_code
     own = ["--dataset_name", str(rows), "--reward_funcs", f"{__name__}.every_other"]
     train_flags = [*own, "--output_dir", str(tmp_path / "out"), "--use_cpu", "true", "--max_steps", "1"]
@@ -355,14 +298,14 @@ def test_code_of_a_model_is_not_run(own_code, rows, text_model_path, tmp_path, c
     ):
         assert cli.main(command) == 2, command
         error = capsys.readouterr().err.strip().splitlines()[-1]
-        assert f"model_name_or_path: {folder} needs code that comes with it" in error, command
+        assert f"model_name_or_path: cannot load {folder}: " in error, command
         assert "--trust_remote_code true" in error
     assert cli.main(["train", *with_policy, *train_flags, "--dry_run"]) == 2
     assert f"only code that comes with {folder} knows its sizes" in capsys.readouterr().out
     assert not done.exists()
 
 
-def test_and_is_if_the_user_asks(own_code, rows, tmp_path, capsys):
+def test_trust_remote_code_runs_code_of_a_model(own_code, rows, tmp_path, capsys):
     folder, done = own_code
     model, _ = load_policy(folder, trust_remote_code=True)
     assert type(model).__name__ == "OwnModel"
@@ -384,23 +327,21 @@ def test_and_is_if_the_user_asks(own_code, rows, tmp_path, capsys):
     ],
     ids=range(6),
 )
-@pytest.mark.parametrize("reader", ["--config", "compare", "--accelerate_config"])
-def test_files_of_options_are_data(tmp_path, capsys, content, message, reader):
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_yaml_files_run_no_code(tmp_path, capsys, content, message, command):
     done, path = tmp_path / "done", tmp_path / "own.yaml"
     content = content.replace("{done}", str(done)) if isinstance(content, str) else content
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(ValueError, match=message):
         read_yaml(path)
-    option = reader if reader.startswith("--") else "--config"
-    command = reader if not reader.startswith("--") else "train"
-    assert cli.main([command, option, str(path)]) == 2
+    assert cli.main([command, "--config", str(path)]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1, error
-    assert f"{option}: {path}" in error
+    assert f"--config: {path}" in error
     assert not done.exists()
 
 
-def test_files_of_options_may_have_aliases_and_a_mark_of_their_bytes(tmp_path):
+def test_yaml_files_with_aliases_and_byte_order_mark(tmp_path):
     path = tmp_path / "own.yaml"
     path.write_bytes(b"\xef\xbb\xbf" + b"base: &base {x: 1}\narms: {a: *base, b: {<<: *base, y: 2}}\n")
     assert read_yaml(path) == {"base": {"x": 1}, "arms": {"a": {"x": 1}, "b": {"x": 1, "y": 2}}}

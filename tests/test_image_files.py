@@ -1,4 +1,4 @@
-"""Image files as drawing programs, phones and scanners write them: the processor gets upright 8-bit pixels on white."""
+"""Image files of drawing programs, phones and scanners: the processor gets upright 8-bit pixels on white."""
 
 import io
 import json
@@ -17,8 +17,9 @@ from cepo import policy_path
 from cepo.data.checks import DatasetError, check_dataset
 from cepo.data.evaluation import evaluate
 from cepo.data.formats import DatasetOptions
-from cepo.data.images import opaque_image, with_opaque_images
-from cepo.data.loading import load_policy, load_processor, load_split
+from cepo.data.loading import load_split
+from cepo.data.models import load_policy, load_processor
+from cepo.data.pixels import opaque_image, with_opaque_images
 from cepo.data.sampling import Sampling, conversation_of, sampled_groups
 from cepo.scoring.prompts import PromptEncoder
 from tests.support.training import make
@@ -28,10 +29,10 @@ SIZE = (96, 64)
 
 
 def drawing():
-    """Where there is black ink, 0 or 255: a triangle, a circle and a label."""
+    """A triangle, a circle and a label, 255 at black ink and 0 elsewhere."""
     ink = Pictures.new("L", SIZE)
     pen = ImageDraw.Draw(ink)
-    pen.fontmode = "1"  # no grey edges, so that formats without grey hold the same picture
+    pen.fontmode = "1"  # no gray edges, so that formats without gray hold the same picture
     pen.line([(8, 56), (88, 56), (30, 10), (8, 56)], fill=255, width=3)
     pen.ellipse([60, 6, 84, 30], outline=255, width=2)
     pen.text((34, 36), "12 cm", fill=255)
@@ -60,19 +61,19 @@ def transparent(mode="RGBA"):
 
 
 def palette():
-    """Black in entry 0, the transparent colour, black as well, in entry 1."""
+    """Black in entry 0, and black as the transparent color in entry 1."""
     picture = Pictures.fromarray((~MARKED).astype(np.uint8)).convert("P")
     picture.putpalette([0, 0, 0] * 2)
     return picture
 
 
 def almost_black(mode):
-    """Ink of value 1 on a background of value 0, the colour that stands for transparent."""
+    """Ink of value 1 on a background of value 0, the transparent color."""
     return Pictures.fromarray(MARKED.astype(np.uint8)).convert(mode)
 
 
-def grey16_png(values, key):
-    """A 16-bit grey PNG in which the value `key` is transparent; Pillow writes none."""
+def gray16_png(values, key):
+    """A 16-bit gray PNG in which the value `key` is transparent; Pillow writes none."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -85,7 +86,7 @@ def grey16_png(values, key):
 
 
 def turned(kind, orientation, **options):
-    """A file whose pixels lie as the sensor had them, with the tag that turns them upright."""
+    """A file with rotated pixels, and the EXIF orientation that makes them upright."""
     back = {3: Pictures.Transpose.ROTATE_180, 6: Pictures.Transpose.ROTATE_90, 8: Pictures.Transpose.ROTATE_270}
     exif = Pictures.Exif()
     exif[ExifTags.Base.Orientation] = orientation
@@ -104,14 +105,14 @@ FILES = {
     "alpha.webp": (held(transparent(), "WEBP", lossless=True, exact=True), PAGE, 0),
     "lossy.webp": (held(transparent(), "WEBP", quality=95), PAGE, LOSSY),
     "rgba.tif": (held(transparent(), "TIFF"), PAGE, 0),
-    "key-grey.png": (held(almost_black("L"), "PNG", transparency=0), PAGE, 1),
+    "key-gray.png": (held(almost_black("L"), "PNG", transparency=0), PAGE, 1),
     "key-rgb.png": (held(almost_black("RGB"), "PNG", transparency=(0, 0, 0)), PAGE, 1),
-    "key-grey16.png": (grey16_png(np.where(MARKED, 0, 5), key=5), PAGE, 0),
-    "grey16.png": (held(Pictures.fromarray(WIDE), "PNG"), SCAN, 0),
-    "grey16.tif": (held(Pictures.fromarray(WIDE), "TIFF"), SCAN, 0),
+    "key-gray16.png": (gray16_png(np.where(MARKED, 0, 5), key=5), PAGE, 0),
+    "gray16.png": (held(Pictures.fromarray(WIDE), "PNG"), SCAN, 0),
+    "gray16.tif": (held(Pictures.fromarray(WIDE), "TIFF"), SCAN, 0),
     "scan.tif": (held(Pictures.fromarray(WIDE), "TIFF", compression="tiff_lzw"), SCAN, 0),
-    "grey16.jp2": (held(Pictures.fromarray(WIDE), "JPEG2000"), SCAN, 0),
-    "grey16.pgm": (held(Pictures.fromarray(WIDE), "PPM"), SCAN, 0),
+    "gray16.jp2": (held(Pictures.fromarray(WIDE), "JPEG2000"), SCAN, 0),
+    "gray16.pgm": (held(Pictures.fromarray(WIDE), "PPM"), SCAN, 0),
     "phone-6.jpg": (turned("JPEG", 6, quality=100, subsampling=0), SCAN, LOSSY),
     "phone-8.jpg": (turned("JPEG", 8, quality=100, subsampling=0), SCAN, LOSSY),
     "phone-3.png": (turned("PNG", 3), SCAN, 0),
@@ -121,7 +122,7 @@ FILES = {
     "print.tif": (held(SCAN.convert("CMYK"), "TIFF"), SCAN, 0),
     "bilevel.png": (held(PAGE.convert("1", dither=Pictures.Dither.NONE), "PNG"), PAGE, 0),
     "fax.tif": (held(PAGE.convert("1", dither=Pictures.Dither.NONE), "TIFF", compression="group4"), PAGE, 0),
-    "grey.png": (held(SCAN, "PNG"), SCAN, 0),
+    "gray.png": (held(SCAN, "PNG"), SCAN, 0),
     "plain.png": (held(PAGE, "PNG"), PAGE, 0),
 }
 NAMES = list(FILES)
@@ -129,7 +130,7 @@ NAMES = list(FILES)
 
 @pytest.fixture(scope="module")
 def pixels():
-    """What the processor of the shipped policy makes of a row's images [of 255]."""
+    """The pixels of a row's images from the shipped policy's processor, from 0 to 255."""
     processor = load_processor(policy_path())
     encoder = PromptEncoder(processor, True)
 
@@ -141,7 +142,7 @@ def pixels():
 
 @pytest.fixture(scope="module")
 def assert_pages(pixels):
-    """That the processor made the same of each picture as of its page, a plain RGB PNG."""
+    """Assert that the processor gives each image the pixels of its page, a plain RGB PNG."""
 
     def page(picture):
         plain = Pictures.open(io.BytesIO(held(picture.convert("RGB"), "PNG")))
@@ -169,7 +170,7 @@ def from_jsonl(folder, column, streaming=False, **options):
 
 
 def of_bytes(column, names=NAMES):
-    """A data set as an object."""
+    """A data set in memory."""
     values = [{"bytes": FILES[name][0], "path": None} for name in names]
     feature = List(Image()) if column == "images" else Image()
     rows = [{"prompt": PROMPT, "solution": "1", column: [one] if column == "images" else one} for one in values]
@@ -187,7 +188,7 @@ COLUMNS = [("image", {}), ("images", {}), ("figure", {"dataset_columns": {"image
 @pytest.mark.parametrize("streaming", [False, True])
 @pytest.mark.parametrize("source", [from_jsonl, from_parquet])
 @pytest.mark.parametrize(("column", "options"), COLUMNS)
-def test_the_processor_gets_the_page(tmp_path, pixels, assert_pages, source, column, options, streaming):
+def test_processor_gets_the_page(tmp_path, pixels, assert_pages, source, column, options, streaming):
     data = source(tmp_path, column, streaming, **options)
     if not streaming:
         check_dataset(data, needs_solution=True)
@@ -199,7 +200,7 @@ def test_the_processor_gets_the_page(tmp_path, pixels, assert_pages, source, col
     lambda data: data.filter(lambda row: row["image"].size != (1, 1)).select(range(len(NAMES))),
     lambda data: Dataset.from_list(list(data)),
 ], ids=["map", "filter", "decoded"])  # fmt: skip
-def test_whatever_was_done_to_the_data_set(pixels, assert_pages, change):
+def test_processor_gets_the_page_after_map_and_filter(pixels, assert_pages, change):
     assert_pages(NAMES, [pixels(row) for row in change(of_bytes("image"))])
 
 
@@ -207,12 +208,12 @@ def opened(name):
     return Pictures.open(io.BytesIO(FILES[name][0]))
 
 
-def test_pictures_that_no_data_set_has_decoded(pixels, assert_pages):
-    """Rows of a generator hold pictures as Pillow opens them: on their side, with the tag."""
+def test_images_opened_by_pillow(pixels, assert_pages):
+    """As in rows of a generator: the EXIF orientation is not applied yet."""
     assert_pages(NAMES, [pixels({"prompt": PROMPT, "image": opened(name)}) for name in NAMES])
 
 
-def test_pictures_within_a_prompt(pixels, assert_pages):
+def test_images_within_a_prompt(pixels, assert_pages):
     def turn(name):
         return {"role": "user", "content": [{"type": "image", "image": opened(name)}, {"type": "text", "text": "?"}]}
 
@@ -224,7 +225,7 @@ def test_pictures_within_a_prompt(pixels, assert_pages):
 
 @pytest.fixture
 def processed(monkeypatch):
-    """Pixels that TRL, or the sampler, had from the processor, image by image [of 255]; each call for itself."""
+    """Pixels that the processor returned, from 0 to 255: a list of images for each call."""
     calls = []
     call = Qwen3VLProcessor.__call__
 
@@ -243,10 +244,10 @@ def processed(monkeypatch):
 TRAINED = [
     "rgba.png",
     "palette.gif",
-    "grey16.tif",
+    "gray16.tif",
     "phone-6.jpg",
-    "grey16.pgm",
-    "key-grey16.png",
+    "gray16.pgm",
+    "key-gray16.png",
     "plain.png",
     "la.png",
 ]
@@ -287,7 +288,7 @@ def test_evaluation_and_sampling_see_the_page(processed, assert_pages):
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "1", "P", "CMYK", "YCbCr"])
-def test_other_pictures_are_left_alone(mode):
+def test_opaque_images_are_returned_unchanged(mode):
     picture = PAGE.convert(mode)
     assert opaque_image(picture, "it") is picture
     row = {"prompt": PROMPT, "images": [picture], "image": picture, "solution": "1"}
@@ -295,63 +296,43 @@ def test_other_pictures_are_left_alone(mode):
     assert found["images"][0] is found["image"] is picture
 
 
-def test_soft_edges_are_blended():
+def test_partly_transparent_pixels_are_blended():
     picture = Pictures.new("RGBA", (3, 1))
-    for place, colour in enumerate([(0, 0, 0, 128), (200, 0, 0, 255), (9, 9, 9, 0)]):
-        picture.putpixel((place, 0), colour)
+    for place, color in enumerate([(0, 0, 0, 128), (200, 0, 0, 255), (9, 9, 9, 0)]):
+        picture.putpixel((place, 0), color)
     found = opaque_image(picture, "it")
     assert found.mode == "RGB"
     assert [found.getpixel((place, 0)) for place in range(3)] == [(127, 127, 127), (200, 0, 0), (255, 255, 255)]
 
 
-def tiff(bits, photometric):
-    """One row of four grey pixels: 12 bits each, or 16."""
-    data = bytes.fromhex("000fff000fff") if bits == 12 else struct.pack("<4H", 0, 0xFFFF, 0, 0xFFFF)
-    tags = [
-        (256, 4),
-        (257, 1),
-        (258, bits),
-        (259, 1),
-        (262, photometric),
-        (273, 8),
-        (277, 1),
-        (278, 1),
-        (279, len(data)),
-    ]
-    entries = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in tags)
-    return b"II*\0" + struct.pack("<I", 8 + len(data)) + data + struct.pack("<H", len(tags)) + entries + bytes(4)
-
-
 REFUSED = {
-    "float.tif": (held(Pictures.fromarray(SHADES.astype(np.float32) / 255), "TIFF"), "floating-point values"),
-    "float.pfm": (held(Pictures.fromarray(SHADES.astype(np.float32) / 255), "PPM"), "floating-point values"),
-    "grey32.tif": (held(Pictures.fromarray(SHADES.astype(np.int32) * 9000), "TIFF"), "signed or 32-bit grey values"),
-    "grey12.tif": (tiff(12, 1), "grey values of fewer than 16 bits in 16"),
-    "white-is-0.tif": (tiff(16, 0), "16-bit grey values that are 0 at white"),
+    "float.tif": (held(Pictures.fromarray(SHADES.astype(np.float32) / 255), "TIFF"), "floating-point"),
+    "float.pfm": (held(Pictures.fromarray(SHADES.astype(np.float32) / 255), "PPM"), "floating-point"),
+    "gray32.tif": (held(Pictures.fromarray(SHADES.astype(np.int32) * 9000), "TIFF"), "signed or 32-bit"),
 }
 
 
 @pytest.mark.parametrize("name", REFUSED)
-def test_values_without_a_known_scale_are_refused(tmp_path, monkeypatch, name):
+def test_unknown_scales_are_refused(tmp_path, monkeypatch, name):
     (held_, message), good = REFUSED[name], held(PAGE, "PNG")
     (tmp_path / name).write_bytes(held_)
     (tmp_path / "good.png").write_bytes(good)
     rows = [{"prompt": PROMPT, "solution": "1", "image": file} for file in ("good.png", "good.png", name)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    words = f"'image' has {message}, whose scale is not known here; save it with 8 bits a channel, or drop the row"
+    words = f"'image' has {message} pixel values of unknown scale; save it with 8 bits per channel, or drop the row"
     with pytest.raises(DatasetError, match=f"an image of the row with the prompt .*{message}"):
         with_opaque_images({"prompt": PROMPT, "image": Pictures.open(io.BytesIO(held_))})
-    monkeypatch.setattr(ImageFile.ImageFile, "load", None)  # whoever decodes fails
+    monkeypatch.setattr(ImageFile.ImageFile, "load", None)  # decoding fails
     data = load_split(str(tmp_path / "rows.jsonl"), "train")
     with pytest.raises(DatasetError, match=f"row 2 of the training set: {words}"):
         check_dataset(data, needs_solution=True)
     check_dataset(data.select([0, 1]), needs_solution=True)
 
 
-def test_a_stream_refuses_them_as_they_come(tmp_path):
+def test_unknown_scales_are_refused_in_streams(tmp_path):
     (tmp_path / "float.tif").write_bytes(REFUSED["float.tif"][0])
     rows = [{"prompt": PROMPT, "solution": "1", "image": "float.tif"}]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     data = load_split(str(tmp_path / "rows.jsonl"), "train", streaming=True)
-    with pytest.raises(DatasetError, match=r"row 0 of .*: 'image' has floating-point values"):
+    with pytest.raises(DatasetError, match=r"row 0 of .*: 'image' has floating-point"):
         next(iter(data))

@@ -1,4 +1,4 @@
-"""Processors that return lists: prompts run once in sampling, and the samples stay the same."""
+"""Processors that return lists of tensors: sampling runs each distinct prompt once, with the same samples."""
 
 from functools import wraps
 
@@ -11,8 +11,6 @@ from transformers import (
     AutoTokenizer,
     CLIPImageProcessor,
     CLIPVisionConfig,
-    Gemma3Config,
-    Gemma3ForConditionalGeneration,
     Gemma3ImageProcessor,
     Gemma3Processor,
     LlamaConfig,
@@ -39,7 +37,7 @@ VISION = {
     **{"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2},
     **{"image_size": 16, "patch_size": 4},
 }
-# The shipped policy's tokens for the borders of an image and its parts.
+# Tokens of the shipped policy for the borders of an image and its parts.
 BEGIN, END, PART = 3, 4, 5
 TOKEN = {"image_token_id": PART, "image_token_index": PART}
 GRID = [[16, 32], [32, 16], [32, 32]]
@@ -74,18 +72,9 @@ def llava_next(tokenizer):
 
 def gemma3(tokenizer):
     """One tensor per image, and token types of different lengths."""
-    layers = ["sliding_attention", "full_attention", "sliding_attention"]
-    config = Gemma3Config(
-        text_config=TEXT | {"sliding_window": 6, "layer_types": layers},
-        vision_config=VISION,
-        mm_tokens_per_image=4,
-        boi_token_index=BEGIN,
-        eoi_token_index=END,
-        **TOKEN,
-    )
     images = Gemma3ImageProcessor(size={"height": 16, "width": 16})
     processor = Gemma3Processor(images, tokenizer, **_parts("<|vision_start|>"), image_seq_length=4)
-    return Gemma3ForConditionalGeneration(config), processor
+    return tiny_models.gemma3_vl(TEXT, PART, BEGIN, END), processor
 
 
 def _parts(place):
@@ -94,7 +83,7 @@ def _parts(place):
 
 @pytest.fixture(params=[llava, llava_next, gemma3])
 def family(request):
-    """Makes a small model with random weights, and its family's own processor."""
+    """Builds a small model with random weights, and the processor of its family."""
     tokens = {"image_token": "<|image_pad|>", "boi_token": "<|vision_start|>", "eoi_token": "<|vision_end|>"}
 
     def build():
@@ -107,7 +96,7 @@ def family(request):
 
 
 def drawings():
-    """Four problems; two have the same text and other pictures."""
+    """Four problems, two of them with the same text and different images."""
     images = []
     for number, size in enumerate([(20, 30), (20, 30), (60, 30), (30, 30)]):
         drawn = Pictures.new("RGB", size, "white")
@@ -117,8 +106,7 @@ def drawings():
     return Dataset.from_dict({"prompt": prompts, "solution": ["1"] * 4, "image": images}).cast_column("image", Image())
 
 
-def test_sampling_shares_prompts_whose_images_come_in_lists(tmp_path, family, monkeypatch):
-    """In training: the same samples as without sharing, each distinct prompt run once."""
+def test_training_runs_each_distinct_prompt_once(tmp_path, family, monkeypatch):
     found = {}
     for shared in ("never", "auto"):
         model, processor = family()
@@ -153,7 +141,7 @@ def test_sampling_shares_prompts_whose_images_come_in_lists(tmp_path, family, mo
     assert found["auto"][1:] == ([8, 2, 2], True)  # whole rows and the trial, from then on each prompt once
 
 
-def test_other_images_make_another_prompt(tmp_path, family):
+def test_prompts_with_other_images_are_distinct(tmp_path, family):
     """Equal token ids do not make equal prompts."""
     model, processor = family()
     args = CEPOConfig(str(tmp_path), method="grpo", **QUICK)
@@ -168,7 +156,7 @@ def test_other_images_make_another_prompt(tmp_path, family):
     assert all(isinstance(values, torch.Tensor) for values in shared.images.values())
     trainer.model.to("meta")  # as another device
     assert {v.device.type for v in trainer._sharing._shared_prompts(ids, images, fields).images.values()} == {"meta"}
-    # Tiles of several images in one field: which tile is of which image, TRL finds out after sampling.
+    # Tiles of several images in one field, which TRL assigns to images after sampling.
     tiles = {"pixel_values": [torch.zeros(3, 16, 16)] * 9}
     assert trainer._sharing._shared_prompts(ids, images, tiles) is None
     ragged = {"pixel_values": [torch.zeros(3, 16, 16 + row) for row in range(4)]}
@@ -176,7 +164,7 @@ def test_other_images_make_another_prompt(tmp_path, family):
 
 
 class TakesLists(LlavaForConditionalGeneration):
-    """As models of other libraries do."""
+    """A model that takes lists of images."""
 
     @wraps(LlavaForConditionalGeneration.forward)  # its signature is looked at
     def forward(self, pixel_values=None, **inputs):
@@ -184,7 +172,7 @@ class TakesLists(LlavaForConditionalGeneration):
         return super().forward(pixel_values=None if pixel_values is None else torch.stack(pixel_values), **inputs)
 
 
-def test_samples_outside_of_the_trainer_share_too(family, monkeypatch):
+def test_sample_runs_each_distinct_prompt_once(family, monkeypatch):
     model, processor = family()
     lists = isinstance(model, LlavaForConditionalGeneration)
     if lists:

@@ -1,4 +1,4 @@
-"""What `cepo explain` and `cepo credit` show is what training does, to float rounding."""
+"""`cepo explain` shows the numbers of training, to float rounding."""
 
 import pytest
 import torch
@@ -8,11 +8,11 @@ from trl.rewards import accuracy_reward
 import cepo.trainer.cepo_trainer
 import cepo.trainer.credit_page
 from cepo import CEPOConfig, CEPOTrainer, load_figures, policy_path
-from cepo.data.loading import load_policy
+from cepo.data.models import load_policy
 from cepo.data.sampling import Sampling, group_advantages, sampled_groups, seeded
 from cepo.data.saved import SavedError, load_saved, restore
 from cepo.inspection.inspect import all_variants, inspect_with, make_variant
-from cepo.references.groups import Attempt, Group, Rollout
+from cepo.references.groups import Group, Rollout
 from cepo.scoring.prompts import text_of, token_texts
 from cepo.tasks.figures import filler_tokens, group_kinds, problem_of
 
@@ -35,11 +35,11 @@ def half_right(completions, **kwargs):
 
 
 @pytest.mark.parametrize("rule", ["lowest_reward", "own_or_mixture"])
-def test_a_page_of_training_shows_the_evidence_that_was_trained_on(tmp_path, figures, monkeypatch, rule):
+def test_a_training_page_shows_the_evidence_of_the_update(tmp_path, figures, monkeypatch, rule):
     monkeypatch.setattr(cepo.trainer.cepo_trainer, "final_answer", lambda text, extractor: str(len(text)))
     drawn = []
     monkeypatch.setattr(
-        cepo.trainer.credit_page, "credit_page", lambda shown, **options: drawn.append((shown, options)) or "page"
+        cepo.trainer.credit_page, "credit_page", lambda groups, **options: drawn.append((groups, options)) or "page"
     )
     args = CEPOConfig(
         output_dir=str(tmp_path),
@@ -58,26 +58,25 @@ def test_a_page_of_training_shows_the_evidence_that_was_trained_on(tmp_path, fig
     )
     trainer = Spy(policy_path(), half_right, args, figures)
     trainer.train()
-    ((shown, options),) = drawn
+    ((inspected, options),) = drawn
     assert (tmp_path / "credit" / "step-00000.html").read_text() == "page"
     assert (options["selected"].method.name, options["selected"].rule) == ("cepo", rule)
     lengths = trainer.batch["completion_mask"].sum(dim=1).tolist()
-    inspected = [one for group in shown for one in group.inspected]
-    assert len(inspected) == 8
-    for row, (one, length) in enumerate(zip(inspected, lengths, strict=True)):
+    of_groups = [one for group in inspected for one in group.rollouts]
+    assert len(of_groups) == 8
+    for row, (one, length) in enumerate(zip(of_groups, lengths, strict=True)):
         assert_close(one.credit[options["selected"]].evidence, trainer.found[row, :length], atol=2e-5, rtol=0)
-    rollouts = [rollout for group in shown for rollout in group.group.rollouts]
+    rollouts = [one.rollout for one in of_groups]
     assert [r.advantage for r in rollouts] == pytest.approx(trainer.batch["advantages"].tolist())
 
-    # The same rollouts, saved, and found again in the dataset.
+    # The rollouts are restored from their file and the dataset.
     saved = load_saved(str(tmp_path))
     groups = restore(saved.groups, figures, trainer.processing_class)
     assert saved.step == 0
     again = {rollout.ids: rollout for group in groups for rollout in group.rollouts}
     assert again.keys() == {rollout.ids for rollout in rollouts}
-    originals = {group.group.solution: group.group for group in shown}
+    originals = {group.group.solution: group.group for group in inspected}
     for group in groups:
-        assert group.attempts == originals[group.solution].attempts
         assert group.row["labels"] == originals[group.solution].row["labels"]
         assert group.rollouts == originals[group.solution].rollouts
 
@@ -87,7 +86,7 @@ def test_a_page_of_training_shows_the_evidence_that_was_trained_on(tmp_path, fig
         load_saved(str(tmp_path), step=7)
 
 
-def test_a_run_that_saved_no_rollouts(tmp_path):
+def test_a_run_without_saved_rollouts(tmp_path):
     with pytest.raises(SavedError, match="log_completions"):
         load_saved(str(tmp_path))
 
@@ -100,8 +99,8 @@ def test_advantages_are_trls():
     assert group_advantages([1.0]) == [0.0]
 
 
-def test_variants_are_told_apart_and_agree_where_they_must(policy):
-    """GRPO has no evidence; the mixture of one is the most common answer; RLSD's negative is the policy itself."""
+def test_variants_differ_and_agree_where_they_must(policy):
+    """GRPO has no evidence; a mixture of one is the most common answer; RLSD's negative is the student."""
     model, processing_class = policy
     rows = list(load_figures("test", 4))
     with seeded(0):
@@ -113,7 +112,7 @@ def test_variants_are_told_apart_and_agree_where_they_must(policy):
     for group, inspected in zip(
         mixed, inspect_with(model, processing_class, mixed, variants, max_tokens=4096), strict=True
     ):
-        for rollout, one in zip(group.rollouts, inspected, strict=True):
+        for rollout, one in zip(group.rollouts, inspected.rollouts, strict=True):
             credit = {variant.name: found for variant, found in one.credit.items()}
             assert not credit["grpo"].evidence.any()
             assert_close(credit["grpo"].advantages, torch.full((len(rollout.ids),), rollout.advantage))
@@ -125,7 +124,7 @@ def test_variants_are_told_apart_and_agree_where_they_must(policy):
 
 
 @pytest.mark.parametrize("characters", ["abc \\boxed{(1, 2)}", "naïve ∠x = 62°", "日本 🎉\n\ttext"])
-def test_tokens_are_shown_as_the_tokenizer_cuts_them(policy, characters):
+def test_token_texts_join_to_the_text(policy, characters):
     _, processing_class = policy
     ids = tuple(processing_class.tokenizer(characters)["input_ids"])
     texts = token_texts(processing_class, ids)
@@ -133,11 +132,11 @@ def test_tokens_are_shown_as_the_tokenizer_cuts_them(policy, characters):
     assert "".join(texts) == text_of(processing_class, ids)
 
 
-def test_which_tokens_decide():
-    """Two steps; one rollout slips in the first, of which only the tens are wrong, and goes on from there."""
+def test_token_kinds():
+    """Two steps; one rollout has a mistake in the tens of the first result and continues from it."""
     row = {"start": 60, "labels": [58, 70], "angles": [62, 48], "prompt": [{"content": ""}]}
     problem = problem_of(row)
-    right = [
+    correct = [
         "60",
         " and",
         " 5",
@@ -155,7 +154,7 @@ def test_which_tokens_decide():
         ".",
         "<|im_end|>",
     ]
-    wrong = [
+    incorrect = [
         "60",
         " and",
         " 5",
@@ -176,34 +175,34 @@ def test_which_tokens_decide():
     start = ["decision", "filler", "decision", "decision", "filler"]
     middle = ["filler", "other", "filler", "decision", "filler"]
     after = ["decision", "decision", "filler", "other"]
-    of_right, of_wrong, of_other = group_kinds(row, [right, wrong, right], [True, False, True])
-    # The second result is wrong too, but follows rightly from the first one.
-    assert of_right == of_wrong == of_other == [*start, "arithmetic", "decision", *middle, *after]
-    assert "arithmetic" not in group_kinds(row, [right, right], [True, True])[0]
-    misread = [*wrong[:2], " 4", *wrong[3:]]
-    of_right, of_wrong = group_kinds(row, [right, misread], [True, False])
-    assert of_right == of_wrong == ["decision", "filler", "reading", "decision", *start[4:], *of_right[5:]]
-    assert "arithmetic" not in of_wrong
-    # A rollout without a verdict is not judged, and says nothing of others.
-    assert set(group_kinds(row, [right, wrong], [True, None])[0]) == {"decision", "filler", "other"}
-    assert filler_tokens(problem, right)[:5] == [False, True, False, False, True]
+    of_correct, of_incorrect, of_other = group_kinds(row, [correct, incorrect, correct], [True, False, True])
+    # The second result is also incorrect, but follows from the first one.
+    assert of_correct == of_incorrect == of_other == [*start, "arithmetic", "decision", *middle, *after]
+    assert "arithmetic" not in group_kinds(row, [correct, correct], [True, True])[0]
+    misread = [*incorrect[:2], " 4", *incorrect[3:]]
+    of_correct, of_incorrect = group_kinds(row, [correct, misread], [True, False])
+    assert of_correct == of_incorrect == ["decision", "filler", "reading", "decision", *start[4:], *of_correct[5:]]
+    assert "arithmetic" not in of_incorrect
+    # A rollout without a verdict labels no tokens.
+    assert set(group_kinds(row, [correct, incorrect], [True, None])[0]) == {"decision", "filler", "other"}
+    assert filler_tokens(problem, correct)[:5] == [False, True, False, False, True]
 
 
-def test_a_token_may_hold_a_whole_number():
+def test_a_token_may_be_a_whole_number():
     row = {"start": 60, "labels": [58], "angles": [62], "prompt": [{"content": ""}]}
-    right, wrong = (["From ", "60", " and", " 58", " comes", f" {result}", "."] for result in (62, 63))
-    for kinds in group_kinds(row, [right, wrong], [True, False]):
+    correct, incorrect = (["From ", "60", " and", " 58", " comes", f" {result}", "."] for result in (62, 63))
+    for kinds in group_kinds(row, [correct, incorrect], [True, False]):
         assert kinds == ["filler", "decision", "filler", "decision", "filler", "arithmetic", "filler"]
 
 
-def test_a_page_of_rollouts_that_were_all_cut_off(policy, figures):
-    """And masked for that (mask_truncated_completions): there is no token, and training goes on."""
+def test_a_page_of_masked_truncated_rollouts(policy, figures):
+    """With mask_truncated_completions they have no tokens."""
     model, processor = policy
-    attempts = [Attempt(None, 0.0, False, "cut")] * 2
-    groups = [Group(figures[0]["prompt"], figures[0]["solution"], attempts, [Rollout((), 0.0, ())] * 2, row=figures[0])]
+    rollouts = [Rollout(None, 0.0, False, "cut", trained=())] * 2
+    groups = [Group(figures[0]["prompt"], figures[0]["solution"], rollouts, figures[0])]
     variants = all_variants({}, columns=list(figures[0]))
     (inspected,) = inspect_with(model, processor, groups, variants, max_tokens=400)
-    assert len(inspected) == 2
-    for one in inspected:
+    assert len(inspected.rollouts) == 2
+    for one in inspected.rollouts:
         assert one.student.numel() == 0
         assert all(one.credit[variant].advantages.numel() == 0 for variant in variants)

@@ -1,4 +1,4 @@
-"""`cepo merge`: the folder loads without PEFT and says what model and adapters said."""
+"""`cepo merge`: the saved model loads without PEFT and has the log-probs of model and adapters."""
 
 import json
 import re
@@ -10,7 +10,8 @@ from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, Auto
 
 from cepo import cli, policy_path
 from cepo.data import merging
-from cepo.data.loading import load_merged, load_policy
+from cepo.data.adapters import load_merged
+from cepo.data.models import load_policy
 from cepo.data.sampling import conversation_of
 from cepo.scoring.prompts import PromptEncoder
 from tests.support.tiny_models import IMAGE_MODELS, TEXT_MODELS
@@ -24,7 +25,7 @@ KINDS = {
 
 
 def adapters(folder, base, auto, processor_of=None, **settings):
-    """Adapters that say something: their second factor is not zero, as it is at the start."""
+    """Adapters with a nonzero second factor, which is zero at initialization."""
     torch.manual_seed(3)
     settings = {"target_modules": "all-linear", **settings}
     model = get_peft_model(auto.from_pretrained(base), LoraConfig(r=4, lora_alpha=8, **settings))
@@ -44,7 +45,7 @@ def log_probs(model, ids, **images):
 
 
 @pytest.mark.parametrize("kind", ["lora", "rslora", "dora"])
-def test_of_a_policy_that_reads_images(kind, tmp_path, figures, capsys):
+def test_merge_a_vision_language_model(kind, tmp_path, figures, capsys):
     base = policy_path()
     path = adapters(tmp_path / "adapters", base, AutoModelForImageTextToText, **KINDS[kind])
     output = tmp_path / "merged"
@@ -66,19 +67,18 @@ def test_of_a_policy_that_reads_images(kind, tmp_path, figures, capsys):
     )
     assert (found - expected).abs().max() < 1e-4
     assert (found - unlike).abs().max() > 0.1
-    # What stands beside the weights: the chat template, and the vision tokens that are never sampled.
+    # Files beside the weights: the chat template, and the vision tokens that are not sampled.
     assert processor.chat_template == AutoProcessor.from_pretrained(base).chat_template
     assert GenerationConfig.from_pretrained(output).suppress_tokens == [3, 4, 5, 6]
-    # And `cepo` reads it as it reads the adapters themselves.
-    ours, theirs = (
+    found, expected = (
         log_probs(load_policy(name)[0], ids, mm_token_type_ids=types, **prompt.images)
         for name in (output.as_posix(), path)
     )
-    assert torch.equal(ours, theirs)
+    assert torch.equal(found, expected)
 
 
 @pytest.mark.parametrize("kind", ["lora", "head"])
-def test_of_a_text_model_in_another_type_and_in_parts(kind, tmp_path, text_model_path):
+def test_merge_a_text_model_with_dtype_and_shards(kind, tmp_path, text_model_path):
     path = adapters(tmp_path / "adapters", text_model_path, AutoModelForCausalLM, **KINDS[kind])
     both = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(text_model_path), path)
     ids = torch.arange(8, 40)[None]
@@ -108,13 +108,13 @@ STAY_TIED = ("tied adapters", "tied copies", "some tokens")
 
 @pytest.fixture(scope="module", params=["qwen3", "gemma3", "qwen3_vl"])
 def tied_base(request, tmp_path_factory):
-    """A model whose head is its embedding."""
+    """A model with tied embeddings."""
     torch.manual_seed(0)
     model = (TEXT_MODELS | IMAGE_MODELS)[request.param]()
     for config in (model.config, model.config.get_text_config()):
         config.tie_word_embeddings = True
     config = model.config
-    # The shipped tokenizer's prompt has to be read.
+    # For the prompt's tokens of the shipped tokenizer.
     config.get_text_config().vocab_size = len(AutoProcessor.from_pretrained(policy_path()).tokenizer)
     model = type(model)(config)
     folder = tmp_path_factory.mktemp(request.param)
@@ -124,8 +124,8 @@ def tied_base(request, tmp_path_factory):
 
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
 @pytest.mark.parametrize("kind", TIED)
-def test_of_a_head_that_is_the_embedding(kind, tied_base, tmp_path, text_model_path, capsys, recwarn):
-    """Adapters on one of them leave the other as it was; in the folder as in what `cepo evaluate` makes of them."""
+def test_merge_tied_embeddings(kind, tied_base, tmp_path, text_model_path, capsys, recwarn):
+    """Adapters of the embedding do not change the head, nor the reverse, also in `load_merged`."""
     base, auto = tied_base
     path = adapters(tmp_path / "adapters", base, auto, text_model_path, **TIED[kind])
     both = PeftModel.from_pretrained(auto.from_pretrained(base), path)
@@ -144,8 +144,8 @@ def test_of_a_head_that_is_the_embedding(kind, tied_base, tmp_path, text_model_p
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_a_folder_that_is_another_model_is_not_left(dtype, tmp_path, text_model_path, monkeypatch, capsys):
-    """As when a weight is lost on its way to the disk: here one layer's."""
+def test_a_merged_model_that_differs_is_not_saved(dtype, tmp_path, text_model_path, monkeypatch, capsys):
+    """As when a layer is saved wrongly."""
     merge = merging.merge_weights
 
     def spoilt(model):
@@ -159,7 +159,9 @@ def test_a_folder_that_is_another_model_is_not_left(dtype, tmp_path, text_model_
     arguments = ["--model_name_or_path", path, "--output_dir", str(tmp_path / "out"), "--dtype", dtype]
     assert cli.main(["merge", *arguments]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert re.search(rf"{path} merged into {text_model_path} is another model: .* nats off on average. Nothing", line)
+    assert re.search(
+        rf"{path} merged into {text_model_path} gives other log-probs than the adapters, by .* nats on average", line
+    )
     assert sorted(path.name for path in tmp_path.iterdir()) == ["adapters"]
     monkeypatch.undo()
     (tmp_path / "out.part").mkdir()  # of a merge that was killed
@@ -168,15 +170,14 @@ def test_a_folder_that_is_another_model_is_not_left(dtype, tmp_path, text_model_
     assert not list((tmp_path / "out").glob("model-*-of-00009.safetensors"))
 
 
-def test_a_base_that_has_moved_is_named(tmp_path, text_model_path, capsys):
+def test_missing_base_model(tmp_path, text_model_path, capsys):
     path = adapters(tmp_path / "adapters", text_model_path, AutoModelForCausalLM)
     config = tmp_path / "adapters" / "adapter_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": str(tmp_path / "gone")}))
     arguments = ["merge", "--model_name_or_path", path, "--output_dir", str(tmp_path / "out")]
     assert cli.main(arguments) == 2
     error = capsys.readouterr().err
-    assert f"cannot load {tmp_path / 'gone'}, the model of these adapters" in error
-    assert "it is neither a folder here nor" in error
+    assert f"the base model of the adapters in {path}: cannot load {tmp_path / 'gone'}" in error
     assert not (tmp_path / "out").exists()
     assert cli.main([*arguments, "--base_model", text_model_path]) == 0
 
@@ -204,7 +205,7 @@ def test_upload(tmp_path, text_model_path, monkeypatch):
     ]
 
 
-def test_mistakes(tmp_path, text_model_path, capsys):
+def test_errors(tmp_path, text_model_path, capsys):
     path = adapters(tmp_path / "adapters", text_model_path, AutoModelForCausalLM)
     prompt = tmp_path / "prompt"
     tuned = PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
@@ -214,11 +215,11 @@ def test_mistakes(tmp_path, text_model_path, capsys):
     (tmp_path / "empty").mkdir()
     free, full = str(tmp_path / "free"), str(tmp_path / "full")
     for model, output, more, named in (
-        (text_model_path, free, [], "holds a whole model, no adapters (adapter_config.json)"),
-        (str(tmp_path / "empty"), free, [], "holds nothing of PEFT, no adapters (adapter_config.json)"),
+        (text_model_path, free, [], "has no adapters (adapter_config.json) but a whole model"),
+        (str(tmp_path / "empty"), free, [], "has no adapters (adapter_config.json)"),
         (str(tmp_path / "nowhere"), free, [], "there is no such folder"),
-        (str(prompt), free, [], "PROMPT_TUNING, which is read beside a model and cannot be merged"),
-        (path, full, [], f"{full} is not an empty folder; name another, or remove it"),
+        (str(prompt), free, [], "adapters of type PROMPT_TUNING cannot be merged into weights"),
+        (path, full, [], f"{full} is not an empty folder; choose another, or remove it"),
         (path, free, ["--private"], "--private needs --push_to_hub"),
     ):
         assert cli.main(["merge", "--model_name_or_path", model, "--output_dir", output, *more]) == 2

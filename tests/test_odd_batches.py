@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 from transformers import AutoTokenizer
 
-import cepo.methods.stages
-import cepo.scoring.score
+import cepo.methods.method
 import cepo.trainer.cepo_trainer
 from cepo import CEPOTrainer, References, method_options, policy_path
 from cepo.methods import METHODS, CreditInputs
+from cepo.scoring.pipeline import Pipeline
 from tests.reference import loops
 from tests.support.methods import distills, needed_by
 from tests.support.training import half_right, logged, loss_inputs, train, weights_of, wrong_answers
@@ -137,14 +137,16 @@ def test_a_teacher_without_a_number_in_training(
 ):
     """NaN and minus infinity for a third of what teachers read: counted, and the step is sound."""
     wrong_answers(monkeypatch)
-    score = cepo.scoring.score.score
+    score = Pipeline.score
 
     def spoilt(*args):
-        found = score(*args)
-        found[0, :, ::3], found[-1, :, 1::6] = -math.inf, math.nan
+        found = [{context: logps.clone() for context, logps in one.items()} for one in score(*args)]
+        for one in filter(None, found):
+            first, *_, last = one.values()
+            first[::3], last[1::6] = -math.inf, math.nan
         return found
 
-    monkeypatch.setattr(cepo.scoring.score, "score", spoilt)
+    monkeypatch.setattr(Pipeline, "score", spoilt)
     options = {"divergence": "sampled"} if distills(method) else {}
     trainer = step(tmp_path, text_figures, text_model_path, method, skip_zero_advantage=False, **options)
     assert is_sound(trainer)

@@ -1,4 +1,4 @@
-"""The page and the terminal form: what a model or a dataset wrote stays text, in a real browser too."""
+"""The page and the terminal form: untrusted text is escaped, also in a real browser."""
 
 import io
 import json
@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cepo.inspection.console import PlainConsole
-from cepo.inspection.inspect import Credit, Inspected, all_variants
+from cepo.inspection.inspect import all_variants
 from cepo.inspection.page import credit_page
 from cepo.inspection.terminal import print_credit
-from cepo.inspection.view_model import Shown
+from cepo.inspection.view_model import Credit, InspectedGroup, InspectedRollout
 from cepo.methods import CreditInputs
-from cepo.references.groups import Attempt, Fallback, Group, References, Rollout
+from cepo.references.groups import Fallback, Group, References, Rollout
 
 HOSTILE = "</script><script>window.broken = 1</script><img src=x onerror='window.broken = 2'><!-- [bold red]"
 VARIANTS = all_variants()
@@ -28,11 +28,14 @@ GRPO, RLSD, PAPER = (BY_NAME[name] for name in ("grpo", "rlsd", "cepo lowest_rew
 
 
 def shown(texts, *, solution="(1, 2)", question="How many?"):
-    """Two rollouts, a right and a wrong one, of the given tokens; evidence differs between the methods."""
+    """A correct and an incorrect rollout with the given tokens; evidence differs between the methods."""
     count = len(texts)
-    attempts = [Attempt("(1, 2)", 1.0, True), Attempt(texts[0], 0.0, False)]
     advantages = torch.tensor([0.7, -0.7])
-    rollouts = [Rollout(tuple(range(count)), advantage) for advantage in advantages.tolist()]
+    ids = tuple(range(count))
+    rollouts = [
+        Rollout("(1, 2)", 1.0, True, ids=ids, advantage=advantages[0].item()),
+        Rollout(texts[0], 0.0, False, ids=ids, advantage=advantages[1].item()),
+    ]
     inspected = []
     for row in range(2):
         credit = {}
@@ -59,11 +62,10 @@ def shown(texts, *, solution="(1, 2)", question="How many?"):
                 float(placed.scale[0]),
                 float(placed.rollout_advantages[0]),
             )
-        inspected.append(Inspected(student, credit))
+        inspected.append(InspectedRollout(rollouts[row], row + 1, texts, student, credit, [True] * count))
     picture = Image.new("RGB", (30, 20), "red")
     content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
-    group = Group([{"role": "user", "content": content}], solution, attempts, rollouts)
-    return Shown(group, inspected, [texts, texts], [[True] * count] * 2)
+    return InspectedGroup(Group([{"role": "user", "content": content}], solution, rollouts), inspected)
 
 
 def page_of(one, selected=PAPER):
@@ -76,7 +78,7 @@ def data_of(page):
 
 
 @given(st.lists(st.text(), min_size=1, max_size=4), st.text(), st.text())
-def test_any_text_comes_through_and_none_of_it_is_markup(texts, question, solution):
+def test_any_text_is_escaped(texts, question, solution):
     page = page_of(shown(texts, question=question, solution=solution))
     assert page.count("<script") == 2
     assert page.count("<!--") == 0
@@ -86,11 +88,11 @@ def test_any_text_comes_through_and_none_of_it_is_markup(texts, question, soluti
     assert group["solution"] == solution
 
 
-def test_the_page_has_the_numbers_and_loads_nothing():
+def test_the_page_has_the_numbers_and_loads_no_resources():
     one = shown(["a", "b", "c"])
     page = page_of(one)
     data = data_of(page)
-    credit = one.inspected[1].credit[PAPER]
+    credit = one.rollouts[1].credit[PAPER]
     written = data["groups"][0]["rollouts"][1]["credit"][VARIANTS.index(PAPER)]
     assert written["evidence"] == pytest.approx(credit.evidence.tolist(), abs=1e-4)
     assert written["shift"] == pytest.approx(credit.shift.tolist(), abs=1e-4)
@@ -102,16 +104,16 @@ def test_the_page_has_the_numbers_and_loads_nothing():
 
 def test_numbers_that_json_lacks():
     one = shown(["a", "b"])
-    one.inspected[0].student[0] = float("-inf")
-    one.inspected[0].student[1] = float("nan")
+    one.rollouts[0].student[0] = float("-inf")
+    one.rollouts[0].student[1] = float("nan")
     assert data_of(page_of(one))["groups"][0]["rollouts"][0]["student"] == [None, None]
 
 
 @pytest.mark.parametrize("fallback", get_args(Fallback))
-def test_every_fallback_has_words(fallback):
+def test_every_fallback_has_a_description(fallback):
     one = shown(["a", "b"])
-    credit = one.inspected[0].credit[PAPER]
-    one.inspected[0].credit[PAPER] = replace(credit, references=References("(1, 2)", ("a",), fallback))
+    credit = one.rollouts[0].credit[PAPER]
+    one.rollouts[0].credit[PAPER] = replace(credit, references=References("(1, 2)", ("a",), fallback))
     (group,) = data_of(page_of(one))["groups"]
     assert " " in group["rollouts"][0]["credit"][VARIANTS.index(PAPER)]["fallback"]
 
@@ -120,14 +122,14 @@ def test_the_terminal_form():
     out = io.StringIO()
     print_credit(PlainConsole(file=out, width=100), [shown([HOSTILE, "7", "8"])], PAPER)
     printed = out.getvalue()
-    assert "rollout 1: right, reward 1.00, advantage +0.70; r- </script>" in " ".join(printed.split())
+    assert "rollout 1: correct, reward 1.00, advantage +0.70; r- </script>" in " ".join(printed.split())
     assert "[bold red]" in printed  # text, not a style
     assert "token advantage" in printed
 
 
 @pytest.fixture(scope="module")
 def browser(tmp_path_factory):
-    """Debian's headless Chromium; its console messages are kept."""
+    """Debian's headless Chromium, with its console log."""
     driver, chromium = shutil.which("chromedriver"), shutil.which("chromium")
     if not driver or not chromium:
         pytest.skip("no chromium: apt install chromium chromium-driver")
@@ -166,7 +168,7 @@ def opened(browser, tmp_path):
     return open_page
 
 
-def colours(browser):
+def colors(browser):
     script = "return [...document.querySelectorAll('.tokens .token')].map(n => getComputedStyle(n).backgroundColor)"
     return browser.execute_script(script)
 
@@ -185,20 +187,20 @@ def test_in_a_browser_hostile_text_stays_text(opened):
 
 def test_in_a_browser_the_switch_changes_the_credit(opened):
     browser = opened(page_of(shown(["one", " two", " three"])))
-    assert len(set(colours(browser))) == 3
+    assert len(set(colors(browser))) == 3
     browser.find_element("css selector", "label[for='variant-0']").click()  # GRPO
-    assert set(colours(browser)) == {"rgba(0, 0, 0, 0)"}
+    assert set(colors(browser)) == {"rgba(0, 0, 0, 0)"}
     assert "grpo" in browser.find_element("id", "variant-note").text
-    # By keyboard: the arrow keys walk through the radio buttons.
+    # Arrow keys move between radio buttons.
     from selenium.webdriver.common.keys import Keys
 
     browser.switch_to.active_element.send_keys(Keys.ARROW_DOWN)
     assert "cepo lowest_reward" in browser.find_element("id", "variant-note").text
-    assert len(set(colours(browser))) == 3
+    assert len(set(colors(browser))) == 3
     assert browser.get_log("browser") == []
 
 
-def test_in_a_browser_a_token_tells_its_numbers(opened):
+def test_in_a_browser_the_details_show_a_tokens_numbers(opened):
     from selenium.webdriver.common.action_chains import ActionChains
     from selenium.webdriver.common.keys import Keys
 
@@ -207,7 +209,7 @@ def test_in_a_browser_a_token_tells_its_numbers(opened):
     tokens = browser.find_elements("css selector", "#rollout-0-0 .token")
     ActionChains(browser).move_to_element(tokens[2]).perform()
     numbers = browser.find_element("id", "numbers").text.replace("\u2212", "-")
-    credit = one.inspected[0].credit[PAPER]
+    credit = one.rollouts[0].credit[PAPER]
     for value in (credit.positive, credit.negative, credit.evidence, credit.advantages):
         assert f"{value[2].item():.3f}" in numbers
     browser.execute_script("arguments[0].focus()", tokens[0])
@@ -217,14 +219,14 @@ def test_in_a_browser_a_token_tells_its_numbers(opened):
 
 
 def press(browser, *keys):
-    """Real keys, to whatever has the focus."""
+    """Send keys to the focused element."""
     from selenium.webdriver.common.action_chains import ActionChains
 
     ActionChains(browser).send_keys(*keys).perform()
 
 
 def focused(browser):
-    """(rollout's id, text of the token) that have the focus; None for what is neither."""
+    """Id of the focused rollout and text of the focused token, None each if not focused."""
     script = """
         const node = document.activeElement, card = node.closest("article");
         return [card && card.id, node.classList.contains("token") ? node.textContent.trim() : null];
@@ -237,7 +239,7 @@ def two_prompts(count=12):
     return credit_page(groups, title="Two", about={}, variants=VARIANTS, selected=PAPER)
 
 
-def test_in_a_browser_keys_go_from_rollout_to_rollout(opened):
+def test_in_a_browser_keys_move_between_rollouts(opened):
     from selenium.webdriver.common.keys import Keys
 
     browser = opened(two_prompts(400))
@@ -245,13 +247,13 @@ def test_in_a_browser_keys_go_from_rollout_to_rollout(opened):
     assert focused(browser) == ("rollout-0-0", "word0")
     press(browser, Keys.ARROW_RIGHT, Keys.ARROW_RIGHT, "j", Keys.ARROW_DOWN, Keys.END)
     assert focused(browser) == ("rollout-1-0", "word399")
-    # In sight, above the details.
+    # Visible above the details.
     script = """
         const seen = document.activeElement.getBoundingClientRect();
         return [seen.top, document.getElementById("details").getBoundingClientRect().top - seen.bottom];
     """
     assert all(distance >= 0 for distance in browser.execute_script(script))
-    # Scrolled beneath them, it does not shine through.
+    # Below the details it is hidden.
     script = """
         scrollBy(0, -document.getElementById("details").offsetHeight);
         const {left, right, top, bottom} = document.activeElement.getBoundingClientRect();
@@ -260,10 +262,10 @@ def test_in_a_browser_keys_go_from_rollout_to_rollout(opened):
     """
     assert browser.execute_script(script)
     press(browser, Keys.ARROW_UP, "k")
-    assert focused(browser) == ("rollout-0-0", "word2")  # where it was left
+    assert focused(browser) == ("rollout-0-0", "word2")  # the token that had the focus before
     assert "Rollout 1, token 3 of 400" in browser.find_element("id", "details").text
     press(browser, "k", Keys.ARROW_UP)
-    assert focused(browser) == ("rollout-0-0", "word2")  # there is none before it
+    assert focused(browser) == ("rollout-0-0", "word2")  # the first rollout
     # One token of each rollout is reached with Tab.
     assert browser.execute_script("return document.querySelectorAll('.token[tabindex=\"0\"]').length") == 4
     press(browser, "j", "j", "j", "j")
@@ -271,7 +273,7 @@ def test_in_a_browser_keys_go_from_rollout_to_rollout(opened):
     assert browser.get_log("browser") == []
 
 
-def test_in_a_browser_a_page_that_moves_under_the_mouse_points_at_nothing(opened):
+def test_in_a_browser_scrolling_under_the_mouse_does_not_select(opened):
     from selenium.webdriver.common.action_chains import ActionChains
     from selenium.webdriver.common.keys import Keys
 
@@ -282,13 +284,13 @@ def test_in_a_browser_a_page_that_moves_under_the_mouse_points_at_nothing(opened
     assert "token 41 of 400" in browser.find_element("id", "details").text
     before = browser.execute_script("return scrollY")
     press(browser, "j", Keys.ARROW_RIGHT)
-    # Browsers tell of the mouse a little after the page has moved.
+    # Browsers send mouse events shortly after scrolling.
     browser.execute_async_script("setTimeout(arguments[0], 300)")
     assert browser.execute_script("return scrollY") > before
     assert "Rollout 2, token 2 of 400" in browser.find_element("id", "details").text
 
 
-def test_in_a_browser_keys_reach_a_rollout_without_tokens(opened):
+def test_in_a_browser_keys_focus_a_rollout_without_tokens(opened):
     page = two_prompts(3)
     data = data_of(page)
     empty = data["groups"][0]["rollouts"][1]
@@ -310,37 +312,20 @@ def test_in_a_browser_keys_switch_the_method(opened):
     browser = opened(two_prompts())
     at = VARIANTS.index(PAPER)
     note = browser.find_element("id", "variant-note")
-    for key, expected in (("]", at + 1), ("[", at), ("1", 0), ("[", 0), ("3", 2)):
+    back_to_first = [("[", place) for place in reversed(range(at))]
+    for key, expected in (("]", at + 1), ("[", at), *back_to_first, ("[", 0), ("]", 1)):
         press(browser, key)
         assert note.text.startswith(f"{VARIANTS[expected].name}: ")
         assert browser.find_element("id", f"variant-{expected}").is_selected()
     press(browser, "j")
-    assert f"by {VARIANTS[2].name}" in browser.find_element("id", "details").text
-    press(browser, "1")
-    assert f"by {VARIANTS[0].name}" in browser.find_element("id", "details").text
-    assert focused(browser) == ("rollout-0-0", "word0")  # it stays there
+    assert f"under {VARIANTS[1].name}" in browser.find_element("id", "details").text
+    press(browser, "[")
+    assert f"under {VARIANTS[0].name}" in browser.find_element("id", "details").text
+    assert focused(browser) == ("rollout-0-0", "word0")
 
 
-def test_in_a_browser_the_help_lists_the_keys(opened):
-    from selenium.webdriver.common.keys import Keys
-
-    browser = opened(two_prompts())
-    assert "All keys" in browser.find_element("css selector", ".keys").text
-    box = browser.find_element("id", "help")
-    assert not box.is_displayed()
-    press(browser, "?")
-    assert "next rollout, previous rollout" in box.text
-    press(browser, "j")  # for what is behind it
-    assert focused(browser)[0] is None
-    press(browser, "?")
-    assert not box.is_displayed()
-    browser.find_element("css selector", ".keys button").click()
-    press(browser, Keys.ESCAPE)
-    assert not box.is_displayed()
-
-
-def test_in_a_browser_keys_are_left_to_whom_they_belong(opened):
-    """To modifiers, to the page without a token, to controls, to whoever writes."""
+def test_in_a_browser_other_keys_are_not_handled(opened):
+    """With modifiers, without a focused token, in radio buttons and in text fields."""
     from selenium.webdriver.common.action_chains import ActionChains
     from selenium.webdriver.common.keys import Keys
 
@@ -353,14 +338,14 @@ def test_in_a_browser_keys_are_left_to_whom_they_belong(opened):
     press(browser, "j")
     assert browser.execute_script("return window.taken") is True
     for modifier in (Keys.CONTROL, Keys.ALT, Keys.META):
-        for key in ("j", "1", "]", Keys.ARROW_RIGHT, Keys.ARROW_DOWN):
+        for key in ("j", "]", Keys.ARROW_RIGHT, Keys.ARROW_DOWN):
             event = {"bubbles": True, "cancelable": True, "key": {Keys.ARROW_RIGHT: "ArrowRight"}.get(key, key)}
             event |= {{Keys.CONTROL: "ctrlKey", Keys.ALT: "altKey", Keys.META: "metaKey"}[modifier]: True}
             script = "document.activeElement.dispatchEvent(new KeyboardEvent('keydown', arguments[0]))"
             browser.execute_script(script, event)
             assert browser.execute_script("return window.taken") is False
     assert focused(browser) == ("rollout-0-0", "word0")
-    # The arrows stay the radio buttons'.
+    # Arrow keys move between radio buttons.
     browser.find_element("css selector", "label[for='variant-1']").click()
     press(browser, Keys.ARROW_DOWN)
     assert browser.find_element("id", "variant-2").is_selected()
@@ -372,7 +357,7 @@ def test_in_a_browser_keys_are_left_to_whom_they_belong(opened):
 
 @pytest.fixture
 def emulated(browser):
-    """Another screen or medium, taken back afterwards."""
+    """Emulate another screen or medium during a test."""
 
     def emulate(*, width=None, height=None, medium="", **features):
         if width:
@@ -388,11 +373,11 @@ def emulated(browser):
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
 
-# The contrast of every text with what is painted behind it (WCAG 2), smallest first, each with the text.
+# Contrast of every text with its background (WCAG 2), smallest first.
 CONTRASTS = """
-    const numbers = colour => { const [r, g, b, a = 1] = colour.match(/[0-9.]+/g).map(Number); return [r, g, b, a]; };
+    const numbers = color => { const [r, g, b, a = 1] = color.match(/[0-9.]+/g).map(Number); return [r, g, b, a]; };
     const over = ([r, g, b, a], under) => [r, g, b].map((part, index) => part * a + under[index] * (1 - a));
-    const light = colour => { const [r, g, b] = colour.map(part => part / 255).map(
+    const light = color => { const [r, g, b] = color.map(part => part / 255).map(
         part => part <= 0.03928 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4);
         return 0.2126 * r + 0.7152 * g + 0.0722 * b; };
     const behind = node => node ? over(numbers(getComputedStyle(node).backgroundColor), behind(node.parentElement))
@@ -412,27 +397,27 @@ CONTRASTS = """
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_in_a_browser_everything_is_read_in_light_and_in_the_dark(scheme, opened, emulated):
+def test_in_a_browser_contrast_is_sufficient_in_light_and_dark(scheme, opened, emulated):
     emulated(prefers_color_scheme=scheme)
     one = shown([f"word{number} " for number in range(12)])
-    one.group.rollouts[0] = replace(one.group.rollouts[0], trained=(False, *[True] * 11))
+    first = one.rollouts[0]
+    one.rollouts[0] = replace(first, rollout=replace(first.rollout, trained=(False, *[True] * 11)))
     browser = opened(page_of(one))
-    press(browser, "j", "?")
+    press(browser, "j")
     (least, text), *_ = browser.execute_script(CONTRASTS)
     assert least >= 4.5, text
-    press(browser, "?")
     paper = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
     assert (paper == "rgb(255, 255, 255)") == (scheme == "light")
     ground = "return getComputedStyle(document.querySelector('.question img')).backgroundColor"
     assert browser.execute_script(ground) == "rgb(255, 255, 255)"
-    assert len(set(colours(browser))) > 5
-    emulated(medium="print", prefers_color_scheme=scheme)  # paper is white
+    assert len(set(colors(browser))) > 5
+    emulated(medium="print", prefers_color_scheme=scheme)  # print is white
     paper = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
     assert paper == "rgb(255, 255, 255)"
     assert not browser.find_element("css selector", ".keys").is_displayed()
 
 
-def test_in_a_browser_forced_colours_leave_the_underlines(opened, emulated):
+def test_in_a_browser_forced_colors_keep_the_underlines(opened, emulated):
     emulated(forced_colors="active")
     browser = opened(page_of(shown(["one", " two", " three"])))
     assert browser.execute_script("return matchMedia('(forced-colors: active)').matches")
@@ -444,14 +429,14 @@ def test_in_a_browser_forced_colours_leave_the_underlines(opened, emulated):
     """
     less, same, more = browser.execute_script(script)
     assert (less[:2], same[1], more[:2]) == (["dotted", True], False, ["solid", True])
-    assert less[2] == more[2] == "rgb(0, 0, 0)"  # the colours are gone
+    assert less[2] == more[2] == "rgb(0, 0, 0)"  # colors are replaced
     press(browser, "j")
     outline = "return getComputedStyle(document.activeElement).outlineStyle"
     assert browser.execute_script(outline) == "solid"
 
 
 @pytest.mark.parametrize(("width", "height"), [(360, 640), (320, 568), (640, 360)])
-def test_in_a_browser_a_phone_shows_all_of_it(width, height, opened, emulated):
+def test_in_a_browser_the_page_fits_a_phone(width, height, opened, emulated):
     emulated(width=width, height=height)
     texts = [HOSTILE, "7", "x" * 300, *(f" word{number}" for number in range(40))]
     browser = opened(page_of(shown(texts, question=HOSTILE * 3, solution="y" * 200)))

@@ -1,4 +1,4 @@
-"""Two ways to make the same forward passes: each equals the model run on one request alone, with all its logits."""
+"""Full and prefix-cached forward passes equal the logits of the model run on each request alone."""
 
 import random
 from dataclasses import replace
@@ -11,9 +11,8 @@ from torch.testing import assert_close
 from trl.trainer.utils import add_fused_lm_head
 
 from cepo.fast.prefix_cache import PrefixCachedForward, branched_states, cache_argument, trial_reason
-from cepo.scoring.forward import FullForward, ScoringModel, hidden_states
+from cepo.scoring.forward import FullForward, ScoringModel, evaluating, hidden_states
 from cepo.scoring.requests import Prompt, Request, batches_of
-from cepo.scoring.score import evaluating
 from tests.support import tiny_models
 from tests.support.tiny_models import BEGIN, END, HYBRID_MODELS, IMAGE, IMAGE_MODELS, TEXT_MODELS, VOCABULARY
 
@@ -25,7 +24,7 @@ def words(draw, low, high):
 
 
 def image_for(name, draw):
-    """Its tokens, and what the model takes for them; Qwen's images have many sizes."""
+    """Tokens and model inputs of an image; Qwen's images vary in size."""
     if name == "gemma3_vl":
         return (BEGIN, *[IMAGE] * 4, END), {"pixel_values": torch.randn(1, 3, 16, 16)}
     height, width = draw.choice([(4, 4), (4, 8), (8, 6)])
@@ -54,7 +53,7 @@ def prompt_for(name, draw, images):
 
 
 def a_batch(name, seed=0, images=(1, 2, 1)):
-    """Three prompts of different lengths, with two contexts each, one of them three; several rollouts."""
+    """Three prompts of different lengths with two or three contexts each and several rollouts."""
     draw = random.Random(seed)
     torch.manual_seed(seed)
     prompts = [prompt_for(name, draw, number) for number in images]
@@ -75,7 +74,7 @@ def policy_of(model, *, fused=True):
 
 
 def alone(model, prompts, request):
-    """The request by itself, from all logits, without padding, cache or fused head."""
+    """Log-probs of one request from its logits, without padding, cache or fused head."""
     prompt = prompts[request.prompt]
     ids = torch.tensor([request.context + request.completion])
     types = {
@@ -96,8 +95,8 @@ def assert_right(model, prompts, requests, results, **tolerance):
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("name", [*SHAREABLE, *HYBRID_MODELS])
 @pytest.mark.parametrize("max_tokens", [1, 150, 10_000])
-def test_concatenated_passes_are_right(name, max_tokens, fused):
-    """By TRL's fused head, and by the head that needs no TRL."""
+def test_full_forward_equals_the_logits(name, max_tokens, fused):
+    """With TRL's fused head and without."""
     model = tiny_models.make(name)
     prompts, requests = a_batch(name)
     with evaluating(model):
@@ -108,7 +107,7 @@ def test_concatenated_passes_are_right(name, max_tokens, fused):
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("name", SHAREABLE)
 @pytest.mark.parametrize(("max_tokens", "seed"), [(1, 0), (150, 1), (10_000, 2)])
-def test_shared_prompts_are_right(name, max_tokens, seed, fused):
+def test_prefix_cached_forward_equals_the_logits(name, max_tokens, seed, fused):
     model = tiny_models.make(name, seed)
     prompts, requests = a_batch(name, seed)
     shared = PrefixCachedForward(policy_of(model, fused=fused), max_tokens)
@@ -118,7 +117,7 @@ def test_shared_prompts_are_right(name, max_tokens, seed, fused):
 
 
 def counted(policy):
-    """Tokens that each pass runs, padding included, and how many of them attend."""
+    """Tokens of each pass with padding, and number of attended tokens."""
     calls = []
     forward = policy.model.forward
 
@@ -131,7 +130,7 @@ def counted(policy):
 
 
 def test_a_prompt_and_its_contexts_are_run_once():
-    """8 rollouts in 2 contexts: the prefix once, each hint once, each completion and the token before it once."""
+    """8 rollouts in 2 contexts: the prefix, each hint, and each completion with the token before it run once."""
     model = tiny_models.make("qwen3_vl")
     prompts, _ = a_batch("qwen3_vl", images=(1,))
     (prompt,) = prompts
@@ -152,8 +151,8 @@ def test_a_prompt_and_its_contexts_are_run_once():
 
 
 @pytest.mark.parametrize("max_tokens", [40, 90, 200])
-def test_a_pass_holds_no_more_tokens_than_allowed(max_tokens):
-    """Rows times cached and run tokens; a single row is always let through."""
+def test_a_pass_respects_max_tokens(max_tokens):
+    """Rows times cached and run tokens; a single row always fits."""
     model = tiny_models.make("llama")
     prompts, requests = a_batch("llama")
     policy = policy_of(model)
@@ -169,7 +168,7 @@ def test_a_pass_holds_no_more_tokens_than_allowed(max_tokens):
     assert len(held) > 6
 
 
-def test_batches_respect_the_budget_and_lose_nothing():
+def test_batches_of_partitions_within_the_budget():
     lengths = [1, 1, 2, 3, 5, 8, 13]
     batches = list(batches_of(lengths, lambda length: length, 10))
     assert [length for batch in batches for length in batch] == lengths
@@ -177,7 +176,7 @@ def test_batches_respect_the_budget_and_lose_nothing():
     assert list(batches_of([], len, 10)) == []
 
 
-def test_no_readings_no_passes():
+def test_without_requests_there_are_no_passes():
     model = tiny_models.make("qwen3")
     policy = policy_of(model)
     calls = counted(policy)
@@ -188,8 +187,8 @@ def test_no_readings_no_passes():
 
 
 @pytest.mark.parametrize("way", [FullForward, PrefixCachedForward])
-def test_every_process_makes_as_many_passes(way):
-    """What one process needs, the others make too: under FSDP each forward pass is everyone's."""
+def test_processes_run_the_same_number_of_passes(way):
+    """Under FSDP every process takes part in each forward pass."""
     model = tiny_models.make("qwen3_vl")
     policy = policy_of(model)
     calls = counted(policy)
@@ -215,8 +214,8 @@ def test_every_process_makes_as_many_passes(way):
 
 
 @pytest.mark.parametrize("name", SHAREABLE)
-def test_branched_states_are_those_of_whole_requests(name):
-    """And so is the gradient; each distinct context is run once, wherever its prompt stands."""
+def test_branched_states_equal_full_hidden_states(name):
+    """Values and gradients; each distinct context is run once."""
     model, (prompts, requests) = tiny_models.make(name).eval(), a_batch(name, seed=3)
     again = [replace(request, prompt=request.prompt + len(prompts)) for request in requests]
     prompts, requests = [*prompts, *prompts], [*requests, *again]
@@ -244,8 +243,8 @@ def test_recurrent_layers_are_not_shared(name):
     assert "LinearAttention" in trial_reason(PrefixCachedForward(policy_of(model), 1000), prompts, requests)
 
 
-def test_a_cache_that_branches_wrongly_is_found_out(monkeypatch):
-    """A model that looks like any other but takes no notice of the positions it is given, one that raises."""
+def test_the_trial_detects_a_cache_that_cannot_be_expanded(monkeypatch):
+    """One model ignores its position ids, one raises."""
     model = tiny_models.make("qwen3")
     prompts, requests = a_batch("qwen3")
     policy = policy_of(model)
@@ -278,7 +277,7 @@ def _failing_elsewhere(numbers):
 
 
 @pytest.mark.parametrize("images_end", [None, 1_000])
-def test_a_prompt_that_ends_with_its_images_is_read_whole(images_end):
+def test_a_prompt_that_ends_with_images_is_run_whole(images_end):
     model = tiny_models.make("qwen3_vl")
     prompts, requests = a_batch("qwen3_vl")
     unclear = [*prompts[:2], Prompt(prompts[2].ids, prompts[2].images, prompts[2].token_types, images_end)]
@@ -292,8 +291,8 @@ def test_a_prompt_that_ends_with_its_images_is_read_whole(images_end):
 
 
 @pytest.mark.parametrize("name", ["qwen3", "qwen3_vl", "gemma3"])
-def test_bfloat16_stays_within_its_rounding(name):
-    """Both ways are as far from the truth, and the trial lets them pass."""
+def test_bfloat16_passes_the_trial(name):
+    """Both ways have the same error, and the trial accepts it."""
     model = tiny_models.make(name)
     prompts, requests = a_batch(name)
     policy = policy_of(model)
@@ -314,8 +313,8 @@ def _half(values):
     return values.bfloat16() if values.is_floating_point() else values
 
 
-def test_adapters_and_checkpointing_change_nothing():
-    """LoRA with dropout, gradient checkpointing on, as in training: teachers are exact and without dropout."""
+def test_adapters_and_gradient_checkpointing():
+    """LoRA with dropout and gradient checkpointing, as in training: scoring is exact and without dropout."""
     model = tiny_models.make("qwen3")
     add_fused_lm_head(model)
     prompts, requests = a_batch("qwen3")
@@ -334,8 +333,8 @@ def test_adapters_and_checkpointing_change_nothing():
     assert adapted.training
 
 
-def test_no_logits_of_the_vocabulary_are_held(monkeypatch):
-    """TRL's fused head works in tiles, whose size does not grow with the batch or the vocabulary."""
+def test_scoring_holds_no_logits_of_the_vocabulary(monkeypatch):
+    """TRL's fused head computes tiles of fixed size."""
     monkeypatch.setattr("trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE", 1024)
     vocabulary = 20_000
     config = tiny_models.TEXT | {"vocab_size": vocabulary}

@@ -1,104 +1,107 @@
-"""References: each rule for r-, and each case in which there is none."""
+"""References: each rule for r-, and each fallback."""
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cepo.references.groups import Attempt, References
+from cepo.references.groups import References, Rollout
 from cepo.references.negatives import choose_references
 
 RULES = ("lowest_reward", "most_common", "own", "mixture", "own_or_mixture")
 
 
-def right(answer="7", reward=1.0):
-    return Attempt(answer, reward, True)
+def correct(answer="7", reward=1.0):
+    return Rollout(answer, reward, True)
 
 
-def wrong(answer, reward=0.0):
-    return Attempt(answer, reward, False)
+def incorrect(answer, reward=0.0):
+    return Rollout(answer, reward, False)
 
 
-def negatives(attempts, rule, **options):
-    return [reference.negatives for reference in choose_references(attempts, "7", rule=rule, **options)]
+def negatives(rollouts, rule, **options):
+    return [reference.negatives for reference in choose_references(rollouts, "7", rule=rule, **options)]
 
 
 def test_lowest_reward_takes_the_lowest_and_ties_go_to_the_first():
-    assert negatives([right(), wrong("5", 0.2), wrong("4", 0.1), wrong("3", 0.1)], "lowest_reward") == [("4",)] * 4
+    rollouts = [correct(), incorrect("5", 0.2), incorrect("4", 0.1), incorrect("3", 0.1)]
+    assert negatives(rollouts, "lowest_reward") == [("4",)] * 4
 
 
 def test_most_common_counts_spellings_once():
-    attempts = [right(), wrong("1"), wrong("0.5"), wrong(r"\frac{1}{2}")]
-    assert negatives(attempts, "most_common") == [("0.5",)] * 4
+    rollouts = [correct(), incorrect("1"), incorrect("0.5"), incorrect(r"\frac{1}{2}")]
+    assert negatives(rollouts, "most_common") == [("0.5",)] * 4
 
 
-def test_own_gives_wrong_rollouts_their_own_answer():
-    attempts = [right(), wrong("3"), wrong("4"), wrong("3")]
-    assert negatives(attempts, "own") == [("3",), ("3",), ("4",), ("3",)]
+def test_own_is_the_own_answer_of_incorrect_rollouts():
+    rollouts = [correct(), incorrect("3"), incorrect("4"), incorrect("3")]
+    assert negatives(rollouts, "own") == [("3",), ("3",), ("4",), ("3",)]
 
 
-def test_mixture_holds_all_distinct_wrong_answers_the_frequent_first():
-    attempts = [wrong("1"), wrong("2"), wrong("2"), right(), wrong("0.5"), wrong(r"\frac{1}{2}"), wrong("1/2")]
-    assert negatives(attempts, "mixture") == [("0.5", "2", "1")] * 7
-    assert negatives(attempts, "mixture", max_negatives=2) == [("0.5", "2")] * 7
+def test_a_mixture_has_all_distinct_incorrect_answers_by_frequency():
+    answers = ("1", "2", "2", "0.5", r"\frac{1}{2}", "1/2")
+    rollouts = [correct(), *map(incorrect, answers)]
+    assert negatives(rollouts, "mixture") == [("0.5", "2", "1")] * 7
+    assert negatives(rollouts, "mixture", max_negatives=2) == [("0.5", "2")] * 7
 
 
 def test_own_or_mixture():
-    attempts = [right(), wrong("3"), wrong("4")]
-    assert negatives(attempts, "own_or_mixture") == [("3", "4"), ("3",), ("4",)]
+    rollouts = [correct(), incorrect("3"), incorrect("4")]
+    assert negatives(rollouts, "own_or_mixture") == [("3", "4"), ("3",), ("4",)]
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_without_a_rejected_rollout_there_is_no_negative(rule):
-    references = choose_references([right(), right()], "7", rule=rule)
+    references = choose_references([correct(), correct()], "7", rule=rule)
     assert references == [References("7", (), "no_rejected")] * 2
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_an_answer_that_was_not_announced_is_never_a_negative(rule):
-    references = choose_references([right(), wrong(None), wrong("")], "7", rule=rule)
+def test_a_rollout_without_an_answer_gives_no_negative(rule):
+    references = choose_references([correct(), incorrect(None), incorrect("")], "7", rule=rule)
     assert references == [References("7", (), "no_incorrect_answer")] * 3
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_a_right_answer_marked_down_for_its_format_is_never_a_negative(rule):
+def test_a_correct_answer_with_the_lowest_reward_is_never_a_negative(rule):
     """The verifier accepts it (correct), but its total reward is the lowest."""
-    attempts = [right(reward=1.0), right("7", reward=-1.0), wrong("5", reward=0.0)]
-    assert all(found == ("5",) for found in negatives(attempts, rule))
+    rollouts = [correct(reward=1.0), correct("7", reward=-1.0), incorrect("5", reward=0.0)]
+    assert all(found == ("5",) for found in negatives(rollouts, rule))
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_another_spelling_of_the_right_answer_is_never_a_negative(rule):
-    """Even if the verifier rejects it, telling a teacher that r- is r+ would say nothing."""
-    references = choose_references([right(), wrong("7.0")], "7", rule=rule)
+def test_another_spelling_of_the_correct_answer_is_never_a_negative(rule):
+    """Even if the verifier rejects it: with r- equal to r+ there is no evidence."""
+    references = choose_references([correct(), incorrect("7.0")], "7", rule=rule)
     assert references[0] == References("7", (), "no_incorrect_answer")
 
 
 @pytest.mark.parametrize("rule", RULES)
-def test_a_rollout_without_a_verdict_is_not_wrong(rule):
-    references = choose_references([right(), Attempt("5", 0.0, None)], "7", rule=rule)
+def test_a_rollout_without_a_verdict_is_not_incorrect(rule):
+    references = choose_references([correct(), Rollout("5", 0.0, None)], "7", rule=rule)
     assert references == [References("7", (), "no_rejected")] * 2
 
 
 @pytest.mark.parametrize("rule", ["own", "own_or_mixture"])
-def test_a_wrong_rollout_without_an_answer_gets_the_most_common_one_and_says_so(rule):
-    references = choose_references([right(), wrong(None), wrong("3"), wrong("4"), wrong("4")], "7", rule=rule)
+def test_an_incorrect_rollout_without_an_answer_gets_the_most_common_one(rule):
+    rollouts = [correct(), *map(incorrect, (None, "3", "4", "4"))]
+    references = choose_references(rollouts, "7", rule=rule)
     assert references[1] == References("7", ("4",), "own_missing", (3,))
 
 
 def test_the_positive_reference_is_the_answer_of_the_solution():
-    (reference, _) = choose_references([right(), wrong("3")], r"Long reasoning, so \boxed{7}")
+    (reference, _) = choose_references([correct(), incorrect("3")], r"Long reasoning, so \boxed{7}")
     assert reference == References("7", ("3",), None, (1,))
 
 
 @pytest.mark.parametrize(("options", "named"), [({"rule": "worst"}, "worst"), ({"max_negatives": 0}, "got 0")])
 def test_bad_options_are_named(options, named):
     with pytest.raises(ValueError, match=named):
-        choose_references([right()], "7", **options)
+        choose_references([correct()], "7", **options)
 
 
-attempts_of_groups = st.lists(
+groups_of_rollouts = st.lists(
     st.builds(
-        Attempt,
+        Rollout,
         st.one_of(st.none(), st.sampled_from(["7", "1", "2", "3", "4", "5"])),
         st.floats(-1, 1),
         st.one_of(st.none(), st.booleans()),
@@ -108,15 +111,15 @@ attempts_of_groups = st.lists(
 )
 
 
-@given(attempts_of_groups, st.sampled_from(RULES), st.integers(1, 5))
-def test_every_negative_is_the_answer_of_a_rejected_rollout_and_differs_from_the_right_one(attempts, rule, most):
-    references = choose_references(attempts, "7", rule=rule, max_negatives=most, same=lambda one, other: one == other)
-    usable = {attempt.answer for attempt in attempts if attempt.correct is False} - {None, "7"}
-    assert len(references) == len(attempts)
-    for attempt, reference in zip(attempts, references, strict=True):
+@given(groups_of_rollouts, st.sampled_from(RULES), st.integers(1, 5))
+def test_every_negative_is_the_answer_of_a_rejected_rollout_and_differs_from_r_plus(rollouts, rule, most):
+    references = choose_references(rollouts, "7", rule=rule, max_negatives=most)
+    usable = {rollout.answer for rollout in rollouts if rollout.correct is False} - {None, "7"}
+    assert len(references) == len(rollouts)
+    for rollout, reference in zip(rollouts, references, strict=True):
         assert reference.positive == "7"
         assert set(reference.negatives) <= usable
         assert bool(reference.negatives) == bool(usable)
         assert len(set(reference.negatives)) == len(reference.negatives) <= most
-        if rule.startswith("own") and attempt.correct is False and attempt.answer in usable:
-            assert reference.negatives == (attempt.answer,)
+        if rule.startswith("own") and rollout.correct is False and rollout.answer in usable:
+            assert reference.negatives == (rollout.answer,)

@@ -11,7 +11,7 @@ from torch.testing import assert_close
 
 from cepo import CEPOConfig, method_options
 from cepo.methods import METHODS, StageContext
-from cepo.references.groups import Attempt
+from cepo.references.groups import Rollout
 from tests.support.methods import check_a_real_step, inputs_of, placed_by
 from tests.support.training import logged, loss_inputs, task
 
@@ -19,9 +19,9 @@ from .reference import loops
 
 __all__ = ["loss_inputs", "task"]  # fixtures
 
-RIGHT = [Attempt("7", 1.0, True, f"right {place}") for place in range(3)]
-WRONG = [Attempt(str(place), 0.0, False, f"wrong {place}") for place in range(6)]
-MUTE = Attempt(None, 0.0, False, "wrong without an answer")
+RIGHT = [Rollout("7", 1.0, True, f"right {place}") for place in range(3)]
+WRONG = [Rollout(str(place), 0.0, False, f"wrong {place}") for place in range(6)]
+MUTE = Rollout(None, 0.0, False, "wrong without an answer")
 
 
 def references(attempts, seed=0, **options):
@@ -105,7 +105,7 @@ def test_what_is_missing_is_said():
     told = references([RIGHT[0], *WRONG[:2]], correct_hint="solution")
     right = "so \\boxed{7}\nIts final answer, 7, is the correct one."  # worded as the wrong siblings are
     assert [found.positive for found in told] == [right] * 3
-    boxless = Attempt(None, 1.0, True, "right without a box")
+    boxless = Rollout(None, 1.0, True, "right without a box")
     assert references([boxless, RIGHT[0], WRONG[0]])[1].positive.endswith("Its final answer, 7, is the correct one.")
 
 

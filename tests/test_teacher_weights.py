@@ -1,4 +1,4 @@
-"""Teachers' weights: in place while they read, back afterwards, and saved."""
+"""Teacher weights: swapped in for scoring, restored afterwards, saved and loaded."""
 
 import pytest
 import torch
@@ -43,7 +43,7 @@ def test_in_place_and_back(source):
     with pytest.raises(RuntimeError), teacher.in_place():
         raise RuntimeError
     assert same(state(policy), after)
-    assert [id(p) for p in policy.parameters()] == identities  # an optimiser still has the right ones
+    assert [id(p) for p in policy.parameters()] == identities  # the optimizer keeps its parameters
 
 
 def test_the_live_policy_needs_no_copy():

@@ -1,4 +1,4 @@
-"""Teachers: what they read, what they do not, and that they leave the model as it was."""
+"""Scoring with hints: token ids of hinted prompts, requests and log-probs; the model is left unchanged."""
 
 import pytest
 import torch
@@ -8,11 +8,12 @@ from trl.data_utils import prepare_multimodal_messages
 from trl.trainer.utils import add_fused_lm_head
 
 from cepo import policy_path
+from cepo.references.groups import Group, Rollout
 from cepo.references.hints import DEFAULT_HINT_TEMPLATE, add_hint, fill_hint
-from cepo.scoring.forward import FullForward, ScoringModel
+from cepo.scoring.forward import FullForward, ScoringModel, evaluating
+from cepo.scoring.pipeline import Pipeline
 from cepo.scoring.prompts import PromptEncoder
 from cepo.scoring.requests import Prompt
-from cepo.scoring.score import Completions, evaluating, score
 
 ANSWER = "(62, 75, 43)"
 HINT = fill_hint(DEFAULT_HINT_TEMPLATE, ANSWER)
@@ -60,12 +61,12 @@ def prompts(processor, messages):
 TEXTS = ["Next, 62 and 43 leave 75 for a.", "So the angles are", "The lines are parallel. Then 50 and 61 leave 69."]
 
 
-def rollouts_of(processor, texts, pad_to=None, filler=0):
-    ids = [processor.tokenizer(text).input_ids for text in texts]
-    width = pad_to or max(map(len, ids))
-    table = torch.tensor([row + [filler] * (width - len(row)) for row in ids])
-    wanted = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in ids])
-    return Completions(table, wanted, range(len(texts)))
+def group_of(messages, *completions):
+    return Group(messages, "", [Rollout(None, 0.0, None, ids=tuple(ids)) for ids in completions])
+
+
+def pipeline_of(model, encoder, max_tokens=10_000):
+    return Pipeline(encoder, FullForward(ScoringModel(model, model), max_tokens).log_probs)
 
 
 def test_the_hint_closes_the_last_user_turn_before_the_assistant_header(processor, encoder, messages, prompts):
@@ -89,7 +90,7 @@ HINTS = [
 
 @pytest.mark.parametrize("template", HINTS)
 def test_grafted_ids_are_those_of_the_whole_conversation(processor, encoder, messages, prompts, template, monkeypatch):
-    """Text tokenised apart from images, then grafted: the processor's own ids, whatever merges at the seam."""
+    """Tokenizing only the text gives the processor's token ids, also where tokens merge at the hint."""
     monkeypatch.setattr(PromptEncoder, "_encoded", lambda *args: pytest.fail("images were processed again"))
     for prompt, conversation in zip(prompts, messages, strict=True):
         hinted = add_hint(conversation, fill_hint(template, ANSWER))
@@ -152,36 +153,22 @@ def test_a_hint_that_cannot_be_placed_is_refused(messages, template, named):
         add_hint(messages, fill_hint(template, ANSWER))
 
 
-def test_scores_stand_where_their_rollout_and_context_do(model, processor, encoder, messages, prompts):
-    hinted = [
-        encoder.with_hint(prompt, conversation, add_hint(conversation, HINT))
-        for prompt, conversation in zip(prompts, messages, strict=True)
-    ]
-    contexts = [hinted, [None, prompts[1].ids, None]]
-    rollouts = rollouts_of(processor, TEXTS, pad_to=30)
+def test_log_probs_belong_to_their_rollout_and_context(model, processor, encoder, messages, prompts):
+    ids = [processor.tokenizer(text).input_ids for text in TEXTS]
+    groups = [group_of(conversation, tokens) for conversation, tokens in zip(messages, ids, strict=True)]
+    contexts = [[HINT], [HINT, None], [HINT]]
     with evaluating(model):
-        together = score(contexts, rollouts, prompts, FullForward(ScoringModel(model, model), 10_000).log_probs)
-        for row, context in enumerate(hinted):
-            one = Completions(rollouts.completion_ids[[row]], rollouts.wanted[[row]], [0])
-            alone = score([[context]], one, [prompts[row]], FullForward(ScoringModel(model, model), 1).log_probs)
-            assert_close(together[0, row], alone[0, 0], atol=1e-5, rtol=1e-4)
-    assert together.shape == (2, 3, 30)
-    assert together[1, [0, 2]].isnan().all()
-    assert (together[0][rollouts.wanted] < 0).all()
-    assert (together[0][~rollouts.wanted] == 0).all()
-    assert not torch.allclose(together[0, 1], together[1, 1])
+        together = pipeline_of(model, encoder).score(contexts, groups, prompts)
+        for row, group in enumerate(groups):
+            (alone,) = pipeline_of(model, encoder, max_tokens=1).score([[HINT]], [group], [prompts[row]])
+            assert_close(together[row][HINT], alone[HINT], atol=1e-5, rtol=1e-4)
+    assert [list(one) for one in together] == [[HINT], [HINT, None], [HINT]]
+    assert all(len(one[HINT]) == len(tokens) for one, tokens in zip(together, ids, strict=True))
+    assert all((one[HINT] < 0).all() for one in together)
+    assert not torch.allclose(together[1][HINT], together[1][None])
 
 
-def test_padding_content_never_changes_a_score(model, processor, prompts):
-    contexts = [[prompt.ids for prompt in prompts]]
-    read = FullForward(ScoringModel(model, model), 10_000).log_probs
-    with evaluating(model):
-        plain = score(contexts, rollouts_of(processor, TEXTS, 30), prompts, read)
-        garbage = score(contexts, rollouts_of(processor, TEXTS, 30, filler=40), prompts, read)
-    assert torch.equal(plain, garbage)
-
-
-def test_the_teacher_sees_the_image(model, processor, figures):
+def test_scoring_uses_the_image(model, processor, encoder, figures):
     row = figures[0]
     text = f"Next, {row['start']} and {row['labels'][0]} leave {row['angles'][0]} for a."
     changed = row["image"].copy()
@@ -191,60 +178,55 @@ def test_the_teacher_sees_the_image(model, processor, figures):
         for image in (row["image"], changed)
     )
     assert seen.ids == unseen.ids
+    groups = [group_of([], processor.tokenizer(text).input_ids)] * 2
     with evaluating(model):
-        result = score(
-            [[seen.ids, unseen.ids]],
-            rollouts_of(processor, [text, text]),
-            [seen, unseen],
-            FullForward(ScoringModel(model, model), 10_000).log_probs,
-        )
-    assert not torch.allclose(result[0, 0], result[0, 1])
+        result = pipeline_of(model, encoder).student_log_probs(groups, [seen, unseen])
+    assert not torch.allclose(result[0], result[1])
 
 
-def test_the_completion_tokens_are_the_sampled_ones(processor, prompts):
-    """Not decoded and encoded again: two tokenisations of one text get different scores."""
+def test_the_completion_tokens_are_the_sampled_ones(processor, prompts, requests):
+    """Completions are not decoded and encoded again."""
     tokenizer = processor.tokenizer
     whole = tokenizer("parallel").input_ids
     pieces = [i for letter in "parallel" for i in tokenizer(letter).input_ids]
     assert tokenizer.decode(whole) == tokenizer.decode(pieces)
-    seen = []
-
-    def read(prompts, requests):
-        seen.extend(requests)
-        return [torch.zeros(len(request.completion)) for request in requests]
-
-    rollouts = Completions(torch.tensor([pieces]), torch.ones(1, len(pieces), dtype=torch.bool), [0])
-    score([[prompts[0].ids]], rollouts, prompts, read)
-    assert [request.completion for request in seen] == [tuple(pieces)]
+    numbered(requests).student_log_probs([group_of([], pieces)], prompts)
+    assert [request.completion for request in requests] == [tuple(pieces)]
 
 
-def test_equal_rollouts_are_read_once_and_nothing_after_the_last_wanted_token():
-    prompts = [Prompt((1, 2, 3)), Prompt((1, 2, 3))]
-    ids = torch.tensor([[7, 8, 9, 5], [7, 8, 9, 6], [7, 8, 9, 5]])
-    wanted = torch.tensor([[True, False, True, False]] * 3)
-    read = []
-
-    def count(prompts, requests):
-        read.extend(requests)
-        return [torch.full((len(request.completion),), -float(i)) for i, request in enumerate(requests, 1)]
-
-    context = (1, 2, 4, 3)
-    result = score([[context, context, context], [None] * 3], Completions(ids, wanted, [0, 0, 1]), prompts, count)
-    assert [(request.prompt, request.completion) for request in read] == [(0, (7, 8, 9)), (1, (7, 8, 9))]
-    assert result[0].tolist() == [[-1, -1, -1, 0], [-1, -1, -1, 0], [-2, -2, -2, 0]]
-    assert result[1].isnan().all()
-
-
-def test_a_rollout_without_a_wanted_token_is_not_read():
-    result = score(
-        [[(1, 2)]], Completions(torch.tensor([[7, 8]]), torch.zeros(1, 2, dtype=torch.bool), [0]), [], _nothing
-    )
-    assert result.tolist() == [[[0.0, 0.0]]]
-
-
-def _nothing(prompts, requests):
-    assert not requests
+@pytest.fixture
+def requests():
     return []
+
+
+def numbered(requests):
+    """A pipeline that records its requests and returns their number, negated, at every token."""
+
+    def log_probs(prompts, some):
+        requests.extend(some)
+        return [torch.full((len(request.completion),), -float(i)) for i, request in enumerate(some, 1)]
+
+    return Pipeline(None, log_probs)
+
+
+def test_equal_rollouts_are_scored_once(requests):
+    prompts = [Prompt((1, 2, 3)), Prompt((1, 2, 3))]
+    groups = [group_of([], (7, 8, 9), (7, 8, 9)), group_of([], (7, 8, 9, 5))]
+    result = numbered(requests).student_log_probs(groups, prompts)
+    assert [(request.prompt, request.completion) for request in requests] == [(0, (7, 8, 9)), (1, (7, 8, 9, 5))]
+    assert result.tolist() == [[-1, -1, -1, 0], [-1, -1, -1, 0], [-2, -2, -2, -2]]
+
+
+def test_a_rollout_without_tokens_is_not_scored(requests):
+    assert numbered(requests).student_log_probs([group_of([], ())], [Prompt((1, 2))]).tolist() == [[0.0]]
+    assert requests == []
+
+
+def test_known_student_log_probs_are_not_scored_again(requests):
+    student = torch.tensor([[-0.5, -0.25, 9.0]])
+    (found,) = numbered(requests).score([[None]], [group_of([], (7, 8))], [Prompt((1, 2))], student)
+    assert found[None].tolist() == [-0.5, -0.25]
+    assert requests == []
 
 
 def test_teachers_leave_every_module_in_its_mode(model):

@@ -13,12 +13,11 @@ from trl.rewards import accuracy_reward
 
 import cepo.fast.prefix_cache
 import cepo.scoring.forward
-import cepo.scoring.score
 import cepo.trainer.cepo_trainer
 from cepo import CEPOConfig, CEPOTrainer, References, policy_path, reference_answer
 from cepo.methods import METHODS
+from cepo.scoring.forward import evaluating
 from cepo.scoring.pipeline import Pipeline
-from cepo.scoring.score import evaluating
 from tests.support.methods import needed_by
 from tests.support.training import (
     QUICK,
@@ -68,14 +67,14 @@ def test_teachers_move_the_policy_elsewhere(tmp_path, task, method, lora, monkey
     dataset, model = task
     peft_config = LoraConfig(r=4, lora_dropout=0.3, target_modules=["q_proj", "v_proj"]) if lora else None
     seen = []
-    score = cepo.scoring.score.score
+    score = Pipeline.score
 
-    def spy(*args, **kwargs):
-        first, second = score(*args, **kwargs), score(*args, **kwargs)
+    def spy(*args):
+        first, second = score(*args), score(*args)
         seen.append((first, second))
         return first
 
-    monkeypatch.setattr(cepo.scoring.score, "score", spy)
+    monkeypatch.setattr(Pipeline, "score", spy)
     placed = train(tmp_path, dataset, model, half_right, method=method, peft_config=peft_config)
     assert seen
     for first, second in seen:
@@ -128,7 +127,7 @@ def test_lambda_belongs_to_the_optimiser_step_also_when_rollouts_are_reused(
 def test_micro_batches_get_their_own_rows(tmp_path, text_figures, text_model_path, monkeypatch, loss_inputs):
     """Accumulated over two micro-batches, TRL shuffles the generation batch: evidence must stay with its rollout."""
     wrong_answers(monkeypatch)
-    monkeypatch.setattr(cepo.scoring.score, "score", _score_of_first_tokens)
+    monkeypatch.setattr(Pipeline, "score", _score_of_first_tokens)
     train(
         tmp_path,
         text_figures,
@@ -140,21 +139,24 @@ def test_micro_batches_get_their_own_rows(tmp_path, text_figures, text_model_pat
     )
     assert len(loss_inputs) == 2
     for batch in loss_inputs:
-        expected = batch["completion_ids"][:, :1].float() / 1000
-        assert_close(batch["evidence"], expected.expand_as(batch["evidence"]))
+        expected = batch["completion_ids"][:, :1] / 1000 * batch["completion_mask"]
+        assert_close(batch["evidence"], expected)
 
 
-def _score_of_first_tokens(table, rollouts, *rest):
-    """Evidence that tells which rollout it belongs to: its first token, in thousandths."""
-    first = rollouts.completion_ids[:, :1].float().expand(rollouts.completion_ids.shape) / 1000
-    return torch.stack([first, *[torch.zeros_like(first)] * (len(table) - 1)])
+def _score_of_first_tokens(self, contexts, groups, *rest):
+    """Evidence that identifies its rollout: the first token, in thousandths."""
+    rollouts = [rollout.ids for group in groups for rollout in group.local]
+    return [
+        {context: torch.full((len(ids),), 0.0 if place else ids[0] / 1000) for place, context in enumerate(of_rollout)}
+        for ids, of_rollout in zip(rollouts, contexts, strict=True)
+    ]
 
 
 def test_lambda_falls_with_the_step_and_then_no_teacher_runs(tmp_path, figures, monkeypatch):
     wrong_answers(monkeypatch)
     calls = []
-    score = cepo.scoring.score.score
-    monkeypatch.setattr(cepo.scoring.score, "score", lambda *args, **kwargs: calls.append(1) or score(*args, **kwargs))
+    score = Pipeline.score
+    monkeypatch.setattr(Pipeline, "score", lambda *args: calls.append(1) or score(*args))
     trainer = train(tmp_path, figures, reward=half_right, max_steps=4, evidence_steps=2)
     assert logged(trainer, "cepo/coefficient") == [0.5, 0.25, 0.0, 0.0]
     assert len(calls) == 2
@@ -181,11 +183,9 @@ def test_rollouts_that_move_nothing_are_not_scored(tmp_path, figures, monkeypatc
     """One group gets equal rewards: its advantages are 0, and no teacher reads it."""
     wrong_answers(monkeypatch)
     tables = []
-    score = cepo.scoring.score.score
+    score = Pipeline.score
     monkeypatch.setattr(
-        cepo.scoring.score,
-        "score",
-        lambda table, *args, **kwargs: tables.append(table) or score(table, *args, **kwargs),
+        Pipeline, "score", lambda self, contexts, *args: tables.append(contexts) or score(self, contexts, *args)
     )
 
     def half(completions, **kwargs):
@@ -193,29 +193,31 @@ def test_rollouts_that_move_nothing_are_not_scored(tmp_path, figures, monkeypatc
 
     trainer = train(tmp_path, figures, reward=half, max_steps=1, negative_reference="lowest_reward")
     (table,) = tables
-    assert [[prompt is None for prompt in row] for row in table] == [[True] * 4 + [False] * 4] * 2
+    assert [len(contexts) for contexts in table] == [0] * 4 + [2] * 4
     assert logged(trainer, "cepo/rows_scored") == [0.5]
 
 
 def test_teachers_read_the_references_in_the_last_user_turn(tmp_path, figures, monkeypatch):
     wrong_answers(monkeypatch)
-    tables = []
-    score = cepo.scoring.score.score
+    seen = []
+    log_probs = cepo.scoring.forward.Scorer.log_probs
     monkeypatch.setattr(
-        cepo.scoring.score,
-        "score",
-        lambda table, *args, **kwargs: tables.append(table) or score(table, *args, **kwargs),
+        cepo.scoring.forward.Scorer,
+        "log_probs",
+        lambda self, prompts, requests, **options: (
+            seen.extend(requests) or log_probs(self, prompts, requests, **options)
+        ),
     )
     options = {"hint_template": " <{answer}>", "negative_reference": "lowest_reward"}
     trainer = train(tmp_path, figures, reward=half_right, max_steps=1, **options)
     tokenizer = trainer.processing_class.tokenizer
-    positive, negative = ([_last_turn(tokenizer.decode(ids)) for ids in row if ids is not None] for row in tables[0])
+    hints = [re.search(r" <([^<>]*)>$", _last_turn(tokenizer.decode(request.context)))[1] for request in seen]
     solutions = {reference_answer(row["solution"]) for row in figures}
-    assert positive
-    assert all(text.split(" <")[-1].strip(">") in solutions for text in positive)
-    assert all(re.search(r" <\d+>$", text) for text in negative)  # `wrong_answers`: lengths
+    positive = [hint for hint in hints if hint in solutions]
+    assert len(positive) == len(hints) / 2 > 0
+    assert all(hint.isdigit() for hint in hints if hint not in solutions)  # `wrong_answers`: lengths
     image = trainer.model.config.image_token_id
-    assert all(ids.count(image) > 1 for ids in tables[0][0] if ids is not None)
+    assert all(ids.count(image) > 1 for ids in (request.context for request in seen))
 
 
 def _last_turn(text):
@@ -229,35 +231,37 @@ def test_the_teacher_without_a_hint_is_trls_own_student(tmp_path, task, monkeypa
     dataset, model = task
     seen = []
 
-    read = Pipeline.read
+    score = Pipeline.score
 
-    def noted(self, plans, groups, prompts, completions, student):
-        found = read(self, plans, groups, prompts, completions, None)
-        seen.append(found[0].logps)
+    def noted(self, contexts, groups, prompts, student):
+        found = score(self, contexts, groups, prompts)
+        seen.append(found)
         return found
 
-    monkeypatch.setattr(Pipeline, "read", noted)
+    monkeypatch.setattr(Pipeline, "score", noted)
 
     class Spy(CEPOTrainer):
         def _find_evidence(self, batch):
             share = super()._find_evidence(batch)
             fields = ("pixel_values", "image_grid_thw", "num_images", "mm_token_type_ids")
             with evaluating(self.model):
-                own, _, _ = self._get_per_token_logps_and_entropies(
+                expected, _, _ = self._get_per_token_logps_and_entropies(
                     self.model,
                     torch.cat([batch["prompt_ids"], batch["completion_ids"]], dim=1),
                     torch.cat([batch["prompt_mask"], batch["completion_mask"]], dim=1),
                     batch["completion_ids"].shape[1],
                     **{field: batch.get(field) for field in fields},
                 )
-            seen[-1] = (seen[-1], own, batch["completion_mask"].bool())
+            seen[-1] = (seen[-1], expected, batch["completion_mask"].bool())
             return share
 
     options = QUICK | {"max_steps": 1, "method": "rlsd", "temperature": 0.7}
     Spy(model, half_right, CEPOConfig(output_dir=str(tmp_path), **options), dataset).train()
-    ((positive, student), own, mask), *_ = seen
-    assert_close(student[mask], own[mask], atol=1e-5, rtol=1e-4)
-    assert not torch.allclose(positive[mask], own[mask], atol=1e-3)
+    (found, expected, mask), *_ = seen
+    for row, of_rollout in enumerate(found):
+        positive, student = of_rollout.values()  # r+, then the student
+        assert_close(student, expected[row, mask[row]], atol=1e-5, rtol=1e-4)
+        assert not torch.allclose(positive, student, atol=1e-3)
 
 
 @pytest.mark.parametrize(("fallback", "scored"), [("student", 1.0), ("uniform", 0.0)])
@@ -299,7 +303,7 @@ def test_answers_are_read_as_the_option_says(tmp_path, figures):
     assert logged(trainer, "cepo/rows_scored")[0] > 0
     assert attempts
     assert all(text for text in attempts)
-    with pytest.raises(ValueError, match="there is no 'nosuch'"):
+    with pytest.raises(ValueError, match="unknown extractor 'nosuch'"):
         CEPOConfig(output_dir=str(tmp_path), bf16=False, answer_extractor="nosuch")
 
 
@@ -343,7 +347,7 @@ def test_an_unknown_correctness_reward_is_refused(tmp_path, figures):
 
 
 def test_evaluation_runs_no_teacher(tmp_path, figures, monkeypatch):
-    monkeypatch.setattr(cepo.scoring.score, "score", lambda *args, **kwargs: pytest.fail("a teacher ran"))
+    monkeypatch.setattr(Pipeline, "score", lambda *args: pytest.fail("a teacher ran"))
     args = CEPOConfig(output_dir=str(tmp_path), per_device_eval_batch_size=4, **QUICK)
     trainer = CEPOTrainer(policy_path(), half_right, args, figures, eval_dataset=figures.select(range(2)))
     assert "eval_reward" in trainer.evaluate()
@@ -519,14 +523,18 @@ def test_a_model_that_cannot_share_prompts_says_so_once(tmp_path, text_figures, 
 def test_the_students_log_probs_are_not_computed_twice(tmp_path, text_figures, text_model_path, monkeypatch, dropout):
     """Where TRL has computed them for its ratio, RLSD's teachers read one context; not if dropout had a hand in it."""
     wrong_answers(monkeypatch)
-    tables = []
-    score = cepo.scoring.score.score
-    monkeypatch.setattr(cepo.scoring.score, "score", lambda table, *args: tables.append(table) or score(table, *args))
+    unhinted = []
+
+    def spy(self, prompts, requests, **options):
+        unhinted.append(any(request.context == prompts[request.prompt].ids for request in requests))
+        return log_probs(self, prompts, requests, **options)
+
+    log_probs = cepo.scoring.forward.Scorer.log_probs
+    monkeypatch.setattr(cepo.scoring.forward.Scorer, "log_probs", spy)
     lora = LoraConfig(r=4, lora_dropout=dropout, target_modules=["q_proj"])
     options = {"num_iterations": 2, "method": "rlsd", "reward": half_right, "peft_config": lora}
     train(tmp_path, text_figures, text_model_path, **options)
-    (table,) = tables
-    assert [any(ids is not None for ids in row) for row in table] == [True, dropout > 0]
+    assert unhinted == [dropout > 0]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""A policy may write anything, special tokens among it: in hints they are text, in questions they are refused."""
+"""Special tokens in untrusted text: hints have them as text, prompts with them are refused."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from transformers import AutoTokenizer
 
 from cepo import CEPOConfig, CEPOTrainer, evaluate, load_figures, policy_path
 from cepo.data.checks import DatasetError
-from cepo.data.loading import load_policy
+from cepo.data.models import load_policy
 from cepo.data.sampling import Sampling, conversation_of, placeholder_ids, sample, sampled_groups
 from cepo.references.hints import MARK, add_hint, fill_hint
 from cepo.scoring.prompts import PromptEncoder, special_tokens, tokenizer_of, without_marks
@@ -36,7 +36,7 @@ def test_special_tokens_in_a_hint_are_text(policy, answer):
         assert ids.count(token) == prompt.ids.count(token)
 
 
-def test_plain_hints_are_tokenised_as_before(policy):
+def test_plain_hints_are_tokenized_as_usual(policy):
     _, processor = policy
     messages = conversation_of(load_figures("train", 1)[0], processor)
     encoder = PromptEncoder(processor, is_vlm=True)
@@ -45,7 +45,7 @@ def test_plain_hints_are_tokenised_as_before(policy):
     assert encoder.with_hint(encoder.prompt(messages), messages, hinted) == whole
 
 
-def test_text_that_a_processor_tokenises_as_a_whole():
+def test_marks_separate_special_tokens():
     tokenizer = AutoTokenizer.from_pretrained(policy_path())
     text = without_marks(fill_hint("{answer}", f"a {IMAGE} b {END}"))
     assert text == "a < |image_pad|> b < |im_end|>"
@@ -58,8 +58,8 @@ def boxes_an_image(prompts, completions, **kwargs):
 
 
 @pytest.mark.parametrize("method", ["cepo", "rlcsd", "opsd"])
-def test_training_goes_on_with_a_placeholder_for_an_answer(tmp_path, figures, monkeypatch, method):
-    """57 image tokens for 56 features: today's step before ended in an error."""
+def test_training_with_an_image_token_as_answer(tmp_path, figures, monkeypatch, method):
+    """An image token in a hint would have no features."""
     import cepo.trainer.cepo_trainer as module
 
     monkeypatch.setattr(module, "final_answer", lambda text, extractor: IMAGE)
@@ -76,9 +76,9 @@ def questions_with(token):
 
 
 @pytest.mark.parametrize("token", [IMAGE, END])
-def test_a_question_that_holds_a_special_token_is_refused_by_row(tmp_path, policy, token):
+def test_prompts_with_special_tokens_are_refused_by_row(tmp_path, policy, token):
     rows = questions_with(token)
-    message = rf"row 2 of .*: 'prompt' holds '{token}' as text".replace("|", r"\|")
+    message = rf"row 2 of .*: 'prompt' has the special token '{token}' as text".replace("|", r"\|")
     with pytest.raises(DatasetError, match=message):
         CEPOTrainer(policy_path(), half_right, CEPOConfig(output_dir=str(tmp_path), **QUICK), rows)
     with pytest.raises(DatasetError, match=message):
@@ -87,8 +87,8 @@ def test_a_question_that_holds_a_special_token_is_refused_by_row(tmp_path, polic
         sampled_groups(*policy, [rows[place] for place in range(4)], 2, Sampling(8), half_right)
 
 
-def test_a_policy_that_would_sample_image_tokens(policy):
-    """Nothing forbids it: the image token has the largest bias. Without suppression `generate` itself fails."""
+def test_image_tokens_are_not_sampled(policy):
+    """With the largest bias at image tokens, for which `generate` would fail."""
     model, processor = policy
     forbidden = placeholder_ids(model.config)
     assert forbidden == sorted(tokenizer_of(processor).convert_tokens_to_ids([IMAGE, "<|video_pad|>"]))

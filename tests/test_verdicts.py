@@ -1,4 +1,4 @@
-"""The verifier's word: called as in training wherever it is asked, and counted where it has none."""
+"""Verdicts outside of the trainer: reward functions are called as in training, and missing verdicts are counted."""
 
 import asyncio
 import json
@@ -11,7 +11,8 @@ from transformers import AutoTokenizer, TrainerState
 from cepo import CEPOConfig, CEPOTrainer, cli, load_figures, policy_path
 from cepo.data.checks import DatasetError, check_dataset
 from cepo.data.evaluation import VerdictError, evaluate
-from cepo.data.loading import load_policy, load_reward_funcs
+from cepo.data.models import load_policy
+from cepo.data.rewards import load_reward_funcs
 from cepo.data.sampling import Sampling, verdicts
 from cepo.references.hints import add_hint
 from tests.support.training import QUICK, half_right, logged, train
@@ -21,7 +22,7 @@ TEXTS, IDS = ["0", "5", "2", ""], [(1,), (2, 3), (4,), ()]
 
 
 def as_in_training(prompts, completions, completion_ids, solution, unit, trainer_state, log_extra, log_metric):
-    """Takes all that TRL gives, and nothing else."""
+    """Takes exactly the arguments that TRL passes."""
     assert [prompt[0]["content"] for prompt in prompts] == ["?"] * len(prompts)
     assert completion_ids == [list(ids) for ids in IDS]
     assert unit == ["cm"] * len(prompts)
@@ -29,7 +30,7 @@ def as_in_training(prompts, completions, completion_ids, solution, unit, trainer
     log_extra("note", ["x"] * len(prompts))
     log_metric("share", 0.5)
     texts = [completion[0]["content"] for completion in completions]
-    return [None if not text else float(text == right) for text, right in zip(texts, solution, strict=True)]
+    return [None if not text else float(text == correct) for text, correct in zip(texts, solution, strict=True)]
 
 
 async def in_its_own_time(**kwargs):
@@ -42,7 +43,7 @@ def test_reward_functions_are_called_as_in_training(reward_func):
     assert verdicts(reward_func, ROWS, TEXTS, IDS) == [1.0, 0.0, 1.0, None]
 
 
-def test_nan_is_no_verdict_and_a_wrong_count_is_an_error():
+def test_nan_is_no_verdict_and_every_completion_needs_a_reward():
     assert verdicts(lambda prompts, **_: [float("nan"), 1, 0, None], ROWS, TEXTS, IDS) == [None, 1.0, 0.0, None]
     with pytest.raises(ValueError, match="'short' returned 1 rewards for 4 completions"):
         verdicts(short, ROWS, TEXTS, IDS)
@@ -61,34 +62,41 @@ def every_other(prompts, **kwargs):
     return [None if place % 2 else 0.6 for place in range(len(prompts))]
 
 
-def nothing(prompts, **kwargs):
+def no_verdict(prompts, **kwargs):
     return [None] * len(prompts)
 
 
-def test_answers_without_a_verdict_are_counted(policy):
+def test_missing_verdicts_are_counted(policy):
     problems, sampling = load_figures("test", 4), Sampling(8, 0.0)
     found = evaluate(*policy, problems, sampling, reward_func=every_other)
     assert (found.accuracy.value, found.missing) == (0.5, 2)
     assert found.without_verdict == "2 of 4 without a verdict"
     assert found.as_dict()["missing_verdicts"] == 2
     assert evaluate(*policy, problems, sampling, reward_func=every_other, threshold=0.7).accuracy.value == 0
-    with pytest.raises(VerdictError, match="nothing gave no verdict on any of 4 answers"):
-        evaluate(*policy, problems, sampling, reward_func=nothing)
+    with pytest.raises(VerdictError, match="no_verdict gave no verdict on any of 4 completions"):
+        evaluate(*policy, problems, sampling, reward_func=no_verdict)
 
 
 @pytest.mark.parametrize("command", ["evaluate", "train"])
-def test_no_verdict_at_all_is_an_error_of_one_line(command, tmp_path, capsys):
+def test_no_verdict_at_all_is_an_error(command, tmp_path, capsys):
     options = {
         "evaluate": ["--num_problems", "4", "--temperatures", "0"],
         "train": ["--eval_problems", "4", "--max_steps", "1", "--figures_problems", "16"],
     }[command]
-    options += ["--reward_funcs", f"{__name__}.nothing", "--max_completion_length", "8", "--output_dir", str(tmp_path)]
+    options += [
+        "--reward_funcs",
+        f"{__name__}.no_verdict",
+        "--max_completion_length",
+        "8",
+        "--output_dir",
+        str(tmp_path),
+    ]
     assert cli.main([command, *options]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("cepo: error: nothing gave no verdict on any of 4 answers")
+    assert error.startswith("cepo: error: no_verdict gave no verdict on any of 4 completions")
 
 
-def test_what_is_missing_stands_beside_the_accuracy(tmp_path, capsys):
+def test_missing_verdicts_are_printed_beside_the_accuracy(tmp_path, capsys):
     options = [
         "--reward_funcs",
         f"{__name__}.every_other",
@@ -111,7 +119,7 @@ def test_what_is_missing_stands_beside_the_accuracy(tmp_path, capsys):
         "--per_device_train_batch_size=8",
     ]
     assert cli.main(["train", "--eval_problems", "4", "--num_generations", "4", *options]) == 0
-    assert capsys.readouterr().out.count("of 4 problems (2 of 4 without a verdict)") == 2
+    assert capsys.readouterr().out.count(", 2 of 4 without a verdict") == 2
 
 
 @pytest.mark.parametrize(
@@ -126,14 +134,14 @@ def test_what_is_missing_stands_beside_the_accuracy(tmp_path, capsys):
         (r"\boxed{2024-01-05}", "2023-01-04", 0.0),
     ],
 )
-def test_a_verifier_for_any_answer(completion, solution, reward):
+def test_answer_reward(completion, solution, reward):
     (verifier,) = load_reward_funcs(["answer_reward"])
     assert verdicts(verifier, [{**ROWS[0], "solution": solution}], [completion], [(1,)]) == [reward]
 
 
 @pytest.mark.parametrize("adapters", [PromptTuningConfig, PromptEncoderConfig, PrefixTuningConfig])
-def test_adapters_that_are_no_weights_are_refused(tmp_path, text_figures, text_model_path, adapters):
-    """Their tokens stand before every prompt, the teachers' too: log-probs were off by nats."""
+def test_prompt_learning_adapters_are_refused(tmp_path, text_figures, text_model_path, adapters):
+    """Their virtual tokens would precede the prompts of teachers as well."""
     config = adapters(task_type="CAUSAL_LM", num_virtual_tokens=4)
 
     def make(method):
@@ -154,20 +162,20 @@ TRIMS = (
 
 
 @pytest.mark.parametrize("parts", [True, False])
-def test_a_template_that_trims_each_part_keeps_the_hint_apart(text_model_path, parts):
-    """As Gemma 3's does."""
+def test_hint_with_a_template_that_trims_parts(text_model_path, parts):
+    """As that of Gemma 3."""
     tokenizer = AutoTokenizer.from_pretrained(text_model_path)
     text = "Find the angle."
     content = [{"type": "image"}, {"type": "text", "text": text}] if parts else text
     messages = add_hint([{"role": "user", "content": content}], "\n\nThe correct answer is 9.")
-    told = tokenizer.apply_chat_template(messages, chat_template=TRIMS, tokenize=False)
-    assert told == f"<user>{text}\n\nThe correct answer is 9."
+    text_with_hint = tokenizer.apply_chat_template(messages, chat_template=TRIMS, tokenize=False)
+    assert text_with_hint == f"<user>{text}\n\nThe correct answer is 9."
 
 
-def test_a_hint_without_any_text_before_it():
+def test_hint_after_an_image_only():
     parts = [{"type": "image"}]
-    hinted = add_hint([{"role": "user", "content": parts}], "told")
-    assert hinted[0]["content"] == [{"type": "image"}, {"type": "text", "text": "told"}]
+    hinted = add_hint([{"role": "user", "content": parts}], "a hint")
+    assert hinted[0]["content"] == [{"type": "image"}, {"type": "text", "text": "a hint"}]
     assert parts == [{"type": "image"}]
 
 
@@ -183,15 +191,15 @@ def test_rows_with_and_without_images_are_refused_before_training(tmp_path, figu
         trainer.train()
 
 
-def test_completions_that_are_all_cut_off_are_said_once(tmp_path, text_figures, text_model_path, caplog):
-    """No completion of four tokens ends: no answer, no reward, and nothing else would tell."""
+def test_warning_if_all_completions_are_clipped(tmp_path, text_figures, text_model_path, caplog):
+    """No completion ends within four tokens, so no rollout has a reward."""
     trainer = train(tmp_path, text_figures, model=text_model_path, max_steps=4, max_completion_length=4)
     assert min(logged(trainer, "completions/clipped_ratio")) > 0.5
-    (said,) = [text for record in caplog.records if "clipped_ratio" in (text := record.getMessage())]
-    assert said.startswith("completions/clipped_ratio: 3 times in a row, now 100 % of completions are cut off by ")
+    (warning,) = [text for record in caplog.records if "clipped_ratio" in (text := record.getMessage())]
+    assert warning.startswith("completions/clipped_ratio: 3 times in a row, now 100 % of completions are cut off by ")
 
 
-def test_answers_that_are_cut_off_are_counted_beside_the_accuracy(policy, tmp_path, capsys):
+def test_clipped_completions_are_counted(policy, tmp_path, capsys):
     problems = load_figures("test", 4)
     cut = evaluate(*policy, problems, Sampling(8, 0.0))
     assert (cut.clipped, cut.cut_off) == (4, "4 of 4 cut off by the length limit")
@@ -199,5 +207,5 @@ def test_answers_that_are_cut_off_are_counted_beside_the_accuracy(policy, tmp_pa
     assert (whole.clipped, whole.cut_off, whole.as_dict()["clipped"]) == (0, "", 0)
     options = ["--num_problems", "4", "--temperatures", "0", "--output_dir", str(tmp_path)]
     assert cli.main(["evaluate", *options, "--max_completion_length", "8"]) == 0
-    assert "cut off" in capsys.readouterr().out
+    assert "truncated" in capsys.readouterr().out
     assert json.loads((tmp_path / "evaluation.json").read_text())["temperatures"][0]["clipped"] == 4

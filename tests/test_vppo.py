@@ -9,7 +9,7 @@ from trl.rewards import accuracy_reward
 
 from cepo import load_figures, method_options
 from cepo.methods import METHODS, LabeledGroup
-from cepo.references.groups import Attempt
+from cepo.references.groups import Rollout
 from cepo.tasks.figures import first_error
 from tests.support.methods import check_a_real_step, inputs_of, placed_by
 from tests.support.training import half_right, logged, loss_inputs, make, task, train, weights_of
@@ -20,7 +20,7 @@ __all__ = ["loss_inputs", "task"]  # fixtures
 
 
 def advantages_of(lengths, correct, errors, *, row=None, prompt_tokens=0, **own):
-    attempts = [Attempt("7", 0.0, verdict, "", error) for verdict, error in zip(correct, errors, strict=True)]
+    attempts = [Rollout("7", 0.0, verdict, "", error) for verdict, error in zip(correct, errors, strict=True)]
     tokens = [["x"] * length for length in lengths]
     options = method_options("vppo", first_error_reward="given", **own)
     group = LabeledGroup(row or {}, tokens, attempts, [0.0] * len(attempts), prompt_tokens)
@@ -98,7 +98,7 @@ def test_the_figures_task_knows_the_first_error():
     assert first_error(row, slipped) == 9
     misread = ["60", " and", " 5", "7", " leave", " 63", *right[5:]]
     assert first_error(row, misread) == 2  # where the wrong number begins
-    group = LabeledGroup(row, [right, slipped], [Attempt("7", 1.0, True), Attempt("8", 0.0, False)], [0.7, -0.7], 0)
+    group = LabeledGroup(row, [right, slipped], [Rollout("7", 1.0, True), Rollout("8", 0.0, False)], [0.7, -0.7], 0)
     found = METHODS["vppo"].token_values(group, method_options("vppo"))
     mean = (1 + 0.5 * 9 / 11) / 2
     assert found[1] == pytest.approx([0.5 - mean] * 9 + [-mean] * 2)

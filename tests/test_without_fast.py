@@ -34,7 +34,7 @@ for method in ("grpo", "cepo", "rlsd", "opsd"):
     trainer.train()
     found[method] = [(log["loss"], log["grad_norm"]) for log in trainer.state.log_history if "loss" in log]
 model, processor = load_policy(policy_path())
-found["accuracy"] = evaluate(model, processor, load_figures("test", 8), Sampling(160, 1.0), samples=2).right
+found["accuracy"] = evaluate(model, processor, load_figures("test", 8), Sampling(160, 1.0), samples=2).correct
 print("RESULT", json.dumps(found))
 """
 

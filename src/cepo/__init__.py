@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from . import credit
-    from .data.evaluation import Accuracy, Evaluation, evaluate, evaluate_accuracy
+    from .data.accuracy import Accuracy, Evaluation
+    from .data.evaluation import evaluate
     from .data.rewards import answer_reward
     from .methods import METHODS, Method, method_options
     from .references.equality import same_answer
     from .references.extraction import final_answer, reference_answer
-    from .references.groups import Attempt, References
+    from .references.groups import References, Rollout
     from .references.negatives import choose_references
     from .tasks.figures import load_figures, policy_path
     from .trainer.cepo_config import CEPOConfig, config_class
@@ -22,8 +23,8 @@ __version__ = version("cepo")
 # The public API (docs/api.md) by module. Modules are imported on first use: `cepo --help` does not import torch.
 _MODULES = {
     "credit": "",
-    "Attempt": "references.groups",
     "References": "references.groups",
+    "Rollout": "references.groups",
     "choose_references": "references.negatives",
     "answer_reward": "data.rewards",
     "final_answer": "references.extraction",
@@ -35,10 +36,9 @@ _MODULES = {
     "CEPOConfig": "trainer.cepo_config",
     "config_class": "trainer.cepo_config",
     "CEPOTrainer": "trainer.cepo_trainer",
-    "Accuracy": "data.evaluation",
-    "Evaluation": "data.evaluation",
+    "Accuracy": "data.accuracy",
+    "Evaluation": "data.accuracy",
     "evaluate": "data.evaluation",
-    "evaluate_accuracy": "data.evaluation",
     "load_figures": "tasks.figures",
     "policy_path": "tasks.figures",
 }
@@ -46,18 +46,17 @@ _MODULES = {
 __all__ = [
     "METHODS",
     "Accuracy",
-    "Attempt",
     "CEPOConfig",
     "CEPOTrainer",
     "Evaluation",
     "Method",
     "References",
+    "Rollout",
     "answer_reward",
     "choose_references",
     "config_class",
     "credit",
     "evaluate",
-    "evaluate_accuracy",
     "final_answer",
     "load_figures",
     "method_options",

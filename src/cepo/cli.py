@@ -91,8 +91,7 @@ def _status_of(error: Exception, preparing: bool) -> int | None:
         return 2 if isinstance(error, (ValueError, TypeError, OSError, ImportError)) else None
 
     from .compare.jobs import BusyError
-    from .data.errors import DatasetError
-    from .data.loading import LoadingError
+    from .data.errors import DatasetError, LoadingError
     from .data.reward_validation import RewardError
     from .trainer.nonfinite_gradients import GradientError
 

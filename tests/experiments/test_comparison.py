@@ -7,7 +7,7 @@ import pytest
 
 from cepo.compare.arms import read_comparison
 from cepo.compare.statistics import Run, Sampled
-from cepo.data.evaluation import Entropy, Evaluation
+from cepo.data.accuracy import Entropy, Evaluation
 from experiments import comparison, entropy_matched, pictures, tables, tuning
 
 FOLDER = Path(comparison.__file__).parent

@@ -72,9 +72,9 @@ def test_study_on_four_batches(tmp_path, capsys):
 
 
 def test_true_gradient_has_a_leave_one_out_baseline():
-    from cepo.references.groups import Attempt, Group
+    from cepo.references.groups import Group, Rollout
 
     attempts = [
-        Attempt("1", reward, correct) for reward, correct in ((1.0, True), (0.0, False), (0.0, False), (0.0, None))
+        Rollout("1", reward, correct) for reward, correct in ((1.0, True), (0.0, False), (0.0, False), (0.0, None))
     ]
-    assert leave_one_out([Group([], "1", attempts, [])]).tolist() == [1.0, -0.5, -0.5, 0.0]
+    assert leave_one_out([Group([], "1", attempts)]).tolist() == [1.0, -0.5, -0.5, 0.0]

@@ -107,9 +107,10 @@ class Scripted(CEPOTrainer):
     def note_references(self, groups, references):
         """Of each rollout what it is compared with; the place of a group is that of its first rollout."""
         places = [
-            group.number * self.num_generations + group.first + index
+            group.number * self.num_generations + index
             for group in groups
-            for index in range(len(group.rollouts))
+            for index, rollout in enumerate(group.rollouts)
+            if rollout.local
         ]
         for place, found in zip(places, references, strict=True):
             self.references[f"{self.generated}:{place}"] = (
@@ -271,7 +272,7 @@ def go(situation, folder, paths, data):
     def noted(pipeline, options, groups, wanted=None):
         found = plan(pipeline, options, groups, wanted)
         if options is trainer.args:  # not those of a page, which are every method's
-            trainer.note_references(groups, found.references)
+            trainer.note_references(groups, found[0])
         return found
 
     Pipeline.plan = noted

@@ -1,4 +1,4 @@
-"""The method once more, independently: float64, plain loops over Python lists, straight from the paper's formulas."""
+"""Float64 reference implementation of the equations in plain loops, from the paper's formulas."""
 
 import math
 

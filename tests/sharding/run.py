@@ -18,15 +18,17 @@ from random import Random
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 sys.path.insert(0, str(Path(__file__).parent))
+sys.path.insert(1, str(Path(__file__).parents[2]))
 
 import shim  # noqa: F401
 import torch
+from experiments.erroneous_solutions import work
 from peft import LoraConfig
 from transformers import AutoModelForImageTextToText
 
 from cepo import CEPOConfig, CEPOTrainer, load_figures, policy_path
 from cepo.tasks.figures import problem_of
-from cepo.tasks.figures.solutions import work, write_solution
+from cepo.tasks.figures.solutions import write_solution
 from cepo.tasks.figures.verifier import figures_reward
 
 ROLLOUTS, GROUP = 12, 4

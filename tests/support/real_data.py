@@ -1,4 +1,4 @@
-"""Look-alikes of six public datasets: the columns, feature types and spelling of the Hub, with our own problems.
+"""Copies of six public data sets: columns, features and notation as on the Hub, with other problems.
 
 `tests/data/<name>.jsonl` holds 60 lines per dataset: `row` (the columns without images), `image_columns` (number of
 images in each image column), `completions` (`text` and `correct`) and `answer` (the reference answer).
@@ -73,10 +73,7 @@ FEATURES = {
 
 
 def load_copy(name: str, folder: Path | str) -> Path:
-    """Write the look-alike `name` (a key of `FEATURES`) to `folder` as parquet with the Hub's features.
-
-    Images are drawn, 96 x 64 pixels, and the same on every call.
-    """
+    """Write the copy `name` (a key of `FEATURES`) to `folder` as parquet, with drawn images of 96 x 64 pixels."""
     features = FEATURES[name]
     rows = []
     for number, line in enumerate(lines_of(name)):
@@ -89,11 +86,6 @@ def load_copy(name: str, folder: Path | str) -> Path:
     path = Path(folder) / f"{name}.parquet"
     Dataset.from_list(rows, features=features).to_parquet(path)
     return path
-
-
-def completions_of(name: str) -> list[tuple[int, str, bool]]:
-    """The labelled completions of a look-alike: (row index, text, correct)."""
-    return [(i, c["text"], c["correct"]) for i, line in enumerate(lines_of(name)) for c in line["completions"]]
 
 
 def lines_of(name: str) -> Iterator[dict[str, Any]]:

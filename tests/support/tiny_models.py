@@ -1,4 +1,4 @@
-"""Small models with random weights, of the families that people train."""
+"""Small models with random weights."""
 
 import torch
 from transformers import (
@@ -19,7 +19,7 @@ from transformers import (
 )
 
 VOCABULARY = 60
-# Ids below stand for image parts and their borders; texts use the others.
+# Ids of image tokens and their delimiters; texts use the other ids.
 IMAGE, VIDEO, BEGIN, END = 1, 2, 3, 4
 TEXT = {
     "vocab_size": VOCABULARY,
@@ -33,7 +33,7 @@ TEXT = {
     "bos_token_id": None,
     "eos_token_id": 5,
     "pad_token_id": 0,
-    # Far from uniform predictions, so that a lost or misplaced prompt shows.
+    # Predictions far from uniform, so that a missing or misplaced prompt changes them.
     "initializer_range": 0.3,
 }
 M_ROPE = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e4}
@@ -120,7 +120,7 @@ def qwen2_5_vl():
     return Qwen2_5_VLForConditionalGeneration(config)
 
 
-def gemma3_vl():
+def gemma3_vl(text=TEXT, image=IMAGE, begin=BEGIN, end=END):
     vision = {
         "hidden_size": 16,
         "intermediate_size": 24,
@@ -130,13 +130,13 @@ def gemma3_vl():
         "patch_size": 4,
     }
     config = Gemma3Config(
-        text_config=TEXT | {"sliding_window": 6, "layer_types": _LAYERS},
+        text_config=text | {"sliding_window": 6, "layer_types": _LAYERS},
         vision_config=vision,
         mm_tokens_per_image=4,
-        image_token_id=IMAGE,
-        image_token_index=IMAGE,
-        boi_token_index=BEGIN,
-        eoi_token_index=END,
+        image_token_id=image,
+        image_token_index=image,
+        boi_token_index=begin,
+        eoi_token_index=end,
     )
     return Gemma3ForConditionalGeneration(config)
 

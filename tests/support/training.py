@@ -5,7 +5,6 @@ from trl import GRPOConfig, GRPOTrainer
 
 import cepo.fast.prefix_cache
 import cepo.scoring.forward
-import cepo.scoring.score
 import cepo.trainer.cepo_trainer
 from cepo import CEPOConfig, CEPOTrainer, policy_path
 

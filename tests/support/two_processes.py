@@ -48,7 +48,7 @@ class Spy(CEPOTrainer):
 
         def noted(pipeline, *args):
             found = plan(pipeline, *args)
-            self.negatives += [reference.negatives for reference in found.references]
+            self.negatives += [reference.negatives for reference in found[0]]
             return found
 
         plan, Pipeline.plan = Pipeline.plan, noted

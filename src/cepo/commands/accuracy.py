@@ -8,7 +8,8 @@ from rich.text import Text
 from transformers import TrainerCallback
 from transformers.trainer_callback import ExportableState
 
-from ..data.evaluation import Evaluation, Share, evaluate
+from ..data.accuracy import Evaluation
+from ..data.evaluation import Share, evaluate
 from ..data.sampling import Sampling
 from ..trainer.arguments import TrainArguments
 from ..trainer.cepo_trainer import CEPOTrainer

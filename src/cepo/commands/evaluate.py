@@ -9,10 +9,12 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from ..data.accuracy import Evaluation
 from ..data.checks import check_dataset
-from ..data.evaluation import Evaluation, evaluate
+from ..data.evaluation import evaluate
 from ..data.files import write_whole
-from ..data.loading import load_policy, load_reward_funcs, resolve_model
+from ..data.models import load_policy, resolve_model
+from ..data.rewards import load_reward_funcs
 from ..data.sampling import Sampling
 from ..inspection.tables import plain_table
 from ..tasks.figures import policy_path

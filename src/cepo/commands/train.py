@@ -16,10 +16,12 @@ from transformers.trainer_callback import PrinterCallback
 from trl import get_peft_config, get_quantization_config
 
 from ..compare.arms import command_line
+from ..data.adapters import holds_adapters, load_adapters
 from ..data.embedded import EMBEDDED
+from ..data.errors import loading_errors
 from ..data.files import write_whole
 from ..data.hub import HubError, hub_errors
-from ..data.loading import holds_adapters, load_adapters, model_errors_named, require_chat_template
+from ..data.models import require_chat_template
 from ..data.saved import FOLDER
 from ..inspection.tables import counted
 from ..methods.registry import METHODS
@@ -72,14 +74,14 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
             "quantization_config": quantization,
             **training_args.model_init_kwargs,
         }
-        with model_errors_named("model_name_or_path", sources.model_name):
+        with loading_errors("model_name_or_path", sources.model_name):
             model = load_adapters(model, **{name: value for name, value in options.items() if value is not None})
         training_args.model_init_kwargs = quantization = peft_config = None
     completions = training_args.log_completions_hub_repo if training_args.log_completions else None
     if completions is not None and training_args.process_index == 0:  # TRL creates it during training
         with hub_errors("log_completions_hub_repo: the dataset cannot be created on the Hub", "leave it out"):
             create_repo(completions, private=training_args.hub_private_repo, repo_type="dataset", exist_ok=True)
-    with model_errors_named("model_name_or_path", sources.model_name):
+    with loading_errors("model_name_or_path", sources.model_name):
         trainer = CEPOTrainer(
             model,
             sources.reward_funcs,
@@ -122,8 +124,6 @@ def _train(
         with progress.bar:
             trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     except KeyboardInterrupt:
-        if not interrupt.saved:
-            raise
         console.print(_stopped(interrupt.saved))
         return interrupt.status
     except CheckpointError as error:

@@ -18,7 +18,7 @@ from .statistics import BASE, REFERENCE
 _DEFAULTS: dict[str, Any] = {"accuracy_every": 7, "eval_problems": 400, "save_strategy": "no", "log_completions": False}
 _SEEDS = 3
 # Other names in the output directory, and the row of the untrained policy.
-_RESERVED = (BASE, "tempered", "tuning", "lock", "compare.json", "compare.md", "compare.png", "", "..")
+_RESERVED = (BASE, "tuning", "lock", "compare.json", "compare.md", "compare.png", "", "..")
 # Options that must agree for an equal budget and equal evaluation.
 _BUDGET = (
     *("model_name_or_path", "dataset_name", "dataset_config", "dataset_train_split", "figures_problems"),

@@ -1,1 +1,1 @@
-"""Models, data sets, rewards by name; checks, sampling, evaluation, saved rollouts. Imports scoring and below."""
+"""Loading of models, data sets and reward functions; checks, sampling, evaluation. Imports scoring and below."""

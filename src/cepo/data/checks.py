@@ -1,4 +1,4 @@
-"""Checks of a dataset before training starts: each error names the column and the row, and how to fix it."""
+"""Checks of data sets before training. Each error names the column, the row and the fix."""
 
 from collections.abc import Iterable
 from itertools import islice
@@ -12,18 +12,20 @@ from datasets import Dataset, IterableDataset, Value
 from ..methods.method import MethodOptions
 from ..references.extraction import reference_answer
 from .errors import DatasetError
-from .images import check_header, check_nulls, check_parts, image_columns, refused_size, undecoded
+from .images import as_list, check_header, check_nulls, check_parts, image_columns, refused_size, undecoded
 from .rewards import compares_answers, unreadable_solutions
 
-# How many rows of a stream are looked at; rows further on are checked when they arrive.
+# Rows of a stream that are checked before training; the others are checked when they arrive.
 _STREAM_ROWS = 8
-# A verifier that cannot read more than this share of the solutions is refused.
-_MOST_UNREADABLE = 0.1
+# A verifier is refused if it can parse fewer solutions than this.
+_LARGEST_UNREADABLE_SHARE = 0.1
 _VERIFIED_ROWS = 500
-_WORDS = frozenset({"prompt", "solution"})
-_IMAGE_FILES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
-# Arguments of reward functions beside the columns, and of those that are methods.
-_TAKEN = frozenset({"prompts", "completions", "trainer_state", "log_extra", "log_metric", "environments", "self"})
+_TEXT_COLUMNS = frozenset({"prompt", "solution"})
+_IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
+# Arguments of reward functions in TRL besides the columns; `self` of reward functions that are methods.
+_REWARD_ARGUMENTS = frozenset(
+    {"prompts", "completions", "trainer_state", "log_extra", "log_metric", "environments", "self"}
+)
 
 
 def check_dataset(
@@ -34,15 +36,15 @@ def check_dataset(
     name: str = "the training set",
     extractor: str = "auto",
 ) -> None:
-    """Refuse a dataset that would fail later, or that would silently train on the wrong thing.
+    """Refuse a data set that would fail during training, or train on the wrong columns.
 
     Args:
         dataset: With TRL's columns: `prompt`, `solution`, and `image` or `images` for vision-language models.
-        needs_solution: Whether a teacher will be told the `solution`; it then must be there in every row, and the
-            prompts must be conversations, because the hint is put into their last user turn.
-        needs_prompt: Whether there must be prompts; an environment may make its own.
-        name: What to call the dataset in messages.
-        extractor: How the solution's answer is read; see `final_answer`.
+        needs_solution: Whether hints need the `solution`. Every row must then have a solution, and prompts must be
+            conversations, since the hint goes into the last user turn.
+        needs_prompt: Whether prompts are required; an environment may make them.
+        name: The data set's name in messages.
+        extractor: How the solution's answer is extracted; see `final_answer`.
 
     Raises:
         DatasetError: Naming the column, the row and the fix.
@@ -55,54 +57,51 @@ def check_dataset(
             )
         if needs_solution and "solution" not in columns:
             raise DatasetError(
-                f"{name} has no column 'solution', from which verifiers and teachers know the right answer; it has "
-                f"{_listed(columns)}. Rename the column with the reference answers to 'solution'."
+                f"{name} has no column 'solution', which verifiers and hints need; it has {_listed(columns)}. Rename "
+                "the column with the reference answers to 'solution'."
             )
-        if taken := [column for column in columns if column in _TAKEN]:
-            raise DatasetError(
-                f"{name} has a column {_listed(taken)}, and reward functions are given that by TRL; rename it"
-            )
+        if taken := [column for column in columns if column in _REWARD_ARGUMENTS]:
+            raise DatasetError(f"{name} has a column {_listed(taken)}, which TRL passes to reward functions; rename it")
     if isinstance(dataset, IterableDataset):
-        _check_rows(islice(dataset, _STREAM_ROWS), needs_solution, name, extractor)
+        if needs_solution:
+            _check_rows(islice(dataset, _STREAM_ROWS), name, extractor)
         return
     _check_text(dataset, name)
     _check_images(dataset, name)
     if "prompt" in dataset.column_names and not _is_plain(dataset.features["prompt"]):
-        for number, prompt in enumerate(dataset.select_columns(["prompt"])):
-            check_parts(prompt["prompt"], f"row {number} of {name}")
+        for number, row in enumerate(dataset.select_columns(["prompt"])):
+            check_parts(row["prompt"], f"row {number} of {name}")
     if needs_solution:
-        # Only the columns that are read, so that no image is decoded here.
-        read = [column for column in ("prompt", "solution") if column in dataset.column_names]
-        _check_rows(dataset.select_columns(read), needs_solution, name, extractor)
+        # Without the images, which would be decoded.
+        present = [column for column in ("prompt", "solution") if column in dataset.column_names]
+        _check_rows(dataset.select_columns(present), name, extractor)
 
 
-def _check_rows(rows: Iterable[dict[str, Any]], needs_solution: bool, name: str, extractor: str) -> None:
-    if not needs_solution:
-        return
+def _check_rows(rows: Iterable[dict[str, Any]], name: str, extractor: str) -> None:
     for number, row in enumerate(rows):
         check_solution(row, f"row {number} of {name}", extractor)
         prompt = row.get("prompt", [{"role": "user"}])
         if isinstance(prompt, str):
             raise DatasetError(
-                f"row {number} of {name}: 'prompt' is plain text. A teacher's hint is put into the last user turn of a "
+                f"row {number} of {name}: 'prompt' is plain text. A hint goes into the last user turn of a "
                 'conversation; give the prompt as [{"role": "user", "content": ...}].'
             )
         if not any(message["role"] == "user" for message in prompt):
-            raise DatasetError(f"row {number} of {name}: 'prompt' has no user turn for a teacher's hint to stand in.")
+            raise DatasetError(f"row {number} of {name}: 'prompt' has no user turn, into which a hint would go.")
 
 
 def check_solution(row: dict[str, Any], place: str, extractor: str = "auto") -> str:
     """The `solution` of a row.
 
     Raises:
-        DatasetError: If it is missing or empty, or no answer can be read in it.
+        DatasetError: If it is missing, empty or without an answer.
     """
     solution = row.get("solution")
     if isinstance(solution, str) and solution.strip():
         if not reference_answer(solution, extractor):
             raise DatasetError(
-                f"{place}: 'solution' holds no answer, as answer_extractor={extractor!r} reads it: {solution[:80]!r}. "
-                "Write the answer into it, or drop the row."
+                f"{place}: 'solution' has no answer that answer_extractor={extractor!r} finds: {solution[:80]!r}. Add "
+                "the answer, or drop the row."
             )
         return solution
     state = "empty" if solution is None or isinstance(solution, str) else f"not text but {solution!r}"
@@ -117,36 +116,36 @@ def _is_plain(feature: Any) -> bool:
 
 
 def _check_text(dataset: Dataset, name: str) -> None:
-    """Bytes that are no text, which files can hold where they should hold some; reading the row would raise."""
-    images = image_columns(dataset)
-    for column in set(dataset.column_names) - set(images):
+    """Refuse text that is not UTF-8, which `datasets` loads and fails on when the row is taken."""
+    for column in set(dataset.column_names) - set(image_columns(dataset)):
         try:
             dataset.data.column(column).validate(full=True)
         except pyarrow.ArrowInvalid:
+            texts = dataset.select_columns([column])
             for number in range(len(dataset)):
                 try:
-                    _ = dataset.select_columns([column])[number]
+                    texts[number]
                 except UnicodeDecodeError as error:
                     raise DatasetError(
-                        f"row {number} of {name}: '{column}' is not UTF-8 ({error.reason}). Mend it, or drop the row"
+                        f"row {number} of {name}: '{column}' is not UTF-8 ({error.reason}). Fix it, or drop the row"
                     ) from error
 
 
-# The distinct image sizes of data sets whose headers were read, each with its first row, by column: reading the headers
-# of a large set takes minutes, and its processor is known only later.
+# Image sizes of checked data sets with their first row, by column. Headers of a large data set take minutes to read,
+# and its processor is known only later.
 _Sizes = dict[str, dict[tuple[int, int], int]]
 _SIZES: WeakKeyDictionary[Dataset, _Sizes] = WeakKeyDictionary()
 
 
 def _check_images(dataset: Dataset, name: str) -> _Sizes:
-    """Images that are not there, or that no one should decode; both would show in the middle of training."""
+    """Refuse missing or unusable images, and return the sizes of the others."""
     sizes: _Sizes = {}
     for column, several in image_columns(dataset).items():
         if column not in ("image", "images"):
             continue
         if several != (column == "images"):
             holds, other = ("lists of images", "images") if several else ("one image a row", "image")
-            raise DatasetError(f"{name}: '{column}' holds {holds}, for which the column is '{other}'. Rename it.")
+            raise DatasetError(f"{name}: '{column}' has {holds}; rename it to '{other}'.")
         first: dict[bool, int] = {}
         sizes[column] = {}
         for number, row in enumerate(undecoded(dataset.select_columns([column]))):
@@ -155,27 +154,27 @@ def _check_images(dataset: Dataset, name: str) -> _Sizes:
             if len(first) > 1:
                 raise DatasetError(
                     f"row {first[False]} of {name} has no image in '{column}', and row {first[True]} has one: a batch "
-                    "cannot hold both. Give every row an image, or drop those without (--drop_incomplete_rows true)."
+                    "cannot have both. Give every row an image, or drop those without (--drop_incomplete_rows true)."
                 )
             place = f"row {number} of {name}: '{column}'"
             check_nulls(value, place)
-            for image in value if isinstance(value, list) else [value]:
-                if image and (size := check_header(image, place)):
+            for image in as_list(value):
+                if size := check_header(image, place):
                     sizes[column].setdefault(size, number)
     _SIZES[dataset] = sizes
     return sizes
 
 
 def check_image_sizes(dataset: Any, processing_class: Any, name: str = "the training set") -> None:
-    """Refuse images whose sides the processor refuses. Headers are read; no image is decoded.
+    """Refuse images of a size that the processor refuses. Only headers are read.
 
     Args:
-        dataset: With TRL's columns. The rows of a stream are not known before they arrive; they are not checked.
+        dataset: With TRL's columns. Streams are not checked.
         processing_class: The model's processor. A tokenizer refuses no image.
-        name: What to call the dataset in messages.
+        name: The data set's name in messages.
 
     Raises:
-        DatasetError: Naming the row, the column and the processor's reason.
+        DatasetError: Naming the row, the column and the processor's message.
     """
     if not isinstance(dataset, Dataset):
         return
@@ -189,27 +188,30 @@ def check_image_sizes(dataset: Any, processing_class: Any, name: str = "the trai
             )
 
 
-def unread_images(dataset: Any) -> str | None:
-    """What to say of a data set whose images a vision model does not see, for the name of their column."""
+def unused_images(dataset: Any) -> str | None:
+    """A warning if a data set has images, or names of image files, in a column that TRL does not use."""
     columns = dataset.column_names if isinstance(dataset, Dataset) else []
     if not columns or {"image", "images"} & set(columns):
         return None
     held = next(iter(image_columns(dataset)), None)
-    texts = [c for c, f in dataset.features.items() if type(f) is Value and "string" in f.dtype and c not in _WORDS]
+    texts = [
+        column
+        for column, feature in dataset.features.items()
+        if type(feature) is Value and "string" in feature.dtype and column not in _TEXT_COLUMNS
+    ]
     rows = list(islice(dataset.select_columns(texts), _STREAM_ROWS)) if texts else []
-    named = next((column for column in texts if _name_images([row[column] for row in rows])), None)
-    column = held or named
-    if column is None:
+    named = next((column for column in texts if _are_image_files([row[column] for row in rows])), None)
+    if held is None and named is None:
         return None
     return (
-        f"The data set has no column 'image' or 'images', so the policy sees text alone; '{column}' "
-        f"{'holds' if held else 'names'} images: call it 'image' ('images' if it holds lists) to have them seen."
+        f"The data set has no column 'image' or 'images', so the policy gets text only. '{held or named}' has "
+        f"{'images' if held else 'names of image files'}: rename it to 'image', or 'images' if it has lists."
     )
 
 
-def _name_images(texts: list[str | None]) -> bool:
+def _are_image_files(texts: list[str | None]) -> bool:
     known = [text for text in texts if text]
-    return bool(known) and all("://" not in text and Path(text).suffix.lower() in _IMAGE_FILES for text in known)
+    return bool(known) and all("://" not in text and Path(text).suffix.lower() in _IMAGE_SUFFIXES for text in known)
 
 
 def _listed(columns: list[str]) -> str:
@@ -217,55 +219,55 @@ def _listed(columns: list[str]) -> str:
 
 
 def check_method(dataset: Any, options: MethodOptions) -> None:
-    """Refuse a data set that a method says it cannot train on.
+    """Refuse a data set that the method cannot train on.
 
     Raises:
         DatasetError: Naming the method and its reason.
     """
-    reason = options.dataset_problem(dataset.column_names or [])
-    if reason is not None:
+    if reason := options.dataset_problem(dataset.column_names or []):
         raise DatasetError(f"method={options.method!r} cannot train on this dataset: {reason}")
 
 
 def check_verifier(
     function: Any, dataset: Any, extractor: str = "auto", name: str = "the training set"
 ) -> tuple[str, int]:
-    """How many of a data set's solutions a verifier can read, measured by their own answers.
+    """Count the solutions that a verifier can parse: those whose answer, as a completion, gets a reward.
 
     Args:
         function: A reward function.
-        dataset: In TRL's columns.
+        dataset: With TRL's columns. At most 500 to 1,000 of its rows are used.
         extractor: See `final_answer`.
-        name: What to call the data set in messages.
+        name: The data set's name in messages.
 
     Returns:
-        One line, and the number of solutions that it cannot read; ("", 0) for a reward function that is not known to
-        compare with the `solution` column.
+        A line for the user, and the number of solutions that the verifier cannot parse; ("", 0) for reward functions
+        that are not known to compare with the `solution` column.
 
     Raises:
-        DatasetError: If it does not accept the answer of more than a tenth of the solutions.
+        DatasetError: If the verifier cannot parse more than a tenth of the solutions.
     """
     if not compares_answers(function) or not isinstance(dataset, Dataset) or "solution" not in dataset.column_names:
         return "", 0
     step = max(1, len(dataset) // _VERIFIED_ROWS)
-    found = {row: dataset["solution"][row] for row in range(0, len(dataset), step)}
-    rows, solutions = zip(*((row, text) for row, text in found.items() if isinstance(text, str)), strict=True)
+    found = {row: text for row in range(0, len(dataset), step) if isinstance(text := dataset["solution"][row], str)}
+    rows, solutions = list(found), list(found.values())
     unreadable = unreadable_solutions(function, solutions, extractor)
-    called = function.__name__
-    looked_at = f"{len(rows):,} solutions" if step == 1 else f"{len(rows):,} solutions looked at"
-    line = f"{called} reads {len(rows) - len(unreadable):,} of {looked_at}"
+    sampled = "" if step == 1 else " sampled"
+    line = f"{function.__name__} parses {len(rows) - len(unreadable):,} of {len(rows):,}{sampled} solutions"
     if not unreadable:
         return line, 0
-    first = f"row {rows[unreadable[0]]} of {name}: {solutions[unreadable[0]][:60]!r}"
-    line += f" ({first} is the first that it does not); answer_reward reads numbers, formulas, units, choices and words"
-    if len(unreadable) > _MOST_UNREADABLE * len(rows):
-        raise DatasetError(f"reward_funcs: {line}. Take answer_reward")
+    line += (
+        f" (row {rows[unreadable[0]]} of {name} is the first that it does not: {solutions[unreadable[0]][:60]!r}); "
+        "answer_reward parses numbers, formulas, units, choices and words"
+    )
+    if len(unreadable) > _LARGEST_UNREADABLE_SHARE * len(rows):
+        raise DatasetError(f"reward_funcs: {line}. Use answer_reward")
     return line, len(unreadable)
 
 
 def can_be_explained(dataset: Any) -> bool:
-    """Whether every row has a solution, and no prompt is plain text, so that credit can be shown. Of a stream nobody
-    knows."""
+    """Whether `cepo explain` can show the data set's rollouts: every row has a solution, and prompts are conversations.
+    False for streams."""
     if not isinstance(dataset, Dataset) or "solution" not in dataset.column_names:
         return False
     if isinstance(dataset.features.get("prompt"), Value):
@@ -274,12 +276,12 @@ def can_be_explained(dataset: Any) -> bool:
 
 
 def check_size(dataset: Dataset, rollouts: int, group_size: int) -> None:
-    """Refuse a training set that cannot fill one generation batch: TRL drops such a batch, and nothing is trained.
+    """Refuse a training set smaller than a generation batch. TRL drops incomplete batches, so it would not train.
 
     Args:
         dataset: The training set.
-        rollouts: Rollouts of a generation batch, of all processes.
-        group_size: Rollouts of a prompt.
+        rollouts: Rollouts of a generation batch, over all processes.
+        group_size: Rollouts per prompt.
 
     Raises:
         DatasetError: With the numbers and the fix.
@@ -287,7 +289,7 @@ def check_size(dataset: Dataset, rollouts: int, group_size: int) -> None:
     prompts = rollouts // group_size
     if len(dataset) < prompts:
         raise DatasetError(
-            f"the training set has {len(dataset)} rows, and one generation batch takes {prompts} prompts "
-            f"({rollouts} rollouts, {group_size} each). Add rows, or lower per_device_train_batch_size or "
+            f"the training set has {len(dataset)} rows, and a generation batch takes {prompts} prompts ({rollouts} "
+            f"rollouts, {group_size} each). Add rows, or lower per_device_train_batch_size or "
             "gradient_accumulation_steps."
         )

@@ -1,4 +1,4 @@
-"""Data sets that tasks of cepo make. A task registers its own."""
+"""Data sets that come with cepo. A task registers its data set."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -8,14 +8,14 @@ from typing import Any
 
 @dataclass(frozen=True)
 class EmbeddedDataset:
-    """A data set that a task makes rather than loads.
+    """A data set that a task generates.
 
     Attributes:
-        name: As `--dataset_name` takes it.
+        name: Value of `--dataset_name`.
         make: (split, size, options of the variant) -> the data set.
-        variants: Options by the name that `--dataset_config` takes; one of them is ``default``.
-        policy: Gives the folder of the policy that comes with it.
-        recipe: Gives options of `cepo train` that fit it, under those that the user gives.
+        variants: Options by value of `--dataset_config`, including ``default``.
+        policy: Returns the folder of the task's policy.
+        recipe: Returns options of `cepo train`, which the user's options override.
     """
 
     name: str
@@ -29,15 +29,15 @@ EMBEDDED: dict[str, EmbeddedDataset] = {}
 
 
 def register_dataset(dataset: EmbeddedDataset) -> None:
-    """Make a task's data set known by its name."""
+    """Register a task's data set under its name."""
     EMBEDDED[dataset.name] = dataset
 
 
 def holds_model(path: str | Path) -> bool:
-    """Whether a folder holds a model, or PEFT adapters of one."""
+    """Whether a folder holds a model or PEFT adapters."""
     return any((Path(path) / file).is_file() for file in ("config.json", "adapter_config.json"))
 
 
 def policy_of(name: str) -> str:
-    """The folder of the policy that comes with a task, where a model is called by the task's name; else the name."""
+    """The folder of a task's policy if a model is named after the task; else the name."""
     return EMBEDDED[name].policy() if name in EMBEDDED and not holds_model(name) else name

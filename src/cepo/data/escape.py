@@ -1,15 +1,15 @@
-"""Escape untrusted text for the terminal: it obeys control characters, and bidirectional marks reorder a line."""
+"""Escape untrusted text for display: terminals obey control characters, and bidirectional marks reorder a line."""
 
 import unicodedata
 
-# Line ends, tabs, and the joiners that some scripts and emoji need.
+# Line ends, tabs, and the joiners of some scripts and emoji.
 _KEPT = frozenset("\n\t\u200c\u200d")
 
 
 def escape(text: str) -> str:
-    r"""A text whose control, format and unassigned characters are written as escapes, such as ``\x1b`` and ``\u202e``.
+    r"""Escape control, format and unassigned characters, as ``\x1b`` and ``\u202e``. Idempotent.
 
-    Line ends, tabs and spaces of any width stay. Idempotent.
+    Line ends, tabs and spaces of any width are kept.
     """
     return text if text.isprintable() else "".join(map(_escaped, text))
 
@@ -21,5 +21,5 @@ def _escaped(character: str) -> str:
 
 
 def one_line(text: str) -> str:
-    """An escaped text on one line: line ends become spaces."""
+    """Escape a text and join its lines with spaces."""
     return escape(" ".join(text.split()))

@@ -1,25 +1,26 @@
-"""How known data sets are written, and the options that say it of others."""
+"""Formats of known data sets, and the options that describe others."""
 
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from .columns import CHOICE_KEYS, Columns
+from .choices import CHOICE_KEYS
+from .columns import Columns
 
 BOXED = "{prompt}\n\nReason step by step, and put your final answer in \\boxed{}."
 
 
 @dataclass(frozen=True)
 class Format:
-    """How a known data set is written.
+    """Columns of a known data set.
 
     Attributes:
-        names: On the Hub.
-        columns: As the option `dataset_columns` has it.
-        template: As the option `prompt_template` has it.
-        rows: Rows of each split, where they are known.
-        config: The configuration that has them, where a name needs one.
+        names: Names on the Hub.
+        columns: Value of the option `dataset_columns`.
+        template: Value of the option `prompt_template`.
+        rows: Rows of each split, as far as known.
+        config: Configuration of the data set, if it needs one.
     """
 
     names: tuple[str, ...]
@@ -64,107 +65,97 @@ FORMATS: dict[str, Format] = {
         {"prompt": "question", "solution": "answer", "images": "image_path", "choices": "option"},
         rows={"testmini": 1740},
     ),
-    # What verl's examples write: a conversation, and the answer among what the reward needs.
+    # As in verl's examples: a conversation, and the answer among the arguments of the reward.
     "verl": Format((), {"prompt": "prompt", "solution": "reward_model.ground_truth"}, "{prompt}"),
 }
 
 
 @dataclass
 class DatasetOptions:
-    """How a data set's own columns become TRL's; with nothing given, by the data set's name, or they are TRL's."""
+    """Mapping from a data set's columns to TRL's. By default, the format follows from the data set's name."""
 
     dataset_format: str | None = field(
         default=None,
         metadata={
-            "help": f"How the data set is written: {', '.join(FORMATS)}. None: by its name, else TRL's columns, trl."
+            "help": f"Format of the data set: {', '.join(FORMATS)}. Default: by the data set's name, else trl (TRL's "
+            "columns)."
         },
     )
     dataset_columns: dict[str, Any] | str | None = field(
         default=None,
         metadata={
-            "help": "Which columns of the data set hold prompt, solution, images and choices, over those of "
-            "dataset_format: a mapping in YAML, JSON on the command line. Dots reach into a column; images may name "
-            "several."
+            "help": "Columns for prompt, solution, images and choices, instead of those of dataset_format. A mapping "
+            "in YAML, JSON on the command line. Dots select nested columns; images may be a list of columns."
         },
     )
     prompt_template: str | None = field(
         default=None,
         metadata={
-            "help": "Text of the user turn, with {prompt}, {choices} or a column's name in braces; <image> is a place "
-            "for an image. None: that of dataset_format."
+            "help": "Text of the user turn, with {prompt}, {choices} or the name of a column in braces; <image> marks "
+            "the position of an image. Default: that of dataset_format."
         },
     )
-    choice_keys: str | None = field(
-        default=None,
-        metadata={
-            "help": f"What solutions are among choices: {', '.join(CHOICE_KEYS)}. None: decided over the whole column, "
-            "and refused where that is ambiguous."
-        },
+    choice_keys: str = field(
+        default="letter",
+        metadata={"help": f"Form of solutions among choices: {', '.join(CHOICE_KEYS)}."},
     )
     system_prompt: str | None = field(default=None, metadata={"help": "Text of a system turn before the prompt."})
     image_folder: str | None = field(
         default=None,
         metadata={
-            "help": "Folder that names of image files are relative to, and may not lead out of. None: that of the data "
-            "set's file."
+            "help": "Folder that contains all image files; file names are relative to it. Default: the folder of the "
+            "data set's file."
         },
     )
     drop_incomplete_rows: bool = field(
         default=False,
-        metadata={"help": "Leave out rows without prompt, solution or image, and say how many; else they are refused."},
+        metadata={"help": "Drop rows without prompt, solution or image, and log how many; else they are an error."},
     )
 
     def given(self) -> dict[str, Any]:
-        """What is not as it would be anyway, by option."""
-        values = {one.name: getattr(self, one.name) for one in fields(DatasetOptions)}
-        return {name: value for name, value in values.items() if value not in (None, False)}
+        """Options without their default value."""
+        return {
+            option.name: value
+            for option in fields(DatasetOptions)
+            if (value := getattr(self, option.name)) != option.default
+        }
 
     def format_of(self, dataset_name: str) -> str:
-        """Name of the format that a data set has.
+        """Name of a data set's format.
 
         Raises:
-            ValueError: If there is no such format.
+            ValueError: If `dataset_format` is unknown.
         """
         if self.dataset_format is None:
             return next((name for name, known in FORMATS.items() if dataset_name in known.names), "trl")
         if self.dataset_format not in FORMATS:
-            raise ValueError(f"dataset_format: there is no {self.dataset_format!r}; choose of {', '.join(FORMATS)}")
+            raise ValueError(f"dataset_format: there is no {self.dataset_format!r}; choose one of {', '.join(FORMATS)}")
         return self.dataset_format
 
-    @property
-    def image_columns(self) -> tuple[str, ...]:
-        """Those that the user names."""
-        return _names(_mapping(self.dataset_columns).get("images"))
-
     def columns_of(self, dataset_name: str) -> "Columns | None":
-        """How a data set is read; None if it is in TRL's columns already.
+        """A data set's mapping of columns. None if it has TRL's columns.
 
         Raises:
-            ValueError: Naming the option that cannot be.
+            ValueError: Naming the option.
         """
         name = self.format_of(dataset_name)
-        own = _mapping(self.dataset_columns)
-        if name == "trl" and not own and self.prompt_template is None and self.system_prompt is None:
+        given = _mapping(self.dataset_columns)
+        if name == "trl" and not given and self.prompt_template is None and self.system_prompt is None:
             return None
-        if self.choice_keys is not None and self.choice_keys not in CHOICE_KEYS:
-            raise ValueError(f"choice_keys: there is no {self.choice_keys!r}; choose of {', '.join(CHOICE_KEYS)}")
-        known = FORMATS[name]
-        merged = {**known.columns, **own}
-        template = known.template if self.prompt_template is None else self.prompt_template
+        if self.choice_keys not in CHOICE_KEYS:
+            raise ValueError(f"choice_keys: there is no {self.choice_keys!r}; choose one of {', '.join(CHOICE_KEYS)}")
+        columns = {**FORMATS[name].columns, **given}
+        images = columns.get("images", ())
         return Columns(
-            prompt=merged.get("prompt", "prompt"),
-            solution=merged.get("solution", "solution"),
-            images=_names(merged.get("images")),
-            choices=merged.get("choices"),
+            prompt=columns.get("prompt", "prompt"),
+            solution=columns.get("solution", "solution"),
+            images=(images,) if isinstance(images, str) else tuple(images),
+            choices=columns.get("choices"),
             choice_keys=self.choice_keys,
-            template=template,
-            templated=self.prompt_template is not None,
+            template=FORMATS[name].template if self.prompt_template is None else self.prompt_template,
+            custom_template=self.prompt_template is not None,
             system=self.system_prompt,
         )
-
-
-def _names(given: Any) -> tuple[str, ...]:
-    return (given,) if isinstance(given, str) else tuple(given or ())
 
 
 _PARTS = ("prompt", "solution", "images", "choices")
@@ -180,9 +171,7 @@ def _mapping(given: Any) -> dict[str, Any]:
     if given is None:
         return {}
     if not isinstance(given, dict) or not set(given) <= set(_PARTS):
-        odd = [repr(part) for part in given if part not in _PARTS] if isinstance(given, Mapping) else []
-        unknown = f"; there is no {', '.join(odd)}" if odd else ""
-        raise ValueError(f"dataset_columns must map {', '.join(_PARTS)} to names of columns, got {given!r}{unknown}")
+        raise ValueError(f"dataset_columns must map {', '.join(_PARTS)} to names of columns, got {given!r}")
     for part, column in given.items():
         several = part == "images" and isinstance(column, list) and all(isinstance(one, str) for one in column)
         if not isinstance(column, str) and not several:

@@ -1,4 +1,4 @@
-"""Uploads to the Hub: what is saved stays, and one line says why an upload failed and how to do it later."""
+"""Errors of uploads to the Hub, with the command that repeats the upload."""
 
 import shlex
 from collections.abc import Iterator
@@ -9,30 +9,30 @@ import httpx
 
 from .escape import one_line
 
-# What huggingface_hub raises: of HTTP, of sockets, logins and names, and where an upload was cut off.
+# Errors of huggingface_hub: HTTP, sockets, logins, repository names, and interrupted uploads.
 _FAILURES = (httpx.HTTPError, OSError, ValueError, RuntimeError)
 
 
 class HubError(ValueError):
-    """The Hub could not be reached or refused; the message says what was not done and how to do it later."""
+    """A failed request to the Hub. The message says what was not done and how to do it later."""
 
 
 def upload_command(repository: str, folder: str | Path, *, private: bool = False) -> str:
-    """The command that uploads a folder, without its checkpoints."""
+    """The command that uploads a folder without its checkpoints."""
     flags = ["--exclude", "checkpoint-*", *(["--private"] if private else [])]
     return shlex.join(["hf", "upload", repository, str(folder), ".", *flags])
 
 
 @contextmanager
 def hub_errors(message: str, fix: str) -> Iterator[None]:
-    """Turn what calls of the Hub raise into one line.
+    """Turn errors of the Hub into one line.
 
     Args:
         message: What was not done.
-        fix: What to do about it.
+        fix: What the user can do.
 
     Raises:
-        HubError: With both, and the reason.
+        HubError: With the message, the reason and the fix.
     """
     try:
         yield

@@ -1,4 +1,4 @@
-"""Prompts by their length in tokens."""
+"""Prompt lengths in tokens."""
 
 from collections.abc import Callable
 from typing import Any
@@ -11,11 +11,11 @@ from .sampling import conversation_of
 
 
 def prompt_length(processing_class: Any, template_options: dict[str, Any]) -> Callable[[dict[str, Any]], int]:
-    """Counts the tokens of a row's prompt, those of its images among them.
+    """A function that counts the tokens of a row's prompt, including those of its images.
 
     Args:
         processing_class: The model's tokenizer or processor.
-        template_options: Further arguments of the chat template, as in training.
+        template_options: Arguments of the chat template.
     """
     encoder = PromptEncoder(processing_class, isinstance(processing_class, ProcessorMixin), template_options)
 
@@ -31,22 +31,22 @@ def prompt_length(processing_class: Any, template_options: dict[str, Any]) -> Ca
 def without_long_prompts(
     dataset: Dataset | IterableDataset, limit: int, length: Callable[[dict[str, Any]], int], notes: list[str]
 ) -> Dataset | IterableDataset:
-    """The rows whose prompt has at most `limit` tokens.
+    """Drop rows whose prompt is longer than `limit` tokens.
 
     Args:
-        dataset: In TRL's columns.
+        dataset: With TRL's columns.
         limit: [tokens]
-        length: As `prompt_length` makes it.
-        notes: Takes a line that says how many were left out. A stream leaves them out as they come, uncounted.
+        length: See `prompt_length`.
+        notes: Receives the number of dropped rows; those of a stream are not counted.
 
     Raises:
-        ValueError: If none is left.
+        ValueError: If every prompt is longer.
     """
     kept = dataset.filter(lambda row: length(row) <= limit)
     if isinstance(dataset, IterableDataset):
-        notes.append(f"prompts of more than {limit} tokens are left out as the stream brings them")
+        notes.append(f"prompts longer than {limit} tokens are dropped when the stream reaches them")
         return kept
     if len(kept) == 0:
-        raise ValueError(f"max_prompt_length={limit}: every one of {len(dataset)} prompts is longer")
-    notes.append(f"{len(dataset) - len(kept)} of {len(dataset)} prompts left out, of more than {limit} tokens")
+        raise ValueError(f"max_prompt_length={limit}: all {len(dataset)} prompts are longer")
+    notes.append(f"{len(dataset) - len(kept)} of {len(dataset)} prompts dropped: longer than {limit} tokens")
     return kept

@@ -1,12 +1,11 @@
-"""Validate what reward functions return: one reward per completion, a finite number or None.
+"""Validate the outputs of reward functions: one reward per completion, a finite number or None.
 
-TRL accepts the rest silently: an infinite reward gives its whole group no advantage, or the largest float there is, and
-a string or a tensor fails far from the function that returned it.
+TRL does not check them. An infinite reward makes the advantages of its group NaN or zero, and a string or a tensor
+fails far from the function that returned it.
 """
 
 import functools
 import inspect
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from numbers import Real
 from typing import Any
@@ -15,21 +14,21 @@ import torch
 
 from .rewards import prepared
 
-_LARGEST = torch.finfo(torch.float32).max  # rewards are float32 in TRL
+_LARGEST = torch.finfo(torch.float32).max  # TRL's rewards are float32
 
 
 class RewardError(ValueError):
-    """A reward function returned what is not a reward; the message names the function and the completion."""
+    """An invalid output of a reward function. The message names the function and the completion."""
 
 
 def validated(
     function: Callable[..., Any], name: str, thinking: str = "", extractor: str = "auto"
 ) -> Callable[..., Any]:
-    """A reward function, async or not, whose rewards pass `validate_rewards`; its own exceptions pass unchanged.
+    """Wrap a reward function, async or not, so that its output passes `validate_rewards`.
 
     Args:
-        function: As TRL calls it, by keywords, `prompts` among them.
-        name: For messages.
+        function: A reward function as TRL calls it, with keyword arguments.
+        name: The function's name in messages.
         thinking, extractor: See `prepared`.
     """
     function = prepared(function, thinking, extractor)
@@ -42,27 +41,27 @@ def validated(
     async def judge_async(*args: Any, **kwargs: Any) -> Any:
         return validate_rewards(name, await function(*args, **kwargs), kwargs["prompts"])
 
-    chosen = judge_async if inspect.iscoroutinefunction(function) else judge
-    chosen.__name__ = name
-    return chosen
+    wrapped = judge_async if inspect.iscoroutinefunction(function) else judge
+    wrapped.__name__ = name
+    return wrapped
 
 
-def validate_rewards(name: str, found: Any, prompts: Sequence[Any]) -> list[float | None]:
-    """The rewards that a function returned, as floats; None and NaN are None, no verdict.
+def validate_rewards(name: str, output: Any, prompts: Sequence[Any]) -> list[float | None]:
+    """The rewards in a function's output, as floats. None and NaN, the missing verdicts, become None.
 
     Args:
-        name: Of the function.
-        found: What it returned: a list, a tensor, an array.
-        prompts: Of the completions, in their order.
+        name: The function's name.
+        output: A list, tensor or array.
+        prompts: The prompts of the completions, in their order.
 
     Raises:
-        RewardError: If the number of rewards is not the number of prompts, or one is not a number, or infinite.
+        RewardError: If there is not one reward per completion, or a reward is not a number, or infinite.
     """
-    values = found.tolist() if hasattr(found, "tolist") else found
+    values = output.tolist() if hasattr(output, "tolist") else output
     if isinstance(values, str | bytes | Mapping | Set) or not isinstance(values, Iterable):
         raise RewardError(
-            f"the reward function {name!r} returned {_described(found)} for {len(prompts)} completions; it must return "
-            "a list with one reward for each, a number or None"
+            f"the reward function {name!r} returned {_described(output)} for {len(prompts)} completions; it must "
+            "return a list with one reward for each, a number or None"
         )
     values = list(values)
     if len(values) != len(prompts):
@@ -74,11 +73,11 @@ def validate_rewards(name: str, found: Any, prompts: Sequence[Any]) -> list[floa
 
 
 def refuse_infinite(rewards: torch.Tensor, names: Sequence[str]) -> None:
-    """Refuse infinite rewards of reward models, whose output `validated` does not see.
+    """Refuse infinite rewards of reward models, which TRL calls without `validated`.
 
     Args:
         rewards: (rollouts of all processes, functions).
-        names: Of the functions.
+        names: Names of the functions.
 
     Raises:
         RewardError: Naming the function and the rollout.
@@ -88,29 +87,20 @@ def refuse_infinite(rewards: torch.Tensor, names: Sequence[str]) -> None:
 
 
 def _reward(name: str, value: Any, place: int, prompt: Any) -> float | None:
-    if value is None:
-        return None
-    if hasattr(value, "item") and getattr(value, "shape", None) == ():
+    if getattr(value, "shape", None) == ():
         value = value.item()
     where = f"the reward function {name!r} returned {_described(value)} for completion {place} of its batch"
-    if not isinstance(value, Real):
+    is_number = isinstance(value, Real)
+    if value is not None and not is_number:
         raise RewardError(f"{where}; it must be a number or None")
-    number = _number(value)
-    if number != number:
+    if value is None or value != value:
         return None
-    if abs(number) > _LARGEST:
+    if abs(value) > _LARGEST:
         raise RewardError(
-            f"{where} (prompt: {str(prompt)[:200]}); the mean of its group would be that too. Return a finite number, "
-            "or None for no verdict"
+            f"{where} (prompt: {str(prompt)[:200]}); the mean of its group would be infinite. Return a finite "
+            "number, or None for no verdict"
         )
-    return number
-
-
-def _number(value: Real) -> float:
-    try:
-        return float(value)
-    except OverflowError:  # of whole numbers
-        return math.inf
+    return float(value)
 
 
 def _described(value: Any) -> str:

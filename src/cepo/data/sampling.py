@@ -1,7 +1,4 @@
-"""Rollouts sampled outside of the trainer: for `cepo evaluate`, `cepo explain`, and for loops of your own. No TRL.
-
-Dimensions: G rollouts of a prompt, T completion tokens.
-"""
+"""Sample and judge rollouts outside of the trainer, for `cepo evaluate`, `cepo explain` and custom training loops."""
 
 import asyncio
 import inspect
@@ -20,30 +17,30 @@ from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin, Trai
 
 from ..acceleration import fast
 from ..references.extraction import final_answer
-from ..references.groups import Attempt, Group, Ids, Messages, Rollout
+from ..references.groups import Group, Ids, Messages, Rollout
+from ..scoring.forward import evaluating
 from ..scoring.prompts import left_padding, special_tokens, text_of, thinking_opening, tokenizer_of, with_parts
 from ..scoring.requests import TOKEN_TYPES, distinct_prompts
-from ..scoring.score import evaluating
 from .errors import DatasetError
-from .images import with_opaque_images
+from .pixels import with_opaque_images
 from .reward_validation import validated
 
 _logger = logging.getLogger(__name__)
 
-# As TRL has them: prompts, completions, columns and more by name -> rewards, None for no verdict. It may be async.
+# As in TRL: keyword arguments (prompts, completions, columns, ...) -> rewards, None for no verdict. May be async.
 RewardFunc = Callable[..., Any]
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """How answers are sampled.
+    """Options of sampling.
 
     Attributes:
-        max_completion_length: Longest answer [tokens].
-        temperature: 0 takes the most likely token.
-        top_p, top_k: 1.0 and 0 restrict nothing, as in TRL's rollouts.
-        chat_template_kwargs: Further arguments of the chat template, as in training.
-        batch_size: Conversations at a time.
+        max_completion_length: Longest completion [tokens].
+        temperature: 0 is greedy.
+        top_p, top_k: 1.0 and 0 turn them off, as in TRL.
+        chat_template_kwargs: Arguments of the chat template, as in training.
+        batch_size: Completions sampled together.
     """
 
     max_completion_length: int = 256
@@ -54,20 +51,20 @@ class Sampling:
     batch_size: int = 64
 
 
-# Without effect; see `sample`.
-_PLAIN = {"repetition_penalty": 1.0, "min_p": 0.0, "typical_p": 1.0, "no_repeat_ngram_size": 0}
+# Values that turn these options off; see `sample`.
+_OFF = {"repetition_penalty": 1.0, "min_p": 0.0, "typical_p": 1.0, "no_repeat_ngram_size": 0}
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Sample from this seed on; the caller's random state is left as it was."""
+    """Sample with this seed; the caller's random state is restored."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         yield
 
 
 def conversation_of(row: dict[str, Any], processing_class: Any) -> Messages:
-    """The prompt of a dataset row, its images in place where the model reads images."""
+    """The prompt of a row; with its images if the model has a processor."""
     if not isinstance(processing_class, ProcessorMixin):
         return row["prompt"]
     row = with_opaque_images(row)
@@ -78,19 +75,19 @@ def conversation_of(row: dict[str, Any], processing_class: Any) -> Messages:
 def sample(
     model: PreTrainedModel, processing_class: Any, conversations: Sequence[Messages], sampling: Sampling
 ) -> list[Ids]:
-    """One completion of each conversation: its token ids, with the end token if it came to one. See `seeded`."""
+    """One completion of each conversation: its token ids, including the end token if it was sampled. See `seeded`."""
     tokenizer = tokenizer_of(processing_class)
     random = {"do_sample": True, "temperature": sampling.temperature, "top_k": sampling.top_k, "top_p": sampling.top_p}
-    # What else a model's own generation_config says would bend the distribution whose log-probs are taken.
-    own = model.generation_config
-    plain = {name: value for name, value in _PLAIN.items() if getattr(own, name, None) not in (None, value)}
+    # Other options of the model's generation_config would change the distribution whose log-probs are used.
+    config = model.generation_config
+    off = {name: value for name, value in _OFF.items() if getattr(config, name, None) not in (None, value)}
     ends = end_tokens(model, processing_class)
     generation = GenerationConfig(
         max_new_tokens=sampling.max_completion_length,
         pad_token_id=tokenizer.pad_token_id,
         eos_token_id=sorted(ends),
         suppress_tokens=placeholder_ids(model.config) or None,
-        **plain,
+        **off,
         **(random if sampling.temperature > 0 else {"do_sample": False}),
     )
     completions: list[Ids] = []
@@ -106,20 +103,19 @@ def sample(
 
 
 def end_tokens(model: PreTrainedModel, processing_class: Any) -> set[int]:
-    """Every token that ends an answer, as in TRL: those that the model or its tokenizer declares."""
+    """The end tokens of a completion, as in TRL: those of the model's generation_config and of its tokenizer."""
     declared = model.generation_config.eos_token_id
-    return {tokenizer_of(processing_class).eos_token_id, *(declared if isinstance(declared, list) else [declared])} - {
-        None
-    }
+    ends = declared if isinstance(declared, list) else [declared]
+    return {token for token in (tokenizer_of(processing_class).eos_token_id, *ends) if token is not None}
 
 
 def check_special_tokens(prompts: Iterable[Any], processing_class: Any, name: str = "the training set") -> None:
-    """Refuse prompts that hold a special token of the model as text: the tokenizer would take it for the token.
+    """Refuse prompts with a special token of the model as text, which the tokenizer would parse as the token.
 
     Args:
         prompts: Conversations, or texts.
         processing_class: The model's tokenizer or processor.
-        name: What to call their data set in messages.
+        name: The data set's name in messages.
 
     Raises:
         DatasetError: Naming the row and the token.
@@ -135,15 +131,15 @@ def check_special_tokens(prompts: Iterable[Any], processing_class: Any, name: st
             found[row] = match[0]
     if found:
         row, token = next(iter(found.items()))
-        others = f" ({len(found)} rows do so)" if len(found) > 1 else ""
+        others = f" ({len(found)} rows have one)" if len(found) > 1 else ""
         raise DatasetError(
-            f"row {row} of {name}: 'prompt' holds {token!r} as text, which the model's tokenizer takes for its special "
-            f"token{others}. Remove it from the text, or drop the row"
+            f"row {row} of {name}: 'prompt' has the special token {token!r} as text{others}. Remove it from the text, "
+            "or drop the row"
         )
 
 
 def placeholder_ids(config: Any) -> list[int]:
-    """Tokens that stand for parts of images and videos: sampled, they would have no features. TRL suppresses them."""
+    """Placeholder tokens of images and videos, which have no features when sampled. TRL suppresses them as well."""
     names = ("image_token_id", "image_token_index", "video_token_id", "video_token_index")
     return sorted({token for name in names if isinstance(token := getattr(config, name, None), int)})
 
@@ -160,32 +156,30 @@ def _inputs_of(conversations: Sequence[Messages], processing_class: Any, samplin
     )
 
 
-# Whether a model's prompts can be shared is tried once.
+# Each model's generator, which tries once whether the model's prompts can be shared.
 _GENERATORS: WeakKeyDictionary[PreTrainedModel, Any] = WeakKeyDictionary()
 
 
 def _sharing_prompts(
     model: PreTrainedModel, conversations: Sequence[Messages], processing_class: Any, sampling: Sampling, ends: set[int]
 ) -> AbstractContextManager:
-    """Samples here from prompts that run once, where `fast/` is there and the model allows it."""
+    """Run each distinct prompt once while sampling, if `fast/` is installed and the model allows it."""
     quick = fast()
     if quick is None:
         return nullcontext()
     generator = _GENERATORS.setdefault(model, quick.PrefixSharingGenerator(_logger.info))
-    # Conversations that are one and the same object have one prompt.
+    # The same object has the same prompt.
     firsts, owners = distinct_prompts([[id(conversation)] for conversation in conversations], lambda *_: True)
     prompts = None
     if len(firsts) < len(owners) and generator.shares is not False:
-        few = _inputs_of([conversations[row] for row in firsts], processing_class, sampling).to(model.device)
-        tokens = ("input_ids", "attention_mask", *TOKEN_TYPES)
-        prompts = quick.SharedPrompts(
-            firsts, owners, {name: value for name, value in few.items() if name not in tokens}
-        )
+        inputs = _inputs_of([conversations[row] for row in firsts], processing_class, sampling).to(model.device)
+        images = {k: v for k, v in inputs.items() if k not in ("input_ids", "attention_mask", *TOKEN_TYPES)}
+        prompts = quick.SharedPrompts(firsts, owners, images)
     return generator.generating(model, ends, prompts)
 
 
 def answer_texts(processing_class: Any, completions: Sequence[Ids], sampling: Sampling) -> list[str]:
-    """Completions as text, with the delimiter by which the prompt opens their thinking, where it does."""
+    """Completions as text, after the delimiter with which the prompt opens their thinking, if it does."""
     opening = thinking_opening(processing_class, sampling.chat_template_kwargs or {})
     return [opening + text_of(processing_class, ids) for ids in completions]
 
@@ -202,12 +196,12 @@ def verdicts(
     completion_ids: Sequence[Ids],
     extractor: str = "auto",
 ) -> list[float | None]:
-    """What TRL's kind of reward function, async ones among them, says of one answer to each dataset row.
+    """The rewards of one completion of each row, from a reward function called as in training.
 
-    It is called as in training. What it logs by `log_extra` and `log_metric` goes nowhere here.
+    Values that the function logs by `log_extra` and `log_metric` are dropped.
 
     Raises:
-        RewardError: If it returns anything but one reward for each.
+        RewardError: If the function's output is invalid.
     """
     if not rows:
         return []
@@ -222,24 +216,16 @@ def verdicts(
         completion_ids=[list(ids) for ids in completion_ids],
         **columns,
         trainer_state=TrainerState(),
-        log_extra=_nowhere,
-        log_metric=_nowhere,
+        log_extra=lambda *_, **__: None,
+        log_metric=lambda *_, **__: None,
     )
-    return asyncio.run(_awaited(found)) if inspect.isawaitable(found) else found
-
-
-async def _awaited(found: Any) -> Any:
-    return await found
-
-
-def _nowhere(*args: Any, **kwargs: Any) -> None:
-    """Takes what a reward function logs."""
+    return asyncio.run(found) if inspect.iscoroutine(found) else found
 
 
 def group_advantages(rewards: Sequence[float | None]) -> list[float]:
-    """GRPO's advantages of a group: (reward - mean) / (standard deviation + 1e-4), as TRL computes them.
+    """GRPO's advantages of a group as in TRL: (reward - mean) / (standard deviation + 1e-4).
 
-    A rollout without a reward (None) has no part in either, and 0 for an advantage.
+    Rollouts without a reward (None) are left out of both, and get the advantage 0.
     """
     known = [reward for reward in rewards if reward is not None]
     mean = statistics.fmean(known) if known else 0.0
@@ -258,28 +244,34 @@ def sampled_groups(
     threshold: float = 0.5,
     extractor: str = "auto",
 ) -> list[Group]:
-    """A group of rollouts for each row of a dataset, judged and read as in training."""
+    """Sample a group of rollouts for each row, judged as in training."""
     check_special_tokens((row["prompt"] for row in rows), processing_class, "the problems")
     each = [row for row in rows for _ in range(num_generations)]
     conversations = [conversation_of(row, processing_class) for row in rows]
     completions = sample(model, processing_class, [c for c in conversations for _ in range(num_generations)], sampling)
     texts = answer_texts(processing_class, completions, sampling)
-    judged = zip(texts, verdicts(reward_func, each, texts, completions, extractor), strict=True)
-    attempts = [
-        Attempt(final_answer(text, extractor), reward or 0.0, None if reward is None else reward >= threshold, text)
-        for text, reward in judged
-    ]
+    rewards = verdicts(reward_func, each, texts, completions, extractor)
     groups = []
     for index, (row, messages) in enumerate(zip(rows, conversations, strict=True)):
         own = slice(index * num_generations, (index + 1) * num_generations)
-        advantages = group_advantages([None if a.correct is None else a.reward for a in attempts[own]])
-        rollouts = [Rollout(ids, a) for ids, a in zip(completions[own], advantages, strict=True)]
-        groups.append(Group(messages, row["solution"], attempts[own], rollouts, row=row, number=index))
+        advantages = group_advantages(rewards[own])
+        rollouts = [
+            Rollout(
+                final_answer(text, extractor),
+                reward or 0.0,
+                None if reward is None else reward >= threshold,
+                text,
+                ids=ids,
+                advantage=advantage,
+            )
+            for text, reward, ids, advantage in zip(texts[own], rewards[own], completions[own], advantages, strict=True)
+        ]
+        groups.append(Group(messages, row["solution"], rollouts, row, index))
     return groups
 
 
 def text_of_messages(messages: Messages) -> list[tuple[str, str]]:
-    """(role, text) of each message, images left out."""
+    """(role, text) of each message, without images."""
     result = []
     for message in messages:
         content = message["content"]
@@ -290,6 +282,6 @@ def text_of_messages(messages: Messages) -> list[tuple[str, str]]:
 
 
 def images_of_messages(messages: Messages) -> list[Image.Image]:
-    """The images of a conversation, in their order."""
+    """The images of a conversation, in order."""
     parts = [part for message in messages if isinstance(message["content"], list) for part in message["content"]]
     return [part["image"] for part in parts if isinstance(part.get("image"), Image.Image)]

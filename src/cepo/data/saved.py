@@ -1,7 +1,6 @@
-"""Rollouts that a training run leaves for later: `rollouts/step-00012.parquet` in its output directory.
+"""Save the rollouts of a training run to `rollouts/step-00012.parquet` in its output directory, and load them.
 
-A file has one row per rollout, with the token ids as sampled. Images stay in the dataset: a row has their digest, by
-which they are found again.
+A file has one row per rollout, with the token ids as sampled, and digests of the images, which stay in the data set.
 """
 
 import hashlib
@@ -14,7 +13,7 @@ from typing import Any
 import pandas
 from datasets import Dataset
 
-from ..references.groups import Attempt, Group, Messages, Rollout
+from ..references.groups import Group, Messages, Rollout
 from .files import replacing
 from .sampling import conversation_of, images_of_messages, text_of_messages
 
@@ -22,34 +21,35 @@ FOLDER = "rollouts"
 
 
 class SavedError(ValueError):
-    """Saved rollouts that cannot be read again; the message says why and how to fix it."""
+    """Saved rollouts that are missing, or do not belong to the data set. The message has the fix."""
 
 
 def rows_of(groups: Sequence[Group], first_index: int) -> list[dict[str, Any]]:
-    """The rollouts of some groups as rows; `first_index` counts the groups of a step before these."""
+    """Groups as rows of a file, numbered from `first_index`."""
     return [
         {
             "group": first_index + index,
-            "position": group.first + place,
+            "position": place,
             "prompt": _prompt_text(group.messages),
             "images": _digests(group.messages),
             "solution": group.solution,
             "completion_ids": list(rollout.ids),
             "trained": None if rollout.trained is None else list(rollout.trained),
             "advantage": rollout.advantage,
-            "answer": group.attempts[group.first + place].answer,
-            "reward": group.attempts[group.first + place].reward,
-            "correct": group.attempts[group.first + place].correct,
-            "text": group.attempts[group.first + place].text,
-            "first_error": group.attempts[group.first + place].first_error,
+            "answer": rollout.answer,
+            "reward": rollout.reward,
+            "correct": rollout.correct,
+            "text": rollout.text,
+            "first_error": rollout.first_error,
         }
         for index, group in enumerate(groups)
         for place, rollout in enumerate(group.rollouts)
+        if rollout.local
     ]
 
 
 def save_rows(output_dir: str, step: int, rows: list[dict[str, Any]]) -> None:
-    """Write the rollouts that were sampled at an optimiser step."""
+    """Save the rollouts that were sampled for an optimizer step."""
     path = Path(output_dir) / FOLDER / f"step-{step:05d}.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as part:
@@ -58,28 +58,26 @@ def save_rows(output_dir: str, step: int, rows: list[dict[str, Any]]) -> None:
 
 @dataclass(frozen=True)
 class Saved:
-    """The groups of one step: `rows` of each, in order."""
+    """The groups of an optimizer step, each as its rows."""
 
     step: int
     groups: list[list[dict[str, Any]]]
 
 
 def load_saved(output_dir: str, step: int | None = None) -> Saved:
-    """The rollouts of a step of a run.
+    """Load the rollouts of an optimizer step.
 
     Args:
         output_dir: The run's output directory.
-        step: The optimiser step; None: the last one there is.
+        step: The optimizer step. None: the last one that was saved.
 
     Raises:
-        SavedError: If there are none.
+        SavedError: If the run saved no rollouts, or none of this step.
     """
     folder = Path(output_dir) / FOLDER
     files = {int(path.stem.removeprefix("step-")): path for path in sorted(folder.glob("step-*.parquet"))}
     if not files:
-        raise SavedError(
-            f"{folder} holds no rollouts; a run saves them with log_completions (cepo train --log_completions)"
-        )
+        raise SavedError(f"{folder} has no rollouts; cepo train saves them with --log_completions")
     chosen = max(files) if step is None else step
     if chosen not in files:
         raise SavedError(f"{folder} has no step {step}; it has {_listed(files)}")
@@ -88,10 +86,10 @@ def load_saved(output_dir: str, step: int | None = None) -> Saved:
 
 
 def restore(saved: Sequence[list[dict[str, Any]]], dataset: Dataset, processing_class: Any) -> list[Group]:
-    """Groups as they were in training, the prompts taken from the dataset that was trained on.
+    """The groups of saved rows, with prompts and images from the data set that was trained on.
 
     Raises:
-        SavedError: If the dataset does not have a prompt of theirs.
+        SavedError: If the data set does not have one of the prompts.
     """
     wanted = {(rows[0]["prompt"], rows[0]["solution"], rows[0]["images"]) for rows in saved}
     found = _find(wanted, dataset, processing_class)
@@ -106,18 +104,13 @@ def restore(saved: Sequence[list[dict[str, Any]]], dataset: Dataset, processing_
                 f"{' and its images' if head['images'] else ''}. Name the dataset of the run with --dataset_name, "
                 "--dataset_config and --dataset_split."
             )
-        attempts = [
-            Attempt(
+        rollouts = [
+            Rollout(
                 _or_none(row["answer"]),
                 row["reward"],
                 _verdict(row["correct"]),
                 row["text"],
                 None if (error := _or_none(row.get("first_error"))) is None else int(error),
-            )
-            for row in rows
-        ]
-        rollouts = [
-            Rollout(
                 tuple(map(int, row["completion_ids"])),
                 row["advantage"],
                 None if row["trained"] is None else tuple(map(bool, row["trained"])),
@@ -125,14 +118,14 @@ def restore(saved: Sequence[list[dict[str, Any]]], dataset: Dataset, processing_
             for row in rows
         ]
         messages, row = found[key]
-        groups.append(Group(messages, head["solution"], attempts, rollouts, row=row, number=int(head["group"])))
+        groups.append(Group(messages, head["solution"], rollouts, row, int(head["group"])))
     return groups
 
 
 def _find(
     wanted: set[tuple[str, str, str]], dataset: Dataset, processing_class: Any
 ) -> dict[tuple[str, str, str], tuple[Messages, dict[str, Any]]]:
-    """The conversations and rows of the wanted prompts; images are decoded only where text and solution fit."""
+    """Conversations and rows of the wanted prompts. Images are decoded only if text and solution match."""
     texts = {(prompt, solution) for prompt, solution, _ in wanted}
     found: dict[tuple[str, str, str], tuple[Messages, dict[str, Any]]] = {}
     columns = dataset.select_columns(["prompt", "solution"])
@@ -162,7 +155,7 @@ def _digests(messages: Messages) -> str:
 
 
 def _or_none(value: Any) -> Any:
-    """A missing value, which pandas may have made NaN."""
+    """A value of a data frame, in which None may have become NaN."""
     return None if value is None or value != value else value
 
 

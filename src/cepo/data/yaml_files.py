@@ -7,20 +7,20 @@ import yaml
 
 
 def read_yaml(path: Path, option: str = "--config") -> dict[str, Any]:
-    """The options of a file of `name: value` lines.
+    """The options in a YAML file of `name: value` lines.
 
     Args:
         path: The file.
         option: The option that names the file, for errors.
 
     Raises:
-        ValueError: If there is no such file, it is not YAML, or it holds anything but a mapping.
+        ValueError: If the file does not exist, or is not a YAML mapping.
     """
     if not path.is_file():
         raise ValueError(f"{option}: there is no such file: {path}")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: bytes that are not UTF-8, dates out of range
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: not UTF-8, or an invalid date
         raise ValueError(f"{option}: {path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{option}: {path} must hold options as `name: value` lines")

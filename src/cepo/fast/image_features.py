@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from ..scoring.score import has_dropout
+from ..scoring.forward import has_dropout
 
 # What passes hand on to vision towers, and makes no difference there.
 _NO_OPTIONS = ("use_cache",)

@@ -30,13 +30,10 @@ from ..scoring.forward import (
 from ..scoring.requests import (
     Prompt,
     Request,
-    Tree,
     distinct_prompts,
-    shared_prefixes,
     spare_request,
-    trees_of,
-    two_contexts,
 )
+from .prefix_tree import Tree, shared_prefixes, trees_of, two_contexts
 
 
 def forward_for(

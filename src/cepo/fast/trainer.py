@@ -17,14 +17,15 @@ from trl.models.utils import _ForwardRedirection
 from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, unsplit_pixel_values_by_grid
 
 from ..distillation.losses import DistillationBatch
+from ..scoring.forward import has_dropout
 from ..scoring.head import Head, sampled_log_probs
-from ..scoring.requests import TOKEN_TYPES, distinct_prompts, prefix_cache_unsupported_reason
-from ..scoring.score import has_dropout
+from ..scoring.requests import TOKEN_TYPES, distinct_prompts
 from ..trainer.batches import Batch, images_of_rows, known_images, select_rows
 from ..trainer.sharding import checkpoints_activations, inner_model, is_sharded
 from .generation import PrefixSharingGenerator, SharedPrompts
 from .image_features import ImageFeatures
 from .prefix_cache import branched_states, why_trial_failed
+from .prefix_tree import prefix_cache_unsupported_reason
 from .shared_rows import Found, Rows, branched, difference, distinct, packed, packing_pays, sharing_unsupported_reason
 
 _logger = logging.getLogger(__name__)

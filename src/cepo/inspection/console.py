@@ -1,4 +1,4 @@
-"""The console of all commands: what it prints is text, whoever wrote it."""
+"""The console of all commands. It escapes untrusted text."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -12,21 +12,21 @@ from ..data.escape import escape
 
 
 class PlainConsole(Console):
-    """A console that reads no markup in strings, and obeys no control character in them; styles are those of `Text`.
+    """A console that parses no markup in strings and escapes their control characters. Styles come from `Text`.
 
     Args:
-        options: As for rich's.
+        options: Options of rich's `Console`.
     """
 
     def __init__(self, **options: Any):
         super().__init__(**{"markup": False, "highlight": False, "emoji": False, **options})
 
     def render(self, renderable: Any, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """Everything that is printed passes here, tables and their captions too."""
+        """All output passes here, tables and their captions included."""
         for segment in super().render(renderable, options):
-            # Control segments are rich's own: they move the cursor of a status line.
+            # Control segments are rich's; they move the cursor of a status line.
             yield segment if segment.control else segment._replace(text=escape(segment.text))
 
     def status(self, status: Any, **options: Any) -> Status:
-        """Rich's, which would read markup in a string."""
+        """Rich parses markup in a string status."""
         return super().status(Text(status) if isinstance(status, str) else status, **options)

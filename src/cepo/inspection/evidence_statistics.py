@@ -1,4 +1,4 @@
-"""Statistics of evidence on any data set: how much there is, on which tokens, and for which side.
+"""Statistics of evidence on any dataset: its size, its tokens, and its agreement with the verdicts.
 
 Dimensions: T tokens of one rollout, N tokens of many rollouts together.
 """
@@ -14,32 +14,31 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..references.extraction import last_box_place
-from ..references.groups import Group, Ids
-from ..scoring.prompts import token_texts, tokenizer_of
-from .inspect import Credit
+from ..scoring.prompts import tokenizer_of
+from .view_model import InspectedGroup, InspectedRollout, Variant
 
 Floats = NDArray[np.float64]
 # digit: contains a digit. word: contains a letter. symbol: any other visible text. end: a special token.
 Kind = Literal["digit", "word", "symbol", "space", "end"]
-# Of a rollout with a box. before: up to the first mention of its answer. between: from there to the box. box: inside
-# it. after: behind it. unboxed: the rollout has no box.
+# Relative to the boxed answer. before: up to the first mention of the answer. between: from there to the box. box: in
+# the box. after: after the box. unboxed: the rollout has no box.
 Position = Literal["before", "between", "box", "after", "unboxed"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 POSITIONS: tuple[Position, ...] = ("before", "between", "box")
-# The sign of evidence below this size counts neither for nor against the verdict [nats].
+# Evidence below this size counts neither for nor against the verdict [nats].
 SIGN_TOLERANCE = 0.01
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number with its 95 % interval; NaN where there is nothing to measure."""
+    """A number with its 95 % interval; NaN if undefined."""
 
     value: float
     low: float
     high: float
 
     def as_dict(self) -> dict[str, float | None]:
-        """For JSON, which has no NaN."""
+        """As JSON, with None for NaN."""
         return {name: float(number) if np.isfinite(number) else None for name, number in vars(self).items()}
 
 
@@ -52,13 +51,13 @@ def weighted_mean(values: Floats, weights: Floats) -> float:
 def bootstrap(
     statistics: Mapping[str, Callable[[Floats], float]], groups: NDArray[np.int64], *, resamples: int, seed: int
 ) -> dict[str, Estimate]:
-    """Statistics with 95 % bootstrap intervals; whole groups are resampled.
+    """Statistics with 95 % bootstrap intervals over groups.
 
     Args:
-        statistics: By name, from (N,) token weights to a number, NaN where there is nothing to measure.
+        statistics: Name -> function from (N,) token weights to a number, NaN if undefined.
         groups: (N,) index of each token's group.
-        resamples: Bootstrap samples.
-        seed: Of the resampling.
+        resamples: Number of bootstrap samples.
+        seed: Seed of the resampling.
     """
     draw = np.random.default_rng(seed)
     count = int(groups.max()) + 1 if len(groups) else 0
@@ -75,7 +74,7 @@ def bootstrap(
 
 
 def kind_of(text: str, *, special: bool = False) -> Kind:
-    """The kind of a token, from the text that it adds."""
+    """The kind of a token with this text."""
     if special:
         return "end"
     if any(character.isdigit() for character in text):
@@ -88,7 +87,7 @@ def kind_of(text: str, *, special: bool = False) -> Kind:
 def positions_of(texts: Sequence[str]) -> list[Position]:
     """The position of each token of a rollout relative to its boxed answer.
 
-    An answer may also occur earlier as a number of the question; `before` then ends too early, never too late.
+    If the answer also occurs earlier, as a number of the question, `before` ends too early.
     """
     text = "".join(texts)
     box = last_box_place(text)
@@ -118,8 +117,8 @@ class RolloutEvidence:
 
     Attributes:
         evidence: (T,) [nats].
-        moved: (T,) bool, the token advantage differs from the rollout's.
-        kinds, positions: (T,) of each token.
+        moved: (T,) bool, whether the token advantage differs from the rollout's.
+        kinds, positions: (T,) kind and position of each token.
         correct: The verdict.
         group: Index of its group.
     """
@@ -132,27 +131,28 @@ class RolloutEvidence:
     group: int
 
     @classmethod
-    def of(cls, processing_class: Any, ids: Ids, credit: Credit, *, correct: bool, group: int) -> "RolloutEvidence":
-        """From a rollout's token ids and its credit under one method."""
+    def of(cls, processing_class: Any, one: InspectedRollout, variant: Variant, *, group: int) -> "RolloutEvidence":
+        """The evidence of an inspected rollout under one method."""
         special = set(tokenizer_of(processing_class).all_special_ids)
-        texts = token_texts(processing_class, ids)
-        kinds = [kind_of(text, special=token in special) for text, token in zip(texts, ids, strict=True)]
+        pairs = zip(one.tokens, one.rollout.ids, strict=True)
+        kinds = [kind_of(text, special=token in special) for text, token in pairs]
+        credit = one.credit[variant]
         evidence, moved = credit.evidence.double().numpy(), credit.moved.numpy()
-        return cls(evidence, moved, kinds, positions_of(texts), correct, group)
+        return cls(evidence, moved, kinds, positions_of(one.tokens), one.rollout.correct is True, group)
 
 
 def statistics_of(rollouts: Sequence[RolloutEvidence], *, resamples: int = 1000, seed: int = 0) -> dict[str, Estimate]:
-    """How much evidence some rollouts have, and where.
+    """Size and location of the evidence of some rollouts.
 
     Args:
-        rollouts: At least one.
-        resamples, seed: Of the bootstrap over groups.
+        rollouts: At least one rollout.
+        resamples, seed: Arguments of the bootstrap over groups.
 
     Returns:
         `moved`: share of tokens whose advantage differs from the rollout's. `abs_mean`: mean |evidence| [nats].
-        `against`: among tokens with more than `SIGN_TOLERANCE`, the share whose evidence contradicts the verdict.
-        `abs_mean_POSITION`: mean |evidence| at a position [nats]. `evidence_KIND`, `tokens_KIND`: a kind's share of
-        all |evidence| and of all tokens.
+        `against`: among tokens above `SIGN_TOLERANCE`, the share whose evidence contradicts the verdict.
+        `abs_mean_POSITION`: mean |evidence| at a position [nats]. `evidence_KIND`, `tokens_KIND`: share of a kind in
+        all |evidence| and in all tokens.
     """
     evidence = np.concatenate([one.evidence for one in rollouts])
     size = np.abs(evidence)
@@ -163,60 +163,53 @@ def statistics_of(rollouts: Sequence[RolloutEvidence], *, resamples: int = 1000,
     groups = np.concatenate([np.full(len(one.evidence), one.group) for one in rollouts])
     against = (sign * evidence < 0).astype(float)
 
-    def mean_at(position: Position, weights: Floats) -> float:
-        return weighted_mean(size, weights * (positions == position))
-
-    def of_evidence(kind: Kind, weights: Floats) -> float:
-        return weighted_mean((kinds == kind).astype(float), weights * size)
-
-    def of_tokens(kind: Kind, weights: Floats) -> float:
-        return weighted_mean((kinds == kind).astype(float), weights)
-
-    statistics: dict[str, Callable[[Floats], float]] = {
-        "moved": lambda weights: weighted_mean(moved, weights),
-        "abs_mean": lambda weights: weighted_mean(size, weights),
-        "against": lambda weights: weighted_mean(against, weights * (size > SIGN_TOLERANCE)),
-        **{f"abs_mean_{position}": partial(mean_at, position) for position in POSITIONS},
-        **{f"evidence_{kind}": partial(of_evidence, kind) for kind in KINDS},
-        **{f"tokens_{kind}": partial(of_tokens, kind) for kind in KINDS},
+    everywhere = np.ones(len(size))
+    # Each statistic is a weighted mean: values, and weights beside the bootstrap's.
+    means: dict[str, tuple[Floats, Floats]] = {
+        "moved": (moved, everywhere),
+        "abs_mean": (size, everywhere),
+        "against": (against, (size > SIGN_TOLERANCE).astype(float)),
+        **{f"abs_mean_{position}": (size, (positions == position).astype(float)) for position in POSITIONS},
+        **{f"evidence_{kind}": ((kinds == kind).astype(float), size) for kind in KINDS},
+        **{f"tokens_{kind}": ((kinds == kind).astype(float), everywhere) for kind in KINDS},
     }
+
+    def mean(values: Floats, factor: Floats, weights: Floats) -> float:
+        return weighted_mean(values, weights * factor)
+
+    statistics = {name: partial(mean, values, factor) for name, (values, factor) in means.items()}
     return bootstrap(statistics, groups, resamples=resamples, seed=seed)
 
 
 def evidence_statistics(
-    processing_class: Any,
-    groups: Sequence[Group],
-    credit: Sequence[Sequence[Credit]],
-    *,
-    signed: bool = True,
-    seed: int = 0,
+    processing_class: Any, groups: Sequence[InspectedGroup], variant: Variant, *, seed: int = 0
 ) -> dict[str, dict[str, Any]]:
-    """`statistics_of` correct and of incorrect rollouts under one method, ready for JSON.
+    """`statistics_of` correct and of incorrect rollouts under one method, as JSON.
 
     Args:
         processing_class: Tokenizer or processor of the model.
-        groups: The groups.
-        credit: The credit of each group's rollouts.
-        signed: Whether the sign of the method's evidence refers to the verdict (`Method.signed`).
-        seed: Of the bootstrap.
+        groups: The inspected groups.
+        variant: The method.
+        seed: Seed of the bootstrap.
 
     Returns:
-        For `correct` and `incorrect`: the number of `rollouts`, the share with a `fallback` for their references, and,
-        where there are rollouts, each statistic with its interval.
+        For `correct` and `incorrect`: the number of `rollouts`, the share with a `fallback`, and, if there are
+        rollouts, each statistic with its interval. `against` is left out for methods with unsigned evidence.
     """
     found: dict[str, dict[str, Any]] = {}
     for name, verdict in (("correct", True), ("incorrect", False)):
         chosen = [
-            (index, rollout, one)
-            for index, (group, of_group) in enumerate(zip(groups, credit, strict=True))
-            for place, (rollout, one) in enumerate(zip(group.rollouts, of_group, strict=True))
-            if group.attempts[group.first + place].correct is verdict
+            (index, one)
+            for index, group in enumerate(groups)
+            for one in group.rollouts
+            if one.rollout.correct is verdict
         ]
         found[name] = {"rollouts": len(chosen)}
         if not chosen:
             continue
-        found[name]["fallback"] = fmean(one.references.fallback is not None for _, _, one in chosen)
-        read = [RolloutEvidence.of(processing_class, r.ids, c, correct=verdict, group=i) for i, r, c in chosen]
-        estimates = statistics_of(read, seed=seed)
+        found[name]["fallback"] = fmean(one.credit[variant].references.fallback is not None for _, one in chosen)
+        evidence = [RolloutEvidence.of(processing_class, one, variant, group=index) for index, one in chosen]
+        estimates = statistics_of(evidence, seed=seed)
+        signed = variant.method.evidence_is_signed
         found[name] |= {key: one.as_dict() for key, one in estimates.items() if signed or key != "against"}
     return found

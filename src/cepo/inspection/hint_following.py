@@ -1,7 +1,4 @@
-"""Hint following: does the model answer as its hint says? If not, evidence carries no information.
-
-This holds for every method.
-"""
+"""Hint following: how often the model gives the answer of its hint. Without it, evidence is uninformative."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -9,75 +6,68 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from ..data.evaluation import Accuracy
+from ..data.accuracy import Accuracy
 from ..data.sampling import Sampling, answer_texts, sample
-from ..methods.method import MethodOptions
 from ..references.equality import same_answer
 from ..references.extraction import final_answer, reference_answer
-from ..references.groups import Group
 from ..references.hints import add_hint
 from ..scoring.prompts import without_marks
-from .inspect import Credit
+from .view_model import InspectedGroup, Variant
 
-# A hint, and the answer of a model that follows it.
-Case = tuple[str, str]
+SIDES = ("positive", "negative")
 
 
-def hint_cases(group: Group, credit: Sequence[Credit], options: MethodOptions) -> dict[str, Case]:
-    """The first hint with r+ (`positive`) and the first with r- (`negative`) among a group's rollouts.
+def hint_cases(group: InspectedGroup, variant: Variant) -> dict[str, tuple[str, str]]:
+    """A group's first hint with r+ (`positive`) and first hint with r- (`negative`), each with the expected answer.
 
-    A content that states neither r+ nor a rejected rollout's answer has no expected answer and is left out.
+    Hints whose content contains neither r+ nor a rejected rollout's answer are left out.
     """
-    extractor = options.answer_extractor
-    correct = [reference_answer(group.solution, extractor)]
-    rejected = [attempt.answer for attempt in group.attempts if attempt.correct is False and attempt.answer]
-    cases: dict[str, Case] = {}
-    for one in credit:
-        references = one.references
-        for side, contents, answers in (
-            ("positive", (references.positive,), correct),
-            ("negative", references.negatives, rejected),
-        ):
-            for content in contents:
-                hint, expected = options.hint(content), reference_answer(content, extractor)
-                if hint in one.contexts and any(same_answer(expected, answer) for answer in answers):
-                    cases.setdefault(side, (hint, expected))
+    extractor = variant.options.answer_extractor
+    correct = [reference_answer(group.group.solution, extractor)]
+    rejected = [rollout.answer for rollout in group.group.rollouts if rollout.correct is False and rollout.answer]
+    cases: dict[str, tuple[str, str]] = {}
+    for credit in group.credit(variant):
+        contents = [("positive", credit.references.positive, correct)]
+        contents += [("negative", content, rejected) for content in credit.references.negatives]
+        for side, content, answers in contents:
+            hint, expected = variant.options.hint(content), reference_answer(content, extractor)
+            if hint in credit.contexts and any(same_answer(expected, answer) for answer in answers):
+                cases.setdefault(side, (hint, expected))
     return cases
 
 
 def hint_following(
     model: PreTrainedModel,
     processing_class: Any,
-    groups: Sequence[Group],
-    credit: Sequence[Sequence[Credit]],
-    options: MethodOptions,
+    groups: Sequence[InspectedGroup],
+    variant: Variant,
     sampling: Sampling,
 ) -> dict[str, dict[str, Any]]:
-    """The share of greedy answers that agree with the hint, and how often the same answer comes without a hint.
+    """Share of greedy answers equal to the hint's answer, and share of the same answer without a hint.
 
     Args:
         model, processing_class: The policy.
-        groups: The groups; of each, one hint with r+ and one with r-.
-        credit: The credit of each group's rollouts, whose contexts are the hints.
-        options: Of the method.
-        sampling: Length and batch size of the answers.
+        groups: The inspected groups, with one hint with r+ and one with r- each.
+        variant: The method of the hints.
+        sampling: Length and batch size of the completions.
 
     Returns:
-        For `positive` (hints with r+) and `negative` (r-): `hinted` and `unhinted`, each a share with its interval;
-        None where no hint has an expected answer.
+        For `positive` (hints with r+) and `negative` (r-): `hinted` and `unhinted`, each a share with its 95 %
+        interval; None if no hint has an expected answer.
     """
     greedy = replace(sampling, temperature=0.0)
-    cases = [hint_cases(group, of_group, options) for group, of_group in zip(groups, credit, strict=True)]
-    # (index of the group, side): the conversation; side "" is the prompt without a hint.
-    asked = {
-        (index, side): add_hint(group.messages, without_marks(hint)) if hint else group.messages
+    extractor = variant.options.answer_extractor
+    cases = [hint_cases(group, variant) for group in groups]
+    # (index of the group, side) -> conversation; side "" has no hint.
+    conversations = {
+        (index, side): add_hint(group.group.messages, without_marks(hint)) if hint else group.group.messages
         for index, (group, of_group) in enumerate(zip(groups, cases, strict=True))
         for side, hint in [("", ""), *((side, hint) for side, (hint, _) in of_group.items())]
         if of_group
     }
-    ids = sample(model, processing_class, list(asked.values()), greedy)
+    ids = sample(model, processing_class, list(conversations.values()), greedy)
     texts = answer_texts(processing_class, ids, greedy)
-    answers = {key: final_answer(text, options.answer_extractor) for key, text in zip(asked, texts, strict=True)}
+    answers = {key: final_answer(text, extractor) for key, text in zip(conversations, texts, strict=True)}
 
     def share(side: str, *, hinted: bool) -> dict[str, Any] | None:
         given = [
@@ -88,7 +78,4 @@ def hint_following(
         followed = tuple(float(answer is not None and same_answer(answer, expected)) for answer, expected in given)
         return Accuracy(followed).as_dict() if followed else None
 
-    return {
-        side: {"hinted": share(side, hinted=True), "unhinted": share(side, hinted=False)}
-        for side in ("positive", "negative")
-    }
+    return {side: {"hinted": share(side, hinted=True), "unhinted": share(side, hinted=False)} for side in SIDES}

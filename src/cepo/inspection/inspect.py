@@ -1,90 +1,48 @@
-"""The credit of rollouts under several methods at once, by the pipeline that training uses.
+"""Credit of rollouts under several methods, computed by the pipeline that training uses.
 
-Every rollout is read once in each context that any of the methods asks for; a method is then a choice among its
-log-probs. Dimensions: N rollouts of all groups together, C contexts, T completion tokens.
+Methods share scoring passes: each rollout is scored once per distinct context.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
 from transformers import PreTrainedModel
 
-from ..methods.method import Method
 from ..methods.options import OtherModelOptions
 from ..methods.registry import METHODS, applicable_options, find_method, method_options
-from ..methods.stages import Context
-from ..references.groups import Group, References
-from ..scoring.pipeline import Found, Pipeline, completions_of, place
+from ..references.groups import Group
+from ..scoring.forward import evaluating
+from ..scoring.pipeline import Pipeline, ScoredBatch, assign_credit
+from ..scoring.prompts import token_texts
 from ..scoring.requests import Prompt
-from ..scoring.score import Completions, evaluating
-
-
-@dataclass(frozen=True)
-class Variant:
-    """A method with its options, to be shown beside others.
-
-    Attributes:
-        name: `grpo`, `cepo own`, `cepo mixture of 4`.
-        options: The `MethodOptions` of the method.
-    """
-
-    name: str
-    options: Any
-
-    def __hash__(self) -> int:
-        return hash(self.name)
-
-    @property
-    def method(self) -> Method:
-        return self.options.method_spec
-
-    @property
-    def rule(self) -> str | None:
-        """Whose answer is r-, for methods that let one choose."""
-        return getattr(self.options, "negative_reference", None)
-
-    def with_options(self, **options: Any) -> "Variant":
-        """The same with other options."""
-        return Variant(self.name, replace(self.options, **options))
-
-    @property
-    def short(self) -> str:
-        """The name without the size of a mixture."""
-        return self.name.partition(" of ")[0]
+from .view_model import Credit, InspectedGroup, InspectedRollout, Variant
 
 
 def make_variant(method: str, given: Mapping[str, Any], own: Mapping[str, Any]) -> Variant:
     """A variant of a method.
 
     Args:
-        method: Its name, or its import path.
-        given: The user's options; those that the method does not read are left out.
-        own: What makes the variant, over these.
+        method: Name or import path of the method.
+        given: The user's options; options that the method does not read are left out.
+        own: Options of the variant, which take precedence.
     """
     options: Any = method_options(method, **{**applicable_options(given, method), **own})
     words = [options.method, *map(str, own.values())]
     variant = Variant(" ".join(words), options)
-    return (
-        replace(variant, name=f"{variant.name} of {options.max_negatives}")
-        if "mixture" in str(variant.rule)
-        else variant
-    )
+    mixture = "mixture" in own.get("negative_reference", "")
+    return replace(variant, name=f"{variant.name} of {options.max_negatives}") if mixture else variant
 
 
-def all_variants(
-    given: Mapping[str, Any] | None = None, *, mixtures: Sequence[int] = (), columns: Sequence[str] | None = None
-) -> list[Variant]:
-    """GRPO first, then every other method with each of its variants.
+def all_variants(given: Mapping[str, Any] | None = None, *, columns: Sequence[str] | None = None) -> list[Variant]:
+    """GRPO, then every other method with each of its variants.
 
     Args:
-        given: The user's options of methods; with `method`, a method of the user that is shown too.
-        mixtures: Sizes of mixtures, each a variant of its own; empty: as `given` has it.
-        columns: Of the data set, for methods that ask what is known of its tokens; None: these are left out.
+        given: The user's method options. A custom `method` among them is included.
+        columns: Columns of the dataset, for methods with token labels; None: leave these methods out.
 
     Raises:
-        ValueError: If the method that `given` names refuses these columns, as its reason has it.
+        ValueError: If the method that `given` names does not support these columns.
     """
     given = dict(given or {})
     chosen = given.pop("method", None)
@@ -99,52 +57,30 @@ def all_variants(
                 continue
             reason = method_options(name, **applicable_options(given, name)).dataset_problem(columns)
             if reason and name == chosen:
-                raise ValueError(f"method {method.name!r} cannot be shown on this dataset: {reason}")
+                raise ValueError(f"method {method.name!r} does not support this dataset: {reason}")
             if reason:
                 continue
-        for own in method.variants:
-            sizes = mixtures if mixtures and "mixture" in str(own.get("negative_reference")) else [None]
-            for size in sizes:
-                sized = given if size is None else {**given, "max_negatives": size}
-                variants.append(make_variant(name, sized, own))
+        variants += [make_variant(name, given, own) for own in method.variants]
     return variants
 
 
-@dataclass(frozen=True)
-class Credit:
-    """The credit of one rollout under one variant.
+def find_variant(name: str, variants: Sequence[Variant]) -> Variant:
+    """The variant that `--show` names.
 
-    Attributes:
-        references: r+ and r-, and why no better r- was had.
-        contexts: What it was read with, that which speaks for it first; STUDENT (None) for no hint. Empty: not read.
-        positive, negative: (T,) log P_T+ and the log of what stands against it [nats]; None where not read.
-        evidence: (T,) [nats]; 0 where not read.
-        advantages: (T,) A_t.
-        shift: (T,) (A_t - A) as a share of the placement's scale, see `TokenAdvantages.shift`.
-        moved, at_bound: (T,) bool, see `TokenAdvantages`.
-        scale: The |A_t - A| of a shift of 1.
-        rollout_advantage: A, GRPO's or the method's own.
+    Raises:
+        ValueError: If no variant has this name.
     """
-
-    references: References
-    contexts: list[Context]
-    positive: Tensor | None
-    negative: Tensor | None
-    evidence: Tensor
-    advantages: Tensor
-    shift: Tensor
-    moved: Tensor
-    at_bound: Tensor
-    scale: float
-    rollout_advantage: float
-
-
-@dataclass(frozen=True)
-class Inspected:
-    """One rollout under all variants: `student` is (T,) log P_S [nats]."""
-
-    student: Tensor
-    credit: dict[Variant, Credit]
+    short = {variant.short: variant for variant in variants}
+    # The name of a method stands for its default rule.
+    rule = getattr(METHODS[name].options, "negative_reference", None) if name in METHODS else None
+    if (short_name := name if rule is None or name in short else f"{name} {rule}") in short:
+        return short[short_name]
+    others = f"choose one of {', '.join(repr(s) if ' ' in s else s for s in short)}"
+    if name not in METHODS:
+        raise ValueError(f"--show {name!r}: unknown method; {others}")
+    if issubclass(METHODS[name].options, OtherModelOptions):
+        raise ValueError(f"--show {name} needs --teacher_model_name_or_path, a model with the same vocabulary")
+    raise ValueError(f"--show {name}: this method does not support this dataset; {others}")
 
 
 def inspect(
@@ -154,51 +90,52 @@ def inspect(
     *,
     pipeline: Pipeline,
     step: int = 0,
-) -> list[list[Inspected]]:
-    """What each rollout of each group gets under each variant.
+    filler_of: Callable[[Group, list[str]], list[bool]] | None = None,
+) -> list[InspectedGroup]:
+    """The credit of each group's local rollouts under each variant.
 
     Args:
         groups: The groups.
-        prompts: Their prompts as the student read them.
+        prompts: The prompts of the groups, as the student saw them.
         variants: The variants to compare.
-        pipeline: From groups to evidence; the model's mode is the caller's, see `evaluating`.
-        step: The optimiser step whose token advantages are shown.
+        pipeline: From groups to evidence. Call under `evaluating(model)`.
+        step: Optimizer step of the token advantages.
+        filler_of: (group, token texts) -> whether each token is filler, for tasks with token labels.
     """
-    completions = completions_of(groups)
-    student = pipeline.student(groups, prompts, completions)
+    student = pipeline.student_log_probs(groups, prompts)
     options = [variant.options for variant in variants]
-    found = pipeline.find_evidence(options, groups, prompts, completions, student=student)
-    trained = completions_of(groups, trained_only=True).wanted
-    credit = {
-        variant: _credit_of(variant, one, groups, trained, completions, step)
-        for variant, one in zip(variants, found, strict=True)
-    }
-    rows = iter(range(len(completions.prompts)))
-    lengths = completions.wanted.sum(dim=1).tolist()
-    return [
-        [
-            Inspected(student[row, : lengths[row]], {variant: credit[variant][row] for variant in variants})
-            for row in (next(rows) for _ in group.rollouts)
-        ]
-        for group in groups
-    ]
+    batches = pipeline.find_evidence(options, groups, prompts, student=student)
+    credit = [_credit_of(variant, batch, groups, step) for variant, batch in zip(variants, batches, strict=True)]
+    inspected: list[InspectedGroup] = []
+    row = 0
+    for group in groups:
+        rollouts = []
+        for number, rollout in enumerate(group.rollouts, 1):
+            if not rollout.local:
+                continue
+            tokens = token_texts(pipeline.encoder.processing_class, rollout.ids)
+            of_variants = {variant: of_variant[row] for variant, of_variant in zip(variants, credit, strict=True)}
+            filler = filler_of(group, tokens) if filler_of else None
+            logps = student[row, : len(tokens)]
+            rollouts.append(InspectedRollout(rollout, number, tokens, logps, of_variants, filler))
+            row += 1
+        inspected.append(InspectedGroup(group, rollouts))
+    return inspected
 
 
-def _credit_of(
-    variant: Variant, found: Found, groups: Sequence[Group], trained: Tensor, completions: Completions, step: int
-) -> list[Credit]:
-    evidence = found.evidence
-    placed = place(found, variant.options, groups, trained, step)
-    values = evidence.values.masked_fill(~trained, 0.0)
+def _credit_of(variant: Variant, batch: ScoredBatch, groups: Sequence[Group], step: int) -> list[Credit]:
+    evidence = batch.evidence
+    placed = assign_credit(evidence, variant.options, groups, step)
+    values = evidence.values.masked_fill(~placed.mask, 0.0)
+    lengths = [len(rollout.ids) for group in groups for rollout in group.local]
     results = []
-    lengths = completions.wanted.sum(dim=1).tolist()
     for row, length in enumerate(lengths):
-        contexts = found.plan.contexts[row]
+        contexts = batch.contexts[row]
         sides = [evidence.positive, evidence.negative] if contexts else [None, None]
         positive, negative = (None if side is None else side[row, :length] for side in sides)
         results.append(
             Credit(
-                found.plan.references[row],
+                batch.references[row],
                 contexts,
                 positive,
                 negative,
@@ -224,15 +161,15 @@ def inspect_with(
     seed: str = "0",
     other_model: PreTrainedModel | None = None,
     temperature: float = 1.0,
-) -> list[list[Inspected]]:
-    """`inspect` for a model that no trainer holds, with a token budget for its passes.
+    filler_of: Callable[[Group, list[str]], list[bool]] | None = None,
+) -> list[InspectedGroup]:
+    """`inspect` for a model outside a trainer.
 
     Args:
-        model, processing_class, max_tokens: As for `Pipeline.of`.
-        groups, variants: As for `inspect`.
-        seed: Of what methods draw.
-        other_model: For methods that need one.
-        temperature: Of the distributions; training has that of sampling.
+        model, processing_class, max_tokens, temperature: As for `Pipeline.of`.
+        groups, variants, filler_of: As for `inspect`.
+        seed: Seed of what methods draw.
+        other_model: The other model, for methods that need one.
     """
     pipeline = replace(Pipeline.of(model, processing_class, max_tokens=max_tokens, temperature=temperature), seed=seed)
     if other_model is not None:
@@ -240,4 +177,4 @@ def inspect_with(
         pipeline = replace(pipeline, other_log_probs=other.log_probs)
     prompts = [pipeline.encoder.prompt(group.messages) for group in groups]
     with evaluating(model):
-        return inspect(groups, prompts, variants, pipeline=pipeline)
+        return inspect(groups, prompts, variants, pipeline=pipeline, filler_of=filler_of)

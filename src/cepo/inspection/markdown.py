@@ -1,43 +1,37 @@
-"""Credit as Markdown, for places that show no page: a table of each group's rollouts and the tokens that moved most."""
+"""Credit as Markdown, for loggers that show no HTML: a table of rollouts and their most changed tokens per group."""
 
 import json
 from collections.abc import Sequence
 
 from ..methods.token_advantages import NEAR
-from .inspect import Variant
 from .tables import markdown_table, markdown_text
-from .view_model import Shown, explain_variant
-
-_VERDICT = {True: "right", False: "wrong", None: "no verdict"}
+from .view_model import VERDICT, InspectedGroup, Variant, explain_variant
 
 
-def credit_markdown(shown: Sequence[Shown], variant: Variant, *, title: str, strongest: int = 6) -> str:
+def credit_markdown(groups: Sequence[InspectedGroup], variant: Variant, *, title: str, strongest: int = 6) -> str:
     """The groups' rollouts under one variant.
 
     Args:
-        shown: The groups.
+        groups: The inspected groups.
         variant: The method and rule.
-        title: Its title.
-        strongest: How many tokens of each rollout to name: those whose credit is furthest from GRPO's.
+        title: Title.
+        strongest: Number of tokens per rollout: those with the largest change from the rollout's advantage.
     """
     parts = [
         f"**{markdown_text(title)}**",
         f"{markdown_text(variant.name)}: {markdown_text(explain_variant(variant))}",
-        f"Token advantage less GRPO's, of the {strongest} tokens of a rollout that moved most:",
+        f"Token advantage minus rollout advantage, at the {strongest} tokens of a rollout that change most:",
     ]
-    for one in shown:
+    for one in groups:
         rows = []
-        for place, (rollout, inspected) in enumerate(zip(one.group.rollouts, one.inspected, strict=True)):
-            attempt, credit = one.group.attempts[one.group.first + place], inspected.credit[variant]
-            moved = credit.advantages - credit.rollout_advantage
+        for inspected in one.rollouts:
+            rollout, credit = inspected.rollout, inspected.credit[variant]
+            changes = (credit.advantages - credit.rollout_advantage).tolist()
             shift = credit.shift.abs().tolist()
             order = sorted((i for i in range(len(shift)) if shift[i] > NEAR), key=lambda i: -shift[i])[:strongest]
-            tokens = [
-                f"{json.dumps(one.tokens[place][position], ensure_ascii=False)} {float(moved[position]):+.2f}"
-                for position in sorted(order)
-            ]
-            numbers = [f"{attempt.reward:.2f}", f"{rollout.advantage:+.2f}"]
-            rows.append([str(place + 1), _VERDICT[attempt.correct], *numbers, ", ".join(tokens) or "none"])
-        about = f"r+ {one.inspected[0].credit[variant].references.positive}" if one.inspected else "no rollouts"
+            tokens = [f"{json.dumps(inspected.tokens[i], ensure_ascii=False)} {changes[i]:+.2f}" for i in sorted(order)]
+            numbers = [f"{rollout.reward:.2f}", f"{rollout.advantage:+.2f}"]
+            rows.append([str(inspected.number), VERDICT[rollout.correct], *numbers, ", ".join(tokens) or "none"])
+        about = f"r+ {one.credit(variant)[0].references.positive}" if one.rollouts else "no rollouts"
         parts += [markdown_text(about), markdown_table(["rollout", "verdict", "reward", "A", "tokens"], rows)]
     return "\n\n".join(parts)

@@ -1,7 +1,7 @@
-"""One self-contained HTML page of a few groups: which token got which credit, and why.
+"""One self-contained HTML page of a few groups: the credit of each token, and its evidence.
 
-The page holds its data as JSON and builds everything else from it as text nodes, so that nothing a model or a dataset
-wrote is ever read as markup. It loads nothing from anywhere.
+The page holds its data as JSON and builds the DOM from text nodes, so text of models and datasets is never parsed as
+markup. It loads no resources.
 """
 
 import base64
@@ -18,15 +18,22 @@ from torch import Tensor
 from ..data.sampling import images_of_messages, text_of_messages
 from ..methods.token_advantages import NEAR
 from ..references.extraction import reference_answer
-from ..references.groups import Attempt
-from .inspect import Credit, Variant
-from .view_model import Shown, explain_options, explain_references, explain_rule, explain_variant
+from .view_model import (
+    Credit,
+    InspectedGroup,
+    InspectedRollout,
+    Variant,
+    explain_options,
+    explain_references,
+    explain_rule,
+    explain_variant,
+)
 
-_LARGEST_SIDE = 1024  # pixels; larger images are shown smaller
+_LARGEST_SIDE = 1024  # pixels; larger images are scaled down
 
 
 def credit_page(
-    shown: Sequence[Shown],
+    groups: Sequence[InspectedGroup],
     *,
     title: str,
     about: dict[str, str],
@@ -36,11 +43,11 @@ def credit_page(
     """The page as HTML.
 
     Args:
-        shown: The groups.
-        title: Its title.
-        about: What was inspected and how, by name: model, dataset, hint, lambda and so on.
-        variants: The methods and rules to choose from, each in every group's credit.
-        selected: The one that is shown first.
+        groups: The inspected groups.
+        title: Title.
+        about: Properties of the run to list: model, dataset, lambda and so on.
+        variants: The methods and rules to choose from; every rollout has their credit.
+        selected: The variant that is shown first.
     """
     data = {
         "title": title,
@@ -48,7 +55,6 @@ def credit_page(
         "variants": [
             {
                 "name": variant.name,
-                "method": variant.method.name,
                 "text": explain_variant(variant),
                 "rule": explain_rule(variant),
                 "options": explain_options(variant),
@@ -57,44 +63,46 @@ def credit_page(
         ],
         "selected": variants.index(selected),
         "near": NEAR,
-        "groups": [_group(one, variants) for one in shown],
+        "groups": [_group(one, variants) for one in groups],
     }
     template = (files(__package__) / "page.html").read_text(encoding="utf-8")
     return template.replace("{{data}}", _json(data))
 
 
 def _json(data: Any) -> str:
-    """JSON that no text in it can end: neither the script element nor a line."""
+    """JSON in which no text can end the script element or a line."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
-    # Half of a surrogate pair cannot be written as UTF-8.
+    # A lone surrogate cannot be encoded as UTF-8.
     return re.sub("[<>&\u2028\u2029\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
-def _group(one: Shown, variants: Sequence[Variant]) -> dict[str, Any]:
+def _group(one: InspectedGroup, variants: Sequence[Variant]) -> dict[str, Any]:
     group = one.group
     return {
         "messages": [{"role": role, "text": text} for role, text in text_of_messages(group.messages)],
         "images": [_data_uri(image) for image in images_of_messages(group.messages)],
         "solution": group.solution,
         "positive": reference_answer(group.solution, variants[0].options.answer_extractor),
-        "answers": [_attempt(attempt) for attempt in group.attempts],
-        "first": group.first,
-        "rollouts": [
-            {
-                "tokens": one.tokens[row],
-                "filler": one.filler[row] if one.filler else None,
-                "trained": rollout.trained,
-                "advantage": _number(rollout.advantage),
-                "student": _numbers(one.inspected[row].student),
-                "credit": [_credit(one.inspected[row].credit[variant]) for variant in variants],
-            }
-            for row, rollout in enumerate(group.rollouts)
-        ],
+        "size": len(group.rollouts),
+        "correct": sum(rollout.correct is True for rollout in group.rollouts),
+        "rollouts": [_rollout(rollout, variants) for rollout in one.rollouts],
     }
 
 
-def _attempt(attempt: Attempt) -> dict[str, Any]:
-    return {"answer": attempt.answer, "reward": _number(attempt.reward), "correct": attempt.correct}
+def _rollout(one: InspectedRollout, variants: Sequence[Variant]) -> dict[str, Any]:
+    rollout = one.rollout
+    return {
+        "number": one.number,
+        "answer": rollout.answer,
+        "reward": _number(rollout.reward),
+        "correct": rollout.correct,
+        "advantage": _number(rollout.advantage),
+        "tokens": one.tokens,
+        "filler": one.filler,
+        "trained": rollout.trained,
+        "student": _numbers(one.student),
+        "credit": [_credit(one.credit[variant]) for variant in variants],
+    }
 
 
 def _credit(credit: Credit) -> dict[str, Any]:
@@ -117,7 +125,7 @@ def _numbers(values: Tensor) -> list[float | None]:
 
 
 def _number(value: float) -> float | None:
-    """Five digits are more than anybody reads; JSON has no NaN and no infinity."""
+    """A number with five digits; None for NaN and infinity, which JSON does not have."""
     return float(f"{value:.5g}") if abs(value) < float("inf") else None
 
 

@@ -1,4 +1,4 @@
-"""Pictures: drawn to a file, never to a screen, and what names stand in them is text."""
+"""Matplotlib plots."""
 
 from collections.abc import Callable
 from functools import wraps
@@ -9,7 +9,7 @@ _R = TypeVar("_R")
 
 
 def plain_text(draw: Callable[_P, _R]) -> Callable[_P, _R]:
-    """A function that draws with matplotlib, where no dollar sign begins a formula: one that cannot be read raises."""
+    """Decorate a function that draws to a file: without display and formulas (a dollar sign in a name may raise)."""
 
     @wraps(draw)
     def drawn(*args: _P.args, **kwargs: _P.kwargs) -> _R:

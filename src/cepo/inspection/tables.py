@@ -8,14 +8,12 @@ from rich.table import Table
 from ..data.escape import one_line
 
 
-def interval(estimate: Mapping[str, float | None], form: str, *, nothing: str = "") -> str:
-    """A number and its interval, as `Estimate.as_dict` has them; `nothing` where there is no number."""
-    if estimate["value"] is None:
+def interval(estimate: Mapping[str, float | None] | None, form: str, *, nothing: str = "", key: str = "value") -> str:
+    """A number and its interval, from `Estimate.as_dict`; `nothing` without a number."""
+    if estimate is None or (value := estimate[key]) is None:
         return nothing
-    if estimate["low"] is None:
-        return format(estimate["value"], form)
-    value, low, high = (format(estimate[part], form) for part in ("value", "low", "high"))
-    return f"{value} [{low}, {high}]"
+    low, high = estimate["low"], estimate["high"]
+    return format(value, form) if low is None or high is None else f"{value:{form}} [{low:{form}}, {high:{form}}]"
 
 
 def counted(number: int, thing: str) -> str:
@@ -24,16 +22,16 @@ def counted(number: int, thing: str) -> str:
 
 
 def plain_table(caption: str, *, gap: int = 1) -> Table:
-    """A table without lines between its columns, so that a terminal of 80 columns holds several."""
+    """A table without vertical lines, narrow enough for a terminal of 80 columns."""
     return Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, gap, 0, 0), caption=caption, caption_justify="left")
 
 
 def markdown_text(text: str) -> str:
-    """A text on one line that ends no cell, and holds neither HTML nor a link."""
+    """Text on one line, with cell separators, HTML and links escaped."""
     return one_line(text).replace("|", "\\|").replace("<", "&lt;").replace("](", "]\\(")
 
 
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Lines of a Markdown table, whose cells are text whoever named what they tell of."""
+    """Lines of a Markdown table; cells are escaped."""
     table = [f"| {' | '.join(map(markdown_text, row))} |" for row in (heads, *rows)]
     return "\n".join([table[0], f"|{'---|' * len(heads)}", *table[1:]]) + "\n"

@@ -1,4 +1,4 @@
-"""Credit in the terminal: the tokens of each rollout, coloured and underlined by how far they are moved; statistics."""
+"""Credit in the terminal: the tokens of each rollout, colored and underlined by their shift; statistics of evidence."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,54 +11,55 @@ from rich.text import Text
 from ..data.sampling import text_of_messages
 from ..methods.token_advantages import NEAR
 from .evidence_statistics import KINDS, SIGN_TOLERANCE
-from .inspect import Credit, Variant
 from .tables import interval, plain_table
-from .view_model import Shown, explain_references, explain_variant, share_not_moved
+from .view_model import (
+    VERDICT,
+    InspectedGroup,
+    InspectedRollout,
+    Variant,
+    explain_references,
+    explain_variant,
+    share_not_moved,
+)
 
 _MORE, _LESS = (32, 102, 186), (204, 102, 0)
-_VERDICT = {True: "right", False: "wrong", None: "no verdict"}
 
 
-def print_credit(console: Console, shown: Sequence[Shown], variant: Variant, *, strongest: int = 5) -> None:
-    """Print the groups' rollouts under one variant, with the tokens whose evidence is strongest.
+def print_credit(console: Console, groups: Sequence[InspectedGroup], variant: Variant, *, strongest: int = 5) -> None:
+    """Print the groups' rollouts under one variant, with the tokens of the largest evidence.
 
     Args:
-        console: Where to; a `PlainConsole` escapes what models and data sets wrote.
-        shown: The groups.
+        console: A `PlainConsole`, which escapes text of models and datasets.
+        groups: The inspected groups.
         variant: The method and rule.
-        strongest: How many tokens of each rollout to give numbers of.
+        strongest: Number of tokens per rollout to print numbers of.
     """
 
     def line(text: Text | str = "") -> None:
         console.print(text if isinstance(text, Text) else Text(text), highlight=False)  # not markup
 
     line(Text.assemble((variant.name, "bold"), f": {explain_variant(variant)}"))
-    line(Text.assemble("more than GRPO gives: ", _piece("blue", 1.0), ", less: ", _piece("orange", -1.0)))
-    for one in shown:
+    line(Text.assemble("more than GRPO: ", _piece("blue", 1.0), ", less: ", _piece("orange", -1.0)))
+    for one in groups:
         line()
         for role, text in text_of_messages(one.group.messages):
             line(Text.assemble((f"{role}: ", "dim"), text))
-        for place, (rollout, inspected) in enumerate(zip(one.group.rollouts, one.inspected, strict=True)):
-            attempt, credit = one.group.attempts[one.group.first + place], inspected.credit[variant]
-            if place == 0 and credit.references.positive:  # else nobody was told anything
+        for place, inspected in enumerate(one.rollouts):
+            rollout, credit = inspected.rollout, inspected.credit[variant]
+            if place == 0 and credit.references.positive:  # empty for a method without hints
                 line(f"r+ {credit.references.positive}")
             negatives, fallback = explain_references(credit)
             line()
-            about = f"{_VERDICT[attempt.correct]}, reward {attempt.reward:.2f}, advantage {rollout.advantage:+.2f}"
+            about = f"{VERDICT[rollout.correct]}, reward {rollout.reward:.2f}, advantage {rollout.advantage:+.2f}"
             against = f"; r- {'   '.join(negatives)}" if negatives else ""
-            line(
-                Text.assemble(
-                    (f"rollout {place + 1}", "bold"),
-                    f": {about}{against}",
-                    f"; {fallback}" if fallback else "",
-                )
-            )
-            pieces = zip(one.tokens[place], credit.shift.tolist(), strict=True)
+            reason = f"; {fallback}" if fallback else ""
+            line(Text.assemble((f"rollout {inspected.number}", "bold"), f": {about}{against}{reason}"))
+            pieces = zip(inspected.tokens, credit.shift.tolist(), strict=True)
             line(Text.assemble(*(_piece(text, shift) for text, shift in pieces)))
             share = share_not_moved(credit.moved.tolist())
-            line(Text(f"not moved: {share:.0%} of the tokens", style="dim") if share is not None else "")
+            line(Text(f"unchanged advantage: {share:.0%} of the tokens", style="dim") if share is not None else "")
             if credit.positive is not None and credit.shift.any():
-                console.print(_strongest(one.tokens[place], credit, inspected.student.tolist(), strongest))
+                console.print(_strongest(inspected, variant, strongest))
 
 
 def _piece(text: str, shift: float) -> Text:
@@ -76,18 +77,17 @@ def _piece(text: str, shift: float) -> Text:
     return Text(text, style)
 
 
-def _strongest(tokens: list[str], credit: Credit, student: list[float], number: int) -> Table:
+def _strongest(inspected: InspectedRollout, variant: Variant, number: int) -> Table:
+    credit = inspected.credit[variant]
     table = Table(box=None, pad_edge=False, header_style="dim")
     for name in ("token", "log P_T+", "log P_T-", "log P_S", "evidence", "token advantage"):
         table.add_column(name, justify="left" if name == "token" else "right")
     assert credit.positive is not None
     assert credit.negative is not None
-    columns = [values.tolist() for values in (credit.positive, credit.negative, credit.evidence, credit.advantages)]
-    order = sorted(range(len(tokens)), key=lambda position: -abs(columns[2][position]))[:number]
-    for position in sorted(order):
-        positive, negative, evidence, advantage = (column[position] for column in columns)
-        numbers = [positive, negative, student[position], evidence, advantage]
-        table.add_row(Text(repr(tokens[position])), *(f"{value:.3f}" for value in numbers))
+    columns = (credit.positive, credit.negative, inspected.student, credit.evidence, credit.advantages)
+    for position in credit.evidence.abs().argsort(descending=True, stable=True)[:number].sort().values.tolist():
+        numbers = (f"{float(values[position]):.3f}" for values in columns)
+        table.add_row(Text(repr(inspected.tokens[position])), *numbers)
     return table
 
 
@@ -109,9 +109,9 @@ def statistics_table(
     """The table of `cepo explain --statistics`.
 
     Args:
-        name: Of the method.
-        evidence: Of `evidence_statistics`.
-        following: Of `hint_following`.
+        name: Name of the method.
+        evidence: Result of `evidence_statistics`.
+        following: Result of `hint_following`.
     """
     table = plain_table("in brackets: 95 % intervals")
     table.title = Text(f"evidence of {name}")
@@ -138,11 +138,7 @@ def statistics_table(
         )
     if any(following[side]["hinted"] for side in _SIDES):
         table.add_section()
-        table.add_row(Text("greedy answers that are", style="dim"), Text("r+", style="dim"), Text("r-", style="dim"))
+        table.add_row(Text("greedy answers equal to", style="dim"), Text("r+", style="dim"), Text("r-", style="dim"))
         for key, label in (("hinted", "  with it in the hint"), ("unhinted", "  without a hint")):
-            table.add_row(label, *(_followed(following[side][key]) for side in _SIDES))
+            table.add_row(label, *(interval(following[side][key], _SHARE, key="accuracy") for side in _SIDES))
     return table
-
-
-def _followed(found: Mapping[str, float] | None) -> str:
-    return "" if found is None else f"{found['accuracy']:.0%} [{found['low']:.0%}, {found['high']:.0%}]"

@@ -1,70 +1,153 @@
-"""What a view shows of inspected groups."""
+"""What pages and terminals show: inspected groups, and descriptions of methods and references.
+
+Dimensions: T completion tokens.
+"""
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ..methods.method import MethodOptions
-from ..methods.option_fields import option_fields
-from ..methods.stages import STUDENT
-from ..references.groups import Fallback, Group
-from ..scoring.prompts import token_texts
-from .inspect import Credit, Inspected, Variant
+from torch import Tensor
 
+from ..methods.method import Method, MethodOptions
+from ..methods.option_fields import option_fields
+from ..methods.stages import STUDENT, Context
+from ..references.groups import Fallback, Group, References, Rollout
+
+VERDICT = {True: "correct", False: "incorrect", None: "no verdict"}
 _RULES = {
     "lowest_reward": "the answer of the rejected rollout with the lowest reward (the paper's rule)",
-    "most_common": "the group's most common wrong answer",
-    "own": "a rejected rollout's own answer; for the others the most common wrong one",
-    "mixture": "the group's distinct wrong answers, {most} at most, their mean probability",
-    "own_or_mixture": "a rejected rollout's own answer; for the others the mixture of the wrong ones, {most} at most",
+    "most_common": "the group's most common incorrect answer",
+    "own": "the rollout's own answer if rejected, else the most common incorrect answer",
+    "mixture": "the group's distinct incorrect answers, at most {most}, by their mean probability",
+    "own_or_mixture": "the rollout's own answer if rejected, else a mixture of at most {most} incorrect answers",
 }
 _SHOWN_OPTIONS = ("evidence_coefficient", "evidence_clip", "hint_template", "positive_content", "negative_content")
 _FALLBACKS: dict[Fallback, str] = {
     "no_rejected": "no rollout of the group was rejected",
-    "no_incorrect_answer": "no rejected rollout gives an answer that differs from r+",
-    "own_missing": "this rollout has no usable answer of its own, so the most common wrong one is used",
-    "no_correct_rollout": "the group has no other right rollout to tell the teacher, so it is told the answer",
-    "no_incorrect_rollout": "no other rollout ends in this wrong answer, so the teacher is told the answer alone",
+    "no_incorrect_answer": "no rejected rollout has an answer that differs from r+",
+    "own_missing": "this rollout has no usable answer, so the most common incorrect answer is used",
+    "no_correct_rollout": "the group has no other correct rollout for the hint, so the hint has the answer",
+    "no_incorrect_rollout": "no other rollout has this incorrect answer, so the hint has the answer alone",
 }
-
-# The same for a rollout that a method therefore leaves unscored.
+# The same for a rollout that the method does not score for this reason.
 _NOT_SCORED: dict[Fallback, str] = {
-    "no_correct_rollout": "the group has no other right rollout to tell the teacher, so this one is not scored",
-    "no_incorrect_rollout": "the group has no other wrong rollout to tell the teacher, so this one is not scored",
+    "no_correct_rollout": "not scored: the group has no other correct rollout for the hint",
+    "no_incorrect_rollout": "not scored: the group has no other incorrect rollout for the hint",
 }
 
 
 @dataclass(frozen=True)
-class Shown:
-    """One group, ready to be shown.
+class Variant:
+    """A method with its options, to compare with others.
 
     Attributes:
-        group: Its rollouts.
-        inspected: Their credit.
-        tokens: For each rollout, the text that each token adds.
-        filler: For each rollout and token, whether it is filler; empty where nobody knows.
+        name: `grpo`, `cepo own`, `cepo mixture of 4`.
+        options: The `MethodOptions` of the method.
     """
 
+    name: str
+    options: Any
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    @property
+    def method(self) -> Method:
+        return self.options.method_spec
+
+    @property
+    def rule(self) -> str | None:
+        """Rule for r-, for methods with this option."""
+        return getattr(self.options, "negative_reference", None)
+
+    def with_options(self, **options: Any) -> "Variant":
+        """The variant with other options."""
+        return Variant(self.name, replace(self.options, **options))
+
+    @property
+    def short(self) -> str:
+        """The name without the size of a mixture."""
+        return self.name.partition(" of ")[0]
+
+
+@dataclass(frozen=True)
+class Credit:
+    """The credit of one rollout under one variant.
+
+    Attributes:
+        references: r+ and r-, and the fallback.
+        contexts: Contexts of the scoring passes, that of r+ first; STUDENT (None) is the prompt without a hint. Empty:
+            the rollout is not scored.
+        positive, negative: (T,) log P_T+ and log P_T- (or what replaces it) [nats]; None if not scored.
+        evidence: (T,) evidence [nats]; 0 if not scored.
+        advantages: (T,) A_t.
+        shift: (T,) (A_t - A) as a share of the scale, see `TokenAdvantages.shift`.
+        moved, at_bound: (T,) bool, see `TokenAdvantages`.
+        scale: |A_t - A| at a shift of 1.
+        rollout_advantage: A, GRPO's or the method's own.
+    """
+
+    references: References
+    contexts: list[Context]
+    positive: Tensor | None
+    negative: Tensor | None
+    evidence: Tensor
+    advantages: Tensor
+    shift: Tensor
+    moved: Tensor
+    at_bound: Tensor
+    scale: float
+    rollout_advantage: float
+
+
+@dataclass(frozen=True)
+class InspectedRollout:
+    """One rollout under all variants.
+
+    Attributes:
+        rollout: The rollout.
+        number: Its position in the group, from 1.
+        tokens: (T,) text that each token adds.
+        student: (T,) log P_S [nats].
+        credit: Credit under each variant.
+        filler: (T,) whether a token is filler, if the task has token labels.
+    """
+
+    rollout: Rollout
+    number: int
+    tokens: list[str]
+    student: Tensor
+    credit: dict[Variant, Credit]
+    filler: list[bool] | None = None
+
+
+@dataclass(frozen=True)
+class InspectedGroup:
+    """A group and its local rollouts under all variants."""
+
     group: Group
-    inspected: list[Inspected]
-    tokens: list[list[str]]
-    filler: list[list[bool]] = field(default_factory=list)
+    rollouts: list[InspectedRollout]
+
+    def credit(self, variant: Variant) -> list[Credit]:
+        """The credit of the rollouts under one variant."""
+        return [rollout.credit[variant] for rollout in self.rollouts]
 
 
 def explain_variant(variant: Variant) -> str:
-    """A method and its rule in words."""
+    """Description of a method and its rule for r-."""
     summary = variant.method.doc.summary
     return f"{summary}; r-: {explain_rule(variant)}" if variant.rule else summary
 
 
 def explain_rule(variant: Variant) -> str:
-    """Whose answer is r-, in words; "" for a method that does not let one choose."""
+    """Description of the rule for r-; "" for a method without this option."""
     return _RULES[variant.rule].format(most=variant.options.max_negatives) if variant.rule else ""
 
 
 def explain_options(variant: Variant) -> str:
-    """The options and constants with which a method placed the credit that is shown."""
+    """The options that decide the credit."""
     common = option_fields(MethodOptions)
     shown = {
         name: getattr(variant.options, name)
@@ -75,40 +158,17 @@ def explain_options(variant: Variant) -> str:
 
 
 def explain_references(credit: Credit) -> tuple[list[str], str | None]:
-    """The wrong answers that a rollout was read with, and what had to be done instead of the rule, if anything."""
-    told = any(isinstance(context, str) for context in credit.contexts[1:])
-    negatives = list(credit.references.negatives) if told else []
+    """The incorrect answers in a rollout's hints, and a description of its fallback, if any."""
+    has_negative_hint = any(isinstance(context, str) for context in credit.contexts[1:])
+    negatives = list(credit.references.negatives) if has_negative_hint else []
     fallback = credit.references.fallback
-    words = _FALLBACKS if credit.contexts else _FALLBACKS | _NOT_SCORED
-    reason = fallback and words[fallback]
-    if reason and credit.contexts and STUDENT in credit.contexts and not negatives:
-        reason += "; the policy without a hint stands in for r-"
+    descriptions = _FALLBACKS if credit.contexts else _FALLBACKS | _NOT_SCORED
+    reason = fallback and descriptions[fallback]
+    if reason and STUDENT in credit.contexts and not negatives:
+        reason += "; the policy without a hint replaces r-"
     return negatives, reason
 
 
-def share_not_moved(moved: Sequence[bool], counted: Sequence[bool] | None = None) -> float | None:
-    """Share of tokens, or of the counted ones, that keep their rollout's advantage; None if there are none."""
-    kept = [m for position, m in enumerate(moved) if counted is None or counted[position]]
-    return sum(not m for m in kept) / len(kept) if kept else None
-
-
-def show(
-    groups: Sequence[Group],
-    inspected: Sequence[list[Inspected]],
-    processing_class: Any,
-    filler_of: Callable[[int, list[str]], list[bool]] | None = None,
-) -> list[Shown]:
-    """Groups with their tokens as the tokenizer cuts them.
-
-    Args:
-        groups: The groups.
-        inspected: Their rollouts' credit.
-        processing_class: Tokenizer, or processor.
-        filler_of: Tells, for a group's index and a rollout's tokens, which of them are filler, where somebody knows.
-    """
-    shown = []
-    for index, (group, credit) in enumerate(zip(groups, inspected, strict=True)):
-        tokens = [token_texts(processing_class, rollout.ids) for rollout in group.rollouts]
-        filler = [filler_of(index, texts) for texts in tokens] if filler_of else []
-        shown.append(Shown(group, credit, tokens, filler))
-    return shown
+def share_not_moved(moved: Sequence[bool]) -> float | None:
+    """Share of tokens that keep their rollout's advantage; None without tokens."""
+    return sum(not m for m in moved) / len(moved) if moved else None

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from ..references.equality import accepted_by_any_grader
 from ..references.extraction import reference_answer
-from ..references.groups import Attempt, References
+from ..references.groups import References, Rollout
 from .method import Method, MethodDoc
 from .option_fields import option
 from .options import (
@@ -74,7 +74,7 @@ def asserted(text: str, answer: str) -> str:
 
 
 def siblings(
-    attempts: Sequence[Attempt], solution: str, options: RLCSDOptions, context: StageContext
+    attempts: Sequence[Rollout], solution: str, options: RLCSDOptions, context: StageContext
 ) -> list[References]:
     """For each rollout, one correct sibling and up to K incorrect ones with an answer, drawn anew."""
     correct = [place for place, attempt in enumerate(attempts) if attempt.correct]

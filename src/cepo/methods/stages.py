@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..credit import evidence, mean_probability, unscorable
 from ..references.extraction import reference_answer
-from ..references.groups import Attempt, References
+from ..references.groups import References, Rollout
 from ..references.hint_content import Part, with_contents
 from ..references.negatives import choose_references
 
@@ -82,23 +82,23 @@ class LabeledGroup:
 
     row: Mapping[str, Any]
     tokens: Sequence[Sequence[str]]
-    attempts: Sequence[Attempt]
+    attempts: Sequence[Rollout]
     advantages: Sequence[float]
     prompt_tokens: int
 
 
 # References: (rollouts of a group, solution, options, context) -> the references of each rollout.
-MakeReferences = Callable[[Sequence[Attempt], str, Any, StageContext], list[References]]
+MakeReferences = Callable[[Sequence[Rollout], str, Any, StageContext], list[References]]
 
 
-def correct_answer(attempts: Sequence[Attempt], solution: str, options: Any, context: StageContext) -> list[References]:
+def correct_answer(attempts: Sequence[Rollout], solution: str, options: Any, context: StageContext) -> list[References]:
     """r+ alone: the correct answer, or the text that `positive_content` names."""
     references = [References(reference_answer(solution, options.answer_extractor), ())] * len(attempts)
     return with_contents(references, attempts, solution, options.hint_content(), context.cut)
 
 
 def correct_and_incorrect_answers(
-    attempts: Sequence[Attempt], solution: str, options: Any, context: StageContext
+    attempts: Sequence[Rollout], solution: str, options: Any, context: StageContext
 ) -> list[References]:
     """r+ and r-, an answer of a rejected rollout (CEPO's paper, algorithm step 2). Takes `ContrastOptions`."""
     references = choose_references(
@@ -111,7 +111,7 @@ def correct_and_incorrect_answers(
     return with_contents(references, attempts, solution, options.hint_content(), context.cut)
 
 
-def no_references(attempts: Sequence[Attempt], solution: str, options: Any, context: StageContext) -> list[References]:  # noqa: ARG001
+def no_references(attempts: Sequence[Rollout], solution: str, options: Any, context: StageContext) -> list[References]:  # noqa: ARG001
     """No references, for a method whose teachers have no hint."""
     return [References("", ())] * len(attempts)
 

@@ -1,11 +1,11 @@
-"""Answers in words: the letter of a choice, yes and no, names of things."""
+"""Answers in words: letters of choices, yes and no, nouns."""
 
 import re
 
 from .notation import without_text_commands
 
 _BEFORE_LETTER = r"(?:the )?(?:correct |right )?(?:option|choice|answer|statement|point)?(?: is)?:? ?"
-# Euler's e and the imaginary unit are no choices.
+# Euler's e and the imaginary unit i are no choices.
 _LETTER = re.compile(
     rf"(?i:{_BEFORE_LETTER})(?:[(\[]([A-Ja-j])[)\]]|([A-Ja-dfgh])\)?)[.:]?(?: is (?:the )?correct.{{0,30}})?"
 )
@@ -18,7 +18,7 @@ _LETTER_AND_TEXT = re.compile(
     r"[ :.,]*(\S.*)"
 )
 _NAMED_LETTER = re.compile(r"(?i:option|choice) ?\(?([A-J])\)?\b[ :.,)]*(\S.*)")
-# Behind the letter of one choice: another choice, or a denial.
+# After the letter of a choice: another choice, or a negation.
 _ANOTHER = re.compile(
     r"\([A-Ja-j]\)|\b[B-HJ]\b(?! ?=)|\bA(?=[.):,]|$)|\b(?:and|or) A\b|\b(?:wrong|incorrect|false|not|isn't)\b"
 )
@@ -33,13 +33,13 @@ _SAME = (
 
 
 def letter_of(answer: str) -> str | None:
-    """The letter that an answer in `plain` spelling is: ``C``, ``(c)``, ``option C``; None where it is more or less."""
+    """The letter of an answer that is only a letter: ``C``, ``(c)``, ``option C``; None for other answers."""
     found = _LETTER.fullmatch(without_text_commands(answer))
     return (found[1] or found[2]).upper() if found else None
 
 
 def letter_and_text(answer: str) -> tuple[str, str] | None:
-    """The letter and the text of one choice: ``(E) 12``, ``E: the longer side``; None where an answer is none."""
+    """The letter and the text of a choice: ``(E) 12``, ``E: the longer side``; None for other answers."""
     text = without_text_commands(answer)
     found = _LETTER_AND_TEXT.fullmatch(text) or _NAMED_LETTER.fullmatch(text)
     if found is None:
@@ -51,7 +51,7 @@ def letter_and_text(answer: str) -> tuple[str, str] | None:
 
 
 def same_words(one: str, other: str) -> bool:
-    """Whether two texts are the same but for case, articles, plurals, hyphens and punctuation at their ends."""
+    """Whether two texts are equal up to case, articles, plurals, hyphens and final punctuation."""
     words = [_words(text) for text in (one, other)]
     if words[0] == words[1]:
         return bool(words[0])
@@ -63,8 +63,8 @@ def same_words(one: str, other: str) -> bool:
 
 def _words(text: str) -> str:
     text = without_text_commands(text)
-    if len(text) > 2 or text.casefold() == "no":  # CO is not Co
+    if len(text) > 2 or text.casefold() == "no":  # CO differs from Co
         text = text.casefold()
     text = " ".join(_HYPHEN.sub(" ", text).split()).strip("\"' ").rstrip(".,;:?")
-    text = text.rstrip("!") if re.search(r"[a-z]{3}", text) else text  # 5! is no 5
+    text = text.rstrip("!") if re.search(r"[a-z]{3}", text) else text  # 5! differs from 5
     return _PLURAL.sub("", _ARTICLE.sub("", text))

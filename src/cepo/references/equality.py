@@ -1,17 +1,16 @@
-r"""Answer equality: whether two answers are the same one in other words.
+r"""Answer equality.
 
-Answers are compared piece by piece in the spelling of `notation.plain`: the letter of a choice, the name before ``=``,
-lists and brackets, the unit, and then the value, by exact arithmetic, math-verify and mathruler. An answer is untrusted
-text: expressions that would take long, and text that is no mathematics, are compared as text.
+Answers in the spelling of `notation.plain` are compared part by part: the letter of a choice, the name before ``=``,
+lists and brackets, the unit, and the value, by exact arithmetic and math-verify. Answers are untrusted text:
+expensive expressions, and text that is not mathematics, are compared as text.
 """
 
 import re
-from collections.abc import Sequence
 from functools import lru_cache
 
 from .choices import letter_and_text, letter_of, same_words
 from .exact import IN_BASE, RANGE, matrix_of, rational, same_clock, squeezed
-from .extraction import normalised
+from .extraction import normalized
 from .libraries import (
     DEEPEST,
     FORMULA,
@@ -26,37 +25,37 @@ from .libraries import (
     mathruler_accepts,
     same_equation,
 )
+from .lists import Items
 from .names import EQUALS, GEOMETRY, differ, is_equation, name_of, named
 from .notation import COMMAND, plain, split_outside
-from .units import Unit, split_unit, sum_of_units
+from .units import Unit, split_unit
 
-# Whole numbers, and lists of them in parentheses: they need no library, which takes tens of milliseconds.
+# Integers, and lists of them in parentheses, need no library call, which takes tens of milliseconds.
 _INTEGER = re.compile(r"-?[0-9]+")
 _INTEGERS = re.compile(r"\(-?(?:0|[1-9][0-9]*)(?:,\s*-?(?:0|[1-9][0-9]*))+\)")
-_LONGEST_REMEMBERED = 2_000  # characters
-_LONGEST_READ = 1_000  # characters; longer answers are compared as text
-_MOST_PARTS = 12  # of a list; each part of a set is compared with each of the other
+_LONGEST_CACHED = 2_000  # characters
+_LONGEST_PARSED = 1_000  # characters; longer answers are compared as text
 
 
 def same_answer(one: str, other: str) -> bool:
-    """Whether two answers are spellings of the same one. Symmetric.
+    """Whether two answers are equal. Symmetric.
 
-    A missing unit, percent sign or name is no difference, another one is: ``12`` and ``12 cm`` are the same, ``12 m``
-    and ``12 cm`` are not. Parentheses keep their order, sets and bare lists do not. A decimal approximation of another
-    number is another number.
+    A missing unit, percent sign or name is no difference, but a different one is: ``12`` equals ``12 cm``, and ``12 m``
+    does not. Order matters in parentheses, not in sets and bare lists. A decimal approximation is not equal to the
+    number.
     """
-    # Equal texts of a megabyte are compared, and not held in memory.
-    return (_compared if len(one) + len(other) < _LONGEST_REMEMBERED else _compared.__wrapped__)(one, other)
+    # Very long texts are not cached.
+    return (_compared if len(one) + len(other) < _LONGEST_CACHED else _compared.__wrapped__)(one, other)
 
 
 def accepted_by_any_grader(answer: str, reference: str) -> bool:
-    """Whether `same_answer`, mathruler or TRL's `accuracy_reward` takes an answer for the reference.
+    """Whether `same_answer`, mathruler or TRL's `accuracy_reward` accepts an answer.
 
-    An answer that one of them accepts may be correct, and cannot serve as r-.
+    An answer that any of them accepts may be correct, so it cannot be r-.
     """
     if same_answer(answer, reference):
         return True
-    one, other = normalised(answer), normalised(reference)
+    one, other = normalized(answer), normalized(reference)
     if max(len(one), len(other)) > LONGEST_FORMULA:
         return False
     if any(form.fullmatch(one) and form.fullmatch(other) for form in (_INTEGER, _INTEGERS)):
@@ -68,7 +67,7 @@ def accepted_by_any_grader(answer: str, reference: str) -> bool:
 
 @lru_cache(maxsize=16384)
 def _compared(one: str, other: str) -> bool:
-    one, other = normalised(one), normalised(other)
+    one, other = normalized(one), normalized(other)
     if one == other:
         return True
     for form in (_INTEGER, _INTEGERS):
@@ -76,20 +75,20 @@ def _compared(one: str, other: str) -> bool:
             return [*map(_digits, _INTEGER.findall(one))] == [*map(_digits, _INTEGER.findall(other))]
     if not one or not other:
         return False
-    if max(len(one), len(other)) > _LONGEST_READ or max(depth_of(one), depth_of(other)) > 2 * DEEPEST:
+    if max(len(one), len(other)) > _LONGEST_PARSED or max(depth_of(one), depth_of(other)) > 2 * DEEPEST:
         return " ".join(one.casefold().split()) == " ".join(other.casefold().split())
     with limited():
         return _same(plain(one), plain(other))
 
 
 def _digits(number: str) -> str:
-    """A whole number as text in one way; int() refuses more than 4,300 digits."""
+    """Canonical text of an integer; int() refuses more than 4,300 digits."""
     digits = number.lstrip("-").lstrip("0") or "0"
     return f"-{digits}" if number.startswith("-") and digits != "0" else digits
 
 
 def _same(one: str, other: str, *, choices: bool = True) -> bool:
-    """Answers in `plain` spelling; `choices`: whether a single letter may be a choice's."""
+    """Whether answers in `plain` spelling are equal. `choices`: whether a single letter may be a choice."""
     if squeezed(one) == squeezed(other):
         return True
     if not (is_mathematics(one) or is_mathematics(other)) and same_words(one, other):
@@ -98,17 +97,17 @@ def _same(one: str, other: str, *, choices: bool = True) -> bool:
         return by_letter
     if (by_clock := same_clock(one, other)) is not None:
         return by_clock
-    ones, others = _readings(one), _readings(other)
+    ones, others = _candidates(one), _candidates(other)
     if [*ones, *others] != [one, other]:
         return any(_same(a, b) for a in ones for b in others)
-    first, second = _Items.of(one), _Items.of(other)
+    first, second = Items.of(one, _same), Items.of(other, _same)
     if first.kind is None and second.kind is None:
         return _same_item(one, other)
-    return first.same(second)
+    return first.equal(second, _same)
 
 
 def _same_choice(one: str, other: str) -> bool | None:
-    """Whether two choices have the same letter; None where they are no choices."""
+    """Whether two choices have the same letter; None if they are no choices."""
     letters = letter_of(one), letter_of(other)
     if letters[0] and letters[1]:
         return letters[0] == letters[1]
@@ -116,7 +115,7 @@ def _same_choice(one: str, other: str) -> bool | None:
     if pairs[0] and pairs[1]:
         return pairs[0][0] == pairs[1][0] and _same(pairs[0][1], pairs[1][1], choices=False)
     for letter, pair, text in ((letters[0], pairs[1], one), (letters[1], pairs[0], other)):
-        if pair:  # beside a letter, or beside the text of a choice without its letter
+        if pair:  # compared with a letter, or with the text of a choice
             return letter == pair[0] if letter else _same(pair[1], text, choices=False)
     return None
 
@@ -130,8 +129,8 @@ _ABOUT = re.compile(r"^(?:\\text\{)?(?:about|approximately|roughly|exactly|indee
 _APPROXIMATELY = re.compile(r"\\approx ?")
 
 
-def _readings(answer: str) -> list[str]:
-    """The answer without adverbs before it and an explanation behind it; of ``\\sqrt{2} \\approx 1.41``, both sides."""
+def _candidates(answer: str) -> list[str]:
+    """The answer without adverbs and explanations, or both sides of ``\\sqrt{2} \\approx 1.41``."""
     answer = _ABOUT.sub("", _EXPLANATION.sub("", answer)).strip() or answer
     sides = [side.strip() for side in split_outside(answer, _APPROXIMATELY)]
     if len(sides) != 2 or name_of(sides[0]) is not None:
@@ -139,194 +138,11 @@ def _readings(answer: str) -> list[str]:
     return [sides[0], *([sides[1]] if are_close(named(sides[0])[1], sides[1]) else [])]
 
 
-# Lists, sets, tuples, intervals ---------------------------------------------------------------------------------------
-
-_SEPARATORS = re.compile(r"[,;]|\\text\{,?\s*(?:and|or)\s*\}| ?\b(?:and|or)\b ?")
-_SUCH_THAT = re.compile(r"\\\{ ?[a-z](?: ?\\in ?\\mathbb\{?R\}?)? ?(?:\||:|\\mid) ?(.*)\\\}$")
-_UNION = re.compile(r"\\cup ?")
-_RELATION = re.compile(r"\\le ?(?![a-z])|\\ge ?(?![a-z])|<=|>=|<|>")
-_OPEN = {"(": "(", "[": "[", r"\{": "{", "]": "("}
-_CLOSED = {")": ")", "]": "]", r"\}": "}", "[": ")"}
-_ALL_REALS = re.compile(r"(?:[a-z] ?\\in ?)?\\mathbb\{?\s?R\}?|\\mathbb ?R|(?i:all real numbers|all reals)")
-_ALL_BUT = re.compile(r"(?:[a-z] ?\\ne ?|\\mathbb\{?\s?R\}? ?(?:\\setminus|\\backslash|-) ?\\\{)([^,{}]+)(?:\\\})?")
-
-
-class _Items:
-    """The parts of an answer.
-
-    Attributes:
-        kind: The brackets around them, "" for a bare list, ``cup`` for a union, None for a single value.
-        parts: In `plain` spelling.
-    """
-
-    def __init__(self, kind: str | None, parts: Sequence[str], name: str | None = None):
-        self.kind, self.parts, self.name = kind, list(parts), name
-
-    @classmethod
-    def of(cls, answer: str) -> "_Items":
-        if sum_of_units(answer):  # 1 hour and 30 minutes
-            return cls(None, [answer])
-        answer = _SUCH_THAT.sub(r"\1", answer)
-        parts = _parts(answer)
-        if 1 < len(parts) <= _MOST_PARTS:
-            if (ranges := _ranges(parts, answer)) is not None:
-                return cls("cup", ranges) if len(ranges) > 1 else cls.of(ranges[0])
-            if all(_same(parts[0], part) for part in parts[1:]):  # 13/2 or 6.5
-                return cls(None, [parts[0]])
-            names = [named(part)[0] for part in parts]
-            if names[0] and not any(names[1:]):  # x = 1, 2
-                parts = [parts[0], *(f"{parts[0].split('=')[0]}={part}" for part in parts[1:])]
-            return cls("", [value for part in parts for value in _plus_minus(part)])
-        name, value = named(answer)
-        if found := _interval(value):
-            name, value = found
-        if point := re.match(r"[A-Z]'{0,2}(?=\(.*,.*\)$)", value):  # A(3, 4)
-            name, value = point[0], value[point.end() :]
-        value = (value if _bracketed(value) else split_unit(value)[0]).strip()
-        if _ALL_REALS.fullmatch(value):
-            value = r"(-\infty,\infty)"
-        if without := _ALL_BUT.fullmatch(value):
-            value = rf"(-\infty,{without[1]})\cup({without[1]},\infty)"
-        if len(pieces := split_outside(value, _UNION)) > 1:
-            return cls("cup", pieces, name)
-        if (inside := _bracketed(value)) is not None:
-            kind, text = inside
-            parts = _parts(text, thousands=False)
-            if len(parts) > 1 or kind == "{}":
-                return cls(kind, [value for part in parts for value in _plus_minus(part)], name)
-        if len(values := _plus_minus(value)) > 1:
-            return cls("", values, name)
-        if name is not None and len(parts := _parts(value)) > 1:
-            return cls("", parts, name)
-        return cls(None, [answer])
-
-    def same(self, other: "_Items") -> bool:
-        for a, b in ((self, other), (other, self)):  # AC for A, C
-            if a.kind == "" and b.kind is None and re.fullmatch(r"[A-J]{2,5}", b.parts[0]):
-                return sorted(a.parts) == sorted(b.parts[0])
-        if self.kind is None or other.kind is None:
-            # A set of one value is that value.
-            single = all(len(one.parts) == 1 for one in (self, other)) and "{}" in (self.kind, other.kind)
-            return single and _same(self.parts[0], other.parts[0])
-        if len(self.parts) != len(other.parts) or len(self.parts) > _MOST_PARTS:
-            return False
-        if differ(self.name, other.name):
-            return False
-        kinds = {self.kind, other.kind}
-        ones, others = self._in_order(), other._in_order()
-        by_name = (ones is None and not self._has_names()) != (others is None and not other._has_names())
-        if kinds == {"cup"} or (kinds <= {"", "{}"} and not (kinds == {""} and by_name and (ones or others))):
-            return _same_in_any_order(self.parts, other.parts)
-        # An open and a closed interval, a set and a point; [1, 2] is an interval, and 1, 2 is none.
-        if len(kinds) == 2 and (kinds & {"{}", "cup"} or (len(self.parts) == 2 and kinds != {"", "()"})):
-            return False
-        pairs = zip(ones or self.parts, others or other.parts, strict=True)
-        return all(_same(one, another, choices=kinds == {""}) for one, another in pairs)
-
-    def _has_names(self) -> bool:
-        return any(named(part)[0] for part in self.parts)
-
-    def _in_order(self) -> list[str] | None:
-        """The values of ``y = 5, x = 3`` by their names; None where they have none, or the same one."""
-        pairs = [named(part) for part in self.parts]
-        names = {name for name, _ in pairs if name}
-        if len({re.sub(r"\d", "", name) for name in names}) == 1:  # roots x_1, x_2
-            return None
-        if self.kind != "" or len(names) < len(pairs):
-            return None
-        return [value for _, value in sorted(pairs, key=lambda pair: pair[0] or "")]
-
-
-def _ranges(parts: Sequence[str], answer: str) -> list[str] | None:
-    """The union of ``x < 1 or x > 3``, and what ``x > 1 and x < 3`` have in common; None where a part is no range."""
-    found = [_interval(part) for part in parts]
-    if None in found or len({pair[0] for pair in found if pair}) > 1:
-        return None
-    ranges = [pair[1] for pair in found if pair]
-    if len(ranges) == 2 and re.search(r"\band\b|\\text\{\s*and\s*\}", answer):
-        low = next((one for one in ranges if one.endswith(r"\infty)")), None)
-        high = next((one for one in ranges if one.startswith(r"(-\infty")), None)
-        if low and high and low != high:
-            return [low.removesuffix(r"\infty)") + high.removeprefix(r"(-\infty,")]
-    return ranges
-
-
-def _same_in_any_order(ones: Sequence[str], others: Sequence[str]) -> bool:
-    left = list(others)
-    for one in ones:
-        found = next((place for place, other in enumerate(left) if _same(one, other)), None)
-        if found is None:
-            return False
-        del left[found]
-    return True
-
-
-_THOUSANDS = re.compile(r"(?<![\d.,])\d{1,3}(?:(?:\{,\}|,)\d{3})+(?![\d,])")
-
-
-def _parts(answer: str, *, thousands: bool = True) -> list[str]:
-    """The parts of a list; commas between groups of three digits separate none outside of brackets."""
-    if thousands or (re.search(r",0\d\d\b", answer) and " " not in answer):
-        answer = _THOUSANDS.sub(lambda found: re.sub(r"[{},]", "", found[0]), answer)
-    parts = [part.strip() for part in split_outside(answer.replace("{,}", ""), _SEPARATORS)]
-    return [part for part in parts if part] or [answer]
-
-
-def _bracketed(value: str) -> tuple[str, str] | None:
-    """The kind of brackets around a value and the text in them; None where they do not enclose all of it."""
-    opening = next((sign for sign in _OPEN if value.startswith(sign)), None)
-    closing = next((sign for sign in _CLOSED if value.endswith(sign)), None)
-    if opening is None or closing is None or len(value) < len(opening) + len(closing):
-        return None
-    inside = value[len(opening) : len(value) - len(closing)]
-    depth = 0
-    for character in re.sub(r"\\[{}]", lambda found: found[0][1], inside):
-        depth += (character in "([{") - (character in ")]}")
-        if depth < 0:
-            return None
-    if opening == "]" or (closing == "[" and opening != "["):  # ]1, 2[ as in Europe
-        return _OPEN[opening] + _CLOSED[closing], inside.strip()
-    return (_OPEN[opening] + _CLOSED[closing], inside.strip()) if depth == 0 else None
-
-
-def _plus_minus(value: str) -> list[str]:
-    """Both values of ``2 \\pm 3``."""
-    if value.count(r"\pm") + value.count(r"\mp") != 1:
-        return [value]
-    return [re.sub(r"\\[pm]m ?", sign, value).removeprefix("+") for sign in "+-"]
-
-
-def _interval(answer: str) -> tuple[str | None, str] | None:
-    """The name and the interval of an inequality in one name; None where the answer is none."""
-    sides = [side.strip() for side in split_outside(answer, _RELATION)]
-    signs = [sign.strip() for sign in _RELATION.findall(answer)]
-    if len(sides) != len(signs) + 1 or len(sides) not in (2, 3) or not all(sides):
-        return None
-    names = [name_of(side) for side in sides]
-    if sum(name is not None for name in names) != 1:  # x > y
-        return None
-    up = [sign in ("<", "<=", r"\le") for sign in signs]
-    strict = [sign in ("<", ">") for sign in signs]
-    if len(sides) == 3:
-        if names[1] is None or up[0] != up[1]:
-            return None
-        low, high = (0, 2) if up[0] else (2, 0)
-        ends = strict if up[0] else strict[::-1]
-        return names[1], f"{'(' if ends[0] else '['}{sides[low]},{sides[high]}{')' if ends[1] else ']'}"
-    place = 0 if names[0] is not None else 1
-    if names[place] is None:
-        return None
-    bound, below = sides[1 - place], up[0] == (place == 0)  # x < 3, 3 > x
-    if below:
-        return names[place], rf"(-\infty,{bound}{')' if strict[0] else ']'}"
-    return names[place], rf"{'(' if strict[0] else '['}{bound},\infty)"
-
-
 # Single values --------------------------------------------------------------------------------------------------------
 
 
 def _other_symbols(one: str, other: str) -> bool:
-    """Whether formulas differ by the case of letters, or by primes, which math-verify does not tell apart."""
+    """Whether formulas differ in the case of letters or in primes, which math-verify ignores."""
     if not (is_mathematics(one) or is_mathematics(other)):
         return False
     letters = [{*re.findall(r"[A-Za-z]", COMMAND.sub("", text))} for text in (one, other)]
@@ -367,7 +183,7 @@ def _same_quantity(one: tuple[str, Unit | None], other: tuple[str, Unit | None])
         return _same_value(rf"\frac{{({degrees})\pi}}{{180}}", radians)
     if a_unit.dimensions != b_unit.dimensions:
         scales = {unit.dimensions for unit in (a_unit, b_unit) if unit != _DEGREE}
-        return len(scales) == 1 and scales <= _SCALES and _same_value(a, b)  # 20 degrees, of which scale unsaid
+        return len(scales) == 1 and scales <= _SCALES and _same_value(a, b)  # 20 degrees without a temperature scale
     if a_unit.size == b_unit.size:
         return _same_value(a, b)
     ratio = a_unit.size / b_unit.size
@@ -390,7 +206,7 @@ def _scaled_by_no_unit(value: str, bare: str, unit: Unit) -> bool:
 
 
 def _same_value(one: str, other: str) -> bool:
-    """Values without names, units and lists."""
+    """Whether two values without name and unit are equal."""
     if squeezed(one) == squeezed(other):
         return True
     exact = rational(one), rational(other)
@@ -400,7 +216,7 @@ def _same_value(one: str, other: str) -> bool:
         names = name_of(one), name_of(other)
         if names[0] and names[1]:
             return names[0] == names[1]
-    if RANGE.fullmatch(one) or RANGE.fullmatch(other):  # 5-6 is no difference
+    if RANGE.fullmatch(one) or RANGE.fullmatch(other):  # 5-6 is not a subtraction
         return False
     bases = IN_BASE.fullmatch(one), IN_BASE.fullmatch(other)
     if bases[0] or bases[1]:  # 1011_2

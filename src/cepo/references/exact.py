@@ -1,4 +1,4 @@
-"""Numbers, ratios, times of day and matrices that are compared exactly, without a library."""
+"""Exact values of numbers, ratios, times of day and matrices."""
 
 import re
 from fractions import Fraction
@@ -9,7 +9,7 @@ _LONGEST = 200  # characters
 
 
 def squeezed(text: str) -> str:
-    """A text without commas in thousands, and without blanks that separate no words or numbers."""
+    """A text without thousands separators and redundant spaces."""
     text = re.sub(r"(?<=\d),(?=\d{3}(?:,\d{3})*\b)", "", text)
     return re.sub(r"\s(?![0-9A-Za-z])|(?<![0-9A-Za-z])\s", "", text)
 
@@ -33,7 +33,7 @@ _NUMBER_WORDS = dict(
 
 
 def rational(text: str, depth: int = 0) -> Fraction | None:
-    """The exact value of a number; None where it is none of these: integer, decimal, fraction, mixed number, power."""
+    """The exact value of an integer, decimal, fraction, mixed number or power; None for other text."""
     text = squeezed(text) if " " not in text.strip() else text.strip()
     if len(text) > _LONGEST or depth > 4 or not text:
         return None
@@ -81,7 +81,7 @@ def rational(text: str, depth: int = 0) -> Fraction | None:
 
 
 def _fraction(text: str) -> tuple[str, str] | None:
-    r"""Numerator and denominator, where all of a text is one ``\frac{}{}``."""
+    r"""Numerator and denominator if the text is one ``\frac{}{}``."""
     if not text.startswith(r"\frac{"):
         return None
     ends, depth = [], 0
@@ -100,6 +100,7 @@ _MATRIX = re.compile(r"\\begin\{([a-z]*matrix|array)\}(?:\{[clr|]*\})?(.*)\\end\
 
 
 def matrix_of(value: str) -> list[list[str]] | None:
+    """The cells of a matrix; None for other values."""
     value = re.sub(r"\\(?:begin|end) ?\{\\text\{(\w+)\}\}", r"\\begin{\1}", value)
     found = _MATRIX.fullmatch(value.strip().strip("()[]|").strip())
     if found is None:
@@ -112,7 +113,7 @@ _CLOCK = re.compile(r"(\d{1,2})(?::(\d{2}))?(?::00)? ?(?:([ap])\.? ?m\b\.?)?(?: 
 
 
 def same_clock(one: str, other: str) -> bool | None:
-    """Whether two times of day, or two ratios, are the same; None where one of them is neither."""
+    """Whether two times of day, or two ratios, are equal; None for other texts."""
     texts = [without_text_commands(text) for text in (one, other)]
     clocks = [_CLOCK.fullmatch(text) for text in texts]
     if clocks[0] and clocks[1] and (clocks[0][3] or clocks[1][3] or (clocks[0][2] and clocks[1][2])):
@@ -125,7 +126,7 @@ def same_clock(one: str, other: str) -> bool | None:
         if ":" not in texts[0] + texts[1]:  # from 5 to 10
             return first == second
         return all(a * second[0] == b * first[0] for a, b in zip(first, second, strict=True))
-    if sorted((len(first), len(second))) == [1, 2]:  # 3:4 is 3/4, and 12:30 is no 1230
+    if sorted((len(first), len(second))) == [1, 2]:  # 3:4 equals 3/4, 12:30 does not equal 1230
         (number,), (above, below) = sorted((first, second), key=len)
         return ("/" in "".join(texts) or r"\frac" in "".join(texts)) and number * below == above
     return False

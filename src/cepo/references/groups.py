@@ -1,4 +1,4 @@
-"""The data of a group: what was sampled for one prompt, what became of it, and what teachers are to be told.
+"""The data model: the rollouts of one prompt with their verdicts, and the references for their teachers.
 
 Dimensions: G rollouts of a group, T completion tokens.
 """
@@ -13,23 +13,28 @@ Messages = list[dict[str, Any]]
 # Why a rollout does not get the references that its method asks for.
 Fallback = Literal[
     "no_rejected",  # the verifier rejected no rollout of the group
-    "no_incorrect_answer",  # it rejected some, but none of them gives an answer that differs from r+
-    "own_missing",  # a rejected rollout without an answer of its own; it gets the group's most common wrong answer
-    "no_correct_rollout",  # the teacher is to be told another right rollout, and there is none
-    "no_incorrect_rollout",  # it is to be told another rejected rollout with this answer, and there is none
+    "no_incorrect_answer",  # no rejected rollout gives an answer that differs from r+
+    "own_missing",  # a rejected rollout without a usable answer; the group's most common incorrect answer replaces it
+    "no_correct_rollout",  # the hint needs another correct rollout, and the group has none
+    "no_incorrect_rollout",  # the hint needs another incorrect rollout with this answer, and the group has none
 ]
 
 
 @dataclass(frozen=True)
-class Attempt:
-    """What the verifier and the references know of one rollout.
+class Rollout:
+    """One completion, its verdict and its advantage.
 
     Attributes:
-        answer: Its final answer, None if it announces none.
-        reward: Its total reward.
-        correct: The verifier's word; None where the verifier gives none.
-        text: All of it, for hints that carry more than an answer.
-        first_error: How many of its tokens come before its first error, where a reward function says so.
+        answer: Final answer, None if the completion announces none.
+        reward: Total reward.
+        correct: Verdict of the verifier; None without a verdict.
+        text: The completion as text, for hints that carry more than an answer.
+        first_error: Number of tokens before the first error, where a reward function returns it.
+        ids: T token ids, as sampled.
+        advantage: GRPO's advantage.
+        trained: (T,) bool, the tokens that the loss counts; None: all tokens.
+        local: Whether this process holds the tokens. A group of a training run may span processes; of a rollout on
+            another process only the first five fields are known here.
     """
 
     answer: str | None
@@ -37,55 +42,45 @@ class Attempt:
     correct: bool | None
     text: str = ""
     first_error: int | None = None
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """A completion as it was sampled.
-
-    Attributes:
-        ids: Its T token ids.
-        advantage: GRPO's.
-        trained: (T,) bool, the tokens that the loss counts; None: all of them.
-    """
-
-    ids: Ids
-    advantage: float
+    ids: Ids = ()
+    advantage: float = 0.0
     trained: tuple[bool, ...] | None = None
+    local: bool = True
 
 
 @dataclass(frozen=True)
 class Group:
-    """Rollouts of one prompt.
+    """All rollouts of one prompt.
 
     Attributes:
         messages: The conversation, images in place.
-        solution: As in the data set's `solution` column.
-        attempts: Answers, rewards and verdicts of the whole group.
-        rollouts: Those of `attempts` from position `first` on.
-        first: Above 0 where another process has the rollouts before.
-        row: The row of the data set, for methods that ask what a task knows of it; empty where it is not at hand.
-        number: Which group of the batch it is, among those of all processes.
+        solution: The dataset's `solution` column.
+        rollouts: The G rollouts.
+        row: Row of the dataset, for methods with token labels; empty where it is unknown.
+        number: Index of the group in the batch, counted over all processes.
     """
 
     messages: Messages
     solution: str
-    attempts: Sequence[Attempt]
     rollouts: Sequence[Rollout]
-    first: int = 0
     row: dict[str, Any] = field(default_factory=dict)
     number: int = 0
+
+    @property
+    def local(self) -> list[Rollout]:
+        """The rollouts whose tokens this process holds. They are contiguous."""
+        return [rollout for rollout in self.rollouts if rollout.local]
 
 
 @dataclass(frozen=True)
 class References:
-    """What the teachers of one rollout are told.
+    """The references of one rollout, from which its hints are made.
 
     Attributes:
-        positive: r+, the right answer, or a text in its place.
-        negatives: The wrong answers whose mean probability is P_T-; empty if there is none.
-        fallback: Why the method could not be followed, None if it was.
-        sources: For each negative, the position in the group of the first rollout that gave it.
+        positive: r+, the correct answer, or a text in its place.
+        negatives: The incorrect answers whose mean probability is P_T-; may be empty.
+        fallback: Why the references are not those that the method asks for; None if they are.
+        sources: For each negative, the position in the group of the first rollout with this answer.
     """
 
     positive: str

@@ -1,11 +1,11 @@
-"""What a hint carries: an answer, or more of the text that led to it (the paper's ablations, OPSD, SDPO)."""
+"""Hint content: an answer, or more of the text that led to it (the paper's ablations, OPSD, SDPO)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from .equality import same_answer
-from .groups import Attempt, References
+from .groups import References, Rollout
 
 PositiveContent = Literal["answer", "solution", "rollout"]
 NegativeContent = Literal["answer", "rollout"]
@@ -14,17 +14,16 @@ Part = Literal["whole", "prefix", "suffix"]
 
 @dataclass(frozen=True)
 class HintContent:
-    """What teachers are told.
+    """What the hints contain.
 
     Attributes:
-        positive: ``answer``, r+; ``solution``, the `solution` column as it is; ``rollout``, a right rollout of the
-            group other than the one that is read.
-        negative: ``answer``, r-; ``rollout``, the rejected rollout that r- comes from, or, where that is the one that
-            is read, another that ends in the same answer. Another has another text: a teacher that is told a text finds
-            all of it likely.
-        positive_part, negative_part: Of a solution or a rollout on that side: the ``whole``, or a ``prefix`` or
-            ``suffix``.
-        tokens: Length of a prefix or suffix.
+        positive: ``answer``, r+; ``solution``, the `solution` column; ``rollout``, another correct rollout of the
+            group.
+        negative: ``answer``, r-; ``rollout``, the rejected rollout that r- comes from. For that rollout itself, another
+            rollout with the same answer and another text: a teacher conditioned on the text that it scores finds all of
+            it likely.
+        positive_part, negative_part: Part of a solution or rollout: ``whole``, ``prefix`` or ``suffix``.
+        tokens: Length of a prefix or suffix [tokens].
     """
 
     positive: PositiveContent = "answer"
@@ -36,56 +35,62 @@ class HintContent:
 
 def with_contents(
     references: Sequence[References],
-    attempts: Sequence[Attempt],
+    rollouts: Sequence[Rollout],
     solution: str,
     content: HintContent,
     cut: Callable[[str, Part, int], str],
-    same: Callable[[str, str], bool] = same_answer,
 ) -> list[References]:
-    """The references of a group with the texts that teachers are told in place of the answers.
+    """The references of a group, their answers replaced by the texts that the hints contain.
 
-    Where another rollout is wanted and there is none, the answer stays, and the fallback is ``no_correct_rollout`` or
-    ``no_incorrect_rollout``.
+    Where another rollout is needed and the group has none, the answer stays and the fallback is ``no_correct_rollout``
+    or ``no_incorrect_rollout``.
 
     Args:
-        references: Of each rollout of the group.
-        attempts: Its rollouts.
+        references: References of each rollout of the group.
+        rollouts: The rollouts of the group.
         solution: The `solution` of its prompt.
-        content: What to tell.
+        content: What the hints contain.
         cut: Cuts a text to its first or last tokens.
-        same: Tells whether two answers are the same.
     """
 
     def part_of(text: str, part: Part) -> str:
         return text if part == "whole" else cut(text, part, content.tokens)
 
-    def other_with_answer_of(source: int) -> int | None:
-        text, answer = attempts[source].text, attempts[source].answer or ""
-        for place, attempt in enumerate(attempts):
-            if attempt.text != text and attempt.correct is False and attempt.answer and same(attempt.answer, answer):
-                return place
-        return None
+    def with_positive(one: References, text: str) -> References:
+        if content.positive == "answer":
+            return one
+        source: str | None = solution
+        if content.positive == "rollout":
+            source = next((other.text for other in rollouts if other.correct and other.text != text), None)
+        if source is None:
+            return replace(one, fallback="no_correct_rollout")
+        return replace(one, positive=part_of(source, content.positive_part))
 
-    right = [place for place, attempt in enumerate(attempts) if attempt.correct]
-    filled = []
-    for place, one in enumerate(references):
-        changed, own = one, attempts[place].text
-        if content.positive == "solution":
-            changed = replace(changed, positive=part_of(solution, content.positive_part))
-        elif content.positive == "rollout":
-            other = next((candidate for candidate in right if attempts[candidate].text != own), None)
-            if other is None:
-                changed = replace(changed, fallback="no_correct_rollout")
-            else:
-                changed = replace(changed, positive=part_of(attempts[other].text, content.positive_part))
-        if content.negative == "rollout":
-            sources = [other_with_answer_of(s) if attempts[s].text == own else s for s in one.sources]
-            texts = tuple(
-                answer if source is None else part_of(attempts[source].text, content.negative_part)
-                for source, answer in zip(sources, one.negatives, strict=True)
-            )
-            changed = replace(changed, negatives=texts)
-            if None in sources and changed.fallback is None:
-                changed = replace(changed, fallback="no_incorrect_rollout")
-        filled.append(changed)
-    return filled
+    def source_text(index: int, text: str) -> str | None:
+        """The text of the rollout at `index`, or of another one with its answer if its text is `text`."""
+        source = rollouts[index]
+        if source.text != text:
+            return source.text
+        alike = (
+            other.text
+            for other in rollouts
+            if other.text != text and other.correct is False and other.answer
+            if same_answer(other.answer, source.answer or "")
+        )
+        return next(alike, None)
+
+    def with_negatives(one: References, text: str) -> References:
+        if content.negative == "answer":
+            return one
+        sources = [source_text(index, text) for index in one.sources]
+        texts = tuple(
+            answer if source is None else part_of(source, content.negative_part)
+            for source, answer in zip(sources, one.negatives, strict=True)
+        )
+        fallback = one.fallback or ("no_incorrect_rollout" if None in sources else None)
+        return replace(one, negatives=texts, fallback=fallback)
+
+    return [
+        with_negatives(with_positive(one, rollout.text), rollout.text)
+        for one, rollout in zip(references, rollouts, strict=True)
+    ]

@@ -1,29 +1,28 @@
-"""Putting a reference answer into a prompt: what a teacher reads that the student did not."""
+"""Hints: a reference answer at the end of the last user turn."""
 
 import re
 from typing import Any
 
 from .groups import Messages
 
-# The hint closes the last user turn: the prompt before it stays a prefix that student and teachers share, and the
-# assistant header after it stays the chat template's own. r+ and r- are worded alike, so that only the answer differs.
+# The hint ends the last user turn: the prompt before it is a prefix that student and teachers share, and the assistant
+# header after it is the chat template's. Hints with r+ and r- differ only in the answer.
 DEFAULT_HINT_TEMPLATE = "\n\nThe correct answer is {answer}."
 
-# Wordings for hints that carry a whole solution.
+# Template for hints that contain a whole solution.
 SOLUTION_HINT_TEMPLATE = "\n\nA reference solution:\n{answer}\n\nNow answer the question yourself."
 
 
-# Stands within what may be a special token of some tokenizer, in an answer: there it is text. A private character, of
-# which no text makes use.
+# Inserted into special tokens in an answer, so that they are tokenized as text. A private-use character.
 MARK = "\U000f0000"
 _SPECIAL = re.compile(r"<[^<>\s]{1,40}>|\[/?[A-Z_]{2,20}\]")
 
 
 def fill_hint(template: str, answer: str) -> str:
-    """The hint that carries an answer.
+    """The hint with an answer.
 
-    An answer is untrusted text: a special token in it (``<|im_end|>``) gets a `MARK`, so that `PromptEncoder` tokenises
-    it as text. Special tokens of the template stay special.
+    The answer is untrusted text: a `MARK` in each of its special tokens (``<|im_end|>``) makes `PromptEncoder` tokenize
+    them as text. Special tokens of the template stay special.
 
     Raises:
         ValueError: If the template has no ``{answer}``.
@@ -38,7 +37,7 @@ def add_hint(messages: Messages, hint: str) -> Messages:
 
     Args:
         messages: Conversation in TRL's format; `content` is a string or a list of typed parts (text, image).
-        hint: As `fill_hint` makes it.
+        hint: The hint, from `fill_hint`.
 
     Raises:
         ValueError: If there is no user turn.
@@ -50,23 +49,22 @@ def add_hint(messages: Messages, hint: str) -> Messages:
         content = message["content"]
         hinted = content + hint if isinstance(content, str) else _in_last_text(content, hint)
         return [*messages[:position], {**message, "content": hinted}, *messages[position + 1 :]]
-    raise ValueError("a hint needs a user turn to stand in, and this conversation has none")
+    raise ValueError("a hint is added to the last user turn, and this conversation has no user turn")
 
 
 def _in_last_text(parts: list[dict[str, Any]], hint: str) -> list[dict[str, Any]]:
-    """Typed parts whose last text ends with a hint; where there is no text, the hint is the first.
-
-    Some templates trim each part, and would glue a part of its own onto the one before.
+    """Typed parts whose last text ends with a hint. Some templates trim each part, so a separate part would lose its
+    leading newlines; only where there is no text, the hint becomes a part.
     """
-    for place in reversed(range(len(parts))):
-        if parts[place]["type"] == "text":
-            longer = {**parts[place], "text": f"{parts[place]['text'] or ''}{hint}"}
-            return [*parts[:place], longer, *parts[place + 1 :]]
+    for position in reversed(range(len(parts))):
+        if parts[position]["type"] == "text":
+            longer = {**parts[position], "text": f"{parts[position]['text'] or ''}{hint}"}
+            return [*parts[:position], longer, *parts[position + 1 :]]
     return [*parts, {"type": "text", "text": hint}]
 
 
 def require_placeholder(template: str) -> None:
-    """Refuse a hint template that could not tell r+ from r-.
+    """Check that a hint template has a place for the answer.
 
     Raises:
         ValueError: If the template has no ``{answer}``.

@@ -1,4 +1,4 @@
-"""Functions of the user's own, by their import path."""
+"""User functions by import path."""
 
 import importlib
 import os
@@ -7,14 +7,14 @@ from typing import Any
 
 
 class ImportPathError(ValueError):
-    """An import path leads nowhere."""
+    """An import path cannot be imported."""
 
 
 def imported(option: str, path: str) -> Any:
-    """What stands at ``module.function`` or ``module:function``; a file beside the run comes first.
+    """The object at ``module.function`` or ``module:function``. Import paths also resolve from the current directory.
 
     Raises:
-        ImportPathError: Naming the option, if there is no such thing.
+        ImportPathError: Naming the option, if the path cannot be imported.
     """
     module, _, attribute = path.replace(":", ".").rpartition(".")
     if os.getcwd() not in sys.path:
@@ -22,7 +22,7 @@ def imported(option: str, path: str) -> Any:
     try:
         return getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError) as error:
-        # The module itself is not there, rather than one that it imports.
+        # The module of the path is missing, rather than one that it imports.
         missing = isinstance(error, ModuleNotFoundError) and error.name and f"{module}.".startswith(f"{error.name}.")
-        where = ", nor is it a file in the folder that this is run from" if missing else ""
+        where = "; the current directory has no such file either" if missing else ""
         raise ImportPathError(f"{option}: cannot import {path!r}: {error}{where}") from error

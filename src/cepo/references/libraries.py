@@ -1,6 +1,6 @@
-"""The graders of other projects, behind limits: math-verify, mathruler and sympy, on formulas that they finish.
+"""math-verify, mathruler and sympy with time limits and error handling.
 
-An answer is untrusted text: what would take long is not asked, and a library that fails gives no verdict.
+Answers are untrusted text: expensive expressions are not evaluated, and a failed comparison counts as unequal.
 """
 
 import logging
@@ -21,25 +21,22 @@ from math_verify.utils import timeout
 from .notation import COMMAND
 
 _logger = logging.getLogger(__name__)
-_SECONDS = 2  # for one comparison by a library
-_SECONDS_IN_ALL = 8  # for the parts of two answers
+_SECONDS = 2  # limit of one library call
+_SECONDS_IN_ALL = 8  # limit of all library calls for two answers
 _LOGARITHM = re.compile(r"\\(?:log|ln|lg)(?![a-z])")
-# Text that mathruler may be given: it hands it on to sympy's parser, which evaluates Python.
+# Text that is safe for mathruler, which passes it to sympy's parser, which evaluates Python.
 _HARMLESS = re.compile(r"(?!.*\.(?!\d))[A-Za-z0-9\s+*/^()|<>,.%!\\{}_-]*")
-# Without units: math-verify takes the `ab` of `2ab` and the `t` of `2t` for units.
-FORMULA = [
-    LatexExtractionConfig(
-        normalization_config=NormalizationConfig(), boxed_match_priority=0, try_extract_without_anchor=False
-    )
-]
-# The extraction of TRL's `accuracy_reward`.
-TRL = [
-    LatexExtractionConfig(
-        normalization_config=NormalizationConfig(units=True),
-        boxed_match_priority=0,
-        try_extract_without_anchor=False,
-    )
-]
+# math-verify's extraction, and that of TRL's `accuracy_reward`, which parses units (also the `t` of `2t`).
+FORMULA, TRL = (
+    [
+        LatexExtractionConfig(
+            normalization_config=NormalizationConfig(units=units),
+            boxed_match_priority=0,
+            try_extract_without_anchor=False,
+        )
+    ]
+    for units in (False, True)
+)
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _FORMULA_WORDS = frozenset(
     "sin cos tan cot sec csc log ln exp max min mod pi sqrt gcd lcm inf deg degree or and pmatrix bmatrix vmatrix "
@@ -48,7 +45,7 @@ _FORMULA_WORDS = frozenset(
 _DATE = re.compile(r"[0-9]{1,4}([-/.])[0-9]{1,2}\1[0-9]{1,4}")
 _TIME = re.compile(r"[0-9]{1,2}:[0-9]{2}(?::[0-9]{2})?(?:\s?[ap]\.?m\.?)?", re.IGNORECASE)
 LONGEST_FORMULA = 200  # characters
-# What sympy would work out for longer than anyone waits: long numbers, large powers, towers, factorials.
+# Too expensive for sympy: long numbers, large powers, towers, factorials.
 _HEAVY = re.compile(
     r"[0-9]{40}|\^\s*\{?\s*-?[0-9]{4}"
     r"|[0-9)}]\s*\^\s*\{\s*-?\(?[0-9][^}]{0,60}\^|\^\{[^}]{0,60}(?:[0-9]\s*(?:\\cdot|\\times|\*)|!)"
@@ -57,19 +54,20 @@ _HEAVY = re.compile(
 )
 _EXPONENT = re.compile(r"\^\s*\{?\s*-?([0-9]{1,3})")
 _LARGEST_POWER = 10_000
-DEEPEST = 12  # braces and brackets within each other
+DEEPEST = 12  # nested braces and brackets
 
 
 def is_mathematics(answer: str) -> bool:
-    """Whether an answer is a formula: no word, date or time in it, and not too much for sympy."""
+    """Whether an answer is a formula without words, dates and times, and cheap enough for sympy."""
     if not answer or not is_light(answer) or _DATE.fullmatch(answer) or _TIME.fullmatch(answer):
         return False
-    products = re.search(r"[0-9+*/^=\\<>-]", answer) is not None  # then `xy` and `abc` are products of variables
+    products = re.search(r"[0-9+*/^=\\<>-]", answer) is not None  # `xy` and `abc` may be products of variables
     words = _WORD.findall(COMMAND.sub(" ", answer))
     return all(word.lower() in _FORMULA_WORDS or (products and len(word) <= 3) for word in words)
 
 
 def is_light(answer: str) -> bool:
+    """Whether sympy evaluates an answer quickly."""
     if len(answer) > LONGEST_FORMULA or _HEAVY.search(answer) or depth_of(answer) > DEEPEST:
         return False
     powers = [int(power) for power in _EXPONENT.findall(answer)]  # ((9^{99})^{99})^{99} has that many factors
@@ -77,6 +75,7 @@ def is_light(answer: str) -> bool:
 
 
 def depth_of(text: str) -> int:
+    """Maximum nesting depth of braces and brackets."""
     deepest = depth = 0
     for character in text:
         depth += 1 if character in "{([" else -1 if character in "})]" else 0
@@ -85,7 +84,7 @@ def depth_of(text: str) -> int:
 
 
 def _limit() -> int | None:
-    """The time limits of math-verify are signals, which only the main thread may set."""
+    """Time limit [seconds] of a library call; None off the main thread, where its signals cannot be set."""
     if threading.current_thread() is threading.main_thread():
         return _SECONDS
     for name in ("math_verify.parser", "math_verify.grader"):
@@ -107,12 +106,12 @@ def math_verify_accepts(one: str, other: str, config: Any) -> bool:
         parsed = [list(parsed_formula(answer, config is TRL)) for answer in (one, other)]
         if not all(parsed):
             return False
-        # `verify` takes its first argument for the gold answer and is not symmetric; either direction will do.
+        # `verify` is not symmetric; its first argument is the gold answer.
         limit = _limit()
         same = verify(*parsed, timeout_seconds=limit) or verify(*reversed(parsed), timeout_seconds=limit)
         return bool(same) and (config is TRL or not _far_apart(parsed[0][0], parsed[1][0]))
 
-    return _attempt("math-verify", compare, one, other)
+    return _try("math-verify", compare, one, other)
 
 
 def mathruler_accepts(one: str, other: str) -> bool:
@@ -123,11 +122,11 @@ def mathruler_accepts(one: str, other: str) -> bool:
     def compare() -> bool:
         return timeout(_limit())(grade_answer)(one, other) or timeout(_limit())(grade_answer)(other, one)
 
-    return _attempt("mathruler", compare, one, other)
+    return _try("mathruler", compare, one, other)
 
 
 def same_equation(one: list[str], other: list[str]) -> bool:
-    """Whether the sides of two equations differ by expressions that are multiples of each other."""
+    """Whether two equations are multiples of each other: left side minus right side of both have a constant ratio."""
 
     def compare() -> bool:
         from sympy import simplify
@@ -141,11 +140,11 @@ def same_equation(one: list[str], other: list[str]) -> bool:
         ratio = timeout(_limit())(simplify)(first / second)
         return bool(ratio.is_number and ratio.is_finite and ratio != 0)
 
-    return _attempt("sympy", compare, str(one), str(other))
+    return _try("sympy", compare, str(one), str(other))
 
 
 def are_close(one: str, other: str) -> bool:
-    """Whether a number rounds to another one: within 1 %."""
+    """Whether two numbers differ by at most 1 %."""
 
     def compare() -> bool:
         parsed = [parsed_formula(text, False) for text in (one, other)]
@@ -154,11 +153,11 @@ def are_close(one: str, other: str) -> bool:
         values = [float(found[0].evalf()) for found in parsed]
         return abs(values[0] - values[1]) <= 0.01 * max(map(abs, values))
 
-    return is_light(one) and is_light(other) and _attempt("sympy", compare, one, other)
+    return is_light(one) and is_light(other) and _try("sympy", compare, one, other)
 
 
 def _far_apart(one: Any, other: Any) -> bool:
-    """Whether two expressions are numbers that differ: math-verify rounds to six digits behind the point."""
+    """Whether two expressions are different numbers; math-verify rounds to six decimal places."""
     from sympy import Float, Rational
 
     if not (getattr(one, "is_number", False) and getattr(other, "is_number", False)):
@@ -174,7 +173,7 @@ _started = threading.local()
 
 @contextmanager
 def limited() -> Iterator[None]:
-    """The comparisons in here take `_SECONDS_IN_ALL` at most; those that begin later give no verdict."""
+    """Limit the library calls in this context to `_SECONDS_IN_ALL`; later calls are skipped."""
     outer = getattr(_started, "at", None)
     _started.at = outer or time.monotonic()
     try:
@@ -183,8 +182,8 @@ def limited() -> Iterator[None]:
         _started.at = outer
 
 
-def _attempt(library: str, compare: Callable[[], bool], one: str, other: str) -> bool:
-    """The library's verdict; False where it fails, since no answer of a model may end a run."""
+def _try(library: str, compare: Callable[[], bool], one: str, other: str) -> bool:
+    """The result of a library call; False if it fails, so that no answer of a model ends a run."""
     began = getattr(_started, "at", None)
     if began is not None and time.monotonic() - began > _SECONDS_IN_ALL:
         return False

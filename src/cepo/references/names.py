@@ -7,7 +7,7 @@ from .notation import COMMAND, split_outside, without_text_commands
 from .units import split_unit
 
 EQUALS = re.compile(r"(?<![<>:=])=+|\\approx ?|\\equiv ?(?!.*mod)|\\in ?(?=[(\[]|\\\{)|:=")
-# A limit, an integral, a derivative: what stands before `=` is another way to write the value, or its name.
+# A limit, integral or derivative before `=` is the name of the value.
 _OPERATION = re.compile(r"\\(?:lim|int|sum|prod)(?![a-z])|\\frac\{d|\([A-Za-z](?:, ?[A-Za-z])+\)$")
 # `\text{The area is } 12`, `Area: 12`
 _IS = re.compile(
@@ -30,7 +30,7 @@ GEOMETRY = re.compile(r"\\(?:angle|triangle|overline|overrightarrow|vec|overarc|
 
 
 def name_of(text: str) -> str | None:
-    """The name that a text is: a symbol, or words such as `Area` behind a ``~``; None where it is a formula."""
+    """The canonical name if a text is a name: a symbol, or ``~`` and words such as `Area`; None for a formula."""
     words = without_text_commands(text)
     if re.fullmatch(r"[A-Za-z\\][A-Za-z' \\]*", words) and re.search(r"[a-z]{3}", COMMAND.sub("", words)):
         return f"~{' '.join(words.casefold().split())}"
@@ -49,12 +49,12 @@ def name_of(text: str) -> str | None:
 
 
 def differ(one: str | None, other: str | None) -> bool:
-    """Whether two names are different ones; words say nothing of a symbol."""
+    """Whether two names contradict each other; words and a symbol do not."""
     return bool(one and other and one != other and one.startswith("~") == other.startswith("~"))
 
 
 def named(answer: str) -> tuple[str | None, str]:
-    """The name and the value of an answer in `plain` spelling; the name is None where there is none."""
+    """The name and the value of an answer in `plain` spelling; None without a name."""
     sides = [side.strip() for side in split_outside(answer, EQUALS)]
     if len(sides) == 1:
         found = _IS.fullmatch(answer)
@@ -71,7 +71,7 @@ def named(answer: str) -> tuple[str | None, str]:
         return names[0], sides[-1]
     if len(sides) == 2 and names[1] is not None:
         return names[1], sides[0]
-    # A chain of numbers, and a formula of names such as `AB + BC`, end in the value that they are equal to.
+    # A chain of numbers, or a formula of names such as `AB + BC`, ends in its value.
     is_number = rational(sides[-1]) is not None or not re.search(r"[A-Za-z]", COMMAND.sub("", split_unit(sides[-1])[0]))
     symbols = re.fullmatch(r"[A-Za-z+*/\s{}()_'\\-]+", _DECORATIONS.sub("", sides[0])) and r"\text" not in sides[0]
     if is_number and symbols and "^" not in sides[0]:

@@ -1,4 +1,4 @@
-"""One spelling for answers that are written in many: Unicode, LaTeX commands, spaces, short fractions."""
+"""Canonical spelling of answers: Unicode, LaTeX commands, spaces, short fractions."""
 
 import re
 import unicodedata
@@ -15,7 +15,7 @@ _SIGNS = {
 }
 _TOKEN = re.compile(r"\\\\|\\[A-Za-z]+|\\.|\s+|.", re.DOTALL)
 _BLANKS = frozenset(("\\ ", *r"\, \; \: ~ \quad \qquad \thinspace \enspace \space".split()))
-_NOTHING = frozenset(
+_REMOVED = frozenset(
     r"\! \left \right \middle \big \Big \bigg \Bigg \bigl \bigr \Bigl \Bigr \displaystyle \textstyle \scriptstyle "
     r"\limits \nolimits \strut \mathstrut \rm \bf \it \bfseries \boldmath \tiny \small \normalsize \large \Large "
     r"\LARGE \huge \Huge \footnotesize \( \) \[ \] $ `".split()
@@ -57,10 +57,10 @@ _DEEPEST = 40
 
 
 def plain(answer: str) -> str:
-    r"""An answer in one spelling of LaTeX.
+    r"""An answer in canonical LaTeX.
 
     ``½`` and ``\tfrac12`` become ``\frac{1}{2}``, ``45°`` and ``45 ^ { \circ }`` become ``45\degree``; ``\mathrm{cm}``
-    becomes ``\text{cm}``. Commands of size, spacing and brackets, and spaces that separate nothing, disappear.
+    becomes ``\text{cm}``. Commands for size, spacing and brackets, and redundant spaces, are removed.
     """
     answer = _as_latex(answer)
     text = _LENGTH.sub(" ", re.sub(r"(\\\\)\[[^\]]{1,8}\]", r"\1", answer))
@@ -68,11 +68,11 @@ def plain(answer: str) -> str:
     if not text.isascii():
         text = "".join(map(_ascii, text))
     tokens = [" " if token in _BLANKS or token.isspace() else token for token in _TOKEN.findall(text)]
-    return _tidy(_written(_Reader([token for token in tokens if token not in _NOTHING]), 0))
+    return _tidy(_written(_Tokens([token for token in tokens if token not in _REMOVED]), 0))
 
 
 _ENVIRONMENT = re.compile(r"\\(?:begin|end)\{(?:cases|aligned|align\*?|gathered|split)\}")
-_COLOUR = re.compile(r"\\(?:textcolor|color)\{[a-z]+\}|\\tag\{[^{}]*\}|\\therefore|\\because")
+_COLOR = re.compile(r"\\(?:textcolor|color)\{[a-z]+\}|\\tag\{[^{}]*\}|\\therefore|\\because")
 _PLAIN_WORDS = (
     (re.compile(r"(?<![A-Za-z\\])sqrt\s?(?=[({0-9])"), r"\\sqrt"),
     (re.compile(r"(?<![A-Za-z\\])(pi|theta|alpha|beta)(?![A-Za-z])"), r"\\\1 "),
@@ -80,20 +80,20 @@ _PLAIN_WORDS = (
     (re.compile(r"(?<![A-Za-z\\])infinity(?![A-Za-z])"), r"\\infty "),
     (re.compile(r"(?<=\S)\*\*(?=\S)"), "^"),
     (re.compile(r" per ?cent\b"), "%"),
-    # 3/4 \\pi is three quarters of pi; math-verify reads a/b c as a/(bc).
+    # 3/4 \\pi is three quarters of pi; math-verify parses a/b c as a/(bc).
     (re.compile(r"(?<![\w.}/])(\d+)/(\d+)(?=\s?\\[a-z])"), r"\\frac{\1}{\2}"),
 )
 
 
 def _as_latex(answer: str) -> str:
     """Plain-text mathematics and layout as LaTeX."""
-    if answer.count("$") == 1:  # an amount of money, and no delimiter
+    if answer.count("$") == 1:  # an amount of money, not a delimiter
         answer = re.sub(r"\\?\$\s?(?=\d)", r"\\dollar ", answer)
     for sign, word in (("\u20ac", "euros"), ("\u00a3", "pounds sterling")):
         answer = re.sub(rf"{sign}\s?([\d.,]+)", rf"\1 {word}", answer)
     if _ENVIRONMENT.search(answer):
         answer = _ENVIRONMENT.sub("", answer).replace("&", "").replace(r"\\", ", ")
-    answer = _COLOUR.sub(" ", answer).replace(" != ", r" \ne ")
+    answer = _COLOR.sub(" ", answer).replace(" != ", r" \ne ")
     for pattern, replacement in _PLAIN_WORDS:
         answer = pattern.sub(replacement, answer)
     return answer
@@ -114,8 +114,8 @@ def _ascii(character: str) -> str:
     return folded if folded.isascii() else character
 
 
-class _Reader:
-    """Tokens, read from the left."""
+class _Tokens:
+    """A cursor over tokens."""
 
     def __init__(self, tokens: list[str]):
         self._tokens, self._next = tokens, 0
@@ -134,7 +134,7 @@ class _Reader:
             self._next += 1
 
     def in_parentheses(self) -> list[str] | None:
-        """The tokens up to the closing parenthesis, which is consumed; None, and nothing consumed, if there is none."""
+        """The tokens up to the closing parenthesis, which is consumed; None without one, consuming no token."""
         depth = 1
         for place in range(self._next, len(self._tokens)):
             depth += {"(": 1, ")": -1}.get(self._tokens[place], 0)
@@ -151,45 +151,45 @@ class _Reader:
         return found
 
 
-def _written(reader: _Reader, depth: int) -> str:
-    """The rest of a group in one spelling; its closing brace is consumed."""
+def _written(tokens: _Tokens, depth: int) -> str:
+    """The rest of a group in canonical spelling; consumes its closing brace."""
     parts: list[str] = []
-    while (token := reader.next()) is not None and token != "}":
-        parts.append(_one(token, reader, depth))
+    while (token := tokens.next()) is not None and token != "}":
+        parts.append(_one(token, tokens, depth))
     return "".join(parts)
 
 
-def _one(token: str, reader: _Reader, depth: int) -> str:
+def _one(token: str, tokens: _Tokens, depth: int) -> str:
     if token == "{":
-        inside = _written(reader, depth + 1) if depth < _DEEPEST else ""
+        inside = _written(tokens, depth + 1) if depth < _DEEPEST else ""
         return inside if inside in (",", ":", ";", ".", "=", "-", "+") else "{" + inside + "}"  # 1{,}234, 3{:}45
     if token in _FRACTIONS:
-        above = _argument(reader, depth)
+        above = _argument(tokens, depth)
         token = r"\binom" if "binom" in token else r"\frac"
-        return rf"{token}{{{above}}}{{{_argument(reader, depth)}}}"
+        return rf"{token}{{{above}}}{{{_argument(tokens, depth)}}}"
     if token == r"\sqrt":
-        reader.skip_blanks()
-        after = reader.next()
+        tokens.skip_blanks()
+        after = tokens.next()
         if after == "[":
-            index = "".join(reader.until("]")).strip()
-            return rf"\sqrt[{index}]{{{_argument(reader, depth)}}}"
-        if after == "(" and (root := reader.in_parentheses()) is not None:  # sqrt(3), as programs write it
-            return rf"\sqrt{{{_written(_Reader(root), depth + 1)}}}"
+            index = "".join(tokens.until("]")).strip()
+            return rf"\sqrt[{index}]{{{_argument(tokens, depth)}}}"
+        if after == "(" and (root := tokens.in_parentheses()) is not None:  # sqrt(3), as programs write it
+            return rf"\sqrt{{{_written(_Tokens(root), depth + 1)}}}"
         if after is not None:
-            reader.back()
-        return rf"\sqrt{{{_argument(reader, depth, whole_number=True)}}}"
+            tokens.back()
+        return rf"\sqrt{{{_argument(tokens, depth, whole_number=True)}}}"
     if token in _TEXTS:
-        inside = _argument(reader, depth)
+        inside = _argument(tokens, depth)
         # `\mathbf{x = 3}` and `\textbf{31}` are formulas, `\mathrm{m/s^2}` is text.
         return inside if re.search(r"[=\\]|^[\s\d.,:;+-]*$", inside) else rf"\text{{{inside}}}"
     if token == "^":
-        reader.skip_blanks()
-        after = reader.next()
-        if after == "(" and (power_tokens := reader.in_parentheses()) is not None:  # x^(n+1)
-            return f"^{{{_written(_Reader(power_tokens), depth + 1)}}}"
+        tokens.skip_blanks()
+        after = tokens.next()
+        if after == "(" and (power_tokens := tokens.in_parentheses()) is not None:  # x^(n+1)
+            return f"^{{{_written(_Tokens(power_tokens), depth + 1)}}}"
         if after is not None:
-            reader.back()
-        power = _argument(reader, depth, whole_number=True)
+            tokens.back()
+        power = _argument(tokens, depth, whole_number=True)
         if power.strip() in (r"\circ", r"\degree", "o", r"\text{o}", "0 \\circ"):
             return r"\degree "
         return "''" if power.strip() == r"\prime\prime" else "'" if power.strip() == r"\prime" else f"^{{{power}}}"
@@ -199,25 +199,25 @@ def _one(token: str, reader: _Reader, depth: int) -> str:
     return f"{token} " if token[0] == "\\" and token[-1].isalpha() else token
 
 
-def _argument(reader: _Reader, depth: int, *, whole_number: bool = False) -> str:
-    """What a command takes: a group, a command with its own arguments, or one character (a whole number of digits)."""
-    reader.skip_blanks()
-    token = reader.next()
+def _argument(tokens: _Tokens, depth: int, *, whole_number: bool = False) -> str:
+    """The argument of a command: a group, a command with its arguments, or one character (or integer)."""
+    tokens.skip_blanks()
+    token = tokens.next()
     if whole_number and token is not None and (token == "-" or token.isdigit()):
         digits = [token]
-        while (token := reader.next()) is not None and token.isdigit():
+        while (token := tokens.next()) is not None and token.isdigit():
             digits.append(token)
         if token is not None:
-            reader.back()
+            tokens.back()
         return "".join(digits)
     if token is None or depth > _DEEPEST:
         return ""
     if token == "}":
-        reader.back()
+        tokens.back()
         return ""
     if token == "{":
-        return _written(reader, depth + 1).strip()
-    return _one(token, reader, depth + 1).strip()
+        return _written(tokens, depth + 1).strip()
+    return _one(token, tokens, depth + 1).strip()
 
 
 _MULTIPLE = re.compile(r"(\d) ?(?:\\text\{\s?)?(thousand|million|billion|trillion)\b\}?", re.IGNORECASE)
@@ -227,11 +227,11 @@ _AFTER_COMMAND = re.compile(r"(\\[A-Za-z]+)\s+(?=[^A-Za-z])")
 
 
 def _tidy(text: str) -> str:
-    """Blanks only where they separate words, numbers or commands."""
+    """Keep only spaces that separate words, numbers or commands."""
     text = re.sub(r"\s+", " ", text).strip()
     text = re.sub(r"(^|[(\[,{]\s?)\+\s?(?=[\d\\.(a-zA-Z])", r"\1", text)  # (3, +\infty)
     text = _MULTIPLE.sub(lambda found: rf"{found[1]}\cdot 10^{{{_ZEROS[found[2].lower()]}}}", text)
-    # `\pi r`, where the space ends the command, and `3 \pi` stay as they are; `( 1 , 2 )` becomes `(1,2)`.
+    # `\pi r`, where the space ends the command, and `3 \pi` are kept; `( 1 , 2 )` becomes `(1,2)`.
     return _AFTER_COMMAND.sub(r"\1", _MEANINGLESS_SPACE.sub("", text))
 
 
@@ -245,7 +245,7 @@ def without_text_commands(text: str) -> str:
 
 
 def split_outside(text: str, separators: re.Pattern[str]) -> list[str]:
-    """The parts of a text between separators that stand in no brackets or braces."""
+    """The parts of a text between separators outside of brackets and braces."""
     parts, start, depth = [], 0, 0
     position = 0
     while position < len(text):

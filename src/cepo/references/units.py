@@ -1,4 +1,4 @@
-"""Units of measurement behind a number, in words, symbols or LaTeX."""
+"""Units of measurement after a number, in words, symbols or LaTeX."""
 
 import re
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import Any
 
 from .notation import without_text_commands
 
-# Short names that count as units without a blank before them, and, of one letter, behind a number and a blank.
+# Abbreviations of units; single letters only after a space.
 _ABBREVIATIONS = frozenset(
     "mm cm dm km in ft yd mi kg mg lb lbs oz ml mL mph kph kmh hr hrs min sec ms rad deg Hz kHz kJ kW Pa mol".split()
 )
@@ -19,7 +19,7 @@ _SPELLED = {
 }
 _FILLERS = frozenset(
     "unit units the a an of each about long tall wide high and old away apart".split()
-)  # they add nothing to a number
+)  # words without meaning after a number
 _MATHEMATICS = frozenset(
     "or and if sin cos tan cot sec csc log ln exp max min mod pi sqrt gcd lcm inf is for where with when to pm am "
     "times base all factorial squared cubed hundred dozen score tenth tenths half halves third thirds quarter quarters "
@@ -40,8 +40,8 @@ class Unit:
     """A unit of measurement.
 
     Attributes:
-        dimensions: Base dimensions with their powers; a noun that is no unit, such as `apple`, is its own dimension.
-        size: In base units of these dimensions.
+        dimensions: Base dimensions with their powers. A noun that is no unit, such as `apple`, is a dimension itself.
+        size: Size in base units.
     """
 
     dimensions: tuple[tuple[str, Any], ...]
@@ -59,7 +59,7 @@ def _registry() -> Any:
 
 
 def split_unit(answer: str) -> tuple[str, Unit | None]:
-    """The value and the unit of an answer in `plain` spelling; the unit is None where there is none."""
+    """The value and the unit of an answer in `plain` spelling; None without a unit."""
     if answer.startswith(r"\dollar"):
         return answer.removeprefix(r"\dollar").strip(), _parse("dollar")
     if answer.startswith(r"-\dollar"):
@@ -83,7 +83,7 @@ _MARKS = {"'": "arcminute", "''": "arcsecond"}
 
 
 def sum_of_units(answer: str) -> tuple[str, Unit] | None:
-    """``1 hour 45 minutes`` and ``22^\\circ 30'`` in base units; None where an answer is no such sum."""
+    """``1 hour 45 minutes`` and ``22^\\circ 30'`` as one value; None for other answers."""
     text = without_text_commands(answer)
     summands = _SUMMAND.findall(text)
     if len(summands) < 2 or _SUMMAND.sub("", text):
@@ -110,7 +110,7 @@ def _is_value(value: str, rest: str) -> bool:
 
 
 def _only_units(rest: str, before: str) -> bool:
-    """Whether the words outside of ``\\text`` are units or nouns, rather than variables and functions."""
+    """Whether the words outside of ``\\text`` are units or nouns, not variables and functions."""
     bare = re.sub(r"\\text\{(?:[^{}]|\{[^{}]*\})*\}|\\degree\s?[CFK]?|\\cdot|\\Omega|\^\{-?\d\}", " ", rest)
     words = re.findall(r"[A-Za-z]+", bare)
     apart = before == " " or rest[0] in " \\/"
@@ -139,7 +139,7 @@ def _singular(word: str) -> str:
 
 @lru_cache(maxsize=1024)
 def _parse(text: str) -> Unit | None:
-    """The unit that a text names; None where it says no more than `units`."""
+    """The unit that a text names; None for a bare `units`."""
     from pint.errors import PintError
 
     text = re.sub(r"\([^()]*\)", " ", without_text_commands(text).replace(r"\degree", r" \degree "))

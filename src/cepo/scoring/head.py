@@ -1,4 +1,4 @@
-"""The LM head: how hidden states become log-probs, a chunk of positions at a time.
+"""The LM head: from hidden states to log-probs, in chunks of positions.
 
 Dimensions: N positions, H hidden width, V vocabulary.
 """
@@ -11,19 +11,19 @@ from transformers import PreTrainedModel
 
 from .shards import detached, whole_with_gradient
 
-# Positions whose distributions are held at a time.
+# Positions per chunk.
 CHUNK = 512
 
 
 @dataclass(frozen=True)
 class Head:
-    """How hidden states become logits.
+    """The LM head of a model.
 
     Attributes:
         weight: (V, H).
         bias: (V,), or None.
-        scale: Multiplies the logits.
-        softcap: Squeezes them into (-softcap, softcap), as Gemma does; None: not.
+        scale: Factor of the logits.
+        softcap: Soft cap of the logits, softcap * tanh(logits / softcap), as in Gemma; None: no cap.
     """
 
     weight: Tensor
@@ -33,7 +33,7 @@ class Head:
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> "Head":
-        """The head of a transformers model; sharded weights are gathered, by all processes together."""
+        """The head of a transformers model. Sharded weights are gathered, so all processes call it together."""
         layer, config = model.get_output_embeddings(), model.config.get_text_config()
         scale = next(
             (
@@ -44,17 +44,17 @@ class Head:
             None,
         )
         if scale is None and (scaling := getattr(config, "logits_scaling", None)) is not None:
-            # Granite and MiniCPM3 divide by it, HyperCLOVA X multiplies.
+            # Granite and MiniCPM3 divide by it, HyperCLOVA X multiplies by it.
             scale = scaling if config.model_type == "hyperclovax" else 1 / scaling
         softcap = getattr(config, "final_logit_softcapping", None)
         bias = None if layer.bias is None else whole_with_gradient(layer.bias)
         return cls(whole_with_gradient(layer.weight), bias, 1.0 if scale is None else scale, softcap)
 
     def detached(self, *, copied: bool = False) -> "Head":
-        """The same head without gradient, which stays what it is when the model's weights are exchanged.
+        """The head without gradient, unaffected by a later exchange of the model's weights.
 
         Args:
-            copied: Where they are exchanged by writing other values in their place.
+            copied: Copy the weights, where an exchange overwrites them in place.
         """
         bias = None if self.bias is None else detached(self.bias, copied=copied)
         return Head(detached(self.weight, copied=copied), bias, self.scale, self.softcap)
@@ -62,8 +62,9 @@ class Head:
     def log_probs(self, hidden: Tensor, temperature: float, *, rounded: bool = True) -> Tensor:
         """(N, V) log-probs [nats] of (N, H) hidden states.
 
-        In half precision the logits are rounded to it, as a model's own are; a logit of 20 then has steps of 1/8. Not
-        `rounded`, only what goes into the products is, at the cost of a copy of the head in float32.
+        In half precision the logits are rounded as a model's forward pass rounds them; near a logit of 20 the step is
+        1/8. With `rounded` False only the inputs of the matrix product are rounded, which needs a float32 copy of the
+        head.
         """
         if rounded:
             logits = torch.nn.functional.linear(hidden, self.weight, self.bias).float()
@@ -80,6 +81,6 @@ class Head:
 
 
 def sampled_log_probs(hidden: Tensor, head: Head, tokens: Tensor, temperature: float) -> Tensor:
-    """(N,) log-probs [nats] of the (N,) tokens, rounded as those are that TRL took when they were sampled."""
+    """(N,) log-probs [nats] of the (N,) tokens, with the rounding of TRL's log-probs."""
     parts = zip(hidden.split(CHUNK), tokens.split(CHUNK), strict=True)
     return torch.cat([head.log_probs(h, temperature).gather(-1, t.unsqueeze(-1)).squeeze(-1) for h, t in parts])

@@ -1,12 +1,13 @@
-"""The one pipeline: groups -> references -> contexts -> hints -> log-probs -> evidence. Training, `cepo explain` and
-loops of your own all take this way; a method's placement then makes token advantages of the evidence.
+"""From groups to token advantages: references -> hints -> log-probs -> evidence -> token advantages.
 
-Dimensions: N rollouts of all groups together, C contexts, T completion tokens.
+Training, `cepo explain` and custom training loops share this pipeline.
+
+Dimensions: C contexts, N rollouts of all groups on this process, T completion tokens.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from random import Random
 from typing import Any
 
@@ -17,50 +18,32 @@ from transformers import PreTrainedModel, ProcessorMixin
 from ..methods.method import MethodOptions
 from ..methods.stages import OTHER_MODEL, STUDENT, Context, Evidence, LabeledGroup, StageContext, TokenValues
 from ..methods.token_advantages import CreditInputs, TokenAdvantages
-from ..references.groups import Group, Ids, References, Rollout
-from ..references.hint_content import Part
+from ..references.groups import Group, Ids, References
 from ..references.hints import add_hint
 from .forward import Scorer, ScoringModel
 from .prompts import PromptEncoder, cut_text, token_texts
-from .requests import Prompt, text_length
-from .score import Completions, LogProbs, score_contexts
+from .requests import Prompt, Request, text_length
+
+# (prompts, requests) -> log-probs [nats] of each request's completion: a `Scorer`'s, or another engine's.
+LogProbs = Callable[[Sequence[Prompt], Sequence[Request]], list[Tensor]]
+# Log-probs [nats] of one rollout's T tokens under each of its contexts.
+ContextLogProbs = dict[Context, Tensor]
 
 VERDICTS = {True: 1.0, False: -1.0, None: 0.0}
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a method asks of the rollouts of some groups.
+class ScoredBatch:
+    """The N rollouts of some groups, scored for one method.
 
     Attributes:
-        references: Of each of the N rollouts.
-        contexts: Of each, hints as they are read; an empty list: it is not read.
+        references: References of each rollout.
+        contexts: Contexts of each rollout, hints filled in; an empty list: the rollout is not scored.
+        evidence: Evidence of the rollouts.
     """
 
     references: list[References]
     contexts: list[list[Context]]
-
-
-@dataclass(frozen=True)
-class Read:
-    """The rollouts of some groups, read in the contexts of a plan.
-
-    Attributes:
-        plan: The plan.
-        logps: (C, N, T) log-probs of the rollouts' tokens [nats]; anything where not `present`.
-        present: (C, N) bool, which contexts a rollout has.
-    """
-
-    plan: Plan
-    logps: Tensor
-    present: Tensor
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a method found of the rollouts of some groups."""
-
-    plan: Plan
     evidence: Evidence
 
 
@@ -69,11 +52,11 @@ class Pipeline:
     """From groups to evidence.
 
     Attributes:
-        encoder: Makes the prompts with hints.
-        log_probs: Makes the policy's forward passes.
-        teacher_log_probs: Makes those of teachers with other weights; None: the policy is its own teacher.
-        other_log_probs: Makes those of another model, for methods that need one.
-        seed: Of what methods draw; a group draws the same on every process, whichever group came before it.
+        encoder: Encodes prompts with hints.
+        log_probs: Forward passes of the policy.
+        teacher_log_probs: Forward passes of teachers with other weights; None: the policy is the teacher.
+        other_log_probs: Forward passes of another model, for methods that need one.
+        seed: Seed of what methods draw. A group's draw depends on the seed and `Group.number` alone.
     """
 
     encoder: PromptEncoder
@@ -92,51 +75,58 @@ class Pipeline:
         temperature: float = 1.0,
         **template_options: Any,
     ) -> "Pipeline":
-        """For a model that no trainer holds. Its mode is the caller's, see `evaluating`.
+        """The pipeline of a model outside a trainer. Wrap calls in `evaluating(model)`.
 
         Args:
             model: A transformers model.
-            processing_class: Its tokenizer, or its processor if it reads images.
-            max_tokens: The most tokens of a forward pass, padding included.
-            temperature: Of the distributions; training has that of sampling.
+            processing_class: Tokenizer, or processor of a vision-language model.
+            max_tokens: Maximum tokens of a forward pass, padding included.
+            temperature: Temperature of the distributions; training uses the sampling temperature.
             template_options: Further arguments of the chat template.
         """
         encoder = PromptEncoder(processing_class, isinstance(processing_class, ProcessorMixin), template_options)
-        return cls(
-            encoder,
-            partial(Scorer(ScoringModel(model, model, temperature=temperature)).log_probs, max_tokens=max_tokens),
-        )
+        scorer = Scorer(ScoringModel(model, model, temperature=temperature))
+        return cls(encoder, partial(scorer.log_probs, max_tokens=max_tokens))
 
-    def plan(self, options: MethodOptions, groups: Sequence[Group], wanted: Sequence[bool] | None = None) -> Plan:
-        """References and contexts of the groups' rollouts.
+    def plan(
+        self, options: MethodOptions, groups: Sequence[Group], scored: Sequence[bool] | None = None
+    ) -> tuple[list[References], list[list[Context]]]:
+        """References and contexts of each of the N rollouts.
 
         Args:
-            options: Of the method.
+            options: Options of the method.
             groups: The groups.
-            wanted: For each rollout, whether it is to be read; None: all are.
+            scored: For each rollout, whether it gets contexts; None: all rollouts do.
         """
         method = options.method_spec
-        if method.contexts is None:
-            everyone = [References("", ())] * sum(len(group.rollouts) for group in groups)
-            return Plan(everyone, [[] for _ in everyone])
         references: list[References] = []
         for group in groups:
-            tools = StageContext(self._cut, Random(f"{self.seed}:{group.number}"))
-            of_group = method.references(group.attempts, group.solution, options, tools)
-            references += of_group[group.first : group.first + len(group.rollouts)]
-        kept = [True] * len(references) if wanted is None else wanted
-        contexts = [
-            [options.hint(c) if isinstance(c, str) else c for c in method.contexts(reference, options)] if keep else []
-            for reference, keep in zip(references, kept, strict=True)
-        ]
-        return Plan(references, contexts)
+            if method.contexts is None:
+                references += [References("", ())] * len(group.local)
+                continue
+            tools = StageContext(
+                partial(cut_text, self.encoder.processing_class), Random(f"{self.seed}:{group.number}")
+            )
+            chosen = method.references(group.rollouts, group.solution, options, tools)
+            references += [one for one, rollout in zip(chosen, group.rollouts, strict=True) if rollout.local]
 
-    def hinted(self, groups: Sequence[Group], prompts: Sequence[Prompt]) -> Callable[[int, str], Ids]:
-        """Makes the token ids of a prompt with a hint: (index of the group, hint) -> ids."""
+        def contexts_of(row: int) -> list[Context]:
+            if method.contexts is None or (scored is not None and not scored[row]):
+                return []
+            contexts = method.contexts(references[row], options)
+            return [options.hint(context) if isinstance(context, str) else context for context in contexts]
 
-        def ids(index: int, hint: str) -> Ids:
+        return references, [contexts_of(row) for row in range(len(references))]
+
+    def context_ids(self, groups: Sequence[Group], prompts: Sequence[Prompt]) -> Callable[[int, Context], Ids]:
+        """Token ids of a prompt in a context: (index of the group, context) -> ids, cached."""
+
+        @cache
+        def ids(index: int, context: Context) -> Ids:
+            if not isinstance(context, str):
+                return prompts[index].ids
             messages = groups[index].messages
-            return self.encoder.with_hint(prompts[index], messages, add_hint(messages, hint))
+            return self.encoder.with_hint(prompts[index], messages, add_hint(messages, context))
 
         return ids
 
@@ -145,184 +135,182 @@ class Pipeline:
         all_options: Sequence[MethodOptions],
         groups: Sequence[Group],
         prompts: Sequence[Prompt],
-        completions: Completions,
         *,
-        wanted: Sequence[bool] | None = None,
+        scored: Sequence[bool] | None = None,
         student: Tensor | None = None,
-    ) -> list[Found]:
-        """Evidence of the groups' rollouts under each of several methods; a context that several ask for is read once.
+        width: int | None = None,
+        device: torch.device | str = "cpu",
+    ) -> list[ScoredBatch]:
+        """Evidence of the groups' rollouts for each of several methods, which share their scoring passes.
 
         Args:
-            all_options: Of each method.
+            all_options: Options of each method.
             groups: The groups.
-            prompts: Their prompts as the student read them.
-            completions: Of the N rollouts, in the order of the groups.
-            wanted: For each rollout, whether methods with teachers read it; None: all are.
-            student: (N, T) log P_S [nats] where it is known already.
+            prompts: The prompts of the groups, as the student saw them.
+            scored: For each rollout, whether methods with teachers score it; None: all rollouts.
+            student: (N, T) log P_S [nats] if already known.
+            width: T; None: the length of the longest rollout.
+            device: Device of the evidence.
         """
-        plans = [self.plan(options, groups, wanted) for options in all_options]
-        reads = self.read(plans, groups, prompts, completions, student)
-        return [
-            Found(read.plan, self.evidence(options, read, groups, prompts, completions))
-            for options, read in zip(all_options, reads, strict=True)
+        plans = [self.plan(options, groups, scored) for options in all_options]
+        contexts = [
+            list(dict.fromkeys(context for of_method in of_methods for context in of_method))
+            for of_methods in zip(*(contexts for _, contexts in plans), strict=True)
         ]
+        logps = self.score(contexts, groups, prompts, student)
+        shape = (len(logps), _width(groups) if width is None else width)
+        results = []
+        for options, (references, of_method) in zip(all_options, plans, strict=True):
+            method = options.method_spec
+            if method.token_values is not None:
+                evidence = self._labeled(options, method.token_values, groups, prompts, shape, device)
+            elif method.contexts is None and method.changes_advantages:
+                evidence = no_evidence(shape, device)
+            else:
+                evidence = method.evidence(*_tabulate(of_method, logps, shape, device))
+            results.append(ScoredBatch(references, of_method, evidence))
+        return results
 
-    def student(self, groups: Sequence[Group], prompts: Sequence[Prompt], completions: Completions) -> Tensor:
-        """(N, T) log P_S of the rollouts [nats]."""
-        plan = Plan([], [[STUDENT]] * len(completions.prompts))
-        (read,) = self.read([plan], groups, prompts, completions, None)
-        return read.logps[0]
+    def student_log_probs(self, groups: Sequence[Group], prompts: Sequence[Prompt]) -> Tensor:
+        """(N, T) log P_S of the groups' rollouts [nats]."""
+        contexts: list[list[Context]] = [[STUDENT] for group in groups for _ in group.local]
+        logps = self.score(contexts, groups, prompts)
+        return _tabulate(contexts, logps, (len(logps), _width(groups)), "cpu")[0][0]
 
-    def read(
+    def score(
         self,
-        plans: Sequence[Plan],
+        contexts: Sequence[Sequence[Context]],
         groups: Sequence[Group],
         prompts: Sequence[Prompt],
-        completions: Completions,
-        student: Tensor | None,
-    ) -> list[Read]:
-        """The rollouts under the contexts of each plan; a context that several ask for is read once.
+        student: Tensor | None = None,
+    ) -> list[ContextLogProbs]:
+        """Log-probs of each rollout's sampled tokens under each of its contexts. Equal requests are run once.
 
         Args:
-            plans: Of each method.
-            groups, prompts, completions, student: As for `find_evidence`.
+            contexts: For each of the N rollouts its contexts.
+            groups: The groups.
+            prompts: The prompts of the groups.
+            student: (N, T) log P_S [nats] if already known.
+
+        Returns:
+            For each rollout the (T,) log-probs [nats] by context. A rollout without tokens has none.
         """
-        rows = range(len(completions.prompts))
-        everyone = [list(dict.fromkeys(c for plan in plans for c in plan.contexts[row])) for row in rows]
-        # P_S is the policy's, whoever teaches. A reader makes its passes even if it has nothing to read here: other
-        # processes may have, and they go together.
-        teaches = self.teacher_log_probs is not None
-        readers = [
-            (self.log_probs, lambda c: c is STUDENT or (not teaches and isinstance(c, str)), student),
-            (self.teacher_log_probs, lambda c: isinstance(c, str), None),
-            (self.other_log_probs, lambda c: c is OTHER_MODEL, None),
-        ]
-        tables: list[Tensor] = []
-        places: list[dict[Context, int]] = [{} for _ in everyone]
-        for log_probs, reads, known in readers:
-            if log_probs is None:
-                continue
-            own = [[context for context in contexts if reads(context)] for contexts in everyone]
-            found, _ = score_contexts(
-                own, completions, prompts, hinted=self.hinted(groups, prompts), log_probs=log_probs, student=known
-            )
-            for place, contexts in zip(places, own, strict=True):
-                place |= {context: sum(map(len, tables)) + index for index, context in enumerate(contexts)}
-            tables.append(found)
-        logps = torch.cat(tables) if len(tables) > 1 else tables[0]
-        return [_select(logps, plan, places) for plan in plans]
+        rollouts = [(index, rollout.ids) for index, group in enumerate(groups) for rollout in group.local]
+        ids_of = self.context_ids(groups, prompts)
+        found: list[ContextLogProbs] = [{} for _ in rollouts]
+        if student is not None:
+            for row, (_, ids) in enumerate(rollouts):
+                if STUDENT in contexts[row]:
+                    found[row][STUDENT] = student[row, : len(ids)]
+        for log_probs, serves in self._scorers():
+            requests = {
+                (row, context): Request(index, ids_of(index, context), ids)
+                for row, (index, ids) in enumerate(rollouts)
+                for context in contexts[row]
+                if ids and serves(context) and context not in found[row]
+            }
+            unique = list(dict.fromkeys(requests.values()))
+            # A scorer is called without requests as well: other processes may have some, and they run passes together.
+            results = dict(zip(unique, log_probs(prompts, unique), strict=True))
+            for (row, context), request in requests.items():
+                found[row][context] = results[request]
+        return found
 
-    def evidence(
+    def _scorers(self) -> list[tuple[LogProbs, Callable[[Context], bool]]]:
+        """Forward passes and the contexts that they score. P_S is always scored by the policy."""
+        is_hint, is_other = (lambda c: isinstance(c, str)), (lambda c: c is OTHER_MODEL)
+        policy = (lambda c: c is STUDENT or is_hint(c)) if self.teacher_log_probs is None else lambda c: c is STUDENT
+        scorers = [(self.log_probs, policy), (self.teacher_log_probs, is_hint), (self.other_log_probs, is_other)]
+        return [(log_probs, serves) for log_probs, serves in scorers if log_probs is not None]
+
+    def _labeled(
         self,
         options: MethodOptions,
-        read: Read,
+        token_values: TokenValues,
         groups: Sequence[Group],
         prompts: Sequence[Prompt],
-        completions: Completions,
+        shape: tuple[int, int],
+        device: torch.device | str,
     ) -> Evidence:
-        """What a method makes of what was read for it."""
-        method = options.method_spec
-        if method.token_values is not None:
-            return self._labelled(options, method.token_values, groups, prompts, completions)
-        if method.changes_advantages and not method.needs_teachers:
-            return no_evidence(completions.completion_ids)
-        return method.evidence(read.logps, read.present)
-
-    def _labelled(
-        self,
-        options: MethodOptions,
-        labels: TokenValues,
-        groups: Sequence[Group],
-        prompts: Sequence[Prompt],
-        completions: Completions,
-    ) -> Evidence:
-        """Evidence by what is known of the tokens."""
-        values = torch.zeros(completions.completion_ids.shape, dtype=torch.float32)
+        """Evidence from token labels."""
+        values = torch.zeros(shape)
         row = 0
         for group, prompt in zip(groups, prompts, strict=True):
             texts = [token_texts(self.encoder.processing_class, rollout.ids) for rollout in group.rollouts]
             advantages = [rollout.advantage for rollout in group.rollouts]
-            known = LabeledGroup(group.row, texts, group.attempts, advantages, text_length(prompt))
-            for place, found in enumerate(labels(known, options)):
-                if len(found) > len(texts[place]):
+            labeled = LabeledGroup(group.row, texts, group.rollouts, advantages, text_length(prompt))
+            for tokens, found in zip(texts, token_values(labeled, options), strict=True):
+                if len(found) > len(tokens):
                     raise ValueError(
-                        f"method {options.method}: labels gave {len(found)} numbers for a rollout of "
-                        f"{len(texts[place])} tokens"
+                        f"method {options.method}: token_values returned {len(found)} values for a rollout of "
+                        f"{len(tokens)} tokens"
                     )
-                values[row + place, : len(found)] = torch.tensor(found, dtype=torch.float32)
-            row += len(group.rollouts)
-        unread = no_evidence(completions.completion_ids)
-        return replace(unread, values=values.to(unread.values))
-
-    def _cut(self, text: str, part: Part, tokens: int) -> str:
-        return cut_text(self.encoder.processing_class, text, part, tokens)
+                values[row, : len(found)] = torch.tensor(found)
+                row += 1
+        return replace(no_evidence(shape, device), values=values.to(device))
 
 
-def _select(logps: Tensor, plan: Plan, places: list[dict[Context, int]]) -> Read:
-    """What one plan asks for; C is at least 2."""
-    count = max(2, *map(len, plan.contexts))
-    rows = [[place[context] for context in contexts] for contexts, place in zip(plan.contexts, places, strict=True)]
-    source = torch.tensor([row + [0] * (count - len(row)) for row in rows], device=logps.device).T
-    present = torch.tensor([[position < len(row) for row in rows] for position in range(count)])
-    picked = logps.gather(0, source.unsqueeze(-1).expand(-1, -1, logps.shape[-1]))
-    return Read(plan, picked, present.to(logps.device))
+def _width(groups: Sequence[Group]) -> int:
+    """T, the length of the longest rollout; at least 1, since truncated rollouts may be masked to no token."""
+    return max([1, *(len(rollout.ids) for group in groups for rollout in group.local)])
 
 
-def no_evidence(completion_ids: Tensor) -> Evidence:
-    """For a method that asks nothing of the (N, T) tokens: 0, and every rollout counts as scored."""
-    nothing = torch.zeros_like(completion_ids, dtype=torch.bool)
-    return Evidence(nothing.float(), nothing, torch.ones_like(nothing[:, 0]))
+def _tabulate(
+    contexts: Sequence[Sequence[Context]],
+    logps: Sequence[ContextLogProbs],
+    shape: tuple[int, int],
+    device: torch.device | str,
+) -> tuple[Tensor, Tensor]:
+    """(C, N, T) log-probs, NaN without a context, and (C, N) bool, whether a rollout has it; C is at least 2."""
+    count = max([2, *map(len, contexts)])
+    table = torch.full((count, *shape), torch.nan, device=device)
+    present = torch.zeros(count, shape[0], dtype=torch.bool)
+    for row, of_row in enumerate(contexts):
+        for position, context in enumerate(of_row):
+            present[position, row] = True
+            table[position, row] = 0.0
+            if (values := logps[row].get(context)) is not None:
+                table[position, row, : len(values)] = values
+    return table, present.to(device)
+
+
+def no_evidence(shape: tuple[int, ...], device: torch.device | str = "cpu") -> Evidence:
+    """Evidence of a method without teachers: 0 at all (N, T) tokens, and every rollout counts as scored."""
+    values = torch.zeros(shape, device=device)
+    scored = torch.ones(shape[0], dtype=torch.bool, device=device)
+    return Evidence(values, torch.zeros_like(values, dtype=torch.bool), scored)
 
 
 def advantages_of(groups: Sequence[Group]) -> Tensor:
     """(N,) GRPO's advantages of the groups' rollouts."""
-    return torch.tensor([rollout.advantage for group in groups for rollout in group.rollouts])
+    return torch.tensor([rollout.advantage for group in groups for rollout in group.local])
 
 
 def verdicts_of(groups: Sequence[Group]) -> Tensor:
-    """(N,) the verifier's word on the groups' rollouts: 1 right, -1 wrong, 0 none."""
-    return torch.tensor(
-        [
-            VERDICTS[attempt.correct]
-            for group in groups
-            for attempt in group.attempts[group.first : group.first + len(group.rollouts)]
-        ]
-    )
+    """(N,) verdicts on the groups' rollouts: 1 correct, -1 incorrect, 0 without a verdict."""
+    return torch.tensor([VERDICTS[rollout.correct] for group in groups for rollout in group.local])
 
 
-def completions_of(groups: Sequence[Group], *, trained_only: bool = False) -> Completions:
-    """The groups' rollouts as tensors: of every token, or of the trained ones, the log-probs are wanted."""
-    rollouts: list[Rollout] = [rollout for group in groups for rollout in group.rollouts]
-    # One column at least: where every rollout was cut off, and is masked for that, there is no token at all.
-    width = max([1, *(len(rollout.ids) for rollout in rollouts)])
-    ids = torch.zeros(len(rollouts), width, dtype=torch.long)
-    wanted = torch.zeros(len(rollouts), width, dtype=torch.bool)
-    for row, rollout in enumerate(rollouts):
-        length = len(rollout.ids)
-        ids[row, :length] = torch.tensor(rollout.ids)
-        trained = torch.tensor(rollout.trained) if trained_only and rollout.trained is not None else True
-        wanted[row, :length] = trained
-    owners = [index for index, group in enumerate(groups) for _ in group.rollouts]
-    return Completions(ids, wanted, owners)
-
-
-def place(found: Found, options: MethodOptions, groups: Sequence[Group], mask: Tensor, step: int) -> TokenAdvantages:
-    """Token advantages of the groups' rollouts at an optimiser step.
+def assign_credit(evidence: Evidence, options: MethodOptions, groups: Sequence[Group], step: int) -> TokenAdvantages:
+    """Token advantages of the groups' rollouts.
 
     Args:
-        found: What the method found of them.
-        options: Of the method.
+        evidence: (N, T) evidence of the rollouts.
+        options: Options of the method.
         groups: The groups.
-        mask: (N, T) bool, the completion tokens that are trained on.
-        step: Optimiser steps done so far.
+        step: Optimizer steps done so far.
     """
-    values = found.evidence.values
+    device = evidence.values.device
+    mask = torch.zeros_like(evidence.unscorable)
+    for row, rollout in enumerate(rollout for group in groups for rollout in group.local):
+        length = len(rollout.ids)
+        mask[row, :length] = True if rollout.trained is None else torch.tensor(rollout.trained, device=device)
     inputs = CreditInputs(
-        advantages_of(groups).to(values.device),
-        values.masked_fill(~mask, 0.0),
+        advantages_of(groups).to(device),
+        evidence.values.masked_fill(~mask, 0.0),
         mask,
-        found.evidence.scored,
-        verdicts_of(groups).to(values.device),
-        found.evidence.unscorable,
+        evidence.scored,
+        verdicts_of(groups).to(device),
+        evidence.unscorable,
     )
     return options.method_spec.token_advantages(inputs, options, step)

@@ -1,4 +1,4 @@
-"""Token ids of prompts, with and without hints, through the model's own chat template, as TRL makes the student's."""
+"""Token ids of prompts with and without hints, by the model's chat template, equal to those of TRL."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -15,24 +15,24 @@ from .requests import TOKEN_TYPES, Prompt, common_length, end_of_images
 
 
 def with_parts(messages: Messages, images: Sequence[Any] = ()) -> Messages:
-    """A conversation in typed parts, its images in place, as TRL's `prepare_multimodal_messages` has it.
+    """A conversation in typed parts with its images in place, equal to TRL's `prepare_multimodal_messages`.
 
-    Images go to the placeholders, in their order; where there are none, before the text of the first user turn.
+    Images fill the placeholders in order. Without placeholders they go before the text of the first user turn.
 
     Args:
         messages: Conversation whose `content` is text or a list of typed parts.
-        images: Those that the conversation does not hold yet.
+        images: Images that are not yet in the conversation.
 
     Raises:
-        ValueError: If there are not as many placeholders as images.
+        ValueError: If the numbers of placeholders and images differ.
     """
-    waiting, typed, placed = list(images), [], False
+    remaining, typed, placed = list(images), [], False
     for message in messages:
         content = message.get("content")
         if isinstance(content, str):
-            places = [{"type": "image"} for _ in images] if message["role"] == "user" and not placed else []
+            placeholders = [{"type": "image"} for _ in images] if message["role"] == "user" and not placed else []
             placed = placed or message["role"] == "user"
-            content = [*places, {"type": "text", "text": content}]
+            content = [*placeholders, {"type": "text", "text": content}]
         typed.append({**message, "content": content} if "content" in message else message)
 
     def empty(part: dict[str, Any]) -> bool:
@@ -40,22 +40,23 @@ def with_parts(messages: Messages, images: Sequence[Any] = ()) -> Messages:
 
     turns = [message for message in typed if message.get("content") and message["role"] != "tool"]
     count = sum(empty(part) for message in turns for part in message["content"])
-    if count != len(waiting):
-        raise ValueError(f"a conversation has {count} places for images, and {len(waiting)} images were given")
+    if count != len(remaining):
+        raise ValueError(f"a conversation has {count} image placeholders, got {len(remaining)} images")
     for message in turns:
-        message["content"] = [{**part, "image": waiting.pop(0)} if empty(part) else part for part in message["content"]]
+        parts = message["content"]
+        message["content"] = [{**part, "image": remaining.pop(0)} if empty(part) else part for part in parts]
     return typed
 
 
 def special_tokens(processing_class: Any) -> list[str]:
-    """The special tokens of a model, those of images and turns among them, longest first."""
+    """All special tokens of a tokenizer, including those for images and turns, longest first."""
     tokenizer = tokenizer_of(processing_class)
     added = [token.content for token in getattr(tokenizer, "added_tokens_decoder", {}).values() if token.special]
     return sorted({*tokenizer.all_special_tokens, *added}, key=lambda token: (-len(token), token))
 
 
 def with_texts(messages: Messages, change: Callable[[str], str]) -> Messages:
-    """A conversation whose texts are changed."""
+    """A conversation with a function applied to its texts."""
 
     def changed(content: Any) -> Any:
         if isinstance(content, str):
@@ -67,13 +68,13 @@ def with_texts(messages: Messages, change: Callable[[str], str]) -> Messages:
 
 
 def without_marks(text: str) -> str:
-    """A hint for a processor that tokenises whole conversations: a blank breaks each special token in an answer."""
+    """A hint for a processor that tokenizes whole conversations: a space splits each special token of an answer."""
     return text.replace(MARK, " ")
 
 
 @dataclass(frozen=True)
 class PromptEncoder:
-    """Token ids of a prompt with a hint, through the model's own chat template, exactly as TRL makes the student's.
+    """Encodes prompts with hints by the model's chat template, with the token ids of TRL.
 
     Attributes:
         processing_class: Tokenizer, or processor of a vision-language model.
@@ -86,7 +87,7 @@ class PromptEncoder:
     options: dict[str, Any] = field(default_factory=dict)
 
     def prompt(self, messages: Messages) -> Prompt:
-        """A conversation as the model reads it, for rollouts that no trainer sampled."""
+        """The prompt of a conversation, for rollouts sampled outside a trainer."""
         encoded = self._encoded(messages, return_tensors="pt")
         fields = {name: value for name, value in encoded.items() if name not in ("input_ids", "attention_mask")}
         ids = tuple(encoded["input_ids"][0].tolist())
@@ -97,10 +98,10 @@ class PromptEncoder:
         return Prompt(ids, fields, token_types, end_of_images(ids, token_types.values(), image_token))
 
     def with_hint(self, prompt: Prompt, plain: Messages, hinted: Messages) -> Ids:
-        """Token ids of `hinted`, given the `prompt` that `plain` became.
+        """Token ids of the conversation `hinted`, given the `prompt` of the conversation `plain`.
 
-        Images cost the processor far more than text, so the text alone is tokenised and grafted onto the prompt: what
-        the two conversations share is the prompt's, images expanded.
+        Only text is tokenized again, since processing images is slow: the hinted conversation's text after the common
+        prefix replaces the end of the prompt, whose images are expanded.
 
         Raises:
             ValueError: If an image follows the hint.
@@ -110,17 +111,17 @@ class PromptEncoder:
         tail = before[shared:]
         if tail and prompt.ids[-len(tail) :] == tail:
             ids = prompt.ids[: -len(tail)] + after[shared:]
-        else:  # the template or the tokenizer treats text apart from images in another way than together with them
+        else:  # the text alone is tokenized differently from the text with images
             ids = tuple(self._encoded(with_texts(hinted, without_marks))["input_ids"][0])
         if ids[: prompt.images_end] != prompt.ids[: prompt.images_end]:
             raise ValueError(
-                "a prompt has an image after its last user turn's text, where the hint stands; put images first, or "
-                "use method='grpo'"
+                "a prompt has an image after the text of its last user turn, where the hint is added; put images "
+                "first, or use method='grpo'"
             )
         return ids
 
     def _text_ids(self, messages: Messages) -> Ids:
-        """Token ids with one placeholder for each image."""
+        """Token ids with one placeholder per image."""
         tokenizer = tokenizer_of(self.processing_class)
         text = self.processing_class.apply_chat_template(
             self._typed(messages), add_generation_prompt=True, tokenize=False, **self.options
@@ -130,7 +131,7 @@ class PromptEncoder:
         marked = {token[0] + MARK + token[1:]: token for token in special_tokens(tokenizer)}
         ids: list[int] = []
         for piece in re.split(f"({'|'.join(map(re.escape, marked))})", text):
-            if piece in marked:  # a special token in an answer is text
+            if piece in marked:  # tokenize as text
                 ids += tokenizer(marked[piece], add_special_tokens=False, split_special_tokens=True)["input_ids"]
             elif piece:
                 ids += tokenizer(piece.replace(MARK, ""), add_special_tokens=False)["input_ids"]
@@ -151,7 +152,7 @@ class PromptEncoder:
 
 
 def thinking_opening(processing_class: Any, options: dict[str, Any]) -> str:
-    """The delimiter with which the chat template opens the thinking of every completion; "" where it does not.
+    """The thinking delimiter with which the chat template starts every completion, or "".
 
     Args:
         processing_class: Tokenizer or processor.
@@ -169,13 +170,13 @@ def thinking_opening(processing_class: Any, options: dict[str, Any]) -> str:
 
 
 def left_padding(processing_class: Any) -> dict[str, Any]:
-    """Arguments of `apply_chat_template` that pad a batch on the left, for tokenizers and for processors."""
+    """Arguments of `apply_chat_template` that pad on the left."""
     padding = {"padding": True, "padding_side": "left"}
     return {"processor_kwargs": padding} if isinstance(processing_class, ProcessorMixin) else padding
 
 
 def tokenizer_of(processing_class: Any) -> Any:
-    """The tokenizer, of a processor its own."""
+    """The tokenizer, or the tokenizer of a processor."""
     return getattr(processing_class, "tokenizer", processing_class)
 
 
@@ -185,7 +186,9 @@ def text_of(processing_class: Any, ids: Ids) -> str:
 
 
 def token_texts(processing_class: Any, ids: Ids) -> list[str]:
-    """The text that each token adds. A character cut into several tokens stands with its last one."""
+    """The text that each token adds. A character of several tokens belongs to the last of them."""
+    if not ids:
+        return []
     tokenizer = tokenizer_of(processing_class)
     beginnings = tokenizer.batch_decode([list(ids[:end]) for end in range(1, len(ids) + 1)], skip_special_tokens=False)
     texts, seen = [], ""
@@ -197,7 +200,7 @@ def token_texts(processing_class: Any, ids: Ids) -> list[str]:
 
 
 def cut_text(processing_class: Any, text: str, part: Part, tokens: int) -> str:
-    """The first or the last tokens of a text."""
+    """The first tokens (``prefix``) or last tokens (``suffix``) of a text."""
     tokenizer = tokenizer_of(processing_class)
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
     return tokenizer.decode(ids[:tokens] if part == "prefix" else ids[-tokens:])

@@ -1,8 +1,8 @@
-"""Where the part of each weight lies that a process holds: whole, or a shard of FSDP2's or of DeepSpeed's ZeRO-3.
+"""Weight layouts: whole weights, shards of FSDP2, shards of DeepSpeed's ZeRO-3.
 
-Teachers whose weights differ from the policy's read with the policy's model, into which their values are put for the
-time. Both engines gather weights before they use them and may keep what they gathered; so after any change of values
-it is dropped, or the next pass would read the values of before.
+Teachers with other weights than the policy run in the policy's model, with their values swapped in. FSDP2 and ZeRO-3
+gather weights before use and may keep the gathered values; so gathered values are dropped after a swap, or the next
+pass would use stale ones.
 """
 
 from collections.abc import Iterator, Mapping
@@ -19,28 +19,28 @@ class WholeWeights:
     """Every process holds every weight: one process, DDP, ZeRO-1 and ZeRO-2."""
 
     def local(self, parameter: nn.Parameter) -> Tensor:
-        """The values that this process holds, sharing their memory with the parameter."""
+        """This process's part of a parameter; shares the parameter's memory."""
         return parameter.data
 
     def gathered(self, parameter: nn.Parameter, local: Tensor) -> Tensor:  # noqa: ARG002
-        """The whole of what every process holds of a tensor shaped like a parameter. All processes call it together."""
+        """A whole tensor from its local parts, which have the parameter's layout. All processes call it together."""
         return local
 
     def part(self, parameter: nn.Parameter, whole: Tensor) -> Tensor:  # noqa: ARG002
-        """What this process holds of it."""
+        """This process's part of a whole tensor."""
         return whole
 
     def before_pass(self, kind: str) -> None:
-        """Called before a pass for `completions`, or for a `cache`."""
+        """Called before a pass over `completions`, or for a `cache`."""
 
     @contextmanager
     def all_gathered(self) -> Iterator[None]:
-        """Every weight whole on every process, for passes that processes do not make together."""
+        """Gather every weight on every process, for passes that processes run independently."""
         yield
 
     @contextmanager
     def exchanged(self, values: Mapping[nn.Parameter, Tensor]) -> Iterator[None]:
-        """The parameters with other local values, and then with their own again."""
+        """Swap other local values into parameters."""
         live = {parameter: parameter.data for parameter in values}
         try:
             for parameter, value in values.items():
@@ -52,7 +52,7 @@ class WholeWeights:
 
 
 class _Shards(WholeWeights):
-    """Values are written in place: the engines hold pointers to them."""
+    """Values are overwritten in place, since the engines hold pointers to them."""
 
     def drop_gathered(self) -> None:
         raise NotImplementedError
@@ -78,7 +78,7 @@ class FSDPShards(_Shards):
     """FSDP2: parameters are DTensors.
 
     Args:
-        model: As FSDP2 left it.
+        model: The model, wrapped by FSDP2.
     """
 
     def __init__(self, model: nn.Module):
@@ -101,14 +101,14 @@ class FSDPShards(_Shards):
         return distribute_tensor(whole, parameter.device_mesh, parameter.placements, src_data_rank=None).to_local()
 
     def _groups(self) -> list[Any]:
-        """The units of weights that FSDP gathers together."""
+        """The parameter groups that FSDP gathers together."""
         states = [module._get_fsdp_state() for module in self._model.modules() if isinstance(module, FSDPModule)]
         return list({id(s._fsdp_param_group): s._fsdp_param_group for s in states if s._fsdp_param_group}.values())
 
     @contextmanager
     def all_gathered(self) -> Iterator[None]:
         assert isinstance(self._model, FSDPModule)
-        self._model._get_fsdp_state()._lazy_init()  # as the first forward pass does
+        self._model._get_fsdp_state()._lazy_init()  # done by the first forward pass otherwise
         groups = self._groups()
         sharded = [group for group in groups if not group.is_unsharded]
         after_forward = [group.post_forward_mesh_info for group in groups]
@@ -117,7 +117,7 @@ class FSDPShards(_Shards):
         for group in sharded:
             group.unshard()
             group.wait_for_unshard()
-        # Transformers' trainer has wrapped it into a forward pass, after which the outermost unit would be laid off.
+        # Transformers' trainer wraps `generate` in a forward pass, which would reshard the outermost unit.
         generate = vars(self._model).pop("generate", None)
         try:
             yield
@@ -127,20 +127,20 @@ class FSDPShards(_Shards):
             for group, info in zip(groups, after_forward, strict=True):
                 group.post_forward_mesh_info = info
             for group in sharded:
-                # The others stay gathered until the backward pass, and the next forward pass may take them to be there.
+                # The other groups stay gathered until the backward pass; the next forward pass may rely on it.
                 if group.post_forward_mesh_info is not None:
                     group._to_sharded()
 
     def drop_gathered(self) -> None:
-        # `FSDPModule.reshard` does nothing for a unit that stays gathered after the forward pass, as the one with
-        # embedding and head does.
+        # `FSDPModule.reshard` does nothing for a group that stays gathered after the forward pass, such as the group of
+        # embedding and head.
         self._dropped = [group for group in self._groups() if group.is_unsharded]
         for group in self._dropped:
             group._to_sharded()
 
     def _write(self, values: Mapping[nn.Parameter, Tensor]) -> None:
         super()._write(values)
-        # Nor is it gathered again by the next forward pass, which takes it to be there.
+        # The next forward pass assumes that these groups are gathered.
         for group in self._dropped:
             group.unshard()
             group.wait_for_unshard()
@@ -148,10 +148,10 @@ class FSDPShards(_Shards):
 
 
 class ZeROShards(_Shards):
-    """DeepSpeed's ZeRO-3: a parameter's own data is empty, its shard is a piece of it laid flat.
+    """DeepSpeed's ZeRO-3: a parameter's data is empty; its shard is a flat piece of it.
 
     Args:
-        engine: DeepSpeed's.
+        engine: DeepSpeed's engine.
     """
 
     def __init__(self, engine: Any):
@@ -159,15 +159,15 @@ class ZeROShards(_Shards):
         self._kind: str | None = None
 
     def forget_order(self) -> None:
-        """DeepSpeed gathers ahead by the order of modules that it saw in the pass before; let it look again."""
+        """Reset DeepSpeed's record of the module order, by which it prefetches weights."""
         coordinator = self._offload.get_param_coordinator()
         if not coordinator.is_invalid_trace():
             coordinator._invalidate_trace()
 
     def before_pass(self, kind: str) -> None:
-        """Forget the order if the pass before was of another kind: one that runs the head's module, one that does not.
+        """Reset the module order if the previous pass was of another kind: only some passes run the head's module.
 
-        TRL gathers the head on its own, and fails where it is being gathered already.
+        TRL gathers the head itself, and fails if DeepSpeed is prefetching it.
         """
         if kind != self._kind:
             self.forget_order()
@@ -192,22 +192,22 @@ class ZeROShards(_Shards):
 
     def _write(self, values: Mapping[nn.Parameter, Tensor]) -> None:
         super()._write(values)
-        # Small ones are not gathered by the passes: DeepSpeed takes them to be there.
+        # DeepSpeed assumes that small parameters are gathered.
         if persistent := self._offload.persistent_parameters:
             persistent[0].all_gather(persistent)
 
 
 def _mean_over_processes(weight: DTensor) -> list[Partial]:
-    """How the gradient of a whole weight comes back to its shards."""
+    """Gradient placements: shards get the mean over processes."""
     return [Partial("avg")] * weight.device_mesh.ndim
 
 
 @contextmanager
 def head_gathered_with_gradient() -> Iterator[None]:
-    """Gathers whole tensors so that their gradient comes back to the shards as FSDP's own does: a mean over processes.
+    """Patch `DTensor.full_tensor` to reduce gradients to a mean over processes, as FSDP does.
 
-    TRL 1.16's fused head gathers an untied head under FSDP2 without saying so, and each process then keeps the gradient
-    of its own rollouts (`add_fused_lm_head`, `weight.full_tensor()`).
+    TRL 1.16's fused head gathers an untied head under FSDP2 without `grad_placements` (`add_fused_lm_head`,
+    `weight.full_tensor()`), so each process would keep the gradient of its own rollouts.
     """
     plain = DTensor.full_tensor
 
@@ -222,9 +222,9 @@ def head_gathered_with_gradient() -> Iterator[None]:
 
 
 def whole_with_gradient(weight: Tensor) -> Tensor:
-    """A weight of a layer that is read without calling the layer, whole on every process; gradients come back to it.
+    """A weight gathered on every process, with gradient, for use outside of its layer's forward pass.
 
-    A weight that a process holds whole is given back as it is.
+    An unsharded weight is returned unchanged.
     """
     if isinstance(weight, DTensor):
         return weight.full_tensor(grad_placements=_mean_over_processes(weight))
@@ -232,16 +232,16 @@ def whole_with_gradient(weight: Tensor) -> Tensor:
         return weight
     from deepspeed.runtime.zero.partition_parameters import GatheredParameters, ZeroParamStatus
 
-    # With tied embeddings it may be there, and must not be laid off again here.
+    # A tied embedding may be gathered already, and must not be partitioned again here.
     gathers = getattr(weight, "ds_status") != ZeroParamStatus.AVAILABLE  # noqa: B009
     with GatheredParameters([weight]) if gathers else nullcontext():
         whole = weight.clone()
-    whole.ds_status = ZeroParamStatus.AVAILABLE  # type: ignore[attr-defined]  # or TRL's kernels would look for shards
+    whole.ds_status = ZeroParamStatus.AVAILABLE  # type: ignore[attr-defined]  # or TRL's kernels would gather shards
     return whole
 
 
 def detached(weight: Tensor, *, copied: bool = False) -> Tensor:
-    """A whole weight without gradient, and, if `copied`, without what it shares its memory with."""
+    """A whole weight without gradient; if `copied`, in memory of its own."""
     result = weight.detach().clone() if copied else weight.detach()
     if (status := getattr(weight, "ds_status", None)) is not None:
         result.ds_status = status  # type: ignore[attr-defined]

@@ -1,7 +1,6 @@
-"""Whose weights teachers read with: the live policy's, or a copy that lags behind it.
+"""Teacher weights: the policy's, or a copy that follows the policy.
 
-The copy holds the parameters that are trained, and no others. Teachers use the model itself, its trained parameters
-exchanged for the copy's while they read.
+The copy holds the trained parameters only. For scoring passes of the teacher the copy is swapped into the model.
 """
 
 from collections.abc import Iterator
@@ -20,18 +19,18 @@ FILE = "teacher.safetensors"
 
 
 class TeacherWeights:
-    """The copy, and when it follows the policy.
+    """The copy of the policy's trained parameters.
 
     Args:
-        model: The policy. For LoRA the copy is of the adapters, so that the initial one is the base model; of a model
-            that came with trained adapters it is the model with these.
-        source: ``initial``: never; ``synced``: every `sync_steps` optimiser steps; ``ema``: after every step,
-            ``copy <- decay copy + (1 - decay) policy``; ``policy``: there is no copy.
-        sync_steps: For ``synced``.
-        decay: For ``ema``, in [0, 1).
-        layout: How the weights lie among processes. Sharded ones are sharded already: the copy is of the shards, and
-            all processes read, save and load together.
-        writes: Whether this process writes the files.
+        model: The policy. With LoRA the copy holds the adapters, so the initial teacher is the base model, or the model
+            with the adapters that it was loaded with.
+        source: ``initial``: the copy stays fixed; ``synced``: copied every `sync_steps` optimizer steps; ``ema``: after
+            every step ``copy <- decay copy + (1 - decay) policy``; ``policy``: no copy.
+        sync_steps: Optimizer steps between copies, for ``synced``.
+        decay: Decay of ``ema``, in [0, 1).
+        layout: Layout of the weights over processes. The copy of sharded weights is sharded, so all processes score,
+            save and load together.
+        writes: Whether this process writes files.
     """
 
     def __init__(
@@ -52,17 +51,17 @@ class TeacherWeights:
         self._copy: dict[str, Tensor] = {}
         if source != "policy":
             self._copy = {name: self._layout.local(p).detach().clone() for name, p in self._trained.items()}
-        if source == "ema":  # bfloat16 would round its small steps away
+        if source == "ema":  # bfloat16 would round small steps to 0
             self._copy = {name: c.to(torch.promote_types(c.dtype, torch.float32)) for name, c in self._copy.items()}
 
     @property
     def lags(self) -> bool:
-        """Whether there is a copy, which may differ from the policy."""
+        """Whether there is a copy."""
         return bool(self._copy)
 
     @contextmanager
     def in_place(self) -> Iterator[None]:
-        """The model with the teacher's weights."""
+        """Swap the teacher's weights into the model."""
         if not self._copy:
             yield
             return
@@ -71,9 +70,9 @@ class TeacherWeights:
 
     @torch.no_grad()
     def after_step(self, step: int, *, made: bool = True) -> None:
-        """Let the copy follow, after `step` optimiser steps, the last of which was `made`, or skipped.
+        """Update the copy after `step` optimizer steps.
 
-        A skipped one moves no average. What is copied every so many steps is, then too: the policy as it is.
+        A skipped last step (`made` False) does not move the average of ``ema``; ``synced`` still copies.
         """
         if self._source == "synced" and step % self._sync_steps == 0:
             for name, copy in self._copy.items():
@@ -84,7 +83,7 @@ class TeacherWeights:
 
     @torch.no_grad()
     def save(self, folder: str) -> None:
-        """Write the copy into a checkpoint, whole: any number of processes can go on with it."""
+        """Write the unsharded copy into a checkpoint, which any number of processes can load."""
         if not self._copy:
             return
         whole = {}
@@ -97,20 +96,18 @@ class TeacherWeights:
 
     @torch.no_grad()
     def load(self, folder: str) -> None:
-        """Take the copy of a checkpoint.
+        """Load the copy from a checkpoint.
 
         Raises:
-            ValueError: If the checkpoint has none, or one of other parameters.
+            ValueError: If the checkpoint has no copy, or one of other parameters.
         """
         if not self._copy:
             return
         path = Path(folder) / FILE
         if not path.is_file():
-            raise ValueError(
-                f"{folder} has no {FILE}: it was written with teacher='policy', and cannot go on with another"
-            )
+            raise ValueError(f"{folder} has no {FILE}: the run used teacher='policy'. Resume with teacher='policy'")
         saved = load_file(path)
         if saved.keys() != self._copy.keys():
-            raise ValueError(f"{path} holds other parameters than those that are trained")
+            raise ValueError(f"{path} does not hold the trained parameters; resume with the same trained parameters")
         for name, copy in self._copy.items():
             copy.copy_(self._layout.part(self._trained[name], saved[name]))

@@ -12,16 +12,12 @@ from trl import ModelConfig, ScriptArguments, TrlParser
 
 from ..data.checks import check_dataset, check_image_sizes
 from ..data.embedded import EMBEDDED, policy_of
+from ..data.errors import LoadingError
 from ..data.formats import DatasetOptions
 from ..data.lengths import prompt_length, without_long_prompts
-from ..data.loading import (
-    LoadingError,
-    load_processor,
-    load_reward_funcs,
-    load_split,
-    need_solutions,
-    resolve_model,
-)
+from ..data.loading import load_split
+from ..data.models import load_processor, resolve_model
+from ..data.rewards import load_reward_funcs, need_solutions
 from ..data.yaml_files import read_yaml
 from ..methods.registry import applicable_options, preset_options, presets
 from ..tasks.figures import NAME as FIGURES

@@ -10,7 +10,6 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
-from functools import cache
 from typing import Any, get_args
 
 import torch
@@ -28,10 +27,10 @@ from ..data.checks import (
     check_size,
     check_solution,
     check_verifier,
-    unread_images,
+    unused_images,
 )
-from ..data.images import with_opaque_images
-from ..data.loading import freeze_vision_tower, require_chat_template
+from ..data.models import freeze_vision_tower, require_chat_template
+from ..data.pixels import with_opaque_images
 from ..data.sampling import check_special_tokens, text_of_messages
 from ..data.saved import rows_of, save_rows
 from ..distillation.losses import student_divergence, teacher_states
@@ -41,12 +40,11 @@ from ..references.groups import Fallback, Messages
 from ..scoring.pipeline import no_evidence, verdicts_of
 from ..scoring.prompts import PromptEncoder, tokenizer_of
 from ..scoring.requests import Prompt
-from ..scoring.score import Completions
 from ..scoring.shards import head_gathered_with_gradient
 from .advantages import assign_credit, evidence_fields, in_loss
 from .batches import prompt_of, refuse_mixed_images, rows_with_gradient, trained_tokens
 from .cepo_config import CEPOConfig
-from .completion_batch import CompletionBatch, attempts_of
+from .completion_batch import CompletionBatch, judged_rollouts
 from .credit_page import NUMBER_OF_GROUPS, CreditPageLogger, write_credit_page
 from .distillation import add_teacher_prompts, distillation_batch
 from .distributed import Processes
@@ -145,7 +143,7 @@ class CEPOTrainer(
                 "processing_class pads on the right, so images would be looked for in the wrong places; load it with "
                 "padding_side='left'"
             )
-        if self._is_vlm and self.accelerator.is_main_process and (unseen := unread_images(train_dataset)):
+        if self._is_vlm and self.accelerator.is_main_process and (unseen := unused_images(train_dataset)):
             _logger.warning(unseen)
         if self._is_vlm:  # the processor is known from here on
             check_image_sizes(train_dataset, self.processing_class)
@@ -334,9 +332,9 @@ class CEPOTrainer(
         if self._first_error_index is not None:
             errors = rewards_per_func[:, self._first_error_index].tolist()
         answers, texts, solutions = (list(column) for column in zip(*everyone, strict=True))
-        attempts = attempts_of(answers, texts, totals, correctness, errors, self.args.correctness_threshold)
+        judged = judged_rollouts(answers, texts, totals, correctness, errors, self.args.correctness_threshold)
         first = self.accelerator.process_index * len(rows)
-        return CompletionBatch(rows, prompts, attempts, solutions, self.num_generations, first)
+        return CompletionBatch(rows, prompts, judged, solutions, self.num_generations, first)
 
     def _find_evidence(self, batch: dict[str, Any]) -> float:
         """Put evidence into a generation batch; the share of its rollouts that teachers read."""
@@ -345,21 +343,25 @@ class CEPOTrainer(
         groups, rows = self._batch.groups(batch)
         verdicts = verdicts_of(groups).to(advantages)
         if not self.method.needs_solution:  # nothing is known of the tokens, and nobody reads them
-            self._put_evidence(batch, no_evidence(batch["completion_ids"]), verdicts)
+            self._put_evidence(batch, no_evidence(mask.shape, mask.device), verdicts)
             return 0.0
         wanted = (self.method.rollout_filter(advantages, verdicts, self.args.method_options) & mask.any(dim=1)).tolist()
-        owners = [index for index, group in enumerate(groups) for _ in group.rollouts]
-        prompts, completions = self._prompts(batch, rows), Completions(batch["completion_ids"], mask, owners)
         pipeline = self._teachers.pipeline(self._encoder, batch)
-        plan = pipeline.plan(self.args.method_options, groups, wanted)
         with self._teachers.reading():
-            (read,) = pipeline.read([plan], groups, prompts, completions, self._teachers.student_logps(batch))
-        evidence = pipeline.evidence(self.args.method_options, read, groups, prompts, completions)
-        self._put_evidence(batch, evidence, verdicts)
+            (scored,) = pipeline.find_evidence(
+                [self.args.method_options],
+                groups,
+                self._prompts(batch, rows),
+                scored=wanted,
+                student=self._teachers.student_logps(batch),
+                width=mask.shape[1],
+                device=mask.device,
+            )
+        self._put_evidence(batch, scored.evidence, verdicts)
         if not self.method.needs_teachers:
             return 0.0
-        self._log_fallbacks([r.fallback for r, kept in zip(plan.references, wanted, strict=True) if kept])
-        return self._processes.mean(read.present.any(dim=0).float().mean())
+        self._log_fallbacks([r.fallback for r, kept in zip(scored.references, wanted, strict=True) if kept])
+        return self._processes.mean(torch.tensor([bool(c) for c in scored.contexts], device=mask.device).float().mean())
 
     def _put_evidence(self, batch: dict[str, Any], evidence: Evidence, verdicts: Tensor) -> None:
         """Let evidence ride in TRL's batch, and log what it makes of the advantages."""
@@ -381,13 +383,13 @@ class CEPOTrainer(
         groups, rows = self._batch.groups(batch)
         pipeline, prompts = self._teachers.pipeline(self._encoder, batch), self._prompts(batch, rows)
         wanted = trained_tokens(batch).any(dim=1).tolist()
-        plan = pipeline.plan(self.args.method_options, groups, wanted)
-        self._log_fallbacks([r.fallback for r, kept in zip(plan.references, wanted, strict=True) if kept])
-        hinted = cache(pipeline.hinted(groups, prompts))
-        owners = [index for index, group in enumerate(groups) for _ in group.rollouts]
+        references, contexts = pipeline.plan(self.args.method_options, groups, wanted)
+        self._log_fallbacks([r.fallback for r, kept in zip(references, wanted, strict=True) if kept])
+        ids_of = pipeline.context_ids(groups, prompts)
+        owners = [index for index, group in enumerate(groups) for _ in group.local]
         ids = [
-            hinted(owner, contexts[0]) if contexts and isinstance(contexts[0], str) else None
-            for owner, contexts in zip(owners, plan.contexts, strict=True)
+            ids_of(owner, own[0]) if own and isinstance(own[0], str) else None
+            for owner, own in zip(owners, contexts, strict=True)
         ]
         tokens = add_teacher_prompts(batch, ids)
         batch["teacher_tokens"] = self._processes.sum_tensor(tokens.float())
@@ -463,14 +465,13 @@ class CEPOTrainer(
                 save_rows(self.args.output_dir, step, saved)
         if draws:
             # Those in which there is credit to place, first.
-            order = sorted(range(len(groups)), key=lambda i: not any(r.advantage for r in groups[i].rollouts))
+            order = sorted(range(len(groups)), key=lambda i: not any(r.advantage for r in groups[i].local))
             drawn = order[:NUMBER_OF_GROUPS]
             with self._teachers.reading():
                 self._page_logger.page = write_credit_page(
                     [groups[i] for i in drawn],
                     self._prompts(batch, [rows[i] for i in drawn]),
                     pipeline=self._teachers.pipeline(self._encoder, batch, own_weights=True),
-                    processing_class=self.processing_class,
                     args=self.args,
                     step=step,
                     write=self.accelerator.is_main_process,

@@ -1,90 +1,79 @@
-"""What the verifier said of a generation batch, whose groups may span processes.
+"""Rollouts of a generation batch with their verdicts. A group may span processes.
 
 Dimensions: B rollouts of this process, G rollouts of a group.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from ..references.groups import Attempt, Group, Messages, Rollout
-from ..scoring.score import Completions
-from .batches import Batch, trained_tokens
+from ..references.groups import Group, Messages, Rollout
+from .batches import Batch, completions_of, trained_tokens
 
 
 @dataclass(frozen=True)
 class CompletionBatch:
-    """The rows and prompts of this process's rollouts, and what came of everyone's.
+    """The dataset rows of this process's rollouts, and the verdicts on the rollouts of all processes.
 
     Attributes:
         rows: B rows of the dataset.
         prompts: Their B conversations.
-        attempts, solutions: One for each rollout of all processes.
+        rollouts, solutions: One for each rollout of all processes; the rollouts have no token ids yet.
         group_size: G.
-        first: Position of this process's first rollout among everyone's.
+        first: Index of this process's first rollout among those of all processes.
     """
 
     rows: list[dict[str, Any]]
     prompts: list[Messages]
-    attempts: list[Attempt]
+    rollouts: list[Rollout]
     solutions: list[str]
     group_size: int
     first: int
 
     def groups(self, batch: Batch) -> tuple[list[Group], list[int]]:
-        """This process's part of each group, and the row of the batch with which each part begins."""
-        size, before = self.group_size, self.first
-        trained = trained_tokens(batch).tolist()
-        completions = Completions(batch["completion_ids"], batch["completion_mask"].bool(), []).until_last_wanted()
-        rollouts = [
-            Rollout(ids, advantage, tuple(mask[: len(ids)]))
-            for ids, advantage, mask in zip(completions, batch["advantages"].tolist(), trained, strict=True)
-        ]
-        groups, rows = [], []
-        for index in range(before // size, -(-(before + len(rollouts)) // size)):
-            first = index * size
-            row = max(0, first - before)
-            own = rollouts[row : first + size - before]
-            attempts = self.attempts[first : first + size]
-            groups.append(
-                Group(
-                    self.prompts[row],
-                    self.solutions[first],
-                    attempts,
-                    own,
-                    first=before + row - first,
-                    row=self.rows[row],
-                    number=index,
-                )
+        """The groups of this process's rollouts, and for each the batch row of its first local rollout."""
+        size, first = self.group_size, self.first
+        rollouts = list(self.rollouts)
+        fields = zip(completions_of(batch), batch["advantages"].tolist(), trained_tokens(batch).tolist(), strict=True)
+        for index, (ids, advantage, mask) in enumerate(fields, first):
+            rollouts[index] = replace(
+                rollouts[index], ids=ids, advantage=advantage, trained=tuple(mask[: len(ids)]), local=True
             )
+        groups, rows = [], []
+        for number in range(first // size, -(-(first + len(self.rows)) // size)):
+            start = number * size
+            row = max(0, start - first)
+            members = rollouts[start : start + size]
+            groups.append(Group(self.prompts[row], self.solutions[start], members, self.rows[row], number))
             rows.append(row)
         return groups, rows
 
 
-def attempts_of(
+def judged_rollouts(
     answers: Sequence[str | None],
     texts: Sequence[str],
     rewards: Sequence[float],
     verdicts: Sequence[float],
     first_errors: Sequence[float],
     threshold: float,
-) -> list[Attempt]:
-    """What is known of each rollout; NaN where a reward function returned None.
+) -> list[Rollout]:
+    """Rollouts of all processes, without token ids. NaN means that the reward function returned None.
 
     Args:
-        answers, texts: Of the rollouts.
-        rewards: In all.
-        verdicts: Of the function that decides what is right: at least `threshold`.
-        first_errors: Tokens before the first error.
+        answers, texts: Answer and text of each rollout.
+        rewards: Total rewards.
+        verdicts: Rewards of the function that decides correctness: correct from `threshold` on.
+        first_errors: Number of tokens before the first error.
         threshold: See `verdicts`.
     """
     return [
-        Attempt(
+        Rollout(
             answer,
             reward,
             None if verdict != verdict else verdict >= threshold,
             text,
             None if error != error else int(error),
+            local=False,
         )
         for answer, text, reward, verdict, error in zip(answers, texts, rewards, verdicts, first_errors, strict=True)
     ]

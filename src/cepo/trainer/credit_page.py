@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from transformers import TrainerCallback
 from transformers.integrations import TensorBoardCallback, TrackioCallback, WandbCallback
@@ -13,7 +12,6 @@ from ..data.files import write_whole
 from ..inspection.inspect import all_variants, inspect
 from ..inspection.markdown import credit_markdown
 from ..inspection.page import credit_page
-from ..inspection.view_model import show
 from ..references.groups import Group
 from ..scoring.pipeline import Pipeline
 from ..scoring.requests import Prompt
@@ -71,7 +69,6 @@ def write_credit_page(
     prompts: Sequence[Prompt],
     *,
     pipeline: Pipeline,
-    processing_class: Any,
     args: CEPOConfig,
     step: int,
     write: bool,
@@ -84,12 +81,11 @@ def write_credit_page(
         groups: The groups, or this process's part of them.
         prompts: Their prompts.
         pipeline: From groups to evidence.
-        processing_class: Tokenizer, or processor.
         args: The run's options.
         step: The optimiser step.
         write: Whether to write; the processes that do not still make the passes.
     """
-    whole = all(len(group.rollouts) == len(group.attempts) for group in groups)
+    whole = all(len(group.local) == len(group.rollouts) for group in groups)
     # Whoever teaches in training: P_S, P_T+ and P_T- of a page are of the same weights.
     given = {name: value for name, value in args.given.items() if not name.startswith("teacher")}
     variants = all_variants(given, columns=list(groups[0].row) if whole else None)
@@ -104,11 +100,10 @@ def write_credit_page(
     inspected = inspect(groups, prompts, variants, pipeline=pipeline, step=step)
     if not write:
         return None
-    shown = show(groups, inspected, processing_class)
     first = variants[-1] if selected is None else selected
     title = f"Which tokens get the credit, step {step}"
     page = credit_page(
-        shown,
+        inspected,
         title=title,
         about={
             "run": str(args.output_dir),
@@ -122,4 +117,4 @@ def write_credit_page(
     path = Path(args.output_dir) / "credit" / f"step-{step:05d}.html"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, page)
-    return CreditPage(step, path, page, credit_markdown(shown, first, title=title))
+    return CreditPage(step, path, page, credit_markdown(inspected, first, title=title))

@@ -12,8 +12,7 @@ from trl.trainer.utils import pad
 from ..distillation.losses import DistillationBatch
 from ..references.groups import Ids
 from ..scoring.requests import Request
-from ..scoring.score import Completions
-from .batches import Batch, prompt_of, trained_tokens
+from .batches import Batch, completions_of, prompt_of, trained_tokens
 
 
 def add_teacher_prompts(batch: Batch, prompts: Sequence[Ids | None]) -> Tensor:
@@ -40,8 +39,7 @@ def distillation_batch(batch: Batch, image_token: int | None) -> DistillationBat
     rows = (batch["teacher_mask"].any(dim=1) & trained.any(dim=1)).nonzero().flatten().tolist()
     chosen = rows or [0]
     prompts = [prompt_of(batch, row, image_token) for row in chosen]
-    exists = batch["completion_mask"][chosen].bool()
-    completions = Completions(batch["completion_ids"][chosen], exists, []).until_last_wanted()
+    completions = [ids for row, ids in enumerate(completions_of(batch)) if row in chosen]
     student, teacher = [], []
     for index, row in enumerate(chosen):
         ids = tuple(batch["teacher_ids"][row][batch["teacher_mask"][row].bool()].tolist())

@@ -11,12 +11,11 @@ from transformers import PreTrainedModel, TrainerCallback
 from trl import GRPOTrainer
 from trl.models.utils import disable_gradient_checkpointing
 
-from ..data.loading import load_teacher_model
-from ..scoring.forward import Scorer, ScoringModel
-from ..scoring.pipeline import Pipeline
+from ..data.models import load_teacher_model
+from ..scoring.forward import Scorer, ScoringModel, evaluating, has_dropout
+from ..scoring.pipeline import LogProbs, Pipeline
 from ..scoring.prompts import PromptEncoder
 from ..scoring.requests import Prompt, Request
-from ..scoring.score import LogProbs, evaluating, has_dropout
 from ..scoring.teacher_weights import TeacherWeights
 from .batches import Batch
 from .cepo_config import CEPOConfig

@@ -3,7 +3,7 @@
 from accelerate.utils import is_peft_model
 from trl import GRPOTrainer
 
-from ..data.loading import adapts_tied_embeddings
+from ..data.adapters import adapts_tied_embeddings
 from .cepo_config import CEPOConfig
 
 

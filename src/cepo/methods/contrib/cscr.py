@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ...credit import evidence, unscorable
-from ...references.groups import Attempt, References
+from ...references.groups import References, Rollout
 from ..method import Method, MethodDoc
 from ..option_fields import option
 from ..options import TeacherOptions, TemplateOptions
@@ -39,7 +39,7 @@ class CSCROptions(TemplateOptions, TeacherOptions):
 
 
 def outcomes(
-    attempts: Sequence[Attempt],
+    attempts: Sequence[Rollout],
     solution: str,  # noqa: ARG001
     options: CSCROptions,  # noqa: ARG001
     context: StageContext,  # noqa: ARG001

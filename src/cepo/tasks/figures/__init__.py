@@ -1,4 +1,4 @@
-"""The embedded default task: plane geometry whose numbers stand only in the figure, and a policy to start from."""
+"""The default task: plane geometry whose numbers are only in the figure, with a policy to train."""
 
 from importlib.resources import files
 from typing import Any
@@ -11,12 +11,11 @@ from .beliefs import Case, cases_of
 from .data import PLAIN_HINT_TEMPLATE, load_figures, problem_of
 from .labels import GroupKind, figures_labels, first_error, group_kinds
 from .problem import Problem, make_problem
-from .solutions import Annotation, Span, annotate, filler_tokens, token_spans
+from .solutions import Span, annotate, filler_tokens, token_spans
 from .verifier import figures_reward
 
 __all__ = [
     "PLAIN_HINT_TEMPLATE",
-    "Annotation",
     "Case",
     "GroupKind",
     "Problem",
@@ -37,13 +36,12 @@ __all__ = [
 
 
 def policy_path() -> str:
-    """Folder of the warm-started policy, a `Qwen3VLForConditionalGeneration` with its `Qwen3VLProcessor`."""
+    """Folder of the shipped policy, a `Qwen3VLForConditionalGeneration` with its `Qwen3VLProcessor`."""
     return str(files(__package__) / "policy")
 
 
 NAME = "figures"
-# `steps` is the smallest and largest number of unknown angles; `cases` the kinds of wrong beliefs that can matter;
-# `blank` leaves the printed numbers out, the control that shows that the figure is needed.
+# Options of `load_figures`, by value of `--dataset_config`.
 VARIANTS: dict[str, dict[str, Any]] = {
     "easy": {"steps": (2, 3)},
     "default": {"steps": (3, 4)},
@@ -56,7 +54,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 def figures_recipe() -> dict[str, Any]:
-    """Options of `cepo train` that fit this task on two CPU cores."""
+    """Options of `cepo train` for this task on two CPU cores."""
     return yaml.safe_load((files(__package__) / "recipe.yaml").read_text())
 
 

@@ -10,8 +10,7 @@ from .drawing import draw
 from .problem import Problem, make_problem
 from .solutions import reference_solution
 
-# A second wording of the hint. The shipped policy was warm-started so that its style of writing shifts a little under
-# cepo's default hint, as it does in large models, and not at all under the other wordings.
+# Another wording of the hint. The shipped policy's style shifts under cepo's default hint, but not under this one.
 PLAIN_HINT_TEMPLATE = "\n\nReference: {answer}"
 
 _FEATURES = Features(
@@ -38,17 +37,16 @@ def load_figures(
     """`size` problems of a split of the figures task.
 
     Args:
-        split: ``train`` or ``test``; the two share no problem.
+        split: ``train`` or ``test``, which share no problem.
         size: Number of problems; row i is ``make_problem(split, i, ...)``.
-        seed: Another seed is another sequence of problems.
-        steps: Smallest and largest number of unknown angles (2 to 5); ``(5, 5)`` is the hardest.
-        blank: Leave the printed numbers out of the figures: the control that shows that they are needed.
-        cases: Kinds of cases that problems may have; a problem with a case of another kind is left out.
+        seed: Seed of the sequence of problems.
+        steps: Smallest and largest number of unknown angles (2 to 5).
+        blank: Whether to leave out the printed numbers, the control for use of the image.
+        cases: Kinds of cases; problems with other cases are left out.
 
     Returns:
-        Dataset: Columns `prompt` (conversation), `image` (112 x 64 pixels), `solution` (worked, with
-        ``\\boxed{(62, 75, 43)}`` at its end), and what the generator knows: `start`, `labels` (printed) and `angles`
-        (asked for), in degrees.
+        Columns `prompt` (conversation), `image` (112 x 64 pixels), `solution` (worked, ending with
+        ``\\boxed{(62, 75, 43)}``), and the numbers in degrees: `start`, `labels` (printed) and `angles` (unknown).
     """
 
     def wanted(problem: Problem) -> bool:
@@ -67,5 +65,5 @@ def load_figures(
 
 
 def problem_of(row: Mapping[str, Any]) -> Problem:
-    """The problem behind a row of the dataset, as `annotate` needs it."""
+    """The problem of a row, with another drawing seed."""
     return Problem(row["start"], tuple(row["labels"]), tuple(row["angles"]), row["prompt"][-1]["content"], 0)

@@ -1,4 +1,4 @@
-"""Draws a problem. The printed numbers jitter, as they do in a book; the angles are not drawn to scale."""
+"""Draw a problem of the figures task. Angles are not drawn to scale."""
 
 import random
 
@@ -17,10 +17,10 @@ def draw(problem: Problem, *, blank: bool = False, scale: int = 1, jitter: float
     """The figure as an RGB image of 112 x 64 pixels, times `scale`.
 
     Args:
-        problem: What to draw.
-        blank: Leave the printed numbers out: the control that shows that the problem needs its figure.
-        scale: Enlargement for people to look at; models are given scale 1.
-        jitter: How far the printed numbers stray from their places, in pixels.
+        problem: The problem.
+        blank: Whether to leave out the printed numbers.
+        scale: Enlargement for documentation; the model gets scale 1.
+        jitter: Largest random offset of the printed numbers [pixels].
     """
     rng = random.Random(problem.drawing_seed)
     image = Image.new("RGB", (WIDTH * scale, HEIGHT * scale), "white")
@@ -28,10 +28,10 @@ def draw(problem: Problem, *, blank: bool = False, scale: int = 1, jitter: float
     number_font = ImageFont.load_default(_FONT_SIZE * scale)
     letter_font = ImageFont.load_default(9 * scale)
 
-    def stray(x: float, y: float) -> tuple[float, float]:
+    def jittered(x: float, y: float) -> tuple[float, float]:
         return (x + rng.uniform(-jitter, jitter)) * scale, (y + rng.uniform(-jitter, jitter)) * scale
 
-    # Vertex k lies below for even k and above for odd k; edge k joins the vertices k and k + 1.
+    # Vertex k is on the lower line for even k, on the upper for odd k; edge k joins vertices k and k + 1.
     count = len(problem.labels)
     xs = [_LEFT + _HALF_BASE * k + (rng.uniform(-jitter, jitter) / 2 if k else 0.0) for k in range(count + 2)]
     vertices = [(x * scale, (_TOP if k % 2 else _BOTTOM) * scale) for k, x in enumerate(xs)]
@@ -40,13 +40,13 @@ def draw(problem: Problem, *, blank: bool = False, scale: int = 1, jitter: float
     canvas.line(vertices, fill=(150, 150, 150), width=scale)
 
     if not blank:
-        # x_0 stands at the top end of edge 0, left of the first triangle: the alternate angle to the one at its foot.
+        # x_0 is printed at the top end of edge 0, left of the first triangle.
         numbers: list[tuple[int, float, float]] = [(problem.start, _LEFT + 5, _TOP + 9)]
         for k, label in enumerate(problem.labels, start=1):
             numbers.append((label, xs[k], 36 if k % 2 else 26))
         for number, *place in numbers:
-            canvas.text(stray(*place), str(number), fill="black", font=number_font, anchor="mm")
-    # The letter of x_k stands beyond the line at the end of edge k.
+            canvas.text(jittered(*place), str(number), fill="black", font=number_font, anchor="mm")
+    # The letter of x_k is beyond the line at the end of edge k.
     for k in range(1, count + 1):
         y = _TOP - 7 if (k + 1) % 2 else _BOTTOM + 7
         canvas.text((xs[k + 1] * scale, y * scale), LETTERS[k - 1], fill=(0, 70, 200), font=letter_font, anchor="mm")

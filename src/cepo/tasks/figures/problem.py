@@ -1,12 +1,11 @@
-"""One problem of the figures task: a strip of triangles between two parallel lines.
+"""A problem of the figures task: a strip of triangles between two parallel lines.
 
-A zigzag runs between two horizontal parallel lines. Edge k meets the lines at the angle x_k, the same at both of its
-ends (alternate angles). Two neighbouring edges and a piece of a line form triangle k, whose apex angle p_k is printed:
+A zigzag runs between the lines. Edge k meets them at the angle x_k, the same at both of its ends (alternate angles).
+Two neighboring edges and a line form triangle k, whose apex angle p_k is printed:
 
     x_k = 180 - x_(k-1) - p_k          (angle sum of triangle k)
 
-x_0 and p_1..p_n are printed in the figure and stand nowhere else; x_1..x_n are asked for, in order, all of them in the
-answer: each follows from the one before, so an answer tells a reader about every step.
+x_0 and p_1..p_n are printed in the figure only. The answer is x_1..x_n in order, so it shows the result of every step.
 """
 
 import hashlib
@@ -18,8 +17,8 @@ from itertools import pairwise
 SPLITS = ("train", "test")
 MIN_STEPS, MAX_STEPS = 2, 5
 LETTERS = "abcde"
-# One problem in TEST_SHARE belongs to the test split. Membership depends on the numbers alone, so no index and no seed
-# can bring a test problem into training.
+# One problem in TEST_SHARE belongs to the test split. The split depends on the printed numbers only, so that splits are
+# disjoint for any index and seed.
 TEST_SHARE = 5
 
 _QUESTIONS = (
@@ -32,7 +31,15 @@ _QUESTIONS = (
 
 @dataclass(frozen=True)
 class Problem:
-    """`start` (x_0) and `labels` (p_1..p_n) are printed, `angles` (x_1..x_n) asked for; in degrees, 10 to 99."""
+    """A problem, with angles in degrees from 10 to 99.
+
+    Attributes:
+        start: x_0, printed.
+        labels: p_1..p_n, printed.
+        angles: x_1..x_n, unknown.
+        question: Text of the prompt.
+        drawing_seed: Seed of the figure and of the wording of the solution.
+    """
 
     start: int
     labels: tuple[int, ...]
@@ -42,19 +49,18 @@ class Problem:
 
 
 def format_answer(angles: tuple[int, ...] | list[int]) -> str:
-    """The answer inside the box: ``(62, 75, 43)``. In parentheses, because math-verify reads a bare list as a set, in
-    which order and repetitions do not count."""
+    """The boxed answer, ``(62, 75, 43)``. math-verify would parse a list without parentheses as a set."""
     return f"({', '.join(str(angle) for angle in angles)})"
 
 
 def random_for(*key: object) -> random.Random:
-    """A generator that depends on `key` alone: the same on every machine and in every process."""
+    """A random generator seeded by `key`, the same on every machine."""
     digest = hashlib.sha256(":".join(str(part) for part in key).encode()).digest()
     return random.Random(digest)
 
 
 def split_of(start: int, labels: tuple[int, ...]) -> str:
-    """The split to which these printed numbers belong."""
+    """The split of a problem with these printed numbers."""
     digest = hashlib.sha256(",".join(str(number) for number in (start, *labels)).encode()).digest()
     return "test" if digest[0] % TEST_SHARE == 0 else "train"
 
@@ -67,20 +73,20 @@ def make_problem(
     steps: tuple[int, int] = (3, 4),
     wanted: Callable[[Problem], bool] = lambda problem: True,  # noqa: ARG005
 ) -> Problem:
-    """The problem number `index` of a split: a pure function of its arguments.
+    """Problem number `index` of a split, a pure function of the arguments.
 
     Args:
-        split: ``train`` or ``test``. The two share no problem, whatever the index and the seed.
-        index: Number of the problem, from 0.
-        seed: Another seed is another sequence of problems.
-        steps: Smallest and largest number of unknown angles, within 2 to 5.
-        wanted: Whether a problem, whose question is still to be worded, will do; if not, another is drawn.
+        split: ``train`` or ``test``, which share no problem for any index and seed.
+        index: From 0.
+        seed: Seed of the sequence of problems.
+        steps: Smallest and largest number of unknown angles (2 to 5).
+        wanted: Accepts a problem, which has no question yet; otherwise another one is drawn.
 
     Raises:
         ValueError: If the split is unknown or `steps` is out of range.
     """
     if split not in SPLITS:
-        raise ValueError(f"unknown split {split!r} of the figures task; choose one of {', '.join(SPLITS)}")
+        raise ValueError(f"dataset_split: the figures task has no {split!r}; choose one of {', '.join(SPLITS)}")
     low, high = steps
     if not MIN_STEPS <= low <= high <= MAX_STEPS:
         raise ValueError(f"steps must satisfy {MIN_STEPS} <= low <= high <= {MAX_STEPS}, got {steps}")

@@ -1,5 +1,4 @@
-"""A verifier for this task alone: the verdicts of TRL's `accuracy_reward` on answers as the policy writes them, without
-its parser, which takes as long as sampling does."""
+"""A fast verifier for the figures task, with the verdicts of TRL's `accuracy_reward`."""
 
 import re
 from typing import Any
@@ -7,20 +6,19 @@ from typing import Any
 _BOX = re.compile(r"\\boxed\{([^{}]*)\}")
 
 
-def figures_reward(completions: list[list[dict[str, Any]]], solution: list[str], **kwargs: Any) -> list[float]:
-    r"""1 if a completion says ``\boxed{(62, 75, 43)}`` with the angles of the solution, and no other box, else 0.
+def figures_reward(completions: list[list[dict[str, Any]]], solution: list[str], **kwargs: Any) -> list[float]:  # noqa: ARG001
+    r"""1 if the boxes of a completion, such as ``\boxed{(62, 75, 43)}``, are those of the solution, else 0.
 
     A reward function in TRL's sense: ``reward_funcs: cepo.tasks.figures.figures_reward``.
 
     Args:
         completions: One conversation each.
-        solution: The dataset's column.
-        kwargs: Further columns; not used.
+        solution: The data set's column.
+        kwargs: Other columns; ignored.
     """
-    del kwargs
     return [
-        float(_boxes(completion[-1]["content"]) == _boxes(right))
-        for completion, right in zip(completions, solution, strict=True)
+        float(_boxes(completion[-1]["content"]) == _boxes(correct))
+        for completion, correct in zip(completions, solution, strict=True)
     ]
 
 

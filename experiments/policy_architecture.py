@@ -1,4 +1,4 @@
-"""The shipped policy's architecture: Qwen3-VL at 1.6 million parameters, with a processor of its own."""
+"""Architecture of the figures task's policy: Qwen3-VL with 1.6 million parameters, and its processor."""
 
 from collections.abc import Iterable
 
@@ -12,7 +12,7 @@ from transformers import (
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor
 from transformers.models.qwen3_vl.video_processing_qwen3_vl import Qwen3VLVideoProcessor
 
-from .drawing import HEIGHT, WIDTH
+from cepo.tasks.figures.drawing import HEIGHT, WIDTH
 
 PATCH_SIZE, MERGE_SIZE = 8, 2
 PAD, END = "<|endoftext|>", "<|im_end|>"
@@ -39,9 +39,9 @@ CHAT_TEMPLATE = """\
 
 
 def build_tokenizer(texts: Iterable[str], vocabulary_size: int = 512) -> Tokenizer:
-    """A byte-level BPE tokenizer trained on `texts`; every digit is a token of its own, as in Qwen's tokenizers."""
+    """A byte-level BPE tokenizer trained on `texts`; every digit is a token, as in Qwen's tokenizers."""
     tokenizer = Tokenizer(models.BPE())
-    # A number is cut into digits, the first one with the space before it; words keep their leading space.
+    # Numbers are split into digits. The first digit of a number and words keep their leading space.
     pattern = Regex(r" ?\p{N}| ?\p{L}+| ?[^\s\p{L}\p{N}]+|\s+")
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -127,6 +127,6 @@ def build_model(processor: Qwen3VLProcessor) -> Qwen3VLForConditionalGeneration:
     model = Qwen3VLForConditionalGeneration(config)
     generation = model.generation_config
     generation.eos_token_id, generation.pad_token_id, generation.bos_token_id = ids[END], ids[PAD], None
-    # A sampled placeholder would be taken for an image that was never given.
+    # A sampled placeholder would stand for an image that is not there.
     generation.suppress_tokens = [ids[token] for token in VISION_TOKENS]
     return model
