@@ -54,7 +54,9 @@ class Findings:
         try:
             yield
         except (ValueError, TypeError, OSError, ImportError) as error:
-            self.problems.append(str(error).strip() or type(error).__name__)
+            problem = str(error).strip() or type(error).__name__
+            if problem not in self.problems:  # two checks may find the same row
+                self.problems.append(problem)
 
 
 def prepare_dry_run(line: CommandLine) -> Callable[[Console], int]:
@@ -161,7 +163,7 @@ def _check_data(script_args: TrainArguments, args: CEPOConfig, findings: Finding
         with findings.collecting():
             check_size(data, args.generation_batch_size, args.num_generations)
         with findings.collecting():
-            check_method(data, args)
+            check_method(data, args.method_options)
     elif isinstance(data, IterableDataset):
         findings.lines.append(("not checked", "the rows of a stream"))
     findings.lines.append(("data", f"{name}, {split}: {'unknown number of' if rows is None else f'{rows:,}'} rows"))
