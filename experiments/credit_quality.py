@@ -26,7 +26,7 @@ from cepo.data.sampling import Sampling, sampled_groups, seeded
 from cepo.inspection.evidence_statistics import Estimate
 from cepo.inspection.inspect import all_variants, inspect_with, make_variant
 from cepo.inspection.view_model import InspectedGroup, InspectedRollout, Variant
-from cepo.methods.options import MethodOptions
+from cepo.methods.cepo import CEPOOptions
 from cepo.references.groups import Group
 from cepo.references.hints import DEFAULT_HINT_TEMPLATE, SOLUTION_HINT_TEMPLATE
 from cepo.scoring.prompts import token_texts
@@ -181,7 +181,7 @@ def variants_of(content: str, wording: str, *, first: bool) -> list[Variant]:
         for variant in all_variants()
         for size in (MIXTURES if "mixture" in variant.name else (None,))
     ]
-    default = [variant for variant in everything if variant.options.hint_template == DEFAULT_HINT_TEMPLATE]
+    default = [v for v in everything if getattr(v.options, "hint_template", None) == DEFAULT_HINT_TEMPLATE]
     of_answer, of_text = HINTS[wording]
     if content == "answer":
         worded = {variant: variant.with_options(hint_template=of_answer) for variant in default}
@@ -259,7 +259,7 @@ def run(num_prompts: int, num_generations: int, resamples: int, hints: Sequence[
         "correct": fmean(rollout.correct is True for group in sampled for rollout in group.rollouts),
         "num_generations": num_generations,
         "seed": seed,
-        "evidence_clip": MethodOptions().evidence_clip,
+        "evidence_clip": CEPOOptions.evidence_clip,
         "hints": {name: HINTS[name] for name in hints},
         "following": followed,
         "seconds": round(time.monotonic() - started, 1),

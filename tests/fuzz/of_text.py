@@ -13,8 +13,7 @@ from cepo.data.escape import escape, one_line
 from cepo.inspection.console import PlainConsole
 from cepo.inspection.page import _json
 from cepo.inspection.tables import markdown_text
-from cepo.methods.method import StageContext
-from cepo.methods.options import MethodOptions
+from cepo.methods import StageContext, method_options
 from cepo.methods.rlcsd import METHOD as RLCSD
 from cepo.references.equality import same_answer
 from cepo.references.extraction import (
@@ -210,7 +209,7 @@ def references_of_a_permutation(drawn, rule):
 @examples(600, rollouts=groups, solution=hostile, seed=st.integers(), most=st.integers(1, 4))
 def siblings(rollouts, solution, seed, most):
     """RLCSD's draws depend on the seed, exclude the scored rollout, and use incorrect rollouts for r- only."""
-    options = MethodOptions(method="rlcsd", max_negatives=most)
+    options = method_options("rlcsd", max_negatives=most)
 
     def drawn():
         return RLCSD.references(rollouts, solution, options, StageContext(lambda text, *_: text, random.Random(seed)))

@@ -161,7 +161,7 @@ def _check_data(script_args: TrainArguments, args: CEPOConfig, findings: Finding
         with findings.collecting():
             check_size(data, args.generation_batch_size, args.num_generations)
         with findings.collecting():
-            check_method(data, args)
+            check_method(data, args.method_options)
     elif isinstance(data, IterableDataset):
         findings.lines.append(("not checked", "the rows of a stream"))
     findings.lines.append(("data", f"{name}, {split}: {'unknown number of' if rows is None else f'{rows:,}'} rows"))

@@ -10,8 +10,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from ..methods.method import Evidence
-from ..methods.options import MethodOptions
+from ..methods.method import MethodOptions
+from ..methods.stages import Evidence
 from ..methods.token_advantages import CreditInputs, TokenAdvantages, negative_weights
 from .batches import Batch, trained_tokens
 
@@ -48,12 +48,12 @@ def assign_credit(
         batch["unscorable"],
         sum_counts,
     )
-    return inputs, options.method_spec.place(inputs, options, step)
+    return inputs, options.method_spec.token_advantages(inputs, options, step)
 
 
 def in_loss(batch: Batch, options: MethodOptions, step: int, sum_counts: Callable[[Tensor], Tensor]) -> Batch:
     """A micro-batch with the advantages that TRL's loss takes: (B, T) where there is evidence, else (B,)."""
     if "evidence" in batch and options.coefficient_at(step) > 0:
         return {**batch, "advantages": assign_credit(batch, options, step, sum_counts)[1].in_loss}
-    advantages, weight = batch["advantages"], options.negative_weight
+    advantages, weight = batch["advantages"], options.negative_advantage_weight
     return batch if weight == 1 else {**batch, "advantages": advantages * negative_weights(advantages, weight)}

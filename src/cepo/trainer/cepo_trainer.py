@@ -34,7 +34,7 @@ from ..data.pixels import with_opaque_images
 from ..data.sampling import check_special_tokens, text_of_messages
 from ..data.saved import rows_of, save_rows
 from ..distillation.losses import student_divergence, teacher_states
-from ..methods.method import Evidence
+from ..methods.stages import Evidence
 from ..references.extraction import final_answer, text_of_completion
 from ..references.groups import Fallback, Messages
 from ..scoring.pipeline import no_evidence, verdicts_of
@@ -123,7 +123,7 @@ class CEPOTrainer(
             )
             if isinstance(train_dataset, Dataset):
                 check_size(train_dataset, args.generation_batch_size, args.num_generations)
-            check_method(train_dataset, args)
+            check_method(train_dataset, args.method_options)
             for function in reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]:
                 line, unreadable = check_verifier(function, train_dataset, args.answer_extractor)
                 if unreadable and args.process_index == 0:
@@ -310,7 +310,7 @@ class CEPOTrainer(
         return super()._compute_loss(model, inputs) * factor
 
     def _place(self, batch: dict[str, Any]) -> dict[str, Any]:
-        return in_loss(batch, self.args, self.state.global_step, self._processes.sum_tensor)
+        return in_loss(batch, self.args.method_options, self.state.global_step, self._processes.sum_tensor)
 
     # The method -------------------------------------------------------------------------------------------------------
 
@@ -345,11 +345,11 @@ class CEPOTrainer(
         if not self.method.needs_solution:  # nothing is known of the tokens, and nobody reads them
             self._put_evidence(batch, no_evidence(mask.shape, mask.device), verdicts)
             return 0.0
-        wanted = (self.method.wanted(advantages, verdicts, self.args) & mask.any(dim=1)).tolist()
+        wanted = (self.method.rollout_filter(advantages, verdicts, self.args.method_options) & mask.any(dim=1)).tolist()
         pipeline = self._teachers.pipeline(self._encoder, batch)
         with self._teachers.reading():
             (scored,) = pipeline.find_evidence(
-                [self.args],
+                [self.args.method_options],
                 groups,
                 self._prompts(batch, rows),
                 scored=wanted,
@@ -366,7 +366,8 @@ class CEPOTrainer(
     def _put_evidence(self, batch: dict[str, Any], evidence: Evidence, verdicts: Tensor) -> None:
         """Let evidence ride in TRL's batch, and log what it makes of the advantages."""
         batch |= evidence_fields(evidence, verdicts)
-        inputs, placed = assign_credit(batch, self.args, self.state.global_step, self._processes.sum_tensor)
+        options, step = self.args.method_options, self.state.global_step
+        inputs, placed = assign_credit(batch, options, step, self._processes.sum_tensor)
         sums = credit_sums(inputs, placed)
         totals = dict(zip(sums, self._processes.sum(list(sums.values())), strict=True))
         for name, value in credit_metrics(totals, signed=self.method.evidence_is_signed).items():
@@ -382,7 +383,7 @@ class CEPOTrainer(
         groups, rows = self._batch.groups(batch)
         pipeline, prompts = self._teachers.pipeline(self._encoder, batch), self._prompts(batch, rows)
         wanted = trained_tokens(batch).any(dim=1).tolist()
-        references, contexts = pipeline.plan(self.args, groups, wanted)
+        references, contexts = pipeline.plan(self.args.method_options, groups, wanted)
         self._log_fallbacks([r.fallback for r, kept in zip(references, wanted, strict=True) if kept])
         ids_of = pipeline.context_ids(groups, prompts)
         owners = [index for index, group in enumerate(groups) for _ in group.local]

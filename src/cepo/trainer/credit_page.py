@@ -93,7 +93,7 @@ def write_credit_page(
         (
             variant
             for variant in variants
-            if (variant.options.method, variant.rule) == (args.method, args.negative_reference)
+            if (variant.method, variant.rule) == (args.method_spec, args.negative_reference)
         ),
         None,
     )

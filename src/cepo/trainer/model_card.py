@@ -7,7 +7,7 @@ import json
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,6 @@ from trl import GRPOTrainer
 from ..data.files import write_whole
 from ..inspection.tables import markdown_table
 from ..methods.method import Method
-from ..methods.options import MethodOptions
 from .cepo_config import CEPOConfig
 
 _CITATION = "@misc{{{name},\n    title  = {{{title}}},\n    eprint = {{arXiv:{number}}},\n}}"
@@ -65,21 +64,14 @@ def shown_command(arguments: Sequence[str]) -> str:
 
 def paper_of(method: Method) -> dict[str, str]:
     """Title, number and citation of a method's paper, for TRL's card; empty for a method without one."""
-    found = re.fullmatch(r"arXiv (\d{4}\.\d{4,5})", method.source)
+    found = re.fullmatch(r"arXiv (\d{4}\.\d{4,5})", method.doc.source)
     if found is None:
         return {}
     if found[1] == GRPOTrainer._paper["id"]:
         return dict(GRPOTrainer._paper)
-    title = "CEPO: Contrastive Evidence Policy Optimization" if method.name == "cepo" else method.source
+    title = method.doc.title or method.doc.source
     citation = _CITATION.format(name=method.name, title=title, number=found[1])
     return {"title": title, "id": found[1], "citation": citation}
-
-
-def method_options(options: MethodOptions) -> dict[str, Any]:
-    """The options that the method of a run reads, with their values: shared ones, then its constants."""
-    names = [name for name in options.__dataclass_fields__ if name in options.method_spec.options]
-    shared = {name: getattr(options, name) for name in ("negative_advantage_weight", "answer_extractor", *names)}
-    return {name: value for name, value in {**shared, **asdict(options.constants)}.items() if value is not None}
 
 
 class CardTrainer(GRPOTrainer):
@@ -98,7 +90,7 @@ class CardTrainer(GRPOTrainer):
         if not self.is_world_process_zero():
             return
         facts = self.card_facts()
-        self._name = "CEPO" if self.method.name == "cepo" else self.method.name
+        self._name = self.method.name.upper()
         self._paper = paper_of(self.method)
         model_name = model_name or Path(self.args.output_dir).name
         super().create_model_card(model_name, dataset_name or facts.hub_dataset, tags)
@@ -126,7 +118,7 @@ class CardTrainer(GRPOTrainer):
         decides = self.reward_func_names[self._correctness_index]
         rewards = [decides, *(name for name in self.reward_func_names if name != decides)]
         rows = {
-            **method_options(args),
+            **{name: value for name, value in args.method_options.as_dict().items() if value is not None},
             "model": getattr(self.model.config, "_name_or_path", "").rstrip("/"),
             "data": facts.data,
             "reward functions": ", ".join(rewards),
@@ -135,10 +127,10 @@ class CardTrainer(GRPOTrainer):
             **{name: getattr(args, name) for name in _RUN},
         }
         shown = [[name, without_paths(_text(value))] for name, value in rows.items() if value != ""]
-        source = f" ({method.source})" if method.source else ""
+        source = f" ({method.doc.source})" if method.doc.source else ""
         parts = [
             "## This run",
-            f"`{method.name}`{source}: what a token gets of its rollout's advantage is {method.summary}.",
+            f"`{method.name}`{source}: what a token gets of its rollout's advantage is {method.doc.summary}.",
             markdown_table(["option", "value"], shown),
         ]
         if state.global_step < state.max_steps:
