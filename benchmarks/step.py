@@ -32,7 +32,7 @@ from trl.rewards import accuracy_reward
 
 import cepo.trainer.cepo_trainer
 from cepo import CEPOConfig, CEPOTrainer, load_figures, policy_path
-from cepo.methods.options import readable
+from cepo.methods.registry import applicable_options
 
 from . import models
 from .measure import in_random_order, median, seconds_and_memory
@@ -271,7 +271,7 @@ def make_trainer(
     if not is_trl:
         credit = {"evidence_schedule": "constant", "evidence_steps": steps}
         credit |= {"negative_reference": rule} if rule not in ("", WHOLE) else {}
-        options |= {"method": method, **readable(credit, method)}
+        options |= {"method": method, **applicable_options(credit, method)}
         options["shared_prompt_update"] = "never" if rule == WHOLE else "auto"
     set_seed(0)
     args = (GRPOConfig if is_trl else CEPOConfig)(output_dir=folder, **options)

@@ -1,50 +1,54 @@
-"""A method of your own, in one file: GRPO that also blames groups in which every rollout is wrong.
+"""A method of your own in one file: GRPO with a penalty for groups without a correct rollout.
 
-GRPO learns nothing from such a group: without variance its advantages are 0. Here each of its rollouts gets -blame, the
-same for every token; any other rollout keeps its advantage. No teacher reads anything. This is the boring control for
+GRPO has no gradient in such a group: without variance its advantages are 0. Here each of its rollouts gets -penalty,
+the same for every token; other rollouts keep their advantage. No teacher scores rollouts. This is the control for
 methods that learn from such groups by evidence, as `cepo_additive` does.
 
-    cepo train --method examples.new_method:METHOD --negative_advantage_weight 0.3    # from the root, 3 minutes
+    cepo train --method examples.new_method:METHOD --penalty 0.2    # from the root of the repository, 3 minutes
+
+From Python: `cepo.config_class("examples.new_method:METHOD")("out", penalty=0.2)`.
 """
 
 from dataclasses import dataclass, replace
 
 import torch
 
-from cepo.methods import CreditInputs, LabeledGroup, Method, MethodDoc, MethodOptions, TokenAdvantages
-from cepo.methods.method import all_rollouts
+from cepo.methods import CreditInputs, LabeledGroup, Method, MethodDoc, MethodOptions, TokenAdvantages, option
+from cepo.methods.stages import all_rollouts
 from cepo.methods.token_advantages import uniform
 
 
-@dataclass(frozen=True)
-class Constants:
-    """Set by --method_kwargs '{"blame": 0.1}'."""
+@dataclass(kw_only=True)
+class PenaltyOptions(MethodOptions):
+    """Options of this method: flags of `cepo train`, YAML keys, and arguments in Python."""
 
-    blame: float = 0.1
-
-
-def wrong_without_variance(group: LabeledGroup, options: MethodOptions) -> list[list[float]]:
-    """Evidence of every token: -1 where the whole group is wrong, else 0."""
-    dead = all(attempt.correct is False for attempt in group.attempts)
-    return [[-1.0 if dead else 0.0] * len(tokens) for tokens in group.tokens]
+    penalty: float = option(0.1, "Penalty of a rollout in a group without a correct one.", bounds={">=": 0})
 
 
-def placed(inputs: CreditInputs, options: MethodOptions, step: int) -> TokenAdvantages:
-    """A, or -blame."""
-    blamed = (inputs.evidence < 0).any(dim=1) & (inputs.advantages == 0)
-    advantages = torch.where(blamed, -options.constants.blame, inputs.advantages)
+def without_correct_rollout(group: LabeledGroup, options: PenaltyOptions) -> list[list[float]]:
+    """Evidence of every token: -1 in a group of incorrect rollouts, else 0."""
+    incorrect = all(attempt.correct is False for attempt in group.attempts)
+    return [[-1.0 if incorrect else 0.0] * len(tokens) for tokens in group.tokens]
+
+
+def penalized(inputs: CreditInputs, options: PenaltyOptions, step: int) -> TokenAdvantages:
+    """A, or -penalty."""
+    incorrect = (inputs.evidence < 0).any(dim=1) & (inputs.advantages == 0)
+    advantages = torch.where(incorrect, -options.penalty, inputs.advantages)
     return uniform(replace(inputs, advantages=advantages), options, step)
 
 
 METHOD = Method(
-    name="blame_all_wrong",
-    summary="the same for every token, and a little blame where the whole group is wrong",
-    source="",
-    facts=MethodDoc(
-        formula="A, or -blame in a group that is all wrong", told="nothing", sign="yes", bounds="", passes="0"
+    name="penalty",
+    doc=MethodDoc(
+        summary="the same for every token, and a small penalty in groups without a correct rollout",
+        formula="A, or -penalty in a group without a correct rollout",
+        hints="no teacher",
+        sign="yes",
+        passes="0",
     ),
-    token_values=wrong_without_variance,
-    rollout_filter=all_rollouts,  # groups without variance are looked at too
-    assign_credit=placed,
-    constants=Constants,
+    options=PenaltyOptions,
+    token_values=without_correct_rollout,
+    rollout_filter=all_rollouts,  # zero-variance groups too
+    assign_credit=penalized,
 )

@@ -14,7 +14,7 @@ from functools import partial
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from cepo import MethodOptions, evaluate, load_figures, policy_path
+from cepo import evaluate, load_figures, method_options, policy_path
 from cepo.data.models import freeze_vision_tower
 from cepo.data.sampling import Sampling, sampled_groups
 from cepo.scoring.forward import FullForward, Scorer, ScoringModel, evaluating
@@ -67,7 +67,7 @@ def main():
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=arguments.learning_rate)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, arguments.steps)
 
-    options = MethodOptions(method=arguments.method)
+    options = method_options(arguments.method)
     scorer = Scorer(ScoringModel(model, model))
     pipeline = Pipeline(PromptEncoder(processor, is_vlm=True), partial(scorer.log_probs, max_tokens=16384))
     problems, held_out = load_figures("train", 2000), load_figures("test", arguments.problems)

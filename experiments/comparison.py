@@ -23,7 +23,7 @@ from cepo.compare.report import print_arms, report
 from cepo.compare.statistics import REFERENCE, paired_differences, percent
 from cepo.data.yaml_files import read_yaml
 from cepo.inspection.console import PlainConsole
-from cepo.methods.options import readable
+from cepo.methods.registry import applicable_options
 
 from .entropy_matched import MATCHED, matched_runs
 from .tuning import FIRST_SEED, Trials, tune
@@ -44,7 +44,7 @@ def repeated(result: dict[str, Any]) -> dict[str, Any]:
         runs = (*result["runs"].get(name, []), *result["failed"])
         seeds = [run["seed"] for run in runs if run.get("arm", name) == name]
         first += seeds
-        arms[name] = {**readable(options, options["method"]), "seeds": len(seeds)}
+        arms[name] = {**applicable_options(options, options["method"]), "seeds": len(seeds)}
     return {"arms": arms, "first_seed": min(first, default=0), "against": list(result["against"])}
 
 

@@ -25,10 +25,8 @@ from cepo.data.models import load_policy
 from cepo.data.sampling import Sampling, sampled_groups, seeded
 from cepo.inspection.evidence_statistics import Estimate
 from cepo.inspection.inspect import all_variants, inspect_with, make_variant
-from cepo.inspection.pictures import plain_text
-from cepo.inspection.tables import interval, markdown_table
 from cepo.inspection.view_model import InspectedGroup, InspectedRollout, Variant
-from cepo.methods.options import MethodOptions
+from cepo.methods.cepo import CEPOOptions
 from cepo.references.groups import Group
 from cepo.references.hints import DEFAULT_HINT_TEMPLATE, SOLUTION_HINT_TEMPLATE
 from cepo.scoring.prompts import token_texts
@@ -45,6 +43,7 @@ from cepo.tasks.figures.beliefs import believed_label, believed_result
 from cepo.tasks.figures.mistakes import judged_numbers
 from cepo.tasks.figures.solutions import annotate, token_spans
 
+from .credit_report import MISTAKES, draw, tables
 from .hint_contents import hint_contents_followed
 from .quality import Tokens, measure
 
@@ -56,7 +55,6 @@ HINTS = {
 # Content: (hint with r+, hint with r-).
 CONTENTS = {"answer": ("answer", "answer"), "rollout": ("rollout", "rollout"), "solution": ("solution", "rollout")}
 MIXTURES = (2, 4)
-MISTAKES: tuple[GroupKind, ...] = ("reading", "arithmetic")
 NAN = Estimate(float("nan"), float("nan"), float("nan"))
 _CHUNK = 20  # groups
 
@@ -129,7 +127,6 @@ def tokens_of(
     credit = [one.inspected.credit[variant] for one in rollouts]
     return Tokens(
         np.concatenate([one.evidence.double().numpy() for one in credit])[kept],
-        np.concatenate([one.at_bound.numpy() for one in credit])[kept],
         is_decisive[kept],
         1 if rollouts[0].correct else -1,
         np.concatenate([np.full(len(one.kinds), one.group) for one in rollouts])[kept],
@@ -157,12 +154,9 @@ def row_of(rollouts: Sequence[Labeled], variant: Variant, name: str, resamples: 
         "number": len(credit),
         # Scoring passes over a rollout, P_S included.
         "contexts": fmean(len(one.contexts) for one in credit),
-        "fallback": fmean(one.references.fallback is not None for one in credit),
         **measured(MISTAKES),
         "tokens": dict(Counter(kind for one in rollouts for kind in one.kinds)),
         **{kind: {key: measured((kind,))[key] for key in ("auroc", "wrong_sign")} for kind in MISTAKES},
-        # Digits that are correct in every rollout of the group.
-        "auroc_correct_decisions": measured(("decision",))["auroc"],
     }
     if name == "incorrect" and (mixed or variant.method.name == "rlsd"):
         row["origins"] = {
@@ -187,7 +181,7 @@ def variants_of(content: str, wording: str, *, first: bool) -> list[Variant]:
         for variant in all_variants()
         for size in (MIXTURES if "mixture" in variant.name else (None,))
     ]
-    default = [variant for variant in everything if variant.options.hint_template == DEFAULT_HINT_TEMPLATE]
+    default = [v for v in everything if getattr(v.options, "hint_template", None) == DEFAULT_HINT_TEMPLATE]
     of_answer, of_text = HINTS[wording]
     if content == "answer":
         worded = {variant: variant.with_options(hint_template=of_answer) for variant in default}
@@ -265,92 +259,12 @@ def run(num_prompts: int, num_generations: int, resamples: int, hints: Sequence[
         "correct": fmean(rollout.correct is True for group in sampled for rollout in group.rollouts),
         "num_generations": num_generations,
         "seed": seed,
-        "evidence_clip": MethodOptions().evidence_clip,
+        "evidence_clip": CEPOOptions.evidence_clip,
         "hints": {name: HINTS[name] for name in hints},
         "following": followed,
         "seconds": round(time.monotonic() - started, 1),
         "rows": results,
     }
-
-
-def tables(result: dict[str, Any]) -> str:
-    """The tables of credit.md: measures and origins of mistakes for each content and wording, and hint following."""
-    parts = []
-    for content, wording in dict.fromkeys((row["content"], row["hint"]) for row in result["rows"]):
-        rows = [row for row in result["rows"] if (row["content"], row["hint"]) == (content, wording)]
-        heads = ["rule", "rollouts", "AUROC", *(f"of {kind}" for kind in MISTAKES), "filler, nats"]
-        heads += [*(f"wrong sign, {kind}" for kind in MISTAKES), "contexts"]
-        lines = [
-            [
-                *(row["name"], row["rollouts"], interval(row["auroc"], ".3f")),
-                *(interval(row[kind]["auroc"], ".3f") for kind in MISTAKES),
-                interval(row["filler_abs_mean"], ".3f"),
-                *(interval(row[kind]["wrong_sign"], ".1%") for kind in MISTAKES),
-                f"{row['contexts']:.1f}",
-            ]
-            for row in rows
-        ]
-        origins = [
-            [row["name"], origin, str(one["tokens"]), interval(one["auroc"], ".3f"), interval(one["wrong_sign"], ".1%")]
-            for row in rows
-            for origin, one in row.get("origins", {}).items()
-        ]
-        heads_of_origins = ("rule", "mistakes of incorrect rollouts", "tokens", "AUROC", "wrong sign")
-        parts.append(f"## Hint: {content}, {wording} wording\n\n{markdown_table(heads, lines)}")
-        parts.append(markdown_table(heads_of_origins, origins))
-    followed = [
-        [
-            row["name"],
-            *(
-                f"{one['accuracy']:.1%} [{one['low']:.1%}, {one['high']:.1%}]"
-                for one in (row["correct"], row["incorrect"])
-            ),
-        ]
-        for row in result["following"]
-    ]
-    parts.append(
-        f"## Hint following\n\n{markdown_table(('hint', 'correct, followed', 'incorrect, followed'), followed)}"
-    )
-    return "\n".join(["# Credit quality\n", *parts])
-
-
-@plain_text
-def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Write credit.png: AUROC, evidence at filler and wrong signs of each variant."""
-    from matplotlib import pyplot
-
-    panels = {
-        "auroc": "AUROC, mistakes against filler",
-        "filler_abs_mean": "mean |evidence| at filler, nats",
-        "wrong_sign": "share of wrong signs at mistakes",
-    }
-    hints = list(dict.fromkeys((row["content"], row["hint"]) for row in rows))
-    names = {one: list(dict.fromkeys(r["name"] for r in rows if (r["content"], r["hint"]) == one)) for one in hints}
-    heights = [0.9 + 0.24 * len(names[one]) for one in hints]
-    layout: dict[str, Any] = {"height_ratios": heights, "layout": "constrained", "squeeze": False, "sharex": "col"}
-    figure, axes = pyplot.subplots(len(hints), len(panels), figsize=(14, sum(heights)), **layout)
-    marks = {"correct": ("#2066ba", "o", -0.14), "incorrect": ("#cc6600", "s", 0.14)}
-    for line, one in zip(axes, hints, strict=True):
-        for axis, (key, title) in zip(line, panels.items(), strict=True):
-            for row in rows:
-                if (row["content"], row["hint"]) != one or row[key]["value"] is None:
-                    continue
-                color, shape, shift = marks[row["rollouts"]]
-                value, low, high = (row[key][part] for part in ("value", "low", "high"))
-                error = [[max(0.0, value - low)], [max(0.0, high - value)]]
-                label = f"{row['rollouts']} rollouts" if row["name"] == names[one][0] else None
-                style = {"fmt": shape, "color": color, "capsize": 3, "markersize": 4, "label": label}
-                axis.errorbar(value, names[one].index(row["name"]) + shift, xerr=error, **style)
-            axis.set(title=f"{title} ({one[0]}, {one[1]} wording)", yticks=range(len(names[one])))
-            axis.set_yticklabels(names[one] if axis is line[0] else [])
-            axis.invert_yaxis()
-            axis.grid(axis="x", color="#e3e6ea")
-            axis.spines[["top", "right"]].set_visible(False)
-            axis.title.set_size(9)
-            axis.tick_params(labelsize=8)
-    axes[0][0].legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=130)
-    pyplot.close(figure)
 
 
 def main(arguments: list[str] | None = None) -> int:

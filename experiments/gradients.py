@@ -30,7 +30,8 @@ from cepo.inspection.evidence_statistics import Estimate
 from cepo.inspection.pictures import plain_text
 from cepo.inspection.tables import interval, markdown_table
 from cepo.inspection.view_model import Variant
-from cepo.methods.options import MethodOptions, preset_options
+from cepo.methods.options import OtherModelOptions
+from cepo.methods.registry import all_options, method_options, preset_options
 from cepo.scoring.pipeline import Pipeline
 from cepo.tasks.figures import figures_reward, policy_path
 
@@ -77,11 +78,11 @@ def read_placements(path: Path) -> tuple[list[Variant], list[str]]:
         preset = own.pop("preset", None)
         try:
             values = {} if preset is None else preset_options(preset, own.get("method"))
-            known = {key: value for key, value in values.items() if key in MethodOptions.__dataclass_fields__}
-            options = MethodOptions(**{"method": REFERENCE, **known, **own})
+            known = {key: value for key, value in values.items() if key == "method" or key in all_options()}
+            options = method_options(**{"method": REFERENCE, **known, **own})
         except (ValueError, TypeError) as error:
             raise ValueError(f"placement {name!r}: {error}") from error
-        if options.method_spec.needs_other_model:
+        if isinstance(options, OtherModelOptions):
             raise ValueError(f"placement {name!r}: its teacher is another model, which this study does not load")
         variants.append(Variant(str(name), options))
     return variants, against
@@ -138,7 +139,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "correct": correct,
         # Square norm of the mean over the mean square norm of a batch's gradient.
         "signal_to_square_norm": {"truth": _signal(truth).as_dict(), REFERENCE: _signal(grpo).as_dict()},
-        "placements": {variant.name: variant.options.given for variant in variants},
+        "placements": {v.name: {"method": v.options.method, **v.options.as_dict()} for v in variants},
         "rows": [
             {
                 "name": name,

@@ -8,9 +8,8 @@ from typing import Any, Literal
 
 from cepo.data.accuracy import Accuracy
 from cepo.data.sampling import Sampling, answer_texts, sample
-from cepo.methods.cscr import HINT_TEMPLATE as CSCR_HINT
-from cepo.methods.cscr import SAID_RIGHT, SAID_WRONG
-from cepo.methods.options import MethodOptions
+from cepo.methods.contrib.cscr import SAID_CORRECT, SAID_WRONG, CSCROptions
+from cepo.methods.options import HintOptions
 from cepo.methods.rlcsd import HINT_TEMPLATE as RLCSD_HINT
 from cepo.methods.rlcsd import asserted
 from cepo.references.equality import same_answer
@@ -62,7 +61,7 @@ def hints_of(processing_class: Any, wordings: Mapping[str, tuple[str, str]]) -> 
     """
 
     def part(name: Literal["prefix", "suffix"], group: Group, attempt: Rollout) -> str:  # noqa: ARG001
-        return cut_text(processing_class, attempt.text, name, MethodOptions(method="cepo").hint_max_tokens or 64)
+        return cut_text(processing_class, attempt.text, name, HintOptions.hint_max_tokens)
 
     hints = []
     for wording, (of_answer, of_text) in wordings.items():
@@ -80,8 +79,8 @@ def hints_of(processing_class: Any, wordings: Mapping[str, tuple[str, str]]) -> 
         Hint("rollout asserted correct (rlcsd)", RLCSD_HINT, lambda g, a: asserted(a.text, a.answer or "")),  # noqa: ARG005
         Hint(
             "verdict (cscr)",
-            CSCR_HINT,
-            lambda g, a: SAID_RIGHT if a.correct else SAID_WRONG,  # noqa: ARG005
+            CSCROptions.hint_template,
+            lambda g, a: SAID_CORRECT if a.correct else SAID_WRONG,  # noqa: ARG005
             same_verdict,
         ),
         Hint("no hint", "{answer}", lambda g, a: "", same_verdict),  # noqa: ARG005

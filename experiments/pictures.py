@@ -19,7 +19,7 @@ from cepo.compare.report import draw_comparison
 from cepo.compare.statistics import BASE, Estimate, Run, band, percent
 from cepo.inspection.pictures import plain_text
 
-from . import credit_quality, gradients
+from . import credit_report, gradients
 from .entropy_matched import MATCHED
 from .labels import DOWN_WEIGHTED, label
 
@@ -171,7 +171,7 @@ def annotate(axis: Any, points: list[tuple[str, float, float]]) -> None:
 def credit(file: Path) -> None:
     """The study of credit with hints that are answers, in the default wording."""
     rows = [row for row in read("credit.json")["rows"] if (row["content"], row["hint"]) == ("answer", "default")]
-    credit_quality.draw(rows, file)
+    credit_report.draw(rows, file)
 
 
 def alignment(file: Path) -> None:

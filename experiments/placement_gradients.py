@@ -72,7 +72,7 @@ def batch_gradients(
     weighted = [variant for variant in variants if not variant.options.uses_divergence_loss]
     options = [variant.options for variant in weighted]
     advantages, verdicts = advantages_of(groups), verdicts_of(groups)
-    wanted = torch.stack([o.method_spec.wanted(advantages, verdicts, o) for o in options])
+    wanted = torch.stack([o.method_spec.rollout_filter(advantages, verdicts, o) for o in options])
     with evaluating(model):
         found = pipeline.find_evidence(options, groups, prompts, scored=wanted.any(0).tolist())
     # A method has evidence only for the rollouts that it scores.
@@ -210,7 +210,7 @@ def _divergence_gradient(
             model,
             of_batch,
             states,
-            beta=options.divergence_beta or 0.0,
+            beta=options.divergence_beta,
             temperature=1.0,
             top_k=options.divergence_top_k if options.divergence == "top_k" else None,
             importance_clip=None,

@@ -4,6 +4,7 @@ and `<!-- end -->`.
     python -m experiments.tables
 """
 
+import argparse
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -13,7 +14,7 @@ from typing import Any
 
 from cepo.compare.statistics import BASE, Estimate, Run, band, percent
 
-from . import credit_quality, gradients
+from . import credit_report, gradients
 from .entropy_matched import MATCHED
 from .labels import DOWN_WEIGHTED, label
 
@@ -194,7 +195,7 @@ def credit_tables() -> str:
     """All tables of the study of credit."""
     found = result_of("credit")
     followed = [{**row, "name": label(row["name"])} for row in found["following"]]
-    return credit_quality.tables({**found, "following": followed}).partition("\n")[2].lstrip()
+    return credit_report.tables({**found, "following": followed}).partition("\n")[2].lstrip()
 
 
 def gradient_tables(name: str) -> str:
@@ -228,5 +229,6 @@ def made(text: str) -> str:
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(description="Write the tables of the pages from the results.").parse_args()
     for page in PAGES:
         page.write_text(made(page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -1,25 +1,25 @@
-"""Writes the parts of README.md and docs/ that are made from the code.
+"""Writes the generated parts of README.md and docs/.
 
     python scripts/make_docs.py
 
-A part stands between `<!-- made: NAME -->` and `<!-- end -->`. With `--check` nothing is written, and the exit status
-says whether all parts are up to date.
+A part lies between `<!-- made: NAME -->` and `<!-- end -->`. With `--check`, no file is written, and
+the exit status is 1 if a part is stale.
 """
 
 import argparse
+import inspect
 import re
 import sys
 from collections.abc import Callable
-from dataclasses import MISSING, fields
 from pathlib import Path
 
-from cepo.methods import METHODS
-from cepo.methods.options import SELECTIVE, presets
-from cepo.methods.shared_options import GROUPS
-from cepo.trainer.cepo_config import own_options
-from cepo.trainer.trl_options import TRL_OPTIONS, Standing
+from cepo.methods import METHODS, Method, MethodOptions
+from cepo.methods.option_fields import GROUPS, option_fields
+from cepo.methods.registry import presets
+from cepo.trainer.cepo_config import option_docs
 
 ROOT = Path(__file__).parents[1]
+COMMON = option_fields(MethodOptions)
 _PART = re.compile(r"(<!-- made: (\w+) -->\n).*?(<!-- end -->)", re.S)
 
 
@@ -34,37 +34,39 @@ def _table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def methods() -> str:
-    """One line a method."""
+    """Name, source and summary of every method."""
     return _table(
-        ["`method`", "source", "what a token gets of its rollout's advantage"],
-        [[f"`{m.name}`", _source(m.source), m.summary] for m in METHODS.values()],
+        ["`method`", "source", "share of its rollout's advantage that a token gets"],
+        [[f"`{m.name}`", _source(m.doc.source), m.doc.summary] for m in METHODS.values()],
     )
 
 
 def facts() -> str:
     """Formula, hints, sign, bounds and passes of every method."""
     return _table(
-        ["`method`", "token advantage A_t", "teachers are told", "keeps the sign of A", "bounds", "passes"],
-        [
-            [f"`{m.name}`", m.facts.formula, m.facts.told, m.facts.sign, m.facts.bounds, m.facts.passes]
-            for m in METHODS.values()
-        ],
+        ["`method`", "token advantage A_t", "hints carry", "keeps the sign of A", "bounds", "scoring passes"],
+        [[f"`{m.name}`", m.doc.formula, m.doc.hints, m.doc.sign, m.doc.bounds, m.doc.passes] for m in METHODS.values()],
     )
 
 
 def constants() -> str:
-    """Each method's own constants, and the shared options that it reads."""
+    """The options of each method, with its defaults, and its presets."""
     parts = []
     for method in METHODS.values():
-        own = [f"`{f.name}` {f.default!r}" for f in fields(method.constants) if f.default is not MISSING]
-        reads = ", ".join(f"`{name}`" for name in SELECTIVE if name in method.options)
-        defaults = ", ".join(f"`{name}` {value!r}" for name, value in method.defaults.items())
-        lines = [f"- reads {reads}." if reads else "- reads no shared option."]
-        lines += [f"- its own defaults: {defaults}."] if defaults else []
-        lines += [f"- its own constants (`method_kwargs`): {', '.join(own)}."] if own else []
+        known = option_fields(method.options)
+        shared = [f"`{name}`" for name, one in known.items() if one.group != "method"]
+        own = {name: one.default for name, one in known.items() if one.group == "method" and name not in COMMON}
+        changed = {name: one.default for name, one in known.items() if _redeclared(method, name) and name not in own}
+        lines = [f"- shared options: {', '.join(shared)}."]
+        lines += [f"- defaults of its own: {_listed(changed)}."] if changed else []
+        lines += [f"- further options: {_listed(own)}."] if own else []
         lines += [f"- preset `{name}`: {_listed(values)}." for name, values in method.presets.items()]
-        parts.append(f"**`{method.name}`** {_source(method.source)}\n\n" + "\n".join(lines) + "\n")
+        parts.append(f"**`{method.name}`** {_source(method.doc.source)}".rstrip() + "\n\n" + "\n".join(lines) + "\n")
     return "\n".join(parts)
+
+
+def _redeclared(method: Method, name: str) -> bool:
+    return name in inspect.get_annotations(method.options)
 
 
 def _listed(values) -> str:
@@ -72,29 +74,22 @@ def _listed(values) -> str:
 
 
 def options() -> str:
-    """Every option of ours by group, with its default."""
-    own = own_options()
+    """Every option that cepo adds to TRL's, by group, with its default."""
+    docs = option_docs()
     parts = []
     for group, title in GROUPS.items():
-        rows = [[f"`{name}`", default, text] for name, (of, text, default) in own.items() if of == group]
-        parts.append(f"## {title[0].upper()}{title[1:]}\n{_table(['option', 'default', 'what it is'], rows)}")
+        rows = [[f"`{name}`", default or "none", text] for name, (of, text, default) in docs.items() if of == group]
+        parts.append(f"## {title[0].upper()}{title[1:]}\n{_table(['option', 'default', 'description'], rows)}")
     return "\n".join(parts)
 
 
 def preset_names() -> str:
     """The presets."""
-    rows = [[f"`{name}`", f"`{values['method']}`", _listed({k: v for k, v in values.items() if k != "method"})]
-            for name, values in presets().items()]  # fmt: skip
-    return _table(["preset", "of", "values"], rows)
-
-
-def trl_options() -> str:
-    """TRL's options beside the methods, those of one standing together."""
-    together: dict[Standing, list[str]] = {}
-    for name, standing in TRL_OPTIONS.items():
-        together.setdefault(standing, []).append(f"`{name}`")
-    rows = [[", ".join(names), one.placing, one.distilling, one.note] for one, names in together.items()]
-    return _table(["options", "token advantages", "distillation", "what is to be known"], rows)
+    rows = [
+        [f"`{name}`", f"`{values['method']}`", _listed({k: v for k, v in values.items() if k != "method"})]
+        for name, values in presets().items()
+    ]
+    return _table(["preset", "method", "values"], rows)
 
 
 PARTS: dict[str, Callable[[], str]] = {
@@ -103,18 +98,17 @@ PARTS: dict[str, Callable[[], str]] = {
     "constants": constants,
     "options": options,
     "presets": preset_names,
-    "trl_options": trl_options,
 }
 
 
 def made(text: str) -> str:
-    """A document with its made parts as the code has them."""
+    """A document with its generated parts up to date."""
     return _PART.sub(lambda part: f"{part[1]}{PARTS[part[2]]()}{part[3]}", text)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="write nothing; exit status 1 if something would change")
+    parser.add_argument("--check", action="store_true", help="write no file; exit status 1 if a part is stale")
     check = parser.parse_args().check
     stale = []
     for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]:

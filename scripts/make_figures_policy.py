@@ -29,8 +29,7 @@ from experiments.policy_architecture import build_model, build_processor
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from cepo.methods.cscr import HINT_TEMPLATE as CSCR_HINT_TEMPLATE
-from cepo.methods.cscr import SAID_RIGHT, SAID_WRONG
+from cepo.methods.contrib.cscr import SAID_CORRECT, SAID_WRONG, CSCROptions
 from cepo.methods.rlcsd import HINT_TEMPLATE as RLCSD_HINT_TEMPLATE
 from cepo.methods.rlcsd import asserted
 from cepo.references.hints import DEFAULT_HINT_TEMPLATE, SOLUTION_HINT_TEMPLATE, add_hint, fill_hint
@@ -105,7 +104,7 @@ ALL_HINTS = (
     (Hint(DEFAULT_HINT_TEMPLATE, "suffix", styled=True), 0.025),
     (Hint(SOLUTION_HINT_TEMPLATE, "suffix"), 0.025),
     (Hint(RLCSD_HINT_TEMPLATE, "asserted"), 0.06),
-    (Hint(CSCR_HINT_TEMPLATE, "outcome"), 0.04),
+    (Hint(CSCROptions.hint_template, "outcome"), 0.04),
 )
 REASONING = (
     Lesson(1200, 2.5e-3, 5e-4, 0.15, 0.0, ANSWER_HINTS),
@@ -205,7 +204,7 @@ def content_of(hint: Hint, problem: Problem, numbers: list[tuple[int, int, int]]
     if hint.content == "answer":
         return format_answer(results)
     if hint.content == "outcome":
-        return SAID_RIGHT if tuple(results) == problem.angles else SAID_WRONG
+        return SAID_CORRECT if tuple(results) == problem.angles else SAID_WRONG
     # Another rollout with the same numbers, worded as without a hint.
     text = write_solution(numbers, rng)
     if hint.content == "asserted":

@@ -18,6 +18,7 @@ from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM
 
 from cepo import load_figures, policy_path
 from tests.support.distillation import lessons  # noqa: F401
+from tests.support.tiers import is_integration
 from tests.support.training import loss_inputs, task  # noqa: F401
 
 # Tests measure no time, so examples have no deadline. They are the same in every run, unless
@@ -25,6 +26,17 @@ from tests.support.training import loss_inputs, task  # noqa: F401
 settings.register_profile("untimed", deadline=None, derandomize=True)
 settings.register_profile("explore", deadline=None)
 settings.load_profile("untimed")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(items):
+    """Mark the tests of the tiers `integration` and `browser`."""
+    for item in items:
+        module = item.path.relative_to(Path(__file__).parent).with_suffix("").as_posix()
+        if "browser" in item.fixturenames:
+            item.add_marker(pytest.mark.browser)
+        elif is_integration(module, item.name):
+            item.add_marker(pytest.mark.integration)
 
 
 @pytest.fixture(scope="session")

@@ -8,10 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from cepo import MethodOptions
+from cepo import method_options
 from cepo.credit import evidence
 from cepo.methods import METHODS
-from cepo.methods.cepo_additive import Constants
 from tests.support.methods import check_a_real_step, inputs_of, placed_by
 from tests.support.training import half_right, logged, loss_inputs, task, train, weights_of, wrong_answers
 from tests.support.values import advantage_values
@@ -48,7 +47,7 @@ def test_a_group_that_is_all_wrong_by_hand():
     assert_close(placed.rollout_advantages, torch.tensor([-0.125, 0.0, 0.0]).double())
     assert_close(placed.shift[0], torch.tensor([-1 / 3, 1 / 3]).double())  # of 0.375, from -0.125 to -0.5
     assert_close(placed_by("cepo_additive", inputs).advantages, 0.3 * placed.advantages)
-    left = placed_by("cepo_additive", inputs, method_kwargs={"all_wrong": False})
+    left = placed_by("cepo_additive", inputs, learn_from_zero_variance_groups=False)
     assert not left.advantages.any()
 
 
@@ -56,15 +55,15 @@ def test_a_group_that_is_all_wrong_by_hand():
     ("options", "read"),
     [
         ({}, [True, True, True, False, False]),
-        ({"method_kwargs": {"all_wrong": False}}, [True, True, False, False, False]),
+        ({"learn_from_zero_variance_groups": False}, [True, True, False, False, False]),
         ({"negative_advantage_weight": 0.0}, [True, False, False, False, False]),
     ],
     ids=str,
 )
 def test_which_rollouts_are_read(options, read):
     advantages, verdicts = torch.tensor([1.0, -1.0, 0.0, 0.0, 0.0]), torch.tensor([1.0, -1.0, -1.0, 1.0, 0.0])
-    options = MethodOptions(method="cepo_additive", **options)
-    assert METHODS["cepo_additive"].wanted(advantages, verdicts, options).tolist() == read
+    options = method_options("cepo_additive", **options)
+    assert METHODS["cepo_additive"].rollout_filter(advantages, verdicts, options).tolist() == read
 
 
 rows = st.lists(
@@ -81,45 +80,31 @@ rows = st.lists(
 
 
 @given(rows, st.floats(0.01, 2), st.floats(0, 2), st.floats(0.01, 5), st.sampled_from([0.0, 0.3, 1.0]))
-def test_agrees_with_plain_loops(rows, prior, eta, tau, weight):
+def test_agrees_with_plain_loops(rows, share, bonus, tau, weight):
     advantages, values, mask, read, verdicts = map(list, zip(*rows, strict=True))
     inputs = inputs_of(values, advantages, mask=mask, scored=read, verdicts=verdicts)
-    constants = {"prior": prior, "eta": eta, "tau": tau}
-    placed = placed_by("cepo_additive", inputs, method_kwargs=constants, negative_advantage_weight=weight)
-    expected = loops.cepo_additive(advantages, values, mask, read, verdicts, prior, eta, tau, weight)
+    options = {"uniform_share": share, "evidence_bonus": bonus, "tau": tau, "negative_advantage_weight": weight}
+    placed = placed_by("cepo_additive", inputs, **options)
+    expected = loops.cepo_additive(advantages, values, mask, read, verdicts, share, bonus, tau, weight)
     assert_close(placed.advantages, torch.tensor(expected, dtype=torch.float64))
     # Never against the verdict.
     assert (placed.advantages * inputs.advantages.unsqueeze(-1) >= 0).all()
     assert (placed.advantages[(inputs.advantages == 0)] <= 0).all()
-    most = (prior * inputs.advantages.abs() + eta).unsqueeze(-1)
+    most = (share * inputs.advantages.abs() + bonus).unsqueeze(-1)
     assert (placed.advantages.abs() <= most + 1e-9)[inputs.scored].all()
     # What a page paints lies within the scale.
     assert (placed.shift.abs() <= 1 + 1e-9).all()
 
 
 @given(rows, st.floats(0.01, 2))
-def test_without_evidence_it_is_grpo(rows, prior):
+def test_without_evidence_it_is_grpo(rows, share):
     """A rollout that was not read keeps its advantage; without eta one that was keeps its share."""
     advantages, values, mask, read, verdicts = map(list, zip(*rows, strict=True))
     inputs = inputs_of(values, advantages, mask=mask, scored=read, verdicts=verdicts)
-    constants = {"prior": prior, "eta": 0.0}
-    placed = placed_by("cepo_additive", inputs, method_kwargs=constants, negative_advantage_weight=1.0)
+    options = {"uniform_share": share, "evidence_bonus": 0.0, "negative_advantage_weight": 1.0}
+    placed = placed_by("cepo_additive", inputs, **options)
     plain = placed_by("grpo", inputs).advantages
-    assert_close(placed.advantages, torch.where(inputs.scored.unsqueeze(-1), prior * plain, plain))
-
-
-@pytest.mark.parametrize(
-    "constants", [{"prior": -0.1}, {"eta": -1.0}, {"tau": 0.0}, {"prior": 0.0, "eta": 0.0}], ids=str
-)
-def test_constants_that_mean_nothing_are_refused(constants):
-    with pytest.raises(ValueError, match=r"prior|eta|tau"):
-        Constants(**constants)
-
-
-def test_no_schedule_is_read():
-    with pytest.raises(ValueError, match="evidence_steps"):
-        MethodOptions(method="cepo_additive", evidence_steps=10)
-    assert METHODS["cepo_additive"].options.isdisjoint({"evidence_coefficient", "evidence_clip"})
+    assert_close(placed.advantages, torch.where(inputs.scored.unsqueeze(-1), share * plain, plain))
 
 
 def test_a_real_step(tmp_path, task, loss_inputs, monkeypatch):

@@ -209,7 +209,7 @@ ERRORS = {
     "no model": ([], "", ["--dataset_name", "someone/something"], ["--model_name_or_path"]),
     "unknown method": ([], "", ["--method", "ppo"], ["ppo", "cepo"]),
     "unknown option": ([], "", ["--evidence_clipp", "0.2"], ["--evidence_clipp", "--evidence_clip"]),
-    "a second value": ([], "", ["--report_to", "none", "tensorboard"], ["what is 'tensorboard'?", "--config"]),
+    "a second value": ([], "", ["--report_to", "none", "tensorboard"], ["unexpected 'tensorboard'", "--config"]),
     "unknown option in YAML": ([], "evidence_clop: 0.3\n", [], ["evidence_clop"]),
     "not YAML": ([], "method: [", [], ["run.yaml"]),
     "no such YAML": ([], "", ["--config", "none.yaml"], ["none.yaml"]),
@@ -223,8 +223,8 @@ ERRORS = {
     "grpo without solutions": ([UNSOLVED], "", ["--method", "grpo"], ["solution"]),
     "too few rows": ([GOOD], "", ["--per_device_train_batch_size=16"], ["1 rows"]),
     "unknown difficulty": ([], "", ["--dataset_config", "harder"], ["harder", "hard"]),
-    "empty evaluation batch": ([], "", ["--eval_batch_size", "0"], ["eval_batch_size must be 1 or more, not 0"]),
-    "negative number of problems": ([], "", ["--eval_problems", "-1"], ["eval_problems must be 0 or more, not -1"]),
+    "empty evaluation batch": ([], "", ["--eval_batch_size", "0"], ["eval_batch_size must be at least 1, got 0"]),
+    "negative number of problems": ([], "", ["--eval_problems", "-1"], ["eval_problems must be at least 0, got -1"]),
 }
 
 
@@ -254,7 +254,9 @@ def test_an_error_in_a_process(tmp_path):
     """Exit status 2, one line, no traceback."""
     result = subprocess.run(command("train", "--method", "ppo"), capture_output=True, text=True, cwd=tmp_path)
     assert result.returncode == 2
-    assert result.stderr.splitlines()[-1].startswith("cepo: error: unknown method 'ppo'; there are cepo, cepo_additive")
+    assert result.stderr.splitlines()[-1].startswith(
+        "cepo: error: unknown method 'ppo'; choose one of cepo, cepo_additive"
+    )
     assert "Traceback" not in result.stderr
 
 
@@ -266,11 +268,8 @@ def test_an_error_in_a_process(tmp_path):
         (["explain", "--index", "-1"], "index must not be negative"),
         (["explain", "--show", "cepo best"], "choose one of grpo, 'cepo lowest_reward'"),
         (["explain", "--hint_template", "no place"], "{answer}"),
-        (["explain", "--method_kwargs", "{}"], "--method_kwargs are the constants of --method"),
-        (
-            ["explain", "--method", "vppo", "--method_kwargs", '{"margn": 1}'],
-            "has no margn; it has prefix_value, margin",
-        ),
+        (["explain", "--tau", "1"], "unknown option --tau"),
+        (["explain", "--method", "vppo", "--prefix_margn", "1"], "did you mean --prefix_margin?"),
         (
             ["explain", "--method", "examples.new_method:METHOD", "--show", "rlsd", "--evidence_clip", "2"],
             "evidence_clip",
@@ -447,7 +446,7 @@ def test_explain_the_rollouts_of_a_run(tmp_path, capsys):
     ]
     output = tmp_path / "explain.html"
     # A method that reads token labels, with a constant.
-    own = ["--method", "vppo", "--method_kwargs", '{"prefix_value": 0.25, "margin": 0}']
+    own = ["--method", "vppo", "--prefix_value=0.25", "--prefix_margin=0"]
     assert cli.main(["explain", "--from", run, "--step=0", *own, "--output_dir", str(tmp_path)]) == 0
     page = output.read_text(encoding="utf-8")
     assert "sampled at step 0" in page
@@ -470,11 +469,11 @@ def test_explain_reports_groups_without_advantages(tmp_path, monkeypatch, capsys
     said = capsys.readouterr().out
     assert "0 of 2 rollouts are correct" in said
     assert "No token has an advantage under cepo own_or_mixture of 4; try another --index or --seed." in said
-    own = [*common, "--method", "examples.new_method:METHOD", "--method_kwargs", '{"blame": 0.2}']
+    own = [*common, "--method", "examples.new_method:METHOD", "--penalty=0.2"]
     assert cli.main([*own, "--show", "grpo"]) == 0
     assert "No token has an advantage under grpo" in capsys.readouterr().out
     assert cli.main(own) == 0
     assert "No token has an advantage" not in capsys.readouterr().out
     page = (tmp_path / "explain.html").read_text(encoding="utf-8")
-    assert "blame 0.2" in page
+    assert "penalty 0.2" in page
     assert '"advantages":[-0.2,-0.2,' in page

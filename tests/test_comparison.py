@@ -20,7 +20,7 @@ from cepo.compare import jobs
 from cepo.compare.jobs import BusyError, Job, job_of, locked
 from cepo.compare.report import comparison_table, table_lines
 from cepo.compare.statistics import Estimate, Run, Sampled, band, percent, summarize
-from cepo.methods.options import preset_options
+from cepo.methods.registry import preset_options
 from cepo.tasks.figures import policy_path
 
 RESULT = Path(__file__).parents[1] / "experiments" / "comparison.json"
@@ -131,7 +131,7 @@ BAD_CONFIGS = [
     ("arms: {lock: {method: grpo}}", "arm 'lock': choose another name"),
     ("arms: {'': {method: grpo}}", "arm '': choose another name"),
     ("arms: {..: {method: grpo}}", "arm '..': choose another name"),
-    ("arms: {a: {method: opsd}}\nbase: {beta: 0.1}", "arm a: method='opsd' has a loss of its own, in which beta"),
+    ("arms: {a: {method: opsd}}\nbase: {beta: 0.1}", "arm a: method='opsd': its loss is a divergence, in which beta"),
     ("arms: {a: {skip_zero_advantage: true, entropy_coef: 0.1}}", "arm a: skip_zero_advantage would change"),
     ("arms: {../../x: {method: grpo}}", "choose another name"),
     ("arms: {a: {method: grpo}", "is not YAML"),
@@ -279,7 +279,7 @@ MISTAKES = [
     (["--methods", "grpo", "--seed", "3"], "seed is set for each run"),
     (["--config", "nowhere.yaml"], "nowhere.yaml"),
     (["loose", "--methods", "grpo"], "'loose'"),
-    (["--methods", "grpo", "--max_steps", "3", "loose"], "what is 'loose'?"),
+    (["--methods", "grpo", "--max_steps", "3", "loose"], "unexpected 'loose'"),
     (["--methods", "grpo,cepo", "--against", "rlsd"], "against must be a list of arms, grpo, cepo, not ['rlsd']"),
     (["--methods", "grpo", "--eval_problems", "0"], "no held-out problems (eval_problems=0"),
     (["--methods", "grpo", "--dataset_test_split", "best"], "unknown split 'best' of the figures task"),

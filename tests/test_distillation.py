@@ -389,10 +389,10 @@ def test_bad_options_are_refused(options, named):
 @pytest.mark.parametrize(
     ("options", "named"),
     [
-        ({"beta": 0.1}, "beta would do nothing"),
-        ({"loss_type": "grpo", "top_entropy_quantile": 0.5}, "loss_type, top_entropy_quantile would do nothing"),
-        ({"delta": 2.0, "off_policy_mask_threshold": 1.0}, "delta, off_policy_mask_threshold would do nothing"),
-        ({"importance_sampling_level": "sequence"}, "importance_sampling_level would do nothing"),
+        ({"beta": 0.1}, "beta would have no effect"),
+        ({"loss_type": "grpo", "top_entropy_quantile": 0.5}, "loss_type, top_entropy_quantile would have no effect"),
+        ({"delta": 2.0, "off_policy_mask_threshold": 1.0}, "delta, off_policy_mask_threshold would have no effect"),
+        ({"importance_sampling_level": "sequence"}, "importance_sampling_level would have no effect"),
     ],
 )
 def test_options_without_effect_on_a_divergence_are_refused(tmp_path, text_figures, text_model_path, options, named):

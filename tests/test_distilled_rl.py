@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 from transformers import AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 
-from cepo import MethodOptions, cli, policy_path
+from cepo import cli, method_options, policy_path
 from cepo.methods import METHODS, OTHER_MODEL, STUDENT
 from tests.support.methods import check_a_real_step, inputs_of, placed_by
 from tests.support.training import letters, logged, loss_inputs, make, task
@@ -29,7 +29,7 @@ def test_by_hand():
     expected = [[4 / mean, 1 / mean, 6 / mean], [-1.0, -1.0, -1.0]]
     assert_close(placed.advantages, torch.tensor(expected, dtype=torch.float64))
     assert placed.at_bound.tolist() == [[False, False, True], [False] * 3]
-    plain = placed_by("distilled_rl", inputs_of(evidence, [2.0, -1.0]), method_kwargs={"normalise": False}, **TEACHER)
+    plain = placed_by("distilled_rl", inputs_of(evidence, [2.0, -1.0]), normalize_ratios=False, **TEACHER)
     assert_close(plain.advantages[0], torch.tensor([4.0, 1.0, 6.0], dtype=torch.float64))
 
 
@@ -46,14 +46,14 @@ rows = st.lists(
 
 
 @given(rows, st.floats(1.01, 9), st.booleans(), st.sampled_from(["positive", "negative", "all"]))
-def test_agrees_with_plain_loops_and_keeps_the_sign(rows, ratio_clip, normalise, rollouts):
+def test_agrees_with_plain_loops_and_keeps_the_sign(rows, ratio_clip, normalize, rollouts):
     advantages, teacher, student, mask = map(list, zip(*rows, strict=True))
     logps = torch.tensor([teacher, student], dtype=torch.float64)
     found = METHODS["distilled_rl"].evidence(logps, torch.ones(2, len(rows), dtype=torch.bool))
     inputs = inputs_of(found.values.tolist(), advantages, mask=mask)
-    own = {"ratio_clip": ratio_clip, "normalise": normalise, "rollouts": rollouts}
-    placed = placed_by("distilled_rl", inputs, method_kwargs=own, **TEACHER)
-    expected = loops.distilled_rl(advantages, teacher, student, mask, ratio_clip, normalise, rollouts)
+    own = {"ratio_clip": ratio_clip, "normalize_ratios": normalize, "reweighted_rollouts": rollouts}
+    placed = placed_by("distilled_rl", inputs, **own, **TEACHER)
+    expected = loops.distilled_rl(advantages, teacher, student, mask, ratio_clip, normalize, rollouts)
     assert_close(placed.advantages, torch.tensor(expected, dtype=torch.float64))
     advantage = inputs.advantages.unsqueeze(-1)
     assert (placed.advantages * advantage >= 0).all()
@@ -64,24 +64,18 @@ def test_only_rollouts_that_are_weighed_are_read():
     advantages, verdicts = torch.tensor([1.0, -1.0, 0.0]), torch.zeros(3)
 
     def read(**own):
-        options = MethodOptions(method="distilled_rl", method_kwargs=own, **TEACHER)
-        return METHODS["distilled_rl"].wanted(advantages, verdicts, options).tolist()
+        options = method_options("distilled_rl", **own, **TEACHER)
+        return METHODS["distilled_rl"].rollout_filter(advantages, verdicts, options).tolist()
 
     assert read() == [True, False, False]
-    assert read(rollouts="negative") == [False, True, False]
-    assert read(rollouts="all") == [True, True, False]
-
-
-@pytest.mark.parametrize(("constants", "named"), [({"ratio_clip": 1}, "ratio_clip"), ({"rollouts": "some"}, "some")])
-def test_constants_out_of_range(constants, named):
-    with pytest.raises(ValueError, match=named):
-        MethodOptions(method="distilled_rl", method_kwargs=constants, **TEACHER)
+    assert read(reweighted_rollouts="negative") == [False, True, False]
+    assert read(reweighted_rollouts="all") == [True, True, False]
 
 
 def test_it_needs_another_model():
     with pytest.raises(ValueError, match="needs teacher_model_name_or_path"):
-        MethodOptions(method="distilled_rl")
-    options = MethodOptions(method="distilled_rl", **TEACHER)
+        method_options("distilled_rl")
+    options = method_options("distilled_rl", **TEACHER)
     (found,) = METHODS["distilled_rl"].references([None], "7", options, None)
     assert METHODS["distilled_rl"].contexts(found, options) == [OTHER_MODEL, STUDENT]
 

@@ -72,7 +72,7 @@ def test_a_recipe_reports_how_many_solutions_the_verifier_reads(recipe, verifier
     run("--config", config)
     printed = capsys.readouterr().out
     assert re.search(r"^verifier +answer_reward$", printed, re.MULTILINE)
-    assert re.search(r"not checked: data: .* is not on this machine", printed)
+    assert re.search(r"not checked +data: .* is not on this machine", printed)
     data = load_copy(SETS[recipe], tmp_path)
     options = ("--dataset_name", data, "--dataset_format", SETS[recipe], "--num_generations", 8)
     run("--config", config, *options, "--gradient_accumulation_steps", 8, "--reward_funcs", verifier)
@@ -266,7 +266,7 @@ def test_several_problems_are_reported_at_once(capsys):
 def test_processes_of_an_accelerate_configuration(capsys):
     assert run(*FEW, "--accelerate_config", "zero3", "--num_processes", 4, "--per_device_train_batch_size", 16) == 0
     printed = capsys.readouterr().out
-    assert "processes  4 (deepspeed), sharded: weights" in printed
+    assert "processes    4 (deepspeed), sharded: weights" in printed
     assert "8 prompts x 8 rollouts = 64; micro-batches of 16 per process" in printed
     assert CEPOConfig(output_dir="unused", bf16=False).world_size == 1
 

@@ -145,12 +145,12 @@ def test_vision_language_example(tmp_path, figures):
 def test_a_new_method_is_thirty_lines_and_runs_by_its_import_path(examples_folder):
     code = (EXAMPLES / "new_method.py").read_text().split('"""', 2)[2]
     lines = [line for line in code.splitlines() if line.strip() and '"""' not in line]
-    assert len(lines) <= 36  # thirty, and six imports
+    assert len(lines) <= 36
     said = cepo(
-        "train", "--method", "examples.new_method:METHOD", "--method_kwargs", '{"blame": 0.2}', "--max_steps=1",
+        "train", "--method", "examples.new_method:METHOD", "--penalty=0.2", "--max_steps=1",
         "--per_device_train_batch_size=8", "--eval_problems=0", "--output_dir=out", folder=examples_folder,
     )  # fmt: skip
-    command = "cepo explain --model_name_or_path out --method examples.new_method:METHOD"
+    command = "cepo explain --model_name_or_path out --method examples.new_method:METHOD --penalty=0.2"
     assert said.splitlines()[-1] == f"credit of each token: {command}"
     assert "1 step of 1 prompt x 8 rollouts" in said
     assert json.loads((examples_folder / "out" / "summary.json").read_text())["method"] == "examples.new_method:METHOD"
@@ -158,11 +158,11 @@ def test_a_new_method_is_thirty_lines_and_runs_by_its_import_path(examples_folde
 
 def test_the_new_method_blames_groups_that_are_all_wrong(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
-    from cepo import MethodOptions, Rollout
-    from cepo.methods.method import LabeledGroup
+    from cepo import Rollout, method_options
+    from cepo.methods import LabeledGroup
     from tests.support.methods import inputs_of
 
-    options = MethodOptions(method="examples.new_method:METHOD", method_kwargs={"blame": 0.25})
+    options = method_options("examples.new_method:METHOD", penalty=0.25)
     wrong, right = Rollout("1", 0.0, False), Rollout("2", 1.0, True)
 
     def labels(*attempts):
@@ -171,7 +171,7 @@ def test_the_new_method_blames_groups_that_are_all_wrong(monkeypatch):
 
     assert labels(wrong, wrong) == [[-1.0, -1.0]] * 2
     assert labels(wrong, right) == [[0.0, 0.0]] * 2
-    placed = options.method_spec.place(
+    placed = options.method_spec.token_advantages(
         inputs_of([[-1.0, -1.0], [0.0, 0.0]], [0.0, -2.0], verdicts=[-1.0, -1.0]), options, 0
     )
     assert placed.advantages.tolist() == [[-0.25, -0.25], [-2.0, -2.0]]

@@ -25,12 +25,12 @@ from cepo.scoring.prompts import thinking_opening
 from tests.support.real_data import FOLDER
 
 
-def said(text):
+def turn_of(text):
     return [{"role": "assistant", "content": text}]
 
 
 def verdict(completion, solution, function=answer_reward):
-    (found,) = prepared(function)(completions=[said(completion)], solution=[solution])
+    (found,) = prepared(function)(completions=[turn_of(completion)], solution=[solution])
     return found
 
 
@@ -164,7 +164,7 @@ def test_a_prompt_that_ends_with_a_thinking_delimiter():
     assert thinking_opening(tokenizer, {**options, "no_thinking": True}) == ""
     assert opens_thinking("<think>\n\n</think>\n\n") == ""
     judge = validated(answer_reward, "answer_reward", thinking_opening(tokenizer, options))
-    completions = [said("it is \\boxed{12}, so"), said("hm</think>\\boxed{12}")]
+    completions = [turn_of("it is \\boxed{12}, so"), turn_of("hm</think>\\boxed{12}")]
     assert judge(prompts=["?", "?"], completions=completions, solution=["12", "12"]) == [0.0, 1.0]
     ids = tokenizer("so 12")["input_ids"]
     (text,) = answer_texts(tokenizer, [ids], Sampling(chat_template_kwargs=options))
@@ -187,12 +187,12 @@ def test_verdict_and_answer_come_from_the_last_turn():
 
 def test_prepared_changes_only_trls_verifiers():
     assert prepared(len) is len
-    assert accuracy_reward([said(r"\boxed{7}")], [r"5 \sqrt { 7 }"]) == [1.0]  # unprepared
+    assert accuracy_reward([turn_of(r"\boxed{7}")], [r"5 \sqrt { 7 }"]) == [1.0]  # unprepared
     assert verdict(r"\boxed{7}", r"5 \sqrt { 7 }", accuracy_reward) == 0.0
     assert verdict(r"\boxed{5\sqrt{7}}", r"5 \sqrt { 7 }", accuracy_reward) == 1.0
     assert verdict(r"<think>hm</think>\boxed{5\sqrt{7}}", r"5 \sqrt { 7 }", reasoning_accuracy_reward) == 1.0
     assert verdict(r"\boxed{5\sqrt{7}}", r"5 \sqrt { 7 }", reasoning_accuracy_reward) == 0.0  # requires thinking
-    assert answer_reward([said("\\boxed{5}")], ["####"]) == [None]
+    assert answer_reward([turn_of("\\boxed{5}")], ["####"]) == [None]
 
 
 def test_solutions_that_a_verifier_cannot_parse():

@@ -122,7 +122,7 @@ def test_completions_are_escaped(monkeypatch, tmp_path, capsys):
     assert cli.main(["evaluate", *flags]) == 0
     printed = capsys.readouterr().out
     assert is_harmless(printed)
-    assert f"one of its answers: {SEEN}" in printed
+    assert f"first answer: {SEEN}" in printed
 
 
 @pytest.fixture
@@ -327,19 +327,17 @@ def test_trust_remote_code_runs_code_of_a_model(own_code, rows, tmp_path, capsys
     ],
     ids=range(6),
 )
-@pytest.mark.parametrize("reader", ["--config", "compare", "--accelerate_config"])
-def test_yaml_files_run_no_code(tmp_path, capsys, content, message, reader):
+@pytest.mark.parametrize("command", ["train", "compare"])
+def test_yaml_files_run_no_code(tmp_path, capsys, content, message, command):
     done, path = tmp_path / "done", tmp_path / "own.yaml"
     content = content.replace("{done}", str(done)) if isinstance(content, str) else content
     path.write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(ValueError, match=message):
         read_yaml(path)
-    option = reader if reader.startswith("--") else "--config"
-    command = reader if not reader.startswith("--") else "train"
-    assert cli.main([command, option, str(path)]) == 2
+    assert cli.main([command, "--config", str(path)]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1, error
-    assert f"{option}: {path}" in error
+    assert f"--config: {path}" in error
     assert not done.exists()
 
 

@@ -135,8 +135,8 @@ import sys
 for name in ("trl", "datasets", "pandas", "matplotlib", "accelerate.test_utils"):
     sys.modules[name] = None
 import {", ".join(CORE)}
-from cepo import credit, METHODS, MethodOptions, choose_references, final_answer, same_answer
-assert MethodOptions(method="cepo").evidence_clip == 0.5
+from cepo import credit, METHODS, method_options, choose_references, final_answer, same_answer
+assert method_options("cepo").evidence_clip == 0.5
 assert "cepo" in METHODS
 """
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)

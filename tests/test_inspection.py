@@ -136,7 +136,7 @@ def test_token_kinds():
     """Two steps; one rollout has a mistake in the tens of the first result and continues from it."""
     row = {"start": 60, "labels": [58, 70], "angles": [62, 48], "prompt": [{"content": ""}]}
     problem = problem_of(row)
-    right = [
+    correct = [
         "60",
         " and",
         " 5",
@@ -154,7 +154,7 @@ def test_token_kinds():
         ".",
         "<|im_end|>",
     ]
-    wrong = [
+    incorrect = [
         "60",
         " and",
         " 5",
@@ -175,23 +175,23 @@ def test_token_kinds():
     start = ["decision", "filler", "decision", "decision", "filler"]
     middle = ["filler", "other", "filler", "decision", "filler"]
     after = ["decision", "decision", "filler", "other"]
-    of_right, of_wrong, of_other = group_kinds(row, [right, wrong, right], [True, False, True])
+    of_correct, of_incorrect, of_other = group_kinds(row, [correct, incorrect, correct], [True, False, True])
     # The second result is also incorrect, but follows from the first one.
-    assert of_right == of_wrong == of_other == [*start, "arithmetic", "decision", *middle, *after]
-    assert "arithmetic" not in group_kinds(row, [right, right], [True, True])[0]
-    misread = [*wrong[:2], " 4", *wrong[3:]]
-    of_right, of_wrong = group_kinds(row, [right, misread], [True, False])
-    assert of_right == of_wrong == ["decision", "filler", "reading", "decision", *start[4:], *of_right[5:]]
-    assert "arithmetic" not in of_wrong
+    assert of_correct == of_incorrect == of_other == [*start, "arithmetic", "decision", *middle, *after]
+    assert "arithmetic" not in group_kinds(row, [correct, correct], [True, True])[0]
+    misread = [*incorrect[:2], " 4", *incorrect[3:]]
+    of_correct, of_incorrect = group_kinds(row, [correct, misread], [True, False])
+    assert of_correct == of_incorrect == ["decision", "filler", "reading", "decision", *start[4:], *of_correct[5:]]
+    assert "arithmetic" not in of_incorrect
     # A rollout without a verdict labels no tokens.
-    assert set(group_kinds(row, [right, wrong], [True, None])[0]) == {"decision", "filler", "other"}
-    assert filler_tokens(problem, right)[:5] == [False, True, False, False, True]
+    assert set(group_kinds(row, [correct, incorrect], [True, None])[0]) == {"decision", "filler", "other"}
+    assert filler_tokens(problem, correct)[:5] == [False, True, False, False, True]
 
 
 def test_a_token_may_be_a_whole_number():
     row = {"start": 60, "labels": [58], "angles": [62], "prompt": [{"content": ""}]}
-    right, wrong = (["From ", "60", " and", " 58", " comes", f" {result}", "."] for result in (62, 63))
-    for kinds in group_kinds(row, [right, wrong], [True, False]):
+    correct, incorrect = (["From ", "60", " and", " 58", " comes", f" {result}", "."] for result in (62, 63))
+    for kinds in group_kinds(row, [correct, incorrect], [True, False]):
         assert kinds == ["filler", "decision", "filler", "decision", "filler", "arithmetic", "filler"]
 
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from cepo.methods import CreditInputs, MethodOptions
-from cepo.methods.method import contrast
+from cepo.methods import CreditInputs, method_options
+from cepo.methods.stages import contrast
 from cepo.trainer.metrics import credit_metrics, credit_sums
 
 
@@ -16,8 +16,8 @@ def sums_of(delta, advantages, mask=None, clip=0.5, verdicts=None, unscorable=No
     verdicts = advantages if verdicts is None else verdicts
     unscorable = torch.zeros_like(mask) if unscorable is None else unscorable
     inputs = CreditInputs(advantages, delta, mask, torch.ones(len(delta), dtype=torch.bool), verdicts, unscorable)
-    options = MethodOptions(evidence_clip=clip)
-    return credit_sums(inputs, options.method_spec.place(inputs, options, 0))
+    options = method_options("cepo", evidence_clip=clip)
+    return credit_sums(inputs, options.method_spec.token_advantages(inputs, options, 0))
 
 
 def test_by_hand():
@@ -70,8 +70,8 @@ def test_unscored_rollouts_do_not_count():
     delta, advantages = torch.tensor([[1.0, -0.2], [0.0, 0.0]]), torch.tensor([1.0, -1.0])
     mask, verdicts = torch.ones(2, 2, dtype=torch.bool), torch.tensor([1.0, -1.0])
     inputs = CreditInputs(advantages, delta, mask, torch.tensor([True, False]), verdicts, ~mask)
-    options = MethodOptions()
-    sums = credit_sums(inputs, options.method_spec.place(inputs, options, 0))
+    options = method_options("cepo")
+    sums = credit_sums(inputs, options.method_spec.token_advantages(inputs, options, 0))
     assert (sums["tokens"], sums["clipped"], sums["tokens_incorrect"]) == (2, 1, 0)
 
 

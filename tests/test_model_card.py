@@ -8,8 +8,8 @@ import transformers.trainer
 from huggingface_hub import ModelCard
 
 from cepo import cli
-from cepo.methods import METHODS, MethodOptions
-from cepo.trainer.model_card import method_options, paper_of, public_command, without_secrets
+from cepo.methods import METHODS
+from cepo.trainer.model_card import paper_of, public_command, without_secrets
 from tests.support.command_line import EVAL, SMALL
 from tests.support.training import half_right, train
 
@@ -94,22 +94,12 @@ def test_paths_in_texts():
 @pytest.mark.parametrize("name", METHODS)
 def test_the_paper_of_every_method(name):
     paper = paper_of(METHODS[name])
-    number = METHODS[name].source.removeprefix("arXiv ")
-    if number == METHODS[name].source:
+    number = METHODS[name].doc.source.removeprefix("arXiv ")
+    if number == METHODS[name].doc.source:
         assert paper == {}
     else:
         assert paper["id"] == number
         assert number in paper["citation"]
-
-
-def test_options_of_a_method():
-    options = MethodOptions(method="rlcsd", method_kwargs={"tau": 2.0})
-    found = method_options(options)
-    assert found["tau"] == 2.0
-    assert "evidence_clip" not in found
-    assert set(METHODS["rlcsd"].options) >= set(found) - {"negative_advantage_weight", "answer_extractor"} - set(
-        METHODS["rlcsd"].constants.__dataclass_fields__
-    )
 
 
 def test_a_card_from_python(tmp_path, text_figures, text_model_path):
@@ -117,7 +107,7 @@ def test_a_card_from_python(tmp_path, text_figures, text_model_path):
     trainer = train(tmp_path, text_figures, text_model_path, half_right, method="rlsd", max_steps=1)
     trainer.create_model_card()
     text, _ = card_of(tmp_path / "out")
-    assert "This model was trained with rlsd, a method introduced in [arXiv 2604.03128]" in text
+    assert "This model was trained with RLSD, a method introduced in [arXiv 2604.03128]" in text
     assert "@misc{rlsd," in text
     assert "@misc{cepo," not in text
     assert "Not measured." in text

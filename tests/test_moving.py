@@ -10,7 +10,7 @@ from trl.experimental.sdft import SDFTConfig
 from trl.experimental.sdpo import SDPOConfig
 
 from cepo import METHODS, CEPOConfig
-from cepo.methods.options import presets
+from cepo.methods.registry import presets
 from cepo.trainer.arguments import make_parser
 
 PAGE = (Path(__file__).parents[1] / "docs" / "moving.md").read_text()

@@ -12,10 +12,11 @@ from transformers import AutoTokenizer
 import cepo.methods.method
 import cepo.trainer.cepo_trainer
 import cepo.trainer.distillation
-from cepo import CEPOTrainer, MethodOptions, References, policy_path
+from cepo import CEPOTrainer, References, method_options, policy_path
 from cepo.methods import METHODS, CreditInputs
 from cepo.scoring.pipeline import Pipeline
 from tests.reference import loops
+from tests.support.methods import distills, needed_by
 from tests.support.training import half_right, is_sound, logged, train, weights_of, wrong_answers
 
 READING = [name for name, method in METHODS.items() if method.needs_teachers]
@@ -29,8 +30,7 @@ def third(completions, **kwargs):
 
 def step(tmp_path, text_figures, text_model_path, method, reward=half_right, **options):
     """One step of the real trainer."""
-    if METHODS[method].needs_other_model:
-        options["teacher_model_name_or_path"] = text_model_path
+    options |= dict.fromkeys(needed_by(method), text_model_path)
     if method == "vppo":
         reward, options = [reward, third], options | {"first_error_reward": "third", "reward_weights": [1.0, 0.0]}
     return train(tmp_path, text_figures, text_model_path, reward, method=method, **({"max_steps": 1} | options))
@@ -53,17 +53,15 @@ def log_probs(draw):
 
 
 def placed(method, advantages, logps, mask):
-    options = MethodOptions(method=method, **_needed(method))
+    options = method_options(method, **_needed(method))
     present = torch.ones(logps.shape[:2], dtype=torch.bool)
     found = METHODS[method].evidence(logps, present)
     inputs = CreditInputs(advantages, found.values, mask, found.scored, advantages.sign(), found.unscorable)
-    return options, found, options.method_spec.place(inputs, options, 0)
+    return options, found, options.method_spec.token_advantages(inputs, options, 0)
 
 
 def _needed(method):
-    if METHODS[method].distils:
-        return {"divergence": "sampled"}
-    return {"teacher_model_name_or_path": "x"} if METHODS[method].needs_other_model else {}
+    return {"divergence": "sampled"} if distills(method) else needed_by(method)
 
 
 @pytest.mark.parametrize("method", READING)
@@ -94,7 +92,7 @@ def test_token_advantages_against_plain_loops(method, batch):
     if method == "rlrt":  # reversed, on right rollouts alone
         pairs = zip(advantages.tolist(), deltas, strict=True)
         deltas = [[-delta * (advantage > 0) for delta in row] for advantage, row in pairs]
-    own = MethodOptions(method=method)
+    own = method_options(method)
     expected = loops.token_advantages(
         advantages.tolist(), deltas, mask.tolist(), own.coefficient_at(0), own.evidence_clip
     )
@@ -109,7 +107,7 @@ def test_one_of_several_negatives_is_not_finite(batch, kept):
     """Minus infinity lowers the mean probability; NaN removes the evidence."""
     _, logps, _ = batch
     present = torch.tensor(kept).unsqueeze(-1).expand(logps.shape[:2])
-    found = cepo.methods.method.contrast(torch.cat([logps[:1], logps]), torch.cat([present[:1] | True, present]))
+    found = cepo.methods.stages.contrast(torch.cat([logps[:1], logps]), torch.cat([present[:1] | True, present]))
     assert found.values.isfinite().all()
     for row in range(logps.shape[1]):
         for token in range(logps.shape[2]):
@@ -139,7 +137,7 @@ def test_non_finite_log_probs_in_training(tmp_path, text_figures, text_model_pat
         return found
 
     monkeypatch.setattr(Pipeline, "score", spoilt)
-    options = {"divergence": "sampled"} if METHODS[method].distils else {}
+    options = {"divergence": "sampled"} if distills(method) else {}
     trainer = step(tmp_path, text_figures, text_model_path, method, skip_zero_advantage=False, **options)
     assert is_sound(trainer)
     assert logged(trainer, "cepo/rows_scored")[0] > 0
@@ -176,7 +174,7 @@ def test_completions_of_the_end_token_alone(tmp_path, text_figures, text_model_p
     trainer = step(tmp_path, text_figures, text_model_path, method, **options)
     assert is_sound(trainer)
     assert logged(trainer, "completions/mean_terminated_length") == [1.0]
-    if not METHODS[method].distils:
+    if not distills(method):
         (batch,) = spy.seen
         assert batch["completion_ids"].unique().tolist() == [_end_of(text_model_path)]
 
@@ -222,7 +220,7 @@ def test_no_answer_is_extracted(tmp_path, text_figures, text_model_path, monkeyp
     fallbacks = {
         name: logged(trainer, f"cepo/fallback/{name}") for name in ("no_incorrect_answer", "no_correct_rollout")
     }
-    if method in ("cepo", "cepo_additive", "rlsd", "cscr", "pbsd", "opsd"):  # against P_S, or hinted with the solution
+    if method in ("cepo", "cepo_additive", "rlsd", "sdar", "cscr", "pbsd", "opsd"):  # against P_S, or with the solution
         assert scored == 1.0
         assert fallbacks["no_incorrect_answer"] == [1.0 if method in ("cepo", "cepo_additive") else 0.0]
     elif method == "distilled_rl":  # where A > 0
@@ -261,7 +259,7 @@ def test_equal_contexts_have_no_evidence_in_bfloat16(
 ):
     """Bit-identical log-probs, so that every token keeps its rollout's advantage."""
     monkeypatch.setattr(
-        cepo.methods.method,
+        cepo.methods.stages,
         "choose_references",
         lambda attempts, solution, **_: [References(solution, (solution,))] * len(attempts),
     )

@@ -45,7 +45,7 @@ def shown(texts, *, solution="(1, 2)", question="How many?"):
             student = torch.linspace(-3, -0.5, count)
             yes = torch.ones(1, count, dtype=torch.bool)
             inputs = CreditInputs(own, evidence, yes, yes[:, 0], own.sign(), ~yes)
-            placed = variant.method.place(inputs, variant.options, 0)
+            placed = variant.method.token_advantages(inputs, variant.options, 0)
             positive = None if variant == GRPO else student
             negative = None if variant == GRPO else student - evidence[0]
             contexts = [] if variant == GRPO else ["(1, 2)", None if variant == RLSD else texts[0]]

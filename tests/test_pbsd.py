@@ -2,14 +2,12 @@
 
 import math
 
-import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from cepo import MethodOptions
-from cepo.methods.pbsd import sums_of_turns
+from cepo.methods.contrib.pbsd import sums_of_turns
 from tests.support.methods import check_a_real_step, inputs_of, placed_by
 from tests.support.training import logged, loss_inputs, task
 from tests.support.values import advantage_values
@@ -35,7 +33,7 @@ def test_a_rollout_without_tools_is_one_turn():
     sums = sums_of_turns(torch.tensor([[1.0, 2.0, 4.0]]), torch.tensor([[True, True, True]]))
     assert sums.tolist() == [[7.0] * 3]
     assert sums_of_turns(torch.zeros(1, 2), torch.zeros(1, 2, dtype=torch.bool)).tolist() == [[0.0, 0.0]]
-    tokens = placed_by("pbsd", inputs_of([[0.1, -0.1]], [1.0]), method_kwargs={"unit": "token"})
+    tokens = placed_by("pbsd", inputs_of([[0.1, -0.1]], [1.0]), evidence_unit="token")
     assert_close(tokens.advantages, torch.tensor([[1 + math.tanh(0.1), 1 - math.tanh(0.1)]], dtype=torch.float64))
 
 
@@ -54,19 +52,11 @@ rows = st.lists(
 def test_agrees_with_plain_loops_and_keeps_the_sign(rows, scale, bound, unit):
     advantages, evidence, mask = map(list, zip(*rows, strict=True))
     inputs = inputs_of(evidence, advantages, mask=mask)
-    placed = placed_by("pbsd", inputs, method_kwargs={"scale": scale, "bound": bound, "unit": unit})
+    placed = placed_by("pbsd", inputs, evidence_scale=scale, weight_bound=bound, evidence_unit=unit)
     expected = loops.pbsd(advantages, evidence, mask, scale, bound, unit)
     assert_close(placed.advantages, torch.tensor(expected, dtype=torch.float64))
     signs = inputs.advantages.sign().unsqueeze(-1).expand_as(placed.advantages)
     assert torch.equal(placed.advantages.sign()[inputs.mask], signs[inputs.mask])
-
-
-@pytest.mark.parametrize(
-    ("constants", "named"), [({"scale": 0}, "scale"), ({"bound": 1}, "bound"), ({"unit": "x"}, "x")]
-)
-def test_constants_out_of_range(constants, named):
-    with pytest.raises(ValueError, match=named):
-        MethodOptions(method="pbsd", method_kwargs=constants)
 
 
 def test_a_real_step(tmp_path, task, loss_inputs, monkeypatch):

@@ -145,6 +145,12 @@ def test_the_situations_have_every_method():
     assert {situation(seed).method for seed in A_FEW} == set(KNOWN)
 
 
+def test_two_processes_equal_one_in_two_situations(tmp_path):
+    runs = Runs(tmp_path, [situation(seed) for seed in A_FEW[:2]])
+    for number in range(2):
+        runs.check(number, 2)
+
+
 @pytest.mark.parametrize("number", range(len(A_FEW)))
 def test_two_processes_are_one(few, number):
     few.check(number, 2)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from cepo import MethodOptions
+from cepo import method_options
 from cepo.methods import METHODS, STUDENT
 from cepo.references.groups import References
 from tests.support.methods import check_a_real_step, inputs_of, placed_by
@@ -63,9 +63,9 @@ def test_agrees_with_plain_loops(rows, coefficient, clip):
 
 
 def test_only_right_rollouts_with_another_right_one_are_read():
-    options = MethodOptions(method="rlrt")
+    options = method_options("rlrt")
     advantages, verdicts = torch.tensor([1.0, -1.0, 0.0, -0.2]), torch.tensor([1.0, -1.0, 1.0, 1.0])
-    assert METHODS["rlrt"].wanted(advantages, verdicts, options).tolist() == [True, False, False, True]
+    assert METHODS["rlrt"].rollout_filter(advantages, verdicts, options).tolist() == [True, False, False, True]
     assert METHODS["rlrt"].contexts(References("a rollout", ()), options) == ["a rollout", STUDENT]
     assert METHODS["rlrt"].contexts(References("7", (), "no_correct_rollout"), options) == []
 

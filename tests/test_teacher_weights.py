@@ -1,4 +1,4 @@
-"""Teacher weights are swapped in for scoring, swapped out afterwards, and saved."""
+"""Teacher weights: swapped in for scoring, restored afterwards, saved and loaded."""
 
 import pytest
 import torch
@@ -43,7 +43,7 @@ def test_in_place_and_back(source):
     with pytest.raises(RuntimeError), teacher.in_place():
         raise RuntimeError
     assert same(state(policy), after)
-    assert [id(p) for p in policy.parameters()] == identities  # an optimiser still has the right ones
+    assert [id(p) for p in policy.parameters()] == identities  # the optimizer keeps its parameters
 
 
 def test_teacher_policy_needs_no_copy():

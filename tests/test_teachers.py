@@ -89,8 +89,8 @@ HINTS = [
 
 
 @pytest.mark.parametrize("template", HINTS)
-def test_grafted_ids_are_those_of_the_conversation(processor, encoder, messages, prompts, template, monkeypatch):
-    """Text tokenized without images, then grafted, whatever merges at the seam."""
+def test_grafted_ids_are_those_of_the_whole_conversation(processor, encoder, messages, prompts, template, monkeypatch):
+    """Tokenizing only the text gives the processor's token ids, also where tokens merge at the hint."""
     monkeypatch.setattr(PromptEncoder, "_encoded", lambda *args: pytest.fail("images were processed again"))
     for prompt, conversation in zip(prompts, messages, strict=True):
         hinted = add_hint(conversation, fill_hint(template, ANSWER))

@@ -18,6 +18,7 @@ from cepo import CEPOConfig, CEPOTrainer, References, policy_path, reference_ans
 from cepo.methods import METHODS
 from cepo.scoring.forward import evaluating
 from cepo.scoring.pipeline import Pipeline
+from tests.support.methods import needed_by
 from tests.support.training import (
     QUICK,
     half_right,
@@ -589,7 +590,7 @@ def test_every_method_trains_on_the_default_task(tmp_path, figures):
             method=method,
             max_steps=1,
             max_completion_length=176,
-            **({"teacher_model_name_or_path": policy_path()} if METHODS[method].needs_other_model else {}),
+            **needed_by(method),
         )
         assert logged(trainer, "cepo/seconds/generation")[0] > 0
         assert (logged(trainer, "cepo/rows_scored")[0] > 0) == METHODS[method].needs_teachers

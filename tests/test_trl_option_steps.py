@@ -14,10 +14,10 @@ import trl
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Qwen3MoeConfig, Qwen3MoeForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
-import cepo.methods.method
+import cepo.methods.stages
 from cepo import CEPOConfig, CEPOTrainer, References
-from cepo.trainer.trl_options import TRL_OPTIONS
 from tests.support.training import QUICK, half_right, is_sound, letters, logged, loss_inputs, make, train, wrong_answers
+from tests.support.trl_options import TRL_OPTIONS
 
 __all__ = ["loss_inputs"]  # a fixture
 
@@ -74,10 +74,10 @@ ALONE = {
 
 def test_none_is_left_out_and_none_is_at_its_default():
     everywhere, own = ({name for group in groups.values() for name in group} for groups in (EVERYWHERE, IN_THE_LOSS))
-    exact = {name for name, standing in TRL_OPTIONS.items() if standing.placing == "exact"}
+    exact = {name for name, support in TRL_OPTIONS.items() if support.advantages == "exact"}
     assert (everywhere | own | ALONE) & set(NOT_HERE) == set()
     assert exact == everywhere | own | ALONE | set(NOT_HERE)
-    exact = {name for name, standing in TRL_OPTIONS.items() if standing.distilling == "exact"}
+    exact = {name for name, support in TRL_OPTIONS.items() if support.divergence == "exact"}
     assert exact <= everywhere | ALONE | set(NOT_HERE)
     defaults = {one.name: one.default for one in fields(GRPOConfig)}
     for options in (*EVERYWHERE.values(), *IN_THE_LOSS.values()):
@@ -105,7 +105,7 @@ def test_cepo_with_equal_references_is_trls_trainer(tmp_path, text_figures, text
     wrong_answers(monkeypatch)
     with monkeypatch.context() as patch:
         patch.setattr(
-            cepo.methods.method,
+            cepo.methods.stages,
             "choose_references",
             lambda attempts, solution, **_: [References(solution, (solution,))] * len(attempts),
         )

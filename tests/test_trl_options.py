@@ -10,8 +10,9 @@ from trl import GRPOConfig, GRPOTrainer
 
 from cepo import CEPOConfig, cli
 from cepo.methods import METHODS
-from cepo.trainer.trl_options import TRL_OPTIONS
+from tests.support.methods import distills, needed_by
 from tests.support.training import QUICK, half_right, make
+from tests.support.trl_options import TRL_OPTIONS
 
 ADDED = {one.name for one in fields(GRPOConfig)} - {one.name for one in fields(TrainingArguments)}
 # A value that is not the default, for those that a distillation refuses.
@@ -33,28 +34,30 @@ OTHER = {
 # Refused when the model is there: whether it has a router is not known before.
 SEQUENCE = "importance_sampling_level"
 WITH_THE_MODEL = {"router_aux_loss_coef"}
-REFUSED = [name for name, standing in TRL_OPTIONS.items() if standing.distilling == "refused"]
+REFUSED = [name for name, support in TRL_OPTIONS.items() if support.divergence == "refused"]
+
+
+DISTILLING = list(filter(distills, METHODS))
 
 
 def configured(tmp_path, method, **options):
-    needs = {"teacher_model_name_or_path": "x"} if METHODS[method].needs_other_model else {}
-    return CEPOConfig(output_dir=str(tmp_path), method=method, **(QUICK | needs | options))
+    return CEPOConfig(output_dir=str(tmp_path), method=method, **(QUICK | needed_by(method) | options))
 
 
 def test_the_table_has_every_option_of_trl():
     assert set(TRL_OPTIONS) == ADDED
     assert set(OTHER) | WITH_THE_MODEL == set(REFUSED)
-    assert [name for name, standing in TRL_OPTIONS.items() if standing.placing == "refused"] == [SEQUENCE]
+    assert [name for name, support in TRL_OPTIONS.items() if support.advantages == "refused"] == [SEQUENCE]
 
 
-@pytest.mark.parametrize("method", [method.name for method in METHODS.values() if method.distils])
+@pytest.mark.parametrize("method", DISTILLING)
 @pytest.mark.parametrize("name", OTHER)
 def test_a_distillation_refuses_by_name_what_it_would_not_read(tmp_path, method, name):
-    with pytest.raises(ValueError, match=rf"loss of its own, in which .*\b{name}\b.* would do nothing"):
+    with pytest.raises(ValueError, match=rf"its loss is a divergence, in which .*\b{name}\b.* would have no effect"):
         configured(tmp_path, method, **{name: OTHER[name]})
 
 
-@pytest.mark.parametrize("method", [method.name for method in METHODS.values() if not method.distils])
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in DISTILLING])
 @pytest.mark.parametrize("name", [name for name in OTHER if name != SEQUENCE])
 def test_token_advantages_take_them_all(tmp_path, method, name):
     assert getattr(configured(tmp_path, method, **{name: OTHER[name]}), name) == OTHER[name]
@@ -62,7 +65,7 @@ def test_token_advantages_take_them_all(tmp_path, method, name):
 
 def test_token_advantages_refuse_ratios_of_sequences(tmp_path):
     """Of token advantages only their mean would reach the policy; GRPO has one advantage a rollout."""
-    with pytest.raises(ValueError, match="gives tokens advantages of their own, of which only the mean would count"):
+    with pytest.raises(ValueError, match="only the mean of a rollout's token advantages reaches the gradient"):
         configured(tmp_path, "cepo", importance_sampling_level="sequence")
     assert configured(tmp_path, "grpo", importance_sampling_level="sequence").importance_sampling_level == "sequence"
 
@@ -78,7 +81,7 @@ VLLM = {"use_vllm": True}
         (
             {"eos_token_id": [30]},
             {},
-            "eos_token_id: padding after ends .* set eos_token_id in the generation_config.json",
+            "eos_token_id: padding after end .* set eos_token_id in the generation_config.json",
         ),
         ({"stop_strings": "\n"}, {}, "stop_strings: generate needs a tokenizer for it"),
         ({"token_healing": True}, {}, "token_healing: generate needs a tokenizer"),
@@ -86,12 +89,12 @@ VLLM = {"use_vllm": True}
         ({"top_k": 3, "num_beams": 2}, {}, "num_beams: completions would not be samples of the policy"),
         ({"do_sample": False}, {}, "do_sample: all completions of a prompt would be the same"),
         ({"num_return_sequences": 2}, {}, "num_return_sequences: .* set num_generations"),
-        ({"return_dict_in_generate": True}, {}, "return_dict_in_generate: TRL reads token ids alone"),
-        ({"prompt_lookup_num_tokens": 2}, {}, "prompt_lookup_num_tokens: generate takes it for a batch of one"),
+        ({"return_dict_in_generate": True}, {}, "return_dict_in_generate: TRL expects token ids"),
+        ({"prompt_lookup_num_tokens": 2}, {}, "prompt_lookup_num_tokens: generate supports it for a batch of one"),
         (
             {"max_new_tokens": 5},
             {},
-            "max_new_tokens 5 contradicts max_completion_length 24, which the loss reads; set max_",
+            "max_new_tokens 5 contradicts max_completion_length 24, which the loss uses; set max_",
         ),
         ({"temperature": 0.5}, {}, "temperature 0.5 contradicts temperature 1.0"),
         ({"stop": ["\n"]}, {}, "stop: transformers' GenerationConfig has no such key; leave it out"),
@@ -104,7 +107,7 @@ VLLM = {"use_vllm": True}
             (
                 {key: value},
                 VLLM | {"mask_truncated_completions": True},
-                f"{key}: mask_truncated_completions would leave",
+                f"{key}: mask_truncated_completions would mask",
             )
             for key, value in {"stop": ["x"], "stop_token_ids": [3], "ignore_eos": True}.items()
         ),
@@ -120,7 +123,7 @@ def test_of_the_command_line(tmp_path, capsys):
     given = ["--generation_kwargs", json.dumps({"eos_token_id": [30]}), "--output_dir", str(tmp_path / "out")]
     assert cli.main(["train", *given]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith("cepo: error: generation_kwargs: eos_token_id: padding after ends")
+    assert line.startswith("cepo: error: generation_kwargs: eos_token_id: padding after end")
 
 
 @pytest.mark.parametrize(

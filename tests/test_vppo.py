@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 from trl.rewards import accuracy_reward
 
-from cepo import MethodOptions, load_figures
+from cepo import load_figures, method_options
 from cepo.methods import METHODS, LabeledGroup
 from cepo.references.groups import Rollout
 from cepo.tasks.figures import first_error
@@ -22,7 +22,7 @@ __all__ = ["loss_inputs", "task"]  # fixtures
 def advantages_of(lengths, correct, errors, *, row=None, prompt_tokens=0, **own):
     attempts = [Rollout("7", 0.0, verdict, "", error) for verdict, error in zip(correct, errors, strict=True)]
     tokens = [["x"] * length for length in lengths]
-    options = MethodOptions(method="vppo", first_error_reward="given", method_kwargs=own)
+    options = method_options("vppo", first_error_reward="given", **own)
     group = LabeledGroup(row or {}, tokens, attempts, [0.0] * len(attempts), prompt_tokens)
     return METHODS["vppo"].token_values(group, options)
 
@@ -38,14 +38,14 @@ def test_by_hand():
 
 def test_groups_without_variance():
     assert advantages_of([2, 3], [True, True], [None, None]) == [[0.0] * 2, [0.0] * 3]
-    wrong = advantages_of([4, 4], [False, False], [4, 0], margin=1)  # such a group still learns
+    wrong = advantages_of([4, 4], [False, False], [4, 0], prefix_margin=1)  # such a group still learns
     assert wrong[0] == pytest.approx([0.5 - 3 / 16] * 3 + [-3 / 16])
     assert wrong[1] == pytest.approx([-3 / 16] * 4)
 
 
 def test_the_margin_is_the_prompts_length_unless_it_is_given():
     prompt = advantages_of([6], [False], [5], prompt_tokens=3)
-    assert prompt == advantages_of([6], [False], [5], prompt_tokens=9, margin=3)
+    assert prompt == advantages_of([6], [False], [5], prompt_tokens=9, prefix_margin=3)
     assert prompt[0] == pytest.approx([0.5 - 1 / 6] * 2 + [-1 / 6] * 4)
 
 
@@ -59,11 +59,12 @@ def test_the_margin_is_the_prompts_length_unless_it_is_given():
     st.integers(0, 4),
     st.booleans(),
 )
-def test_agrees_with_plain_loops(rollouts, prefix_value, margin, only_raise):
+def test_agrees_with_plain_loops(rollouts, prefix_value, margin, nonnegative):
     lengths, correct, errors = zip(*rollouts, strict=True)
     errors = [None if error is None else min(error, length) for error, length in zip(errors, lengths, strict=True)]
-    found = advantages_of(lengths, correct, errors, prefix_value=prefix_value, margin=margin, only_raise=only_raise)
-    expected = loops.vppo(lengths, correct, errors, prefix_value, margin, only_raise)
+    options = {"prefix_value": prefix_value, "prefix_margin": margin, "nonnegative_prefix": nonnegative}
+    found = advantages_of(lengths, correct, errors, **options)
+    expected = loops.vppo(lengths, correct, errors, prefix_value, margin, nonnegative)
     for row, values in zip(found, expected, strict=True):
         assert row == pytest.approx(values)
 
@@ -89,12 +90,6 @@ def test_the_margin_counts_text_and_no_images():
     assert text_length(Prompt((5, 6, 7))) == 3
 
 
-@pytest.mark.parametrize(("constants", "named"), [({"prefix_value": 2}, "prefix_value"), ({"margin": -1}, "margin")])
-def test_constants_out_of_range(constants, named):
-    with pytest.raises(ValueError, match=named):
-        MethodOptions(method="vppo", method_kwargs=constants)
-
-
 def test_the_figures_task_knows_the_first_error():
     row = {"start": 60, "labels": [58, 70], "angles": [62, 48], "prompt": [{"content": ""}]}
     right = ["60", " and", " 58", " leave", " 62", ". 62", " and", " 70", " leave", " 48", ". \\boxed{(62, 48)}"]
@@ -104,7 +99,7 @@ def test_the_figures_task_knows_the_first_error():
     misread = ["60", " and", " 5", "7", " leave", " 63", *right[5:]]
     assert first_error(row, misread) == 2  # where the wrong number begins
     group = LabeledGroup(row, [right, slipped], [Rollout("7", 1.0, True), Rollout("8", 0.0, False)], [0.7, -0.7], 0)
-    found = METHODS["vppo"].token_values(group, MethodOptions(method="vppo"))
+    found = METHODS["vppo"].token_values(group, method_options("vppo"))
     mean = (1 + 0.5 * 9 / 11) / 2
     assert found[1] == pytest.approx([0.5 - mean] * 9 + [-mean] * 2)
 
@@ -114,7 +109,7 @@ def first_errors(completions, completion_ids, **kwargs):
     return [len(ids) // 2 if row % 2 == 0 else None for row, ids in enumerate(completion_ids)]
 
 
-OWN = {"method_kwargs": {"margin": 0}, "first_error_reward": "first_errors", "reward_weights": [1.0, 0.0]}
+OWN = {"prefix_margin": 0, "first_error_reward": "first_errors", "reward_weights": [1.0, 0.0]}
 
 
 def test_a_real_step_with_errors_from_a_reward_function(tmp_path, task, loss_inputs, monkeypatch):
@@ -133,7 +128,7 @@ def test_a_real_step_with_errors_from_a_reward_function(tmp_path, task, loss_inp
 
 
 def test_a_real_step_with_errors_from_the_task(tmp_path, loss_inputs):
-    options = {"method": "vppo", "max_steps": 1, "max_completion_length": 176, "method_kwargs": {"margin": 0}}
+    options = {"method": "vppo", "max_steps": 1, "max_completion_length": 176, "prefix_margin": 0}
     train(tmp_path, load_figures("train", 12), reward=accuracy_reward, **options)
     (batch,) = loss_inputs
     wrong = batch["verdicts"] < 0
@@ -159,7 +154,7 @@ def test_a_batch_that_is_all_wrong_still_learns(tmp_path, text_figures, text_mod
 
 def test_what_it_needs_is_said_before_training(tmp_path, text_figures, text_model_path):
     unknown = text_figures.remove_columns("labels")
-    with pytest.raises(ValueError, match=r"nobody knows where a rollout's first error is.*first_error_reward"):
+    with pytest.raises(ValueError, match=r"needs first-error positions; set first_error_reward"):
         make(tmp_path, unknown, text_model_path, half_right, method="vppo")
     with pytest.raises(ValueError, match="first_error_reward='other' is none of the reward functions"):
         make(tmp_path, unknown, text_model_path, half_right, method="vppo", first_error_reward="other")

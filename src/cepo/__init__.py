@@ -9,13 +9,13 @@ if TYPE_CHECKING:
     from .data.accuracy import Accuracy, Evaluation
     from .data.evaluation import evaluate
     from .data.rewards import answer_reward
-    from .methods import METHODS, Method, MethodOptions
+    from .methods import METHODS, Method, method_options
     from .references.equality import same_answer
     from .references.extraction import final_answer, reference_answer
     from .references.groups import References, Rollout
     from .references.negatives import choose_references
     from .tasks.figures import load_figures, policy_path
-    from .trainer.cepo_config import CEPOConfig
+    from .trainer.cepo_config import CEPOConfig, config_class
     from .trainer.cepo_trainer import CEPOTrainer
 
 __version__ = version("cepo")
@@ -32,8 +32,9 @@ _MODULES = {
     "same_answer": "references.equality",
     "METHODS": "methods",
     "Method": "methods",
-    "MethodOptions": "methods",
+    "method_options": "methods",
     "CEPOConfig": "trainer.cepo_config",
+    "config_class": "trainer.cepo_config",
     "CEPOTrainer": "trainer.cepo_trainer",
     "Accuracy": "data.accuracy",
     "Evaluation": "data.accuracy",
@@ -49,15 +50,16 @@ __all__ = [
     "CEPOTrainer",
     "Evaluation",
     "Method",
-    "MethodOptions",
     "References",
     "Rollout",
     "answer_reward",
     "choose_references",
+    "config_class",
     "credit",
     "evaluate",
     "final_answer",
     "load_figures",
+    "method_options",
     "policy_path",
     "reference_answer",
     "same_answer",

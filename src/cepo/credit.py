@@ -1,19 +1,19 @@
-"""The method: from teacher log-probs to token advantages. Read this file to understand CEPO (arXiv 2605.19436).
+"""CEPO's equations (arXiv 2605.19436): from teacher log-probs to token advantages.
 
-A rollout y of a prompt x has one advantage A (GRPO). The policy itself, re-reading the rollout with a reference answer
-in its prompt, says how likely each of its tokens is if the right answer is r+, and how likely if it is the wrong
-answer r- of a rejected rollout:
+In GRPO a rollout y of a prompt x has one advantage A. CEPO scores each rollout twice: once with the correct answer r+
+in the prompt, once with an incorrect answer r- taken from a rejected rollout.
 
     delta_t = log P(y_t | x, r+, y_<t) - log P(y_t | x, r-, y_<t)        evidence, in nats
     w_t     = clip(exp(sign(A) delta_t), 1 - eps_w, 1 + eps_w)           weight
     A_t     = A [(1 - lambda) + lambda w_t]                              token advantage
 
-On a correct rollout (A > 0) a token that r+ favours and r- disfavours gains credit; on a wrong one (A < 0) a token that
-r- favours takes more of the blame. The sign of A is kept and |A_t - A| <= lambda eps_w |A|. With P(y_t | x) in place of
-the negative teacher this is RLSD; with lambda = 0, or r+ = r-, it is GRPO.
+On a correct rollout (A > 0), a token that is likelier under r+ than under r- gets a larger share of A. On an incorrect
+one (A < 0), a token that is likelier under r- gets a larger share of the negative advantage. The sign of A is kept, and
+|A_t - A| <= lambda eps_w |A|. With P(y_t | x) in place of the negative teacher this is RLSD; with lambda = 0 or r+ = r-
+it is GRPO.
 
-Everything here is a pure function of tensors. No function has a gradient: r+ and r- enter the loss as constants at
-sampled tokens, so no answer leaks into the policy through a sum over the vocabulary.
+All functions are pure and without gradients: r+ and r- enter the loss as constants at sampled tokens, so that no answer
+leaks into the policy through a sum over the vocabulary.
 
 Dimensions: B rollouts, T completion tokens, K negative references.
 """
@@ -31,8 +31,8 @@ def mean_probability(logps: Tensor, present: Tensor) -> Tensor:
     """Log of the mean probability of several teachers: the negative teacher of the `mixture` rules.
 
     Args:
-        logps: (K, B, T) log-probs [nats]. What is not `present` may hold anything, NaN included.
-        present: (K, B) bool, the teachers that count for a rollout.
+        logps: (K, B, T) log-probs [nats]; any value, NaN included, where a teacher is not `present`.
+        present: (K, B) bool, the teachers of each rollout.
 
     Returns:
         (B, T) ``logsumexp over k - log(number present)`` [nats]; NaN for a rollout without teachers.
@@ -44,7 +44,7 @@ def mean_probability(logps: Tensor, present: Tensor) -> Tensor:
 
 
 def unscorable(logp_positive: Tensor, logp_negative: Tensor) -> Tensor:
-    """(B, T) bool: the tokens to which a teacher gives no finite log-prob, so that they carry no evidence."""
+    """(B, T) bool, tokens to which a teacher gives no finite log-prob; their evidence is 0."""
     return ~(logp_positive.isfinite() & logp_negative.isfinite())
 
 
@@ -56,8 +56,7 @@ def evidence(logp_positive: Tensor, logp_negative: Tensor) -> Tensor:
         logp_negative: (B, T) log P_T- of the same tokens [nats]; log P_S instead gives RLSD's evidence.
 
     Returns:
-        (B, T) evidence [nats], detached. Where either log-prob is NaN or infinite it is 0: a token that cannot be
-        scored carries no evidence (`unscorable` counts these).
+        (B, T) evidence [nats], detached; 0 where either log-prob is NaN or infinite (see `unscorable`).
 
     Raises:
         ValueError: If the shapes differ.
@@ -83,14 +82,13 @@ def evidence_weights(evidence: Tensor, advantages: Tensor, *, clip: float) -> Te
     """
     _require_clip(clip)
     _require_rows(advantages, evidence)
-    # The exponent is clamped before the exponential, so that no evidence overflows it. The bounds lie just outside the
-    # interval, which the second clamp then makes exact.
+    # Clamp the exponent so that the exponential cannot overflow; the second clamp makes the interval exact.
     exponent = signed_evidence(evidence, advantages).clamp(math.log(1 - clip) - 1.0, math.log(1 + clip) + 1.0)
     return exponent.exp().clamp(1 - clip, 1 + clip)
 
 
 def signed_evidence(evidence: Tensor, advantages: Tensor) -> Tensor:
-    """(B, T) sign(A) * delta [nats]: above 0 where the evidence raises the weight of a token."""
+    """(B, T) sign(A) * delta [nats]: above 0 where evidence raises the weight of a token."""
     return advantages.detach().sign().to(evidence.dtype).unsqueeze(-1) * evidence.detach()
 
 
@@ -99,7 +97,7 @@ def token_advantages(advantages: Tensor, evidence: Tensor, mask: Tensor, *, coef
 
     Args:
         advantages: (B,) advantages of the rollouts.
-        evidence: (B, T) evidence [nats]. Outside `mask` it may hold anything.
+        evidence: (B, T) evidence [nats]; any value outside `mask`.
         mask: (B, T) bool, the completion tokens that are trained on.
         coefficient: lambda, in [0, 1].
         clip: eps_w, in (0, 1).
@@ -122,12 +120,12 @@ def token_advantages(advantages: Tensor, evidence: Tensor, mask: Tensor, *, coef
 
 
 def evidence_coefficient(step: int, *, initial: float, steps: int, schedule: str = "linear") -> float:
-    """lambda at an optimiser step (paper, algorithm step 7): a pure function, so that resuming needs no state.
+    """lambda at an optimizer step (paper, algorithm step 7); without state, so that resuming needs none.
 
     Args:
-        step: Optimiser steps done so far, from 0.
+        step: Optimizer steps done so far, from 0.
         initial: lambda_0, in [0, 1]: the value at step 0.
-        steps: T_warm, in optimiser steps: from then on lambda is 0, and the method is GRPO.
+        steps: T_warm, in optimizer steps: from then on lambda is 0 and training is GRPO.
         schedule: ``linear`` (the paper), ``cosine``, or ``constant`` until `steps`.
 
     Raises:

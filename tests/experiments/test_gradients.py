@@ -50,7 +50,7 @@ def test_study_on_four_batches(tmp_path, capsys):
     config = tmp_path / "placements.yaml"
     config.write_text(
         "placements:\n  control: {negative_advantage_weight: 0.05}\n  opsd: {method: opsd}\n"
-        "  mistakes: {method: oracle, evidence_coefficient: 1.0, method_kwargs: {only_mistakes: true}}\n"
+        "  mistakes: {method: oracle, evidence_coefficient: 1.0, only_mistakes: true}\n"
         "against: [control]\n"
     )
     small = ["--num_batches=4", "--num_prompts=2", "--num_generations=4", "--max_completion_length=100"]

@@ -6,9 +6,11 @@ import torch
 from hypothesis import strategies as st
 
 from cepo import credit
-from cepo.methods.options import MethodOptions
+from cepo.methods import method_options
+from cepo.methods.option_fields import option_fields
 from cepo.methods.registry import METHODS
 from cepo.methods.token_advantages import CreditInputs
+from tests.support.methods import needed_by
 
 from ..reference import loops
 from .properties import examples
@@ -109,33 +111,34 @@ CONSTANTS = {
     "rlcsd": st.fixed_dictionaries(
         {
             "tau": st.floats(1e-3, 5),
-            "beta": st.floats(0, 4),
-            "threshold": st.floats(0, 1),
-            "eta": st.floats(0, 4),
-            "lowest": st.floats(-3, 0),
-            "highest": st.floats(0, 3),
+            "evidence_beta": st.floats(0, 4),
+            "selection_threshold": st.floats(0, 1),
+            "selected_loss_weight": st.floats(0, 4),
+            "bonus_min": st.floats(-3, 0),
+            "bonus_max": st.floats(0, 3),
         }
     ),
     "cepo_additive": st.fixed_dictionaries(
-        {"prior": st.floats(0.001, 3), "eta": st.floats(0, 3), "tau": st.floats(1e-3, 5)}
+        {"uniform_share": st.floats(0.001, 3), "evidence_bonus": st.floats(0, 3), "tau": st.floats(1e-3, 5)}
     ),
     "cscr": st.fixed_dictionaries(
-        {"rate": st.floats(0, 50), "threshold": st.floats(0, 5), "floor": st.floats(0.001, 1)}
+        {"damping_rate": st.floats(0, 50), "damping_threshold": st.floats(0, 5), "damping_floor": st.floats(0.001, 1)}
     ),
     "pbsd": st.fixed_dictionaries(
         {
-            "scale": st.floats(1e-3, 50),
-            "bound": st.floats(0.001, 0.999),
-            "unit": st.sampled_from(["turn", "token"]),
+            "evidence_scale": st.floats(1e-3, 50),
+            "weight_bound": st.floats(0.001, 0.999),
+            "evidence_unit": st.sampled_from(["turn", "token"]),
         }
     ),
     "distilled_rl": st.fixed_dictionaries(
         {
             "ratio_clip": st.floats(1.001, 50),
-            "normalise": st.booleans(),
-            "rollouts": st.sampled_from(["positive", "negative", "all"]),
+            "normalize_ratios": st.booleans(),
+            "reweighted_rollouts": st.sampled_from(["positive", "negative", "all"]),
         }
     ),
+    "sdar": st.fixed_dictionaries({"sdar_coefficient": st.floats(0, 2), "gate_scale": st.floats(0.01, 50)}),
     "oracle": st.fixed_dictionaries({"only_mistakes": st.booleans()}),
 }
 
@@ -143,12 +146,12 @@ CONSTANTS = {
 @st.composite
 def placements(draw, name):
     """Options of a method, and a batch."""
-    reads = METHODS[name].options
-    options = {"method": name, "negative_advantage_weight": draw(st.sampled_from([1.0, 0.0, 0.05, 3.0]))}
-    if METHODS[name].distils:
+    reads = option_fields(METHODS[name].options)
+    options = {**needed_by(name), "negative_advantage_weight": draw(st.sampled_from([1.0, 0.0, 0.05, 3.0]))}
+    if "divergence" in reads:
         options |= {"negative_advantage_weight": 1.0, "divergence": "sampled"}
     if name in CONSTANTS:
-        options["method_kwargs"] = draw(CONSTANTS[name])
+        options |= draw(CONSTANTS[name])
     for option, values in {
         "evidence_coefficient": lambdas,
         "evidence_clip": st.floats(0.001, 0.999),
@@ -156,8 +159,6 @@ def placements(draw, name):
     }.items():
         if option in reads:
             options[option] = draw(values)
-    if METHODS[name].needs_other_model:
-        options["teacher_model_name_or_path"] = "another"
     rows, columns = draw(st.integers(1, 4)), draw(st.integers(1, 6))
     mask = torch.tensor(tables(draw, st.booleans(), rows, columns))
     values = torch.tensor(tables(draw, deltas, rows, columns)).masked_fill(~mask, 0.0)
@@ -166,13 +167,13 @@ def placements(draw, name):
     values = values.masked_fill(unscorable, 0.0).masked_fill(~scored.unsqueeze(-1), 0.0)
     own = torch.tensor(rows_of(draw, st.one_of(st.floats(-8, 8, width=32), st.just(0.0)), rows))
     verdicts = torch.tensor(rows_of(draw, st.sampled_from([1.0, 0.0, -1.0]), rows))
-    return MethodOptions(**options), CreditInputs(own, values, mask, scored, verdicts, unscorable)
+    return method_options(name, **options), CreditInputs(own, values, mask, scored, verdicts, unscorable)
 
 
 def placement(drawn, step):
     """What every method promises, and what each does."""
     options, inputs = drawn
-    placed = options.method_spec.place(inputs, options, step)
+    placed = options.method_spec.token_advantages(inputs, options, step)
     found, base, mask = placed.advantages, placed.rollout_advantages.unsqueeze(-1), inputs.mask
     for values in (found, placed.in_loss, placed.shift, placed.scale, placed.rollout_advantages):
         assert values.isfinite().all(), values
@@ -182,7 +183,7 @@ def placement(drawn, step):
     assert not (placed.moved & ~mask).any()
     if options.negative_advantage_weight == 0:
         assert (found[base.expand_as(found) < 0] == 0).all()
-    if options.method_spec.facts.sign.startswith("yes"):
+    if options.method_spec.doc.sign.startswith("yes"):
         assert (found * base >= 0).all()
     bound = bounds_of(options, step)
     if bound is not None:
@@ -194,16 +195,20 @@ def placement(drawn, step):
         assert (share[read] >= low - 1e-4 - 1e-4 * abs(low)).all()
         assert (share[read] <= high + 1e-4 + 1e-4 * abs(high)).all()
     if options.method == "rlcsd":
-        own = options.constants
-        most = min(own.beta * options.coefficient_at(step), max(-own.lowest, own.highest))
+        strength = options.evidence_beta * options.coefficient_at(step)
+        most = min(strength, max(-options.bonus_min, options.bonus_max))
         weight = max(1.0, options.negative_advantage_weight)
         read = mask & inputs.scored.unsqueeze(-1)
         assert ((found - base)[read].abs() <= weight * most * (1 + 1e-5) + 1e-5).all()
         assert (found[~read] == 0).all()
     if options.method == "cepo_additive":
-        own, read = options.constants, mask & inputs.scored.unsqueeze(-1)
+        read = mask & inputs.scored.unsqueeze(-1)
         factor = torch.where(inputs.advantages < 0, options.negative_advantage_weight, 1.0)
-        most = (factor * (own.prior * inputs.advantages.abs() + own.eta)).unsqueeze(-1).expand_as(found)
+        most = (
+            (factor * (options.uniform_share * inputs.advantages.abs() + options.evidence_bonus))
+            .unsqueeze(-1)
+            .expand_as(found)
+        )
         assert (found[read].abs() <= most[read] * (1 + 1e-5) + 1e-5).all()
         unread = mask & ~inputs.scored.unsqueeze(-1)
         assert torch.allclose(found[unread], base.expand_as(found)[unread])
@@ -219,8 +224,7 @@ for method in sorted(METHODS):
 
 def bounds_of(options, step):
     """The least and the largest A_t / A, by docs/methods.md; None: said otherwise."""
-    own = options.constants
-    if options.method in ("cepo", "rlsd", "rlrt") or (options.method == "oracle" and not own.only_mistakes):
+    if options.method in ("cepo", "rlsd", "rlrt") or (options.method == "oracle" and not options.only_mistakes):
         most = options.coefficient_at(step) * options.evidence_clip
         return 1 - most, 1 + most
     if options.method == "oracle":
@@ -228,9 +232,9 @@ def bounds_of(options, step):
     if options.method == "grpo":
         return 1.0, 1.0
     if options.method == "cscr":
-        return own.floor, 1 / own.floor
+        return options.damping_floor, 1 / options.damping_floor
     if options.method == "pbsd":
-        return 1 - own.bound, 1 + own.bound
+        return 1 - options.weight_bound, 1 + options.weight_bound
     if options.method == "distilled_rl":
-        return own.ratio_clip**-2, own.ratio_clip**2
+        return options.ratio_clip**-2, options.ratio_clip**2
     return None

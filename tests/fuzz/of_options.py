@@ -1,6 +1,5 @@
 """Options, from code, flags and files: a configuration, or one line that says what is wrong."""
 
-import json
 from dataclasses import fields
 from functools import cache
 
@@ -9,17 +8,16 @@ from hypothesis import strategies as st
 from cepo import CEPOConfig
 from cepo.data.escape import one_line as shown_on_one_line
 from cepo.data.formats import DatasetOptions
-from cepo.methods.options import MethodOptions
-from cepo.methods.registry import METHODS
-from cepo.methods.shared_options import SharedOptions
+from cepo.methods import method_options
+from cepo.methods.registry import METHODS, all_options
 from cepo.trainer.arguments import parse
-from cepo.trainer.cepo_config import own_options
+from cepo.trainer.cepo_config import option_docs
 
 from .of_text import hostile
 from .properties import examples
 
-SHARED = [one.name for one in fields(SharedOptions)]
-OWN = [name for name in own_options() if name not in ("answer_extractor",)]
+SHARED = ["method", *all_options()]
+OWN = [name for name in option_docs() if name != "answer_extractor"]
 THEIRS = (
     *("num_generations", "per_device_train_batch_size", "gradient_accumulation_steps", "num_iterations", "beta"),
     *("steps_per_generation", "generation_batch_size", "max_completion_length", "epsilon"),
@@ -41,15 +39,9 @@ anything = st.one_of(
     st.sampled_from(CHOICES),
     hostile,
     st.lists(numbers, max_size=2),
-    st.dictionaries(
-        st.sampled_from(["tau", "rate", "bound", "scale", "unit", "margin", "floor", "x"]), numbers, max_size=2
-    ),
 )
 # What is plausible of an option, more often than not.
-LIKELY = {
-    "method": st.sampled_from(sorted(METHODS)),
-    "method_kwargs": st.one_of(anything, anything.map(lambda value: json.dumps(value, default=str))),
-}
+LIKELY = {"method": st.sampled_from(sorted(METHODS))}
 
 
 def named(names):
@@ -68,16 +60,13 @@ def one_line(error):
 @examples(1500, given=named(SHARED))
 def options_of_methods(given):
     try:
-        made = MethodOptions(**given)
+        made = method_options(**{"method": "cepo", **given})
     except ValueError as error:
         one_line(error)
         return
     for step in (0, 5, 1000):
         assert 0 <= made.coefficient_at(step) <= 1
-    assert (
-        MethodOptions(**made.given | ({"method_kwargs": made.method_kwargs} if made.method_kwargs is not None else {}))
-        == made
-    )
+    assert method_options(made.method, **made.as_dict()) == made
 
 
 @examples(700, given=named([*OWN, *THEIRS]))

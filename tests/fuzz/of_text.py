@@ -13,8 +13,7 @@ from cepo.data.escape import escape, one_line
 from cepo.inspection.console import PlainConsole
 from cepo.inspection.page import _json
 from cepo.inspection.tables import markdown_text
-from cepo.methods.method import StageContext
-from cepo.methods.options import MethodOptions
+from cepo.methods import StageContext, method_options
 from cepo.methods.rlcsd import METHOD as RLCSD
 from cepo.references.equality import same_answer
 from cepo.references.extraction import (
@@ -62,12 +61,12 @@ hostile = st.one_of(
     st.text(max_size=30),
     st.tuples(st.text(max_size=5), PIECES, st.text(max_size=5)).map("".join),
 )
-# Repetitions of two pieces, up to 180,000 characters.
+# Repeated pieces: quadratic time would run into the test's timeout.
 long = st.tuples(PIECES, PIECES, st.integers(1, 3000)).map(lambda drawn: (drawn[0] + drawn[1]) * drawn[2])
 
 
 @examples(1200, text=st.one_of(hostile, long), extractor=st.sampled_from(sorted(EXTRACTORS)))
-def reading(text, extractor):
+def extraction(text, extractor):
     answer = final_answer(text, extractor)
     reference = reference_answer(text, extractor)
     assert answer is None or (isinstance(answer, str) and answer)
@@ -79,7 +78,7 @@ def reading(text, extractor):
 
 
 @examples(600, one=hostile, other=hostile)
-def sameness(one, other):
+def equality(one, other):
     assert same_answer(one, one)
     assert same_answer(one, other) is same_answer(other, one)
 
@@ -197,20 +196,20 @@ def references_of_a_permutation(drawn, rule):
     rollouts, order = drawn
     plain = choose_references(rollouts, "7", rule=rule, max_negatives=8)
     moved = choose_references([rollouts[place] for place in order], "7", rule=rule, max_negatives=8)
-    wrong = [place for place, rollout in enumerate(rollouts) if rollout.correct is False and rollout.answer]
+    incorrect = [place for place, rollout in enumerate(rollouts) if rollout.correct is False and rollout.answer]
     for new, old in enumerate(order):
         one, other = plain[old], moved[new]
         assert (one.positive, one.fallback) == (other.positive, other.fallback)
         assert "7" not in (*one.negatives, *other.negatives)
         mixed = rule == "mixture" or (rule == "own_or_mixture" and rollouts[old].correct is not False)
-        if mixed or (old in wrong and one.fallback is None):
+        if mixed or (old in incorrect and one.fallback is None):
             assert set(one.negatives) == set(other.negatives)
 
 
 @examples(600, rollouts=groups, solution=hostile, seed=st.integers(), most=st.integers(1, 4))
 def siblings(rollouts, solution, seed, most):
     """RLCSD's draws depend on the seed, exclude the scored rollout, and use incorrect rollouts for r- only."""
-    options = MethodOptions(method="rlcsd", max_negatives=most)
+    options = method_options("rlcsd", max_negatives=most)
 
     def drawn():
         return RLCSD.references(rollouts, solution, options, StageContext(lambda text, *_: text, random.Random(seed)))
@@ -256,12 +255,12 @@ def contents(rollouts, solution, rule, positive, negative, part):
             assert all(text != rollout.text or text == answer for text, answer in texts)
 
 
-# Display --------------------------------------------------------------------------------------------------------------
+# Display --------------------------------------------------------------------------------------------------------
 
 
 @examples(700, text=st.one_of(hostile, st.text(st.characters(), max_size=20)), columns=st.integers(20, 120))
 def shown_text(text, columns):
-    """The console writes no control characters but line ends, also in tables; the page contains the text."""
+    """The console writes no control characters except newlines; the page keeps the text."""
     out = io.StringIO()
     console = PlainConsole(file=out, width=columns, soft_wrap=True)
     table = Table(title=text, caption=text)

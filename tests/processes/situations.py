@@ -149,7 +149,7 @@ def _options(method: str, rng: Random) -> dict[str, Any]:
     if method == "rlcsd":
         options["max_negatives"] = rng.choice((1, 2))
         # With the default threshold, the strong evidence of small models would select all tokens.
-        options["method_kwargs"] = {"tau": 1.0, "threshold": rng.choice((0.1, 0.2))}
+        options |= {"tau": 1.0, "selection_threshold": rng.choice((0.1, 0.2))}
     if method in DISTILLING and options["divergence"] != "sampled":
         return options
     return options | _loss(method, rng)

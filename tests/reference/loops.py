@@ -170,7 +170,7 @@ def pbsd(advantages, evidence, mask, scale, bound, unit):
     return table
 
 
-def distilled_rl(advantages, teacher, student, mask, ratio_clip, normalise, rollouts):
+def distilled_rl(advantages, teacher, student, mask, ratio_clip, normalize, rollouts):
     table = []
     for advantage, row_teacher, row_student, row_mask in zip(advantages, teacher, student, mask, strict=True):
         weighs = {"positive": advantage > 0, "negative": advantage < 0, "all": advantage != 0}[rollouts]
@@ -179,7 +179,7 @@ def distilled_rl(advantages, teacher, student, mask, ratio_clip, normalise, roll
             for t, s, kept in zip(row_teacher, row_student, row_mask, strict=True)
         ]
         counted = [value for value in clipped if value is not None]
-        mean = math.prod(counted) ** (1 / len(counted)) if counted and normalise else 1.0
+        mean = math.prod(counted) ** (1 / len(counted)) if counted and normalize else 1.0
         out = []
         for value in clipped:
             out.append(0.0 if value is None else advantage * (value / mean if weighs else 1.0))
@@ -187,7 +187,7 @@ def distilled_rl(advantages, teacher, student, mask, ratio_clip, normalise, roll
     return table
 
 
-def vppo(lengths, correct, errors, prefix_value, margin, only_raise):
+def vppo(lengths, correct, errors, prefix_value, margin, nonnegative):
     """Token advantages of a group's rollouts of these lengths; an error is how many tokens come before it."""
     tokens, means = [], []
     for length, verdict, error in zip(lengths, correct, errors, strict=True):
@@ -205,6 +205,6 @@ def vppo(lengths, correct, errors, prefix_value, margin, only_raise):
         row = []
         for value, in_prefix in values:
             advantage = 0.0 if verdict is None else value - baseline
-            row.append(max(0.0, advantage) if only_raise and in_prefix else advantage)
+            row.append(max(0.0, advantage) if nonnegative and in_prefix else advantage)
         table.append(row)
     return table

@@ -2,13 +2,14 @@
 
 import torch
 
-from cepo import MethodOptions
-from cepo.methods import CreditInputs
+from cepo import method_options, policy_path
+from cepo.methods import METHODS, CreditInputs
+from cepo.methods.options import DivergenceOptions, OtherModelOptions
 from tests.support.training import half_right, logged, train, weights_of, wrong_answers
 
 
 def inputs_of(evidence, advantages, *, mask=None, scored=None, verdicts=None, unscorable=None):
-    """TokenAdvantages inputs from lists; everything trained and read, right where the advantage is above 0."""
+    """Inputs from lists; by default all tokens are trained and scored, and rollouts with A > 0 are correct."""
     evidence, advantages = torch.tensor(evidence, dtype=torch.float64), torch.tensor(advantages, dtype=torch.float64)
     mask = torch.ones_like(evidence, dtype=torch.bool) if mask is None else torch.tensor(mask)
     scored = torch.ones_like(advantages, dtype=torch.bool) if scored is None else torch.tensor(scored)
@@ -17,9 +18,21 @@ def inputs_of(evidence, advantages, *, mask=None, scored=None, verdicts=None, un
     return CreditInputs(advantages, evidence, mask, scored, verdicts, unscorable)
 
 
+def distills(method):
+    """Whether the loss of a method is a divergence by default."""
+    return issubclass(METHODS[method].options, DivergenceOptions)
+
+
+def needed_by(method):
+    """The options without which a method is refused."""
+    return (
+        {"teacher_model_name_or_path": policy_path()} if issubclass(METHODS[method].options, OtherModelOptions) else {}
+    )
+
+
 def placed_by(method, inputs, step=0, **options):
-    options = MethodOptions(method=method, **options)
-    return options.method_spec.place(inputs, options, step)
+    options = method_options(method, **options)
+    return options.method_spec.token_advantages(inputs, options, step)
 
 
 def check_a_real_step(tmp_path, task, loss_inputs, monkeypatch, method, *, reward=half_right, **options):

@@ -1,4 +1,4 @@
-"""Small models with random weights, of the families that people train."""
+"""Small models with random weights."""
 
 import torch
 from transformers import (
@@ -19,7 +19,7 @@ from transformers import (
 )
 
 VOCABULARY = 60
-# Ids below stand for image parts and their borders; texts use the others.
+# Ids of image tokens and their delimiters; texts use the other ids.
 IMAGE, VIDEO, BEGIN, END = 1, 2, 3, 4
 TEXT = {
     "vocab_size": VOCABULARY,
@@ -33,7 +33,7 @@ TEXT = {
     "bos_token_id": None,
     "eos_token_id": 5,
     "pad_token_id": 0,
-    # Far from uniform predictions, so that a lost or misplaced prompt shows.
+    # Predictions far from uniform, so that a missing or misplaced prompt changes them.
     "initializer_range": 0.3,
 }
 M_ROPE = {"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 1e4}

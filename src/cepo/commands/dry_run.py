@@ -42,11 +42,10 @@ _ROWS = 100  # prompts that are tokenized
 
 @dataclass
 class Findings:
-    """The result of the checks: a description of the run, problems, and skipped checks."""
+    """The result of the checks: a description of the run with skipped checks, and problems."""
 
     lines: list[tuple[str, str]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
-    skipped: list[str] = field(default_factory=list)
 
     @contextmanager
     def collecting(self) -> Iterator[None]:
@@ -54,7 +53,9 @@ class Findings:
         try:
             yield
         except (ValueError, TypeError, OSError, ImportError) as error:
-            self.problems.append(str(error).strip() or type(error).__name__)
+            problem = str(error).strip() or type(error).__name__
+            if problem not in self.problems:  # two checks may find the same row
+                self.problems.append(problem)
 
 
 def prepare_dry_run(line: CommandLine) -> Callable[[Console], int]:
@@ -91,7 +92,7 @@ def prepare_dry_run(line: CommandLine) -> Callable[[Console], int]:
     if layout.engine == "fsdp1" and (args.method_spec.needs_teachers or args.uses_divergence_loss):
         findings.problems.append(NO_FSDP1)
     if args.use_vllm:
-        findings.skipped.append("vLLM")
+        findings.lines.append(("not checked", "vLLM"))
     data = _check_data(script_args, args, findings)
     lengths = _lengths(data, script_args, args, model_args, findings)
     memory = None
@@ -100,11 +101,9 @@ def prepare_dry_run(line: CommandLine) -> Callable[[Console], int]:
 
     def job(console: Console) -> int:
         for name, text in findings.lines:
-            console.print(f"{name:<11}{text}")
+            console.print(f"{name:<13}{text}")
         if memory is not None:
             console.print(_table(memory, script_args.device_memory), soft_wrap=False)
-        for text in findings.skipped:
-            console.print(f"not checked: {text}")
         for text in findings.problems:
             console.print(f"problem: {text}")
         if not findings.problems:
@@ -147,7 +146,7 @@ def _check_data(script_args: TrainArguments, args: CEPOConfig, findings: Finding
         if name in EMBEDDED or looks_like_path(name) or Path(name).exists() or "has no split" in str(error):
             findings.problems.append(str(error))
         else:
-            findings.skipped.append(f"data: {name} is not on this machine")
+            findings.lines.append(("not checked", f"data: {name} is not on this machine"))
             rows = FORMATS[script_args.format_of(name)].rows.get(split)
     except ValueError as error:
         findings.problems.append(str(error))
@@ -163,9 +162,9 @@ def _check_data(script_args: TrainArguments, args: CEPOConfig, findings: Finding
         with findings.collecting():
             check_size(data, args.generation_batch_size, args.num_generations)
         with findings.collecting():
-            check_method(data, args)
+            check_method(data, args.method_options)
     elif isinstance(data, IterableDataset):
-        findings.skipped.append("the rows of a stream")
+        findings.lines.append(("not checked", "the rows of a stream"))
     findings.lines.append(("data", f"{name}, {split}: {'unknown number of' if rows is None else f'{rows:,}'} rows"))
     findings.lines += [("", note) for note in notes]
     findings.lines += [("verifier", verifier), ("length", _steps(args, rows))]
@@ -195,7 +194,7 @@ def _lengths(
         if "chat template" in str(error):
             findings.problems.append(str(error))
         else:
-            findings.skipped.append("tokenizer and chat template: not on this machine")
+            findings.lines.append(("not checked", "tokenizer and chat template: not on this machine"))
     if processor is not None and isinstance(data, Dataset) and len(data):
         with findings.collecting():
             check_special_tokens(data["prompt"], processor)
@@ -248,7 +247,7 @@ def _memory(
         eval_batch=eval_batch,
     )
     if model_args.load_in_4bit or model_args.load_in_8bit:
-        findings.skipped.append("quantization: the estimate counts unquantized weights")
+        findings.lines.append(("not checked", "quantization: the estimate counts unquantized weights"))
     if device and memory.peak > device * _GIB:
         findings.problems.append(
             f"an estimated {memory.peak / _GIB:,.1f} GiB do not fit a device of {device:g} GiB; lower "

@@ -32,9 +32,10 @@ from ..inspection.terminal import print_credit, statistics_table
 from ..inspection.view_model import InspectedGroup, Variant, explain_options
 from ..methods.registry import METHODS, find_method
 from ..references.groups import Group
-from ..references.negatives import DEFAULT_RULE
 from ..tasks.figures import NAME as FIGURES
 from ..tasks.figures import filler_tokens, policy_path, problem_of
+from ..trainer.arguments import method_flag
+from ..trainer.cepo_config import CEPOConfig
 from . import quiet_libraries
 from .options import (
     add_credit,
@@ -47,7 +48,6 @@ from .options import (
     dataset_options,
     load_rows,
     make_command_parser,
-    own_method,
     positive,
     verifier_of,
 )
@@ -63,7 +63,7 @@ _CHUNK = 20  # groups scored at a time
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser(method: str | None = None) -> argparse.ArgumentParser:
     parser = make_command_parser(
         "explain",
         "Show the token advantages of a sampled group of rollouts, or of a run's rollouts, under every method. With "
@@ -84,13 +84,16 @@ def make_parser() -> argparse.ArgumentParser:
     run = parser.add_argument_group("rollouts of a run")
     run.add_argument("--from", dest="run", default=None, metavar="DIR", help="output_dir of a run with log_completions")
     run.add_argument("--step", type=int, default=None, help="optimizer step (none: the last saved step)")
-    add_credit(parser, *CREDIT)
+    add_credit(parser, CREDIT, method)
     add = parser.add_argument_group("statistics").add_argument
     add("--statistics", action="store_true", help="print statistics of many groups under the method of --show")
     add("--output", type=Path, default=None, metavar="FILE", help="write the statistics as JSON")
     add = parser.add_argument_group("output").add_argument
-    add("--method", default=None, help="custom method to compare: package.module:name")
-    add("--method_kwargs", default=None, help="constants of --method, as JSON")
+    add(
+        "--method",
+        default=None,
+        help="custom method, package.module:name, or a method whose options are set",
+    )
     add(
         "--show",
         default=None,
@@ -128,7 +131,7 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
     Raises:
         ValueError, OSError: For errors in options, model or data.
     """
-    options = make_parser().parse_args(arguments)
+    options = make_parser(method_flag(arguments)).parse_args(arguments)
     if options.open and options.terminal:
         raise ValueError("--open: --terminal writes no page; leave out one of the two options")
     if options.statistics and (options.open or options.terminal):
@@ -140,10 +143,10 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
     if options.num_prompts is None:
         options.num_prompts = _RUN_PROMPTS if options.run else _STATISTICS_PROMPTS if options.statistics else 1
     quiet_libraries()
-    given = {**credit_options(options, *CREDIT), **own_method(options)}
+    given = credit_options(options, CREDIT)
     own = None if options.method is None else find_method(options.method).name
     if options.show is None:
-        options.show = own or f"cepo {DEFAULT_RULE}"
+        options.show = own or CEPOConfig.method
     (reward_func,) = load_reward_funcs(options.reward_funcs or verifier_of(options.dataset_name))
     if options.show not in (own, *METHODS):  # methods that depend on the dataset are checked once it is loaded
         find_variant(options.show, all_variants(given))

@@ -64,8 +64,12 @@ def prepare_launch(line: CommandLine, arguments: list[str]) -> Callable[[Console
     Raises:
         ValueError: As `accelerate_options`.
     """
-    launcher = list(line.more_flags)
-    training = [word for word in arguments if not (launcher and word == launcher[0] and [launcher.pop(0)])]
+    launcher, training = list(line.more_flags), []
+    for word in arguments:  # accelerate's options are an ordered subsequence of them
+        if launcher and word == launcher[0]:
+            launcher.pop(0)
+        else:
+            training.append(word)
     found = accelerate_options(line, ["train", *training])
 
     def job(console: Console) -> int:  # noqa: ARG001

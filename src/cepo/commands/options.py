@@ -2,18 +2,18 @@
 
 import argparse
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, get_args
 
 from transformers.hf_argparser import string_to_bool
 
 from ..data.embedded import EMBEDDED
 from ..data.formats import DatasetOptions
 from ..data.loading import load_split
-from ..methods.options import DEFAULTED, MethodOptions, constants_of, default_text, readable
-from ..methods.registry import find_method
+from ..methods.option_fields import option_fields
+from ..methods.registry import all_options, applicable_options, default_text, find_method, method_options
 from ..tasks.figures import NAME as FIGURES
 from ..tasks.figures import VARIANTS
 
@@ -22,7 +22,7 @@ SWITCH: dict[str, Any] = {"type": string_to_bool, "nargs": "?", "const": True, "
 
 
 class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
-    """Argparse's help with defaults, except None, False, and those that the text names."""
+    """Argparse's help with defaults, except None, False, and defaults that the help text states."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
         named = action.default in (None, False) or "(default: " in str(action.help)
@@ -30,7 +30,7 @@ class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 
 class CommandParser(argparse.ArgumentParser):
-    """Options by group, and errors of one line."""
+    """A parser with one-line errors."""
 
     def error(self, message: str):
         unknown = re.search(r"unrecognized arguments: (--\S+)", message)
@@ -55,7 +55,7 @@ def make_command_parser(command: str, description: str) -> CommandParser:
 
 
 def add_model(parser: argparse.ArgumentParser) -> Any:
-    """The model's option; its group, for more of them."""
+    """Add the options of the model; returns their group."""
     group = parser.add_argument_group("model")
     group.add_argument(
         "--model_name_or_path", default=None, help="folder or name of a model or PEFT adapter (none: the shipped one)"
@@ -69,11 +69,11 @@ def add_model(parser: argparse.ArgumentParser) -> Any:
 
 
 def add_dataset(parser: argparse.ArgumentParser, *, split: str = "test") -> Any:
-    """The data set's options; their group, for more of them."""
+    """Add the options of the dataset; returns their group."""
     group = parser.add_argument_group("data")
     group.add_argument("--dataset_name", default=FIGURES, help="figures, a file, a folder, or a name on the Hub")
     group.add_argument("--dataset_config", default=None, help=f"its configuration; figures: {', '.join(VARIANTS)}")
-    group.add_argument("--dataset_split", default=split, help="which split")
+    group.add_argument("--dataset_split", default=split, help="split of the dataset")
     for one in fields(DatasetOptions):
         kind = string_to_bool if one.type is bool else str
         group.add_argument(f"--{one.name}", type=kind, default=one.default, help=one.metadata["help"])
@@ -81,15 +81,15 @@ def add_dataset(parser: argparse.ArgumentParser, *, split: str = "test") -> Any:
 
 
 def dataset_options(given: Mapping[str, Any]) -> DatasetOptions:
-    """How the data set is written, of all that a command was given."""
+    """The format options of the dataset, from all options of a command."""
     return DatasetOptions(**{one.name: given[one.name] for one in fields(DatasetOptions) if one.name in given})
 
 
 def load_rows(options: argparse.Namespace, size: int) -> Any:
-    """The split that the options of `add_dataset` name; figures: so many problems.
+    """The split that the options of `add_dataset` name; for the figures task, `size` problems.
 
     Raises:
-        ValueError: If it is not there, or not written as they say.
+        ValueError: If it is missing, or its format is not that of the options.
     """
     return load_split(
         options.dataset_name,
@@ -101,16 +101,16 @@ def load_rows(options: argparse.Namespace, size: int) -> Any:
 
 
 def add_sampling(parser: argparse.ArgumentParser, *, batch_size: int = 128, temperatures: str | None = None) -> Any:
-    """The options of sampling; their group, for more of them. With `temperatures`, several, by default these."""
+    """Add the options of sampling; returns their group. `temperatures`: the default of `--temperatures`."""
     group = parser.add_argument_group("sampling")
     group.add_argument("--max_completion_length", type=positive, default=256, help="longest answer, in tokens")
     if temperatures is None:
-        group.add_argument("--temperature", type=temperature, default=1.0, help="0 takes the most likely token")
+        group.add_argument("--temperature", type=temperature, default=1.0, help="0 is greedy")
     else:
-        text = "with commas between; 0 is greedy: the most likely token"
+        text = "separated by commas; 0 is greedy"
         group.add_argument("--temperatures", type=several_temperatures, default=temperatures, help=text)
-    group.add_argument("--batch_size", type=positive, default=batch_size, help="answers sampled at a time")
-    group.add_argument("--seed", type=int, default=0, help="of sampling, and of what methods draw")
+    group.add_argument("--batch_size", type=positive, default=batch_size, help="answers sampled in one batch")
+    group.add_argument("--seed", type=int, default=0, help="seed of sampling and of random draws by methods")
     return group
 
 
@@ -119,69 +119,64 @@ def add_verifier(group: Any) -> None:
         "--reward_funcs",
         nargs=1,
         default=None,
-        help="the verifier: a name in trl.rewards, or module.function (none: answer_reward; figures: its own)",
+        help="the verifier: a name in trl.rewards, or module.function (none: answer_reward, or the task's verifier)",
     )
     group.add_argument(
-        "--correctness_threshold", type=float, default=0.5, help="an answer is right if its reward is at least this"
+        "--correctness_threshold", type=float, default=0.5, help="an answer is correct if its reward is at least this"
     )
 
 
 def verifier_of(dataset_name: str) -> list[str]:
-    """The verifier where none is named: an embedded task's own, which its recipe names, or `answer_reward`."""
+    """The default verifier: that of an embedded task's recipe, or `answer_reward`."""
     recipe = EMBEDDED[dataset_name].recipe() if dataset_name in EMBEDDED else {}
     return list(recipe.get("reward_funcs", ["answer_reward"]))
 
 
-def add_credit(parser: argparse.ArgumentParser, *names: str) -> None:
-    """Options of methods, as `cepo train` has them."""
+def add_credit(parser: argparse.ArgumentParser, names: Sequence[str], method: str | None = None) -> None:
+    """Options of methods: those with these names, and those that only `method` has."""
     group = parser.add_argument_group("credit")
-    for name in names:
-        field = MethodOptions.__dataclass_fields__[name]
-        kinds = {"evidence_coefficient": float, "evidence_clip": float, "max_negatives": int}
-        default = default_text(name) if name in DEFAULTED else field.default
-        text = f"{field.metadata['help'].rstrip('.')} (default: {default})"
-        group.add_argument(f"--{name}", type=kinds.get(name, str), default=None, help=text)
+    for name in (*names, *own_option_names(method)):
+        one = all_options()[name]
+        kinds = {*get_args(one.type), one.type}
+        kind: Any = next((kind for kind in (int, float) if kind in kinds), string_to_bool if bool in kinds else str)
+        default = default_text(name) or one.default
+        group.add_argument(f"--{name}", type=kind, default=None, help=f"{one.help} (default: {default})")
     group.add_argument(
         "--teacher_batch_tokens", type=positive, default=16384, help="most tokens in a teacher's forward pass"
     )
 
 
-def credit_options(options: argparse.Namespace, *names: str) -> dict[str, Any]:
-    """Those of the options of methods that the user gave, refused where they cannot be.
+def own_option_names(method: str | None) -> list[str]:
+    """The options of a method beside the shared groups."""
+    if method is None:
+        return []
+    known = option_fields(find_method(method).options)
+    return [name for name, one in known.items() if one.group == "method" and name != "negative_advantage_weight"]
+
+
+def credit_options(options: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    """The options of methods that the user gave, with `--method`.
 
     Raises:
-        ValueError: Naming the option.
+        ValueError: Naming the option, if its value is invalid.
     """
+    names = (*names, *own_option_names(options.method))
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    MethodOptions(**readable(given, MethodOptions.method))
-    return given
-
-
-def own_method(options: argparse.Namespace) -> dict[str, Any]:
-    """`--method` and its `--method_kwargs`, where they were given.
-
-    Raises:
-        ValueError: If there is no such method, or it does not take these constants.
-    """
-    if options.method is None:
-        if options.method_kwargs is not None:
-            raise ValueError("--method_kwargs are the constants of --method, which was not given")
-        return {}
-    given = {"method": options.method}
-    if options.method_kwargs is not None:
-        given["method_kwargs"] = options.method_kwargs
-    constants_of(find_method(options.method), options.method_kwargs)
+    method_options("cepo", **applicable_options(given, "cepo"))
+    if options.method is not None:
+        find_method(options.method).configure(**applicable_options(given, options.method))
+        given["method"] = options.method
     return given
 
 
 def check_group_size(num_generations: int) -> None:
-    """Refuse groups in which nobody has an advantage.
+    """Refuse groups of one rollout.
 
     Raises:
         ValueError: Naming the option.
     """
     if num_generations < 2:
-        raise ValueError("num_generations: a group of one rollout has no advantage to place; take at least 2")
+        raise ValueError("num_generations: a group of one rollout has no advantage; use at least 2")
 
 
 def temperature(text: str) -> float:

@@ -90,6 +90,8 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
     options = make_parser().parse_args(arguments)
     quiet_libraries()
     benchmarks = select_benchmarks(options.tasks)
+    if shutil.which(options.python) is None:
+        raise SuiteError(f"--python: no such program: {options.python}")
     if options.include_path is not None and not Path(options.include_path).is_dir():
         raise SuiteError(f"--include_path: no such folder: {options.include_path}")
     options.model_name_or_path = resolve_model(options.model_name_or_path)
@@ -100,7 +102,6 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
             f"--backend transformers ignores --presence_penalty {options.presence_penalty:g}; use --backend vllm, or "
             "set --presence_penalty 0, which differs from the paper"
         )
-    check_installed(options.python, options.backend)
     options.batch_size = options.batch_size or (256 if options.backend == "vllm" else 1)
     options.device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     settings = {name: _settings(benchmark, options) for name, benchmark in benchmarks.items()}
@@ -112,20 +113,6 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
             return _run(benchmarks, settings, missing, options, console)
 
     return job
-
-
-def check_installed(python: str, backend: str) -> None:
-    """Raise SuiteError if the interpreter lacks packages of the backend."""
-    needed = ["lmms_eval", "latex2sympy2_extended", "openai", "vllm" if backend == "vllm" else "decord"]
-    code = f"from importlib.util import find_spec; print(*(n for n in {needed} if find_spec(n) is None))"
-    try:
-        missing = subprocess.run([python, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    except (OSError, subprocess.CalledProcessError) as error:
-        raise SuiteError(f"--python: cannot run {python}: {error}") from error
-    if missing:
-        fix = "" if missing == ["vllm"] else "; pip install 'cepo[eval]', in a checkout '.[eval]'"
-        vllm = "; pip install vllm, in an environment of its own (--python), or use --backend transformers"
-        raise SuiteError(f"the suite needs {', '.join(missing)}{fix}{vllm if 'vllm' in missing else ''}")
 
 
 def lmms_eval_options(task: str, given: Mapping[str, Any]) -> dict[str, str]:
@@ -233,7 +220,10 @@ def run_lmms_eval(python: str, options: Mapping[str, str], folder: Path) -> None
             raise
     if results_file(folder) is None:
         lines = [line for line in log.read_text(encoding="utf-8", errors="replace").splitlines() if line.strip()]
-        raise SuiteError(f"lmms-eval wrote no results (exit status {status}); {log} ends with: {' '.join(lines[-5:])}")
+        fix = "; pip install 'cepo[eval]', in a checkout '.[eval]'" if "ModuleNotFoundError" in " ".join(lines) else ""
+        raise SuiteError(
+            f"lmms-eval wrote no results (exit status {status}); {log} ends with: {' '.join(lines[-5:])}{fix}"
+        )
 
 
 def _report(
@@ -253,8 +243,9 @@ def _report(
         f"{options.temperature:g}, top-p {options.top_p:g}, top-k {options.top_k}, presence penalty "
         f"{options.presence_penalty:g}, at most {options.max_new_tokens:,} tokens, seed {options.seed}."
     ]
-    custom = [name for name in settings if settings[name]["tasks"] != BENCHMARKS[name].task]
-    notes += [f"Custom tasks: {', '.join(custom)}."] if custom else []
+    notes += [
+        f"{name}: task {own['tasks']}." for name, own in settings.items() if own["tasks"] != BENCHMARKS[name].task
+    ]
     missing = [name for name in BENCHMARKS if name not in {one.name for one in scores}]
     notes += [f"No average of five without {', '.join(missing)}."] if missing else []
     notes += [f"Failed: {', '.join(failed)}; the same command tries again."] if failed else []
@@ -265,7 +256,6 @@ def _report(
         "benchmarks": [asdict(one) for one in scores],
         "average": average and dict(zip(("value", "low", "high"), average, strict=True)),
         "failed": failed,
-        "paper": PAPER,
     }
     write_whole(options.output_dir / "suite.json", json.dumps(result, indent=2) + "\n")
     lines = [f"Share of correct answers of {options.model_name_or_path}.\n", markdown_table(_COLUMNS, rows)]

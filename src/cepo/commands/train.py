@@ -15,6 +15,7 @@ from rich.text import Text
 from transformers.trainer_callback import PrinterCallback
 from trl import get_peft_config, get_quantization_config
 
+from ..compare.arms import command_line
 from ..data.adapters import holds_adapters, load_adapters
 from ..data.embedded import EMBEDDED
 from ..data.errors import loading_errors
@@ -36,6 +37,7 @@ from .accuracy import AccuracyCallback
 from .curves import draw_curves
 from .dry_run import prepare_dry_run
 from .launch import is_launched, prepare_launch
+from .options import own_option_names
 from .progress import Progress, StopOnInterrupt
 
 # The data of a run, for `cepo explain --from`.
@@ -127,8 +129,6 @@ def _train(
         with progress.bar:
             trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     except KeyboardInterrupt:
-        if not interrupt.saved:
-            raise
         console.print(_stopped(interrupt.saved))
         return interrupt.status
     except CheckpointError as error:
@@ -270,6 +270,7 @@ def _explain_command(trainer: CEPOTrainer, script_args: TrainArguments) -> str |
         words = ["--model_name_or_path", str(folder), *(["--dataset_config", config] if config else [])]
     else:
         return None
-    if args.method not in METHODS:
-        words += ["--method", args.method]
+    own = {name: args.given[name] for name in own_option_names(args.method) if name in args.given}
+    if args.method not in METHODS or own:
+        words += ["--method", args.method, *command_line(own)]
     return shlex.join(["cepo", "explain", *words])

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..data.checks import check_dataset, check_method
-from ..methods.options import SELECTIVE, preset_options, readable
-from ..methods.registry import find_method
+from ..methods.registry import all_options, applicable_options, find_method, preset_options
 from ..trainer.arguments import check_sources, make_parser, parse, unknown_option
 from ..trainer.cepo_config import CEPOConfig
 from .statistics import BASE, REFERENCE
@@ -19,7 +18,7 @@ from .statistics import BASE, REFERENCE
 _DEFAULTS: dict[str, Any] = {"accuracy_every": 7, "eval_problems": 400, "save_strategy": "no", "log_completions": False}
 _SEEDS = 3
 # Other names in the output directory, and the row of the untrained policy.
-_RESERVED = (BASE, "tempered", "tuning", "lock", "compare.json", "compare.md", "compare.png", "", "..")
+_RESERVED = (BASE, "tuning", "lock", "compare.json", "compare.md", "compare.png", "", "..")
 # Options that must agree for an equal budget and equal evaluation.
 _BUDGET = (
     *("model_name_or_path", "dataset_name", "dataset_config", "dataset_train_split", "figures_problems"),
@@ -117,6 +116,10 @@ def _arms(
     base: dict[str, Any], named: Mapping[str, Any], methods: str | None, seeds: int | None, default_seeds: Any
 ) -> list[Arm]:
     all_named = {str(name): own or {} for name, own in named.items()}
+    for name, own in all_named.items():
+        if isinstance(own, dict) and isinstance(own.get("method"), str):
+            with _named(name):
+                find_method(own["method"])  # so that the options of every imported method are known
     for method in [part.strip() for part in methods.split(",")] if methods else []:
         if method != BASE:  # every report has a row of the untrained policy
             all_named.setdefault(find_method(method).name, {"method": method})
@@ -137,7 +140,7 @@ def _arms(
                 if key in {**base, **options}:
                     raise ValueError(f"{key} is {reason}")
             # An arm's method need not read the options of all arms, but must read the arm's own.
-            read = readable(base, options.get("method", base.get("method", CEPOConfig.method)))
+            read = applicable_options(base, options.get("method", base.get("method", CEPOConfig.method)))
             arms.append(Arm(name, {**read, **options}, count, tuple(option for option in base if option not in read)))
     return arms
 
@@ -179,7 +182,7 @@ def _check(arms: Sequence[Arm]) -> tuple[dict[str, dict[str, Any]], list[str]]:
             parsed[arm.name] = parse(command_line({**arm.options, "output_dir": "unused"}))
     for name, (script_args, training_args, model_args) in parsed.items():
         method = training_args.method_spec
-        source = (script_args, model_args, method.needs_solution, method.check_dataset)
+        source = (script_args, model_args, method.needs_solution, type(training_args.method_options).dataset_problem)
         if source in checked:
             continue
         checked.append(source)
@@ -193,7 +196,7 @@ def _check(arms: Sequence[Arm]) -> tuple[dict[str, dict[str, Any]], list[str]]:
                 )
             if method.needs_solution:
                 check_dataset(sources.train_dataset, needs_solution=True, extractor=training_args.answer_extractor)
-            check_method(sources.train_dataset, training_args)
+            check_method(sources.train_dataset, training_args.method_options)
     differences = _differences(parsed)
     notes = [
         f"The budgets are not equal: {option} differs ({grouped(differences[option])})."
@@ -210,12 +213,12 @@ def _check(arms: Sequence[Arm]) -> tuple[dict[str, dict[str, Any]], list[str]]:
 
 
 def _differences(parsed: Mapping[str, Sequence[Any]]) -> dict[str, dict[str, Any]]:
-    values: dict[str, dict[str, Any]] = {}
+    options, values = all_options(), dict[str, dict[str, Any]]()
     for name, arguments in parsed.items():
         for part in arguments:
             for option in fields(part):
                 value = getattr(part, option.name)
-                if value is not None or option.name not in SELECTIVE:  # None: the method does not read it
+                if value is not None or option.name not in options:  # None: the method does not have it
                     values.setdefault(option.name, {})[name] = value
         values["skip_zero_advantage"][name] = arguments[1].skips
     return {option: found for option, found in values.items() if len(set(map(repr, found.values()))) > 1}

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 import pyarrow
 from datasets import Dataset, IterableDataset, Value
 
-from ..methods.options import MethodOptions
+from ..methods.method import MethodOptions
 from ..references.extraction import reference_answer
 from .errors import DatasetError
 from .images import as_list, check_header, check_nulls, check_parts, image_columns, refused_size, undecoded
@@ -224,9 +224,8 @@ def check_method(dataset: Any, options: MethodOptions) -> None:
     Raises:
         DatasetError: Naming the method and its reason.
     """
-    check = options.method_spec.check_dataset
-    if reason := check and check(dataset.column_names or [], options):
-        raise DatasetError(f"method={options.method!r} cannot train on this data set: {reason}")
+    if reason := options.dataset_problem(dataset.column_names or []):
+        raise DatasetError(f"method={options.method!r} cannot train on this dataset: {reason}")
 
 
 def check_verifier(

@@ -10,7 +10,7 @@ from ..data.accuracy import Accuracy
 from ..data.sampling import Sampling, answer_texts, sample
 from ..references.equality import same_answer
 from ..references.extraction import final_answer, reference_answer
-from ..references.hints import add_hint, fill_hint
+from ..references.hints import add_hint
 from ..scoring.prompts import without_marks
 from .view_model import InspectedGroup, Variant
 
@@ -22,7 +22,7 @@ def hint_cases(group: InspectedGroup, variant: Variant) -> dict[str, tuple[str, 
 
     Hints whose content contains neither r+ nor a rejected rollout's answer are left out.
     """
-    extractor, template = variant.options.answer_extractor, variant.options.hint_template or "{answer}"
+    extractor = variant.options.answer_extractor
     correct = [reference_answer(group.group.solution, extractor)]
     rejected = [rollout.answer for rollout in group.group.rollouts if rollout.correct is False and rollout.answer]
     cases: dict[str, tuple[str, str]] = {}
@@ -30,7 +30,7 @@ def hint_cases(group: InspectedGroup, variant: Variant) -> dict[str, tuple[str, 
         contents = [("positive", credit.references.positive, correct)]
         contents += [("negative", content, rejected) for content in credit.references.negatives]
         for side, content, answers in contents:
-            hint, expected = fill_hint(template, content), reference_answer(content, extractor)
+            hint, expected = variant.options.hint(content), reference_answer(content, extractor)
             if hint in credit.contexts and any(same_answer(expected, answer) for answer in answers):
                 cases.setdefault(side, (hint, expected))
     return cases

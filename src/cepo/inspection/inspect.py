@@ -9,10 +9,9 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from ..methods.options import MethodOptions, readable
-from ..methods.registry import METHODS
+from ..methods.options import OtherModelOptions
+from ..methods.registry import METHODS, applicable_options, find_method, method_options
 from ..references.groups import Group
-from ..references.negatives import DEFAULT_RULE
 from ..scoring.forward import evaluating
 from ..scoring.pipeline import Pipeline, ScoredBatch, assign_credit
 from ..scoring.prompts import token_texts
@@ -28,41 +27,40 @@ def make_variant(method: str, given: Mapping[str, Any], own: Mapping[str, Any]) 
         given: The user's options; options that the method does not read are left out.
         own: Options of the variant, which take precedence.
     """
-    options = MethodOptions(**{**readable(given, method), **own, "method": method})
-    words = [options.method_spec.name, *map(str, own.values())]
-    rule = own.get("negative_reference", "")
-    return Variant(" ".join(words) + (f" of {options.max_negatives}" if "mixture" in rule else ""), options)
+    options: Any = method_options(method, **{**applicable_options(given, method), **own})
+    words = [options.method, *map(str, own.values())]
+    variant = Variant(" ".join(words), options)
+    mixture = "mixture" in own.get("negative_reference", "")
+    return replace(variant, name=f"{variant.name} of {options.max_negatives}") if mixture else variant
 
 
 def all_variants(given: Mapping[str, Any] | None = None, *, columns: Sequence[str] | None = None) -> list[Variant]:
     """GRPO, then every other method with each of its variants.
 
     Args:
-        given: The user's method options. A custom `method` among them is included; `method_kwargs` belong to it.
+        given: The user's method options. A custom `method` among them is included.
         columns: Columns of the dataset, for methods with token labels; None: leave these methods out.
 
     Raises:
         ValueError: If the method that `given` names does not support these columns.
     """
     given = dict(given or {})
-    chosen, constants = given.pop("method", None), given.pop("method_kwargs", None)
+    chosen = given.pop("method", None)
     names = [*METHODS, *([chosen] if chosen and chosen not in METHODS else [])]
     variants = []
-    for name in sorted(names, key=lambda name: name != "grpo"):
-        method = METHODS[name] if name in METHODS else MethodOptions(method=name).method_spec
-        if method.needs_other_model and "teacher_model_name_or_path" not in given:
+    for name in sorted(names, key=lambda name: find_method(name).changes_advantages):
+        method = find_method(name)
+        if issubclass(method.options, OtherModelOptions) and "teacher_model_name_or_path" not in given:
             continue
-        its = {**given, "method_kwargs": constants} if name == chosen else given
         if method.token_values is not None:
             if columns is None:
                 continue
-            options = MethodOptions(**{**readable(its, name), "method": name})
-            reason = method.check_dataset and method.check_dataset(columns, options)
+            reason = method_options(name, **applicable_options(given, name)).dataset_problem(columns)
             if reason and name == chosen:
                 raise ValueError(f"method {method.name!r} does not support this dataset: {reason}")
             if reason:
                 continue
-        variants += [make_variant(name, its, own) for own in method.variants]
+        variants += [make_variant(name, given, own) for own in method.variants]
     return variants
 
 
@@ -73,14 +71,14 @@ def find_variant(name: str, variants: Sequence[Variant]) -> Variant:
         ValueError: If no variant has this name.
     """
     short = {variant.short: variant for variant in variants}
-    if name == "cepo":
-        name = f"cepo {DEFAULT_RULE}"
-    if name in short:
-        return short[name]
+    # The name of a method stands for its default rule.
+    rule = getattr(METHODS[name].options, "negative_reference", None) if name in METHODS else None
+    if (short_name := name if rule is None or name in short else f"{name} {rule}") in short:
+        return short[short_name]
     others = f"choose one of {', '.join(repr(s) if ' ' in s else s for s in short)}"
     if name not in METHODS:
         raise ValueError(f"--show {name!r}: unknown method; {others}")
-    if METHODS[name].needs_other_model:
+    if issubclass(METHODS[name].options, OtherModelOptions):
         raise ValueError(f"--show {name} needs --teacher_model_name_or_path, a model with the same vocabulary")
     raise ValueError(f"--show {name}: this method does not support this dataset; {others}")
 

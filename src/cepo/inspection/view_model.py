@@ -5,13 +5,14 @@ Dimensions: T completion tokens.
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
-from ..methods.method import STUDENT, Context, Method
-from ..methods.options import MethodOptions
+from ..methods.method import Method, MethodOptions
+from ..methods.option_fields import option_fields
+from ..methods.stages import STUDENT, Context
 from ..references.groups import Fallback, Group, References, Rollout
 
 VERDICT = {True: "correct", False: "incorrect", None: "no verdict"}
@@ -43,11 +44,11 @@ class Variant:
 
     Attributes:
         name: `grpo`, `cepo own`, `cepo mixture of 4`.
-        options: Options of the method.
+        options: The `MethodOptions` of the method.
     """
 
     name: str
-    options: MethodOptions
+    options: Any
 
     def __hash__(self) -> int:
         return hash(self.name)
@@ -59,7 +60,7 @@ class Variant:
     @property
     def rule(self) -> str | None:
         """Rule for r-, for methods with this option."""
-        return self.options.negative_reference
+        return getattr(self.options, "negative_reference", None)
 
     def with_options(self, **options: Any) -> "Variant":
         """The variant with other options."""
@@ -136,7 +137,7 @@ class InspectedGroup:
 
 def explain_variant(variant: Variant) -> str:
     """Description of a method and its rule for r-."""
-    summary = variant.method.summary
+    summary = variant.method.doc.summary
     return f"{summary}; r-: {explain_rule(variant)}" if variant.rule else summary
 
 
@@ -146,12 +147,14 @@ def explain_rule(variant: Variant) -> str:
 
 
 def explain_options(variant: Variant) -> str:
-    """The options and constants that decide the credit."""
-    options = variant.options
-    shown: dict[str, Any] = {name: getattr(options, name) for name in _SHOWN_OPTIONS if name in variant.method.options}
-    return ", ".join(
-        f"{name} {json.dumps(value, ensure_ascii=False)}" for name, value in (shown | asdict(options.constants)).items()
-    )
+    """The options that decide the credit."""
+    common = option_fields(MethodOptions)
+    shown = {
+        name: getattr(variant.options, name)
+        for name, one in option_fields(variant.method.options).items()
+        if name in _SHOWN_OPTIONS or (one.group == "method" and name not in common)
+    }
+    return ", ".join(f"{name} {json.dumps(value, ensure_ascii=False)}" for name, value in shown.items())
 
 
 def explain_references(credit: Credit) -> tuple[list[str], str | None]:

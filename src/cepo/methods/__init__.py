@@ -1,8 +1,9 @@
-"""The methods, one file each: what teachers are told, evidence, placement, options. Imports references, credit.py."""
+"""The methods, one file each, with their options and shared stages. Imports references and credit.py."""
 
-from .method import OTHER_MODEL, STUDENT, Context, Evidence, LabeledGroup, Method, MethodDoc, StageContext
-from .options import MethodOptions
-from .registry import METHODS, find_method, register_method
+from .method import Method, MethodDoc, MethodOptions
+from .option_fields import option
+from .registry import METHODS, find_method, method_options, register_method
+from .stages import OTHER_MODEL, STUDENT, Context, Evidence, LabeledGroup, StageContext
 from .token_advantages import CreditInputs, TokenAdvantages
 
 __all__ = [
@@ -19,5 +20,7 @@ __all__ = [
     "StageContext",
     "TokenAdvantages",
     "find_method",
+    "method_options",
+    "option",
     "register_method",
 ]

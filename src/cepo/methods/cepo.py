@@ -1,16 +1,23 @@
-"""CEPO (arXiv 2605.19436): evidence for the right answer against a wrong one. `cepo.credit` has its equations."""
+"""CEPO (arXiv 2605.19436): evidence for the correct answer against an incorrect one. See `cepo.credit`."""
 
+from dataclasses import dataclass
 from typing import get_args
 
 from ..references.groups import References
 from ..references.negatives import NegativeRule
-from .method import CONTRAST_OPTIONS, STUDENT, TEACHER, Context, Method, MethodDoc, correct_and_incorrect_answers
-from .reweighting import REWEIGHTING_DOC, SCHEDULE, reweighted
-from .shared_options import SharedOptions
+from .method import Method, MethodDoc
+from .options import ClipOptions, ContrastOptions, ScheduleOptions, TeacherOptions
+from .reweighting import REWEIGHTING_DOC, reweighted
+from .stages import STUDENT, Context, correct_and_incorrect_answers
 
 
-def contexts(references: References, options: SharedOptions) -> list[Context]:
-    """r+, then every r-; without any, P_S takes the place of P_T- (RLSD) or the rollout keeps its advantage (GRPO)."""
+@dataclass(kw_only=True)
+class CEPOOptions(ScheduleOptions, ClipOptions, ContrastOptions, TeacherOptions):
+    """Defaults are the paper's except `negative_reference`; the preset ``paper`` has that too."""
+
+
+def contrast_contexts(references: References, options: ContrastOptions) -> list[Context]:
+    """r+, then every r-. Without r-, the student takes its place (RLSD) or the rollout keeps its advantage (GRPO)."""
     if references.negatives:
         return [references.positive, *references.negatives]
     return [references.positive, STUDENT] if options.missing_negative == "student" else []
@@ -18,17 +25,18 @@ def contexts(references: References, options: SharedOptions) -> list[Context]:
 
 METHOD = Method(
     name="cepo",
-    summary="more where a token speaks for r+ against r-",
-    source="arXiv 2605.19436",
-    facts=MethodDoc(
+    doc=MethodDoc(
+        summary="more where r+ in the prompt supports the verdict, compared with r-",
+        source="arXiv 2605.19436",
+        title="CEPO: Contrastive Evidence Policy Optimization",
         formula="A [(1 - λ) + λ clip((P_T+ / P_T-)^sign(A), 1 - ε, 1 + ε)]",
-        told="r+; each r-",
+        hints="r+; each r-",
         passes="1 + K; 2 with one r-",
         **REWEIGHTING_DOC,
     ),
-    options=frozenset({*SCHEDULE, *CONTRAST_OPTIONS, *TEACHER}),
+    options=CEPOOptions,
     references=correct_and_incorrect_answers,
-    contexts=contexts,
+    contexts=contrast_contexts,
     assign_credit=reweighted,
     presets={
         "paper": {

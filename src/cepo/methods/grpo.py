@@ -1,12 +1,28 @@
-"""GRPO (arXiv 2402.03300): every token has its rollout's advantage. Training is then TRL's own, to the bit."""
+"""GRPO (arXiv 2402.03300): every token has its rollout's advantage; TRL's loss is unchanged."""
 
-from .method import Method, MethodDoc
-from .token_advantages import uniform
+from dataclasses import dataclass
+
+from .method import Method, MethodDoc, MethodOptions
+
+
+@dataclass(kw_only=True)
+class GRPOOptions(MethodOptions):
+    """The options of every method."""
+
+    def coefficient_at(self, step: int) -> float:  # noqa: ARG002
+        return 0.0
+
 
 METHOD = Method(
     name="grpo",
-    summary="the same for every token; TRL's own (`shared_prompt_update: never`: to the bit)",
-    source="arXiv 2402.03300",
-    facts=MethodDoc(formula="A", told="nothing", sign="yes", bounds="A_t = A", passes="0"),
-    assign_credit=uniform,
+    doc=MethodDoc(
+        summary="the same for every token; bit-identical to TRL with `shared_prompt_update: never`",
+        source="arXiv 2402.03300",
+        formula="A",
+        hints="no teacher",
+        sign="yes",
+        bounds="A_t = A",
+        passes="0",
+    ),
+    options=GRPOOptions,
 )

@@ -1,26 +1,36 @@
-"""OPSD (arXiv 2601.18734): no reward; the teacher is the initial policy, told the reference solution."""
+"""OPSD (arXiv 2601.18734): no reward; the teacher is the initial policy with the solution in its hint."""
 
+from dataclasses import dataclass
+
+from ..references.hint_content import PositiveContent
 from ..references.hints import SOLUTION_HINT_TEMPLATE
-from .distilling import FACTS, OPTIONS, contexts
-from .method import Method, MethodDoc, all_rollouts
+from .distilling import DISTILLATION_DOC, distillation_contexts
+from .method import Method, MethodDoc
+from .options import DivergenceOptions, HintOptions, TeacherOptions, TeacherSource
+from .stages import all_rollouts
 from .token_advantages import as_advantages
+
+
+@dataclass(kw_only=True)
+class OPSDOptions(HintOptions, TeacherOptions, DivergenceOptions):
+    """The paper's values."""
+
+    positive_content: PositiveContent = "solution"
+    hint_template: str = SOLUTION_HINT_TEMPLATE
+    teacher: TeacherSource = "initial"
+
 
 METHOD = Method(
     name="opsd",
-    summary="none: distillation from a teacher that is told the solution",
-    source="arXiv 2601.18734",
-    facts=MethodDoc(told="the solution", **FACTS),
-    options=OPTIONS,
-    contexts=contexts,
-    assign_credit=as_advantages,
+    doc=MethodDoc(
+        summary="none: distillation from a teacher with the solution in its hint",
+        source="arXiv 2601.18734",
+        hints="the solution",
+        **DISTILLATION_DOC,
+    ),
+    options=OPSDOptions,
+    contexts=distillation_contexts,
     rollout_filter=all_rollouts,
-    distils=True,
-    defaults={
-        "positive_content": "solution",
-        "hint_template": SOLUTION_HINT_TEMPLATE,
-        "teacher": "initial",
-        "divergence": "full",
-        "divergence_beta": 0.0,
-    },
+    assign_credit=as_advantages,
     variants=(),
 )

@@ -1,32 +1,41 @@
-"""RLCSD (arXiv 2606.11709): a sibling rollout that is right against siblings that are wrong, added to the advantage.
+"""RLCSD (arXiv 2606.11709): a correct sibling rollout against incorrect siblings, added to the advantage.
 
-Teachers are told a whole rollout of the group and that its answer is the correct one, worded alike for right and wrong
-siblings. With e = log P_T+ - log mean_k P_T-^(k) [nats] and r = clip(beta lambda tanh(e / tau), lowest, highest),
+Each hint carries a whole rollout of the group and states that its answer is the correct one, in the same words for
+correct and incorrect siblings. With e = log P_T+ - log mean_k P_T-^(k) [nats] and r = clip(evidence_beta lambda
+tanh(e / tau), bonus_min, bonus_max),
 
-    A_t = A + r, and 0 where that would change the sign of A      for tokens with |r| > threshold
-    A_t = A                                                       for the others
+    A_t = A + r, or 0 where that would change the sign of A      for tokens with |r| > selection_threshold
+    A_t = A                                                      for the other tokens
 
-and the loss is the mean over the others plus eta times the mean over the selected ones, both over the scored rollouts
-of a micro-batch, as in the authors' code; the sign of A has no part in r. A token that is alone among the others thus
-weighs as much as all of these would.
+The loss is the mean over the other tokens plus selected_loss_weight times the mean over the selected ones, both over
+the scored rollouts of a micro-batch, as in the authors' code. r does not depend on the sign of A.
 
-Where this departs from the authors' code: the hint stands in the last user turn, as for all methods here, not in a
-prompt of its own; right and wrong are the verifier's word; micro-batches count by their scored tokens, not by rows;
-teachers read a generation batch once, so that a copy of the weights in between reaches the next one. A loss that is no
-mean over tokens (`loss_type` grpo, sapo, luspo) is refused.
+Differences to the authors' code: the hint ends the last user turn, as for all methods here; the verifier decides which
+rollouts are correct; micro-batches count by scored tokens, not by rows; a generation batch is scored once, so that a
+copy of the weights made in between reaches the next batch.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
+from torch import Tensor
 
 from ..references.equality import accepted_by_any_grader
 from ..references.extraction import reference_answer
 from ..references.groups import References, Rollout
-from .method import TEACHER, Context, Method, MethodDoc, StageContext
-from .shared_options import SharedOptions
+from .method import Method, MethodDoc
+from .option_fields import option
+from .options import (
+    CoefficientOptions,
+    MixtureOptions,
+    TeacherOptions,
+    TeacherSource,
+    TemplateOptions,
+    token_mean_problem,
+)
+from .stages import Context, StageContext
 from .token_advantages import CreditInputs, TokenAdvantages
 
 HINT_TEMPLATE = (
@@ -34,119 +43,116 @@ HINT_TEMPLATE = (
 )
 
 
-@dataclass(frozen=True)
-class Constants:
-    """The authors' values.
+@dataclass(kw_only=True)
+class RLCSDOptions(CoefficientOptions, MixtureOptions, TemplateOptions, TeacherOptions):
+    """The authors' values."""
 
-    Attributes:
-        tau: Evidence at which tanh begins to saturate [nats].
-        beta: Strength, beside lambda (`evidence_coefficient`).
-        threshold: A token is selected if |r| is above this.
-        eta: Weight of the selected tokens' mean in the loss.
-        lowest, highest: Bounds of r.
-        right_hint: What the teacher of the right side is told: a right ``rollout``, or the ``solution`` column.
-    """
-
-    tau: float = 0.02
-    beta: float = 1.0
-    threshold: float = 0.02
-    eta: float = 1.0
-    lowest: float = -2.0
-    highest: float = 2.0
-    right_hint: Literal["rollout", "solution"] = "rollout"
+    hint_template: str = HINT_TEMPLATE
+    teacher: TeacherSource = "synced"
+    tau: float = option(0.02, "Evidence at which tanh begins to saturate [nats].", bounds={">": 0})
+    evidence_beta: float = option(1.0, "Strength of the bonus r, beside evidence_coefficient.")
+    selection_threshold: float = option(0.02, "Tokens with |r| above this are selected.", bounds={">=": 0})
+    selected_loss_weight: float = option(1.0, "Weight of the selected tokens' mean in the loss.", bounds={">=": 0})
+    bonus_min: float = option(-2.0, "Lower bound of r.")
+    bonus_max: float = option(2.0, "Upper bound of r.")
+    correct_hint: Literal["rollout", "solution"] = option(
+        "rollout", "Content of the positive hint: a correct rollout, or the solution column."
+    )
 
     def __post_init__(self):
-        if self.tau <= 0:
-            raise ValueError(f"tau must be above 0, got {self.tau}")
-        if self.eta < 0 or self.threshold < 0:
-            raise ValueError("eta and threshold must not be negative")
-        if self.lowest > self.highest:
-            raise ValueError(f"lowest ({self.lowest}) is above highest ({self.highest})")
-        if self.right_hint not in ("rollout", "solution"):
-            raise ValueError(f"right_hint must be rollout or solution, got {self.right_hint!r}")
+        super().__post_init__()
+        if self.bonus_min > self.bonus_max:
+            raise ValueError(f"bonus_min ({self.bonus_min}) is above bonus_max ({self.bonus_max})")
+
+    def config_problem(self, config: Any) -> str | None:
+        return token_mean_problem(config)
 
 
 def asserted(text: str, answer: str) -> str:
-    """A solution, right or wrong, with the word that its answer is the correct one."""
+    """A solution, with the statement that its answer is the correct one."""
     return f"{text}\nIts final answer, {answer}, is the correct one."
 
 
-def references(
-    attempts: Sequence[Rollout], solution: str, options: SharedOptions, tools: StageContext
+def siblings(
+    attempts: Sequence[Rollout], solution: str, options: RLCSDOptions, context: StageContext
 ) -> list[References]:
-    """For each rollout one right sibling and up to K wrong ones that gave an answer, drawn anew, never itself."""
-    right = [place for place, attempt in enumerate(attempts) if attempt.correct]
+    """For each rollout, one correct sibling and up to K incorrect ones with an answer, drawn anew."""
+    correct = [place for place, attempt in enumerate(attempts) if attempt.correct]
     reference = reference_answer(solution, options.answer_extractor)
-    # An answer that any grader accepts may be correct: the verifier was too strict.
-    wrong = [
+    # An answer that any grader accepts may be correct although the verifier rejected it.
+    incorrect = [
         place
         for place, attempt in enumerate(attempts)
         if attempt.correct is False and attempt.answer and not accepted_by_any_grader(attempt.answer, reference)
     ]
 
-    def told(place: int) -> str:
-        # A right sibling that announced no answer borrows that of the solution.
+    def hint_of(place: int) -> str:
+        # A correct sibling without an announced answer gets that of the solution.
         return asserted(attempts[place].text, attempts[place].answer or reference)
 
-    def of(place: int) -> References:
-        others = [other for other in right if other != place]
-        pool = [other for other in wrong if other != place]
-        from_solution = options.constants.right_hint == "solution"
+    def references_of(place: int) -> References:
+        others = [other for other in correct if other != place]
+        pool = [other for other in incorrect if other != place]
+        from_solution = options.correct_hint == "solution"
         if not others and not from_solution:
             return References(reference, (), "no_correct_rollout")
         if not pool:
             return References(reference, (), "no_incorrect_rollout")
-        positive = asserted(solution, reference) if from_solution else told(tools.random.choice(others))
-        drawn = tools.random.sample(pool, min(options.max_negatives or 1, len(pool)))
-        return References(positive, tuple(map(told, drawn)), None, tuple(drawn))
+        positive = asserted(solution, reference) if from_solution else hint_of(context.random.choice(others))
+        drawn = context.random.sample(pool, min(options.max_negatives, len(pool)))
+        return References(positive, tuple(map(hint_of, drawn)), None, tuple(drawn))
 
-    return [of(place) for place in range(len(attempts))]
+    return [references_of(place) for place in range(len(attempts))]
 
 
-def contexts(references: References, options: SharedOptions) -> list[Context]:  # noqa: ARG001
-    """The right sibling, then the wrong ones; a rollout that lacks either is not read."""
+def sibling_contexts(references: References, options: RLCSDOptions) -> list[Context]:  # noqa: ARG001
+    """The correct sibling, then the incorrect ones; a rollout without both is not scored."""
     return [references.positive, *references.negatives] if references.negatives else []
 
 
-def additive(inputs: CreditInputs, options: SharedOptions, step: int) -> TokenAdvantages:
-    """A + r for selected tokens, A for the others, 0 for a rollout that was not read, which is then not trained on."""
-    own, strength = options.constants, options.constants.beta * options.coefficient_at(step)
+def with_variance(advantages: Tensor, verdicts: Tensor, options: RLCSDOptions) -> Tensor:  # noqa: ARG001
+    """(B,) bool, rollouts with A != 0, also at `negative_advantage_weight` 0: the loss counts scored tokens."""
+    return advantages != 0
+
+
+def selected_bonus(inputs: CreditInputs, options: RLCSDOptions, step: int) -> TokenAdvantages:
+    """A + r for selected tokens, A for the others; 0 for a rollout that is not scored, which is not trained on."""
+    strength = options.evidence_beta * options.coefficient_at(step)
     advantages = inputs.advantages.unsqueeze(-1)
-    raw = strength * (inputs.evidence / own.tau).tanh()
-    added = raw.clamp(own.lowest, own.highest).to(advantages.dtype)
+    raw = strength * (inputs.evidence / options.tau).tanh()
+    bonus = raw.clamp(options.bonus_min, options.bonus_max).to(advantages.dtype)
     scored = inputs.scored.unsqueeze(-1)
-    selected = (added.abs() > own.threshold) & inputs.mask & scored
-    shifted = advantages + added
+    selected = (bonus.abs() > options.selection_threshold) & inputs.mask & scored
+    shifted = advantages + bonus
     crossed = shifted * advantages.sign() < 0
-    # A rollout without an advantage keeps it.
+    # A rollout with A = 0 keeps it.
     moved = shifted.masked_fill(crossed, 0.0) * (advantages != 0)
-    placed = torch.where(selected, moved, advantages).masked_fill(~(inputs.mask & scored), 0.0)
+    token_advantages = torch.where(selected, moved, advantages).masked_fill(~(inputs.mask & scored), 0.0)
     others = inputs.mask & scored & ~selected
-    # A mean over few tokens is a mean over all of them with a larger weight. A count of 0 is taken as 1.
+    # A mean over some tokens is a mean over all tokens with a larger weight. A count of 0 is taken as 1.
     counts = torch.stack([(inputs.mask & scored).sum(), selected.sum(), others.sum()])
-    all_tokens, of_selected, of_others = inputs.sum_counts(counts.to(placed.dtype)).clamp(min=1)
-    weights = torch.where(selected, own.eta * all_tokens / of_selected, all_tokens / of_others)
-    at_bound = selected & (crossed | (raw < own.lowest) | (raw > own.highest))
-    scale = torch.full_like(inputs.advantages, min(strength, max(abs(own.lowest), abs(own.highest))))
-    return TokenAdvantages(placed, inputs.advantages, scale, at_bound, inputs.mask, weights)
+    all_tokens, of_selected, of_others = inputs.sum_counts(counts.to(token_advantages.dtype)).clamp(min=1)
+    weights = torch.where(selected, options.selected_loss_weight * all_tokens / of_selected, all_tokens / of_others)
+    at_bound = selected & (crossed | (raw < options.bonus_min) | (raw > options.bonus_max))
+    largest = min(strength, max(abs(options.bonus_min), abs(options.bonus_max)))
+    scale = torch.full_like(inputs.advantages, largest)
+    return TokenAdvantages(token_advantages, inputs.advantages, scale, at_bound, inputs.mask, weights)
 
 
 METHOD = Method(
     name="rlcsd",
-    summary="all of it, and a bonus where a right sibling rollout makes it likelier than wrong ones do",
-    source="arXiv 2606.11709",
-    facts=MethodDoc(
+    doc=MethodDoc(
+        summary="all of it, and a bonus where a correct sibling in the prompt makes it likelier than incorrect ones do",
+        source="arXiv 2606.11709",
         formula="A + r where |r| > threshold, 0 in place of a change of sign; r = βλ tanh(log(P_T+ / mean P_T-) / τ)",
-        told="a whole right sibling; each of K wrong siblings",
+        hints="a whole correct sibling; each of K incorrect siblings",
         sign="yes, or 0",
-        bounds="|A_t - A| <= βλ; 0 without both siblings; in the loss a mean of each of the two kinds of tokens",
+        bounds="|A_t - A| <= βλ; 0 without both siblings; in the loss, one mean over each of the two kinds of tokens",
         passes="1 + K",
     ),
-    options=frozenset({"evidence_coefficient", "max_negatives", "hint_template", *TEACHER}),
-    references=references,
-    contexts=contexts,
-    assign_credit=additive,
-    constants=Constants,
-    has_loss_weights=True,
-    defaults={"hint_template": HINT_TEMPLATE, "teacher": "synced", "teacher_sync_steps": 10},
+    options=RLCSDOptions,
+    references=siblings,
+    contexts=sibling_contexts,
+    rollout_filter=with_variance,
+    assign_credit=selected_bonus,
 )

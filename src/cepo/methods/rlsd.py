@@ -1,23 +1,30 @@
-"""RLSD (arXiv 2604.03128): evidence for the right answer against no answer."""
+"""RLSD (arXiv 2604.03128): evidence for the correct answer against no answer."""
 
-from .method import TEACHER, Method, MethodDoc, told_and_student
-from .reweighting import REWEIGHTING_DOC, SCHEDULE, reweighted
+from dataclasses import dataclass
+
+from .method import Method, MethodDoc
+from .options import ClipOptions, HintOptions, ScheduleOptions, TeacherOptions
+from .reweighting import REWEIGHTING_DOC, reweighted
+from .stages import hinted_and_unhinted
+
+
+@dataclass(kw_only=True)
+class RLSDOptions(ScheduleOptions, ClipOptions, HintOptions, TeacherOptions):
+    """Defaults are CEPO's; the preset ``rlsd`` has the paper's values."""
+
 
 METHOD = Method(
     name="rlsd",
-    summary="more where it speaks for r+ against no answer",
-    source="arXiv 2604.03128",
-    facts=MethodDoc(
-        formula="A [(1 - λ) + λ clip((P_T+ / P_S)^sign(A), 1 - ε, 1 + ε)]", told="r+", passes="1", **REWEIGHTING_DOC
+    doc=MethodDoc(
+        summary="more where r+ in the prompt supports the verdict, compared with no answer",
+        source="arXiv 2604.03128",
+        formula="A [(1 - λ) + λ clip((P_T+ / P_S)^sign(A), 1 - ε, 1 + ε)]",
+        hints="r+",
+        passes="1",
+        **REWEIGHTING_DOC,
     ),
-    options=frozenset(
-        {
-            *SCHEDULE,
-            *("hint_template", "positive_content", "positive_part", "hint_max_tokens"),
-            *TEACHER,
-        }
-    ),
-    contexts=told_and_student,
+    options=RLSDOptions,
+    contexts=hinted_and_unhinted,
     assign_credit=reweighted,
     presets={
         "rlsd": {

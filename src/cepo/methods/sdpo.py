@@ -1,28 +1,40 @@
-"""SDPO (arXiv 2601.20802): the teacher is told a right rollout of the group, and follows the policy slowly."""
+"""SDPO (arXiv 2601.20802): the teacher has a correct rollout of the group in its hint; its weights are an EMA."""
 
+from dataclasses import dataclass
+
+from ..references.hint_content import PositiveContent
 from ..references.hints import SOLUTION_HINT_TEMPLATE
-from .distilling import FACTS, OPTIONS, contexts
-from .method import Method, MethodDoc, all_rollouts
+from .distilling import DISTILLATION_DOC, distillation_contexts
+from .method import Method, MethodDoc
+from .options import Divergence, DivergenceOptions, HintOptions, TeacherOptions, TeacherSource
+from .stages import all_rollouts
 from .token_advantages import as_advantages
+
+
+@dataclass(kw_only=True)
+class SDPOOptions(HintOptions, TeacherOptions, DivergenceOptions):
+    """The paper's values."""
+
+    positive_content: PositiveContent = "rollout"
+    hint_template: str = SOLUTION_HINT_TEMPLATE
+    teacher: TeacherSource = "ema"
+    teacher_ema_decay: float = 0.95
+    divergence: Divergence = "top_k"
+    divergence_beta: float = 0.5
+    importance_clip: float | None = 2.0
+
 
 METHOD = Method(
     name="sdpo",
-    summary="none: distillation from a teacher that is told another right rollout",
-    source="arXiv 2601.20802",
-    facts=MethodDoc(told="another right rollout", **FACTS),
-    options=OPTIONS,
-    contexts=contexts,
-    assign_credit=as_advantages,
+    doc=MethodDoc(
+        summary="none: distillation from a teacher with another correct rollout in its hint",
+        source="arXiv 2601.20802",
+        hints="another correct rollout",
+        **DISTILLATION_DOC,
+    ),
+    options=SDPOOptions,
+    contexts=distillation_contexts,
     rollout_filter=all_rollouts,
-    distils=True,
-    defaults={
-        "positive_content": "rollout",
-        "hint_template": SOLUTION_HINT_TEMPLATE,
-        "teacher": "ema",
-        "teacher_ema_decay": 0.95,
-        "divergence": "top_k",
-        "divergence_beta": 0.5,
-        "importance_clip": 2.0,
-    },
+    assign_credit=as_advantages,
     variants=(),
 )

@@ -1,27 +1,26 @@
-"""What a task knows of the tokens of its rollouts, for methods that need it. A task registers what it knows."""
+"""Token labels that a task knows of its rollouts, for methods that need them. A task registers its labels."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 TokenKind = Literal[
-    "mistake",  # it is wrong, given what the completion wrote before
-    "decision",  # it could have been wrong, and is not
-    "repeat",  # it says again what stands there already
-    "filler",  # words
+    "mistake",  # incorrect, given the completion so far
+    "decision",  # correct, where it could have been incorrect
+    "repeat",  # repeats an earlier part of the completion
+    "filler",  # carries no decision
 ]
 KINDS: tuple[TokenKind, ...] = get_args(TokenKind)
 
 
 @dataclass(frozen=True)
 class TokenLabels:
-    """What one task knows.
+    """The token labels of one task.
 
     Attributes:
-        columns: The columns by which its rows are recognised.
-        first_error: (row, the text that each token adds) -> how many tokens come before the first error; None if there
-            is none.
-        kinds: (row, the text that each token adds) -> what each token is.
+        columns: The columns that identify its rows.
+        first_error: (row, the text that each token adds) -> number of tokens before the first error; None without one.
+        kinds: (row, the text that each token adds) -> the kind of each token.
     """
 
     columns: frozenset[str]
@@ -29,14 +28,14 @@ class TokenLabels:
     kinds: Callable[[Mapping[str, Any], Sequence[str]], list[TokenKind]]
 
 
-_KNOWN: list[TokenLabels] = []
+_REGISTERED: list[TokenLabels] = []
 
 
-def register_token_labels(knowledge: TokenLabels) -> None:
-    """Make it known to all methods."""
-    _KNOWN.append(knowledge)
+def register_token_labels(labels: TokenLabels) -> None:
+    """Make token labels available to all methods."""
+    _REGISTERED.append(labels)
 
 
 def token_labels_of(columns: Collection[str]) -> TokenLabels | None:
-    """That of the task to which rows with these columns belong, if any."""
-    return next((known for known in _KNOWN if known.columns <= set(columns)), None)
+    """The token labels for rows with these columns; None without any."""
+    return next((labels for labels in _REGISTERED if labels.columns <= set(columns)), None)

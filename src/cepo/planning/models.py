@@ -12,30 +12,22 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from ..data.errors import LoadingError
 from ..data.models import freeze_vision_tower
 
-_QWEN3 = {"vocab_size": 151936, "head_dim": 128, "num_key_value_heads": 8, "tie_word_embeddings": True}
-_QWEN3_VL_TOWER = {
-    "depth": 24,
-    "hidden_size": 1024,
-    "intermediate_size": 4096,
-    "num_heads": 16,
-    "patch_size": 16,
-    "spatial_merge_size": 2,
-    "temporal_patch_size": 2,
-    "num_position_embeddings": 2304,
-    "deepstack_visual_indexes": [5, 11, 17],
-}
-_M_ROPE = {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [24, 20, 20], "mrope_interleaved": True}
-
 
 def _qwen3(hidden: int, intermediate: int, layers: int, heads: int) -> dict[str, Any]:
     sizes = {"hidden_size": hidden, "intermediate_size": intermediate, "num_hidden_layers": layers}
-    return {"model_type": "qwen3", **_QWEN3, **sizes, "num_attention_heads": heads}
+    attention = {"num_attention_heads": heads, "num_key_value_heads": 8, "head_dim": 128}
+    return {"model_type": "qwen3", **sizes, **attention, "vocab_size": 151936, "tie_word_embeddings": True}
 
 
-def _qwen3_vl(*sizes: int) -> dict[str, Any]:
-    text = {**_qwen3(*sizes), "rope_parameters": _M_ROPE}
-    del text["model_type"]
-    tower = {**_QWEN3_VL_TOWER, "out_hidden_size": sizes[0]}
+def _qwen3_vl(hidden: int, *sizes: int) -> dict[str, Any]:
+    text = {**_qwen3(hidden, *sizes), "model_type": "qwen3_vl_text"}
+    tower = {
+        "depth": 24,
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "out_hidden_size": hidden,
+        "deepstack_visual_indexes": [5, 11, 17],
+    }
     return {"model_type": "qwen3_vl", "text_config": text, "vision_config": tower, "tie_word_embeddings": True}
 
 

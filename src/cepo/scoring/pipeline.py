@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, ProcessorMixin
 
-from ..methods.method import OTHER_MODEL, STUDENT, Context, Evidence, LabeledGroup, StageContext, TokenValues
-from ..methods.options import MethodOptions
+from ..methods.method import MethodOptions
+from ..methods.stages import OTHER_MODEL, STUDENT, Context, Evidence, LabeledGroup, StageContext, TokenValues
 from ..methods.token_advantages import CreditInputs, TokenAdvantages
 from ..references.groups import Group, Ids, References
-from ..references.hints import add_hint, fill_hint
+from ..references.hints import add_hint
 from .forward import Scorer, ScoringModel
 from .prompts import PromptEncoder, cut_text, token_texts
 from .requests import Prompt, Request, text_length
@@ -98,7 +98,7 @@ class Pipeline:
             groups: The groups.
             scored: For each rollout, whether it gets contexts; None: all rollouts do.
         """
-        method, template = options.method_spec, options.hint_template or "{answer}"
+        method = options.method_spec
         references: list[References] = []
         for group in groups:
             if method.contexts is None:
@@ -114,7 +114,7 @@ class Pipeline:
             if method.contexts is None or (scored is not None and not scored[row]):
                 return []
             contexts = method.contexts(references[row], options)
-            return [fill_hint(template, context) if isinstance(context, str) else context for context in contexts]
+            return [options.hint(context) if isinstance(context, str) else context for context in contexts]
 
         return references, [contexts_of(row) for row in range(len(references))]
 
@@ -313,4 +313,4 @@ def assign_credit(evidence: Evidence, options: MethodOptions, groups: Sequence[G
         verdicts_of(groups).to(device),
         evidence.unscorable,
     )
-    return options.method_spec.place(inputs, options, step)
+    return options.method_spec.token_advantages(inputs, options, step)

@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from ..methods.method import Evidence
-from ..methods.options import MethodOptions
+from ..methods.method import MethodOptions
+from ..methods.stages import Evidence
 from ..methods.token_advantages import CreditInputs, TokenAdvantages, negative_weights
 from .batches import Batch, trained_tokens
 
@@ -67,7 +67,7 @@ def assign_credit(
         batch["unscorable"],
         sum_counts,
     )
-    return inputs, options.method_spec.place(inputs, options, step)
+    return inputs, options.method_spec.token_advantages(inputs, options, step)
 
 
 def with_token_advantages(
@@ -76,5 +76,5 @@ def with_token_advantages(
     """A micro-batch with the advantages of TRL's loss: (B, T) with evidence and lambda > 0, otherwise (B,)."""
     if "evidence" in batch and options.coefficient_at(step) > 0:
         return {**batch, "advantages": assign_credit(batch, options, step, sum_counts)[1].in_loss}
-    advantages, weight = batch["advantages"], options.negative_weight
+    advantages, weight = batch["advantages"], options.negative_advantage_weight
     return batch if weight == 1 else {**batch, "advantages": advantages * negative_weights(advantages, weight)}

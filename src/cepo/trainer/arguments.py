@@ -1,7 +1,7 @@
-"""From flags and YAML to the arguments of a run, and to what they name: model, data, reward functions."""
+"""The arguments of `cepo train` from flags and YAML, and the model, data and reward functions that they name."""
 
 import os
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -19,15 +19,15 @@ from ..data.loading import load_split
 from ..data.models import load_processor, resolve_model
 from ..data.rewards import load_reward_funcs, need_solutions
 from ..data.yaml_files import read_yaml
-from ..methods.options import preset_options, presets, readable
+from ..methods.registry import applicable_options, preset_options, presets
 from ..tasks.figures import NAME as FIGURES
-from .cepo_config import CEPOConfig
+from .cepo_config import CEPOConfig, config_class
 from .checkpoints import find_checkpoint
 
 
 @dataclass
 class TrainArguments(DatasetOptions, ScriptArguments):
-    """TRL's script arguments, the reward functions, and how accuracy is measured."""
+    """TRL's script arguments, the reward functions, and the measurement of accuracy."""
 
     _argument_group_name = "data, rewards and accuracy"  # for the help page of transformers' parser
 
@@ -39,43 +39,41 @@ class TrainArguments(DatasetOptions, ScriptArguments):
         default_factory=lambda: ["answer_reward"],
         metadata={
             "help": "answer_reward, names in trl.rewards, or import paths (module.function). The first one decides "
-            "which rollouts are correct."
+            "which rollouts are correct, unless correctness_reward names another."
         },
     )
     eval_problems: int = field(
         default=400,
-        metadata={
-            "help": "Held-out problems that are answered greedily before and after training; 0: measure nothing."
-        },
+        metadata={"help": "Held-out problems for greedy accuracy before and after training; 0: no measurement."},
     )
     eval_samples: int = field(
         default=8,
-        metadata={"help": "Sampled answers to a held-out problem, before and after, for accuracy, pass@k and entropy."},
+        metadata={"help": "Sampled answers for each held-out problem, for accuracy, pass@k and entropy."},
     )
-    eval_sampled_problems: int = field(default=100, metadata={"help": "How many of the held-out problems get these."})
-    eval_batch_size: int = field(default=200, metadata={"help": "Held-out answers sampled at a time, for accuracy."})
+    eval_sampled_problems: int = field(default=100, metadata={"help": "Held-out problems with sampled answers."})
+    eval_batch_size: int = field(default=200, metadata={"help": "Held-out answers sampled in one batch."})
     preset: str | None = field(
         default=None,
         metadata={
-            "help": f"Values to start from, a paper's: {', '.join(presets())}; what another method does not read is "
-            "left out."
+            "help": f"A paper's values, which other options override: {', '.join(presets())}. With another method, "
+            "options that it does not have are left out."
         },
     )
     max_prompt_length: int | None = field(
         default=None,
-        metadata={"help": "Leave out training prompts of more tokens, images included, and say how many. None: none."},
+        metadata={"help": "Leave out training prompts with more tokens, images included. None: keep all."},
     )
     dry_run: bool = field(
         default=False,
-        metadata={"help": "Train nothing: say what the run would do and hold in memory, and what is wrong with it."},
+        metadata={"help": "Do not train; report the run's plan, its memory and problems with its options."},
     )
     device_memory: float | None = field(
-        default=None, metadata={"help": "Of one device [GiB]; a dry run says whether what a process holds fits."}
+        default=None, metadata={"help": "Memory of one device [GiB]; a dry run reports whether a process fits."}
     )
     accuracy_every: int = field(
-        default=0, metadata={"help": "Measure greedy accuracy every so many steps too; 0: before and after only."}
+        default=0, metadata={"help": "Also measure greedy accuracy every this many steps; 0: before and after only."}
     )
-    figures_problems: int = field(default=2000, metadata={"help": "Training problems to make, for the figures task."})
+    figures_problems: int = field(default=2000, metadata={"help": "Number of training problems of the figures task."})
 
     def __post_init__(self):
         counts = {
@@ -85,35 +83,47 @@ class TrainArguments(DatasetOptions, ScriptArguments):
         for least, names in counts.items():
             for name in names:
                 if getattr(self, name) < least:
-                    raise ValueError(f"{name} must be {least} or more, not {getattr(self, name)}")
+                    raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
 
 class _Parser(TrlParser):
-    """TRL's parser, whose errors are one line rather than a list of three hundred options."""
+    """TRL's parser with one-line errors, without the list of all options."""
 
     def error(self, message: str):
         raise ValueError(message)
 
 
-def make_parser(processes: int | None = None) -> TrlParser:
-    """The parser of `cepo train`; with `processes`, one whose `CEPOConfig` checks batches for so many."""
-    config: type = CEPOConfig
+def make_parser(method: str | None = None, *, processes: int | None = None) -> TrlParser:
+    """The parser of `cepo train`.
+
+    Args:
+        method: The method, whose options are added; None: the default one.
+        processes: Number of processes for which `CEPOConfig` validates batches; None: those of this run.
+    """
+    config: type = config_class(method or CEPOConfig.method)
     if processes is not None:
-        config = type("CEPOConfig", (CEPOConfig,), {"world_size": property(lambda _: processes)})
+        config = type("CEPOConfig", (config,), {"world_size": property(lambda _: processes)})
     return _Parser((TrainArguments, config, ModelConfig), prog="cepo train", allow_abbrev=False)
+
+
+def method_flag(flags: list[str]) -> str | None:
+    """The value of `--method`, which decides what other options there are; None without it."""
+    parser = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--method", nargs="?")
+    return parser.parse_known_args(flags)[0].method
 
 
 @dataclass(frozen=True)
 class CommandLine:
-    """The arguments of `cepo train`, read once.
+    """The arguments of `cepo train`.
 
     Attributes:
         flags: Arguments without ``--config`` and its files.
         config: Options of these files.
-        options: All options of `cepo train` as flags and files have them; `method`, `use_cpu` and `bf16` are None
-            where neither has them.
-        more_flags, more_config: Flags with their values that are no options of `cepo train`, of the command line and
-            of the files: accelerate's, or mistakes.
+        options: All options of `cepo train` from flags and files; `method`, `use_cpu` and `bf16` are None where they
+            are not given.
+        more_flags, more_config: Flags and options of files, with their values, that `cepo train` does not have:
+            accelerate's, or mistakes.
     """
 
     flags: list[str]
@@ -124,13 +134,13 @@ class CommandLine:
 
 
 def read_command_line(arguments: list[str]) -> CommandLine:
-    """Split the arguments of `cepo train`; nothing is checked but the values of single options.
+    """Split the arguments of `cepo train`, and validate the types of single options.
 
     Raises:
-        ValueError: For a file of options that cannot be read, or a value of another type than its option's.
+        ValueError: For a file of options that cannot be read, an unknown method, or a value of another type.
     """
-    parser = make_parser()
     flags, config = config_of(arguments)
+    parser = make_parser(_method_of(flags, config))
     parser.set_defaults(method=None, use_cpu=None, bf16=None)
     known = {name: value for name, value in config.items() if name != "env"}
     try:
@@ -141,6 +151,11 @@ def read_command_line(arguments: list[str]) -> CommandLine:
     return CommandLine(flags, config, options, more_flags, more_config)
 
 
+def _method_of(flags: list[str], config: Mapping[str, Any]) -> str | None:
+    found = method_flag(flags) or config.get("method")
+    return found if isinstance(found, str) else None  # another type is refused by `CEPOConfig`
+
+
 def parse(
     arguments: list[str] | CommandLine,
     *,
@@ -148,19 +163,19 @@ def parse(
     processes: int | None = None,
     fallback: Mapping[str, Any] | None = None,
 ) -> tuple[TrainArguments, CEPOConfig, ModelConfig]:
-    """Options from flags, over those of ``--config``, over the recipe of the embedded task where that is trained.
+    """Options from flags, over those of ``--config``, over the preset, over the recipe of an embedded task.
 
     Args:
-        arguments: Of the command line.
-        launched: Whether options of the files that are not of `cepo train` were accelerate's.
-        processes: Number of processes for which batches are checked; None: those of this run.
-        fallback: Values for options that nothing else names.
+        arguments: The command line.
+        launched: Whether options of the files that `cepo train` does not have were accelerate's.
+        processes: Number of processes for which batches are validated; None: those of this run.
+        fallback: Values for options that are not given otherwise.
 
     Raises:
         ValueError, OSError: With a message for the user.
     """
     line = arguments if isinstance(arguments, CommandLine) else read_command_line(arguments)
-    parser = make_parser(processes)
+    parser = make_parser(_method_of(line.flags, line.config), processes=processes)
     if line.more_flags or (line.more_config and not launched):
         raise ValueError(unknown_option([*line.more_config, *line.more_flags], parser))
     given = dict(line.config)
@@ -170,8 +185,8 @@ def parse(
     beginning = {} if preset is None else preset_options(preset, chosen)
     if line.options.dataset_name in EMBEDDED:
         task = EMBEDDED[line.options.dataset_name]
-        # What the method does not read would be refused.
-        recipe = readable(task.recipe(), chosen or beginning.get("method") or CEPOConfig.method)
+        # An option that the method does not have would be refused.
+        recipe = applicable_options(task.recipe(), chosen or beginning.get("method") or CEPOConfig.method)
         beginning = {"model_name_or_path": task.policy(), **recipe, **beginning}
     try:
         parser.set_defaults_with_config(**{**(fallback or {}), **beginning, **given})
@@ -181,14 +196,14 @@ def parse(
     script_args, training_args, model_args = found[:3]
     if not model_args.model_name_or_path:
         known = ", ".join(f"{name}, the shipped policy" for name in EMBEDDED)
-        raise ValueError(f"which model? Give --model_name_or_path a folder, a name on the Hub, or {known}.")
+        raise ValueError(f"--model_name_or_path is missing: give a folder, a name on the Hub, or {known}.")
     model_args.model_name_or_path = policy_of(model_args.model_name_or_path)
     if isinstance(script_args.reward_funcs, str):  # one name in a YAML file
         script_args.reward_funcs = [script_args.reward_funcs]
     if not script_args.reward_funcs:
-        raise ValueError("reward_funcs: at least one is needed, to tell right from wrong")
+        raise ValueError("reward_funcs: at least one is needed; the first one decides which rollouts are correct")
     if model_args.use_peft and model_args.lora_target_modules is None:
-        # PEFT knows no default for the newer architectures; this serves all of them.
+        # PEFT has no default for newer architectures.
         model_args.lora_target_modules = "all-linear"
     training_args.resume_from_checkpoint = find_checkpoint(
         training_args.resume_from_checkpoint, training_args.output_dir
@@ -197,10 +212,10 @@ def parse(
 
 
 def config_of(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
-    """The arguments without ``--config``, and what its files say: of several, later ones win.
+    """The arguments without ``--config``, and the options of its files; later files win.
 
     Raises:
-        ValueError: If a file is not there, or does not hold options.
+        ValueError: If a file is missing or does not hold options.
     """
     left: list[str] = []
     given: dict[str, Any] = {}
@@ -212,17 +227,16 @@ def config_of(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
             continue
         path = path if equals else next(words, "")
         if not path or path.startswith("--"):
-            raise ValueError("--config: which file?")
+            raise ValueError("--config: give the path of a file")
         given |= read_yaml(Path(path))
     return left, given
 
 
 def unknown_option(unknown: list[str], parser: TrlParser) -> str:
-    """What to say of arguments that no option is named like."""
-
+    """The error message for arguments that are no options."""
     option = next((text for text in unknown if text.startswith("--")), "").partition("=")[0]
     if not option:
-        return f"what is {unknown[0]!r}? An option takes one value; several stand in a file (--config), as [one, two]"
+        return f"unexpected {unknown[0]!r}: an option takes one value; give a list in a file (--config) as [one, two]"
     known = [flag for action in parser._actions for flag in action.option_strings]
     close = get_close_matches(option, known, n=1)
     return f"unknown option {option}" + (f"; did you mean {close[0]}?" if close else "")
@@ -230,14 +244,14 @@ def unknown_option(unknown: list[str], parser: TrlParser) -> str:
 
 @dataclass(frozen=True)
 class Sources:
-    """What the options of a run name.
+    """Model, reward functions and data of a run.
 
     Attributes:
         model_name: Folder or Hub name.
         reward_funcs: The reward functions.
-        train_dataset: In TRL's columns.
-        held_out: The held-out problems; None: there are none.
-        notes: What people should be told of the data.
+        train_dataset: The training set in TRL's columns.
+        held_out: The held-out problems; None without any.
+        notes: Notes on the data for the user.
     """
 
     model_name: str
@@ -248,18 +262,18 @@ class Sources:
 
 
 def check_sources(script_args: TrainArguments, training_args: CEPOConfig, model_args: ModelConfig) -> Sources:
-    """Model, reward functions and data of a run, from their names.
+    """Load reward functions and data of a run from their names, and validate them.
 
     Raises:
-        ValueError, OSError: If one of them is not there or not as it should be.
+        ValueError, OSError: If one of them is missing or invalid.
     """
     model_name = resolve_model(model_args.model_name_or_path)
     notes: list[str] = []
     train_dataset = load_data(script_args, script_args.dataset_train_split, script_args.figures_problems, notes)
     held_out = _held_out_problems(script_args, notes)
     reward_funcs = load_reward_funcs(script_args.reward_funcs)
-    # The verifiers compare with the solution, whatever the method. Where teachers need it, the trainer checks the
-    # training set itself, and a second pass over every row would find nothing new.
+    # The verifiers compare with the solution, whatever the method. Where teachers need it, the trainer validates the
+    # training set itself.
     judged, extractor = need_solutions(reward_funcs), training_args.answer_extractor
     if not training_args.method_spec.needs_teachers:
         check_dataset(train_dataset, needs_solution=judged, extractor=extractor)
@@ -274,7 +288,7 @@ def check_sources(script_args: TrainArguments, training_args: CEPOConfig, model_
 
 
 def _held_out_problems(script_args: TrainArguments, notes: list[str]) -> Any:
-    """The held-out problems, or None where there are none to be had."""
+    """The held-out problems; None if the dataset has no such split."""
     if script_args.eval_problems <= 0:
         return None
     wanted = script_args.eval_problems
@@ -282,16 +296,16 @@ def _held_out_problems(script_args: TrainArguments, notes: list[str]) -> Any:
         data = load_data(script_args, script_args.dataset_test_split, wanted, notes)
     except LoadingError:
         return None
-    if Path(script_args.dataset_name).is_file():  # one file has one split: the training set holds nothing out
+    if Path(script_args.dataset_name).is_file():  # one file has one split, the training set
         return None
     return data.select(range(min(wanted, len(data)))) if len(data) else None
 
 
 def load_data(script_args: TrainArguments, split: str, size: int, notes: list[str]) -> Any:
-    """A split of the run's data, in TRL's columns; figures: so many problems.
+    """A split of the run's data in TRL's columns; for the figures task, `size` problems.
 
     Raises:
-        ValueError: If it is not there, or not as the options say.
+        ValueError: If it is missing, or its format is not that of the options.
     """
     return load_split(
         script_args.dataset_name,

@@ -1,16 +1,19 @@
-"""The options of `CEPOTrainer`: TRL's GRPO options and those of the methods."""
+"""The options of `CEPOTrainer`: TRL's GRPO options, those of all methods, and those of a run."""
 
-from dataclasses import dataclass, fields
-from typing import Any, Literal, get_args
+import inspect
+from dataclasses import dataclass, field, fields, make_dataclass
+from functools import cache
+from typing import Any, ClassVar, Literal
 
 import torch
 from trl import GRPOConfig
 
 from .. import tasks  # noqa: F401  # registers its methods
-from ..methods.kinds import check_types
-from ..methods.options import DEFAULTED, MethodOptions, default_text, preset_options
-from ..methods.shared_options import Help, option
-from .trl_options import generation_kwargs_problem
+from ..methods.method import Method, MethodOptions
+from ..methods.option_fields import OptionField, option_fields
+from ..methods.options import DivergenceOptions
+from ..methods.registry import all_options, default_text, find_method, preset_options
+from .generation_kwargs import generation_kwargs_problem
 
 SharedPrompt = Literal["auto", "always", "never"]
 _COUNTS = (
@@ -19,151 +22,149 @@ _COUNTS = (
 )
 
 
+def _config_fields(options: dict[str, OptionField]) -> list[tuple[str, Any, Any]]:
+    """Options of methods as fields of a configuration: None stands for the method's default."""
+    return [(name, one.type | None, field(default=None, metadata={"help": one.help})) for name, one in options.items()]
+
+
+def _option(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+_METHOD_OPTIONS = all_options()
+_MethodFields: Any = make_dataclass("_MethodFields", _config_fields(_METHOD_OPTIONS))
+
+
 @dataclass
-class CEPOConfig(MethodOptions, GRPOConfig):
+class CEPOConfig(_MethodFields, GRPOConfig):
     r"""
     Configuration of [`CEPOTrainer`]: every option of TRL's [`GRPOConfig`], and the ones below.
 
-    The defaults are those of the paper (arXiv 2605.19436), `epsilon_high=0.28` (asymmetric PPO clip 0.2 / 0.28) and
-    TRL's `beta=0.0` (no KL) among them, but for `negative_reference`; `CEPOConfig.preset("paper")` has that too. An
-    option that the chosen method does not read is refused if it is given, and None if it is not.
+    The defaults are those of the paper (arXiv 2605.19436), with `epsilon_high=0.28` (asymmetric PPO clip 0.2 / 0.28)
+    and TRL's `beta=0.0` (no KL), except `negative_reference`; `CEPOConfig.preset("paper")` has the paper's rule too.
+
+    An option of a method that is None has the method's default. An option that the chosen method does not have is
+    refused if it is given, and stays None. `config_class` makes the configuration of a user's method with further
+    options.
+
+    Attributes:
+        given: The options of the method that were given, with `method`.
 
     Raises:
-        ValueError: For an unknown method, an option that it does not read, or a value out of range.
+        ValueError: For an unknown method, an option that it does not have, or a value out of range.
     """
 
-    correctness_reward: str | None = option(
-        "run", "Name of the reward function that decides whether a rollout is right.", follows="the first"
+    method_option_names: ClassVar[tuple[str, ...]] = tuple(_METHOD_OPTIONS)
+
+    method: str = _option("cepo", "Method: a name, or the import path of your method, package.module:name.")
+    correctness_reward: str | None = _option(
+        None, "Name of the reward function that decides which rollouts are correct; None: the first one."
     )
-    correctness_threshold: float = option(
-        "run",
-        "A rollout is right if that reward is at least this, and wrong if it is below; where the function returns None "
-        "it is neither.",
+    correctness_threshold: float = _option(
         0.5,
+        "A rollout is correct if that reward is at least this, and incorrect if it is below; a reward of None gives no "
+        "verdict.",
     )
-    shared_prompt: SharedPrompt = option(
-        "teacher",
-        "Whether teachers run a prompt once for all of its contexts and rollouts: auto, where the model's cache can be "
-        "branched and a trial on the first batch gives the log-probs of plain concatenation; always; or never.",
+    shared_prompt: SharedPrompt = _option(
         "auto",
+        "Whether teachers encode a prompt once for all of its contexts and rollouts: auto, if the model's cache can be "
+        "expanded and a trial on the first batch reproduces the log-probs of full forward passes; always; or never.",
     )
-    shared_prompt_update: SharedPrompt = option(
-        "run",
-        "Whether sampling, and the policy's own passes, those of the update among them, run a prompt once for all "
-        "of its rollouts, and micro-batches of one optimiser step keep groups together: auto, where that gives TRL's "
-        "numbers but for rounding, which a trial on the first batch shows; always; or never, which is TRL to the bit.",
+    shared_prompt_update: SharedPrompt = _option(
         "auto",
+        "Whether sampling and the policy's forward passes, the update's included, encode a prompt once for all of its "
+        "rollouts, with groups kept together in micro-batches: auto, if a trial on the first batch reproduces TRL's "
+        "numbers up to rounding; always; or never, which is bit-identical to TRL.",
     )
-    teacher_batch_tokens: int | None = option(
-        "teacher",
-        "The most tokens that a teacher's forward pass holds: its rows times (cached + run) tokens, padding included.",
-        follows="those of a micro-batch of the update",
+    teacher_batch_tokens: int | None = _option(
+        None,
+        "Most tokens of a teacher's forward pass, rows times (cached + new) tokens with padding; None: those of a "
+        "micro-batch of the update.",
     )
-    skip_zero_advantage: bool | None = option(
-        "run",
-        "Leave rollouts without any token advantage, and padding after the longest completion, out of the update; the "
-        "gradient is the same but for rounding, entropy and clip ratios are those of the rollouts that are left.",
-        follows="true but for grpo, where it is exact: no beta, entropy bonus, top_entropy_quantile, router loss",
+    skip_zero_advantage: bool | None = _option(
+        None,
+        "Leave rollouts without a token advantage, and padding after the longest completion, out of the update. The "
+        "gradient is the same up to rounding; entropy and clip ratios are those of the remaining rollouts. None: true "
+        "where it is exact (no beta, entropy bonus, top_entropy_quantile or router loss), but false for grpo.",
     )
-    credit_page_steps: int = option(
-        "run",
-        "Every so many optimiser steps, write a page of two groups' rollouts, every token with its credit under each "
-        "method, to credit/ in the output directory; 0: never. Its passes come on top of the method's.",
+    credit_page_steps: int = _option(
         0,
+        "Write a page of two groups, every token with its credit under each method, to credit/ in the output directory "
+        "every this many optimizer steps; 0: never. Its forward passes come on top of the method's.",
     )
-    freeze_vision_tower: bool = option(
-        "run", "Leave the weights of a vision-language model's vision tower as they are.", False
-    )
-    max_nonfinite_grad_steps: int = option(
-        "run",
-        "The run stops when the gradients of so many optimiser steps in a row were not finite; each of these steps is "
-        "skipped, and counted in cepo/skipped_steps.",
+    freeze_vision_tower: bool = _option(False, "Freeze the vision tower of a vision-language model.")
+    max_nonfinite_grad_steps: int = _option(
         3,
+        "Stop after this many optimizer steps in a row with non-finite gradients; each is skipped, and counted in "
+        "cepo/skipped_steps.",
     )
-    epsilon_high: float | None = option("run", "Upper epsilon of the PPO clip; the paper's is 0.28.", 0.28)
+    epsilon_high: float | None = _option(0.28, "Upper epsilon of the PPO clip; the paper's is 0.28.")
 
     def __post_init__(self):
-        check_types(CEPOConfig, {name: getattr(self, name) for name in CEPOConfig.__annotations__})
-        self._refuse_less_than_one()
-        self.resolve()
-        for name in ("shared_prompt", "shared_prompt_update"):
-            if getattr(self, name) not in get_args(SharedPrompt):
-                choices = ", ".join(get_args(SharedPrompt))
-                raise ValueError(f"unknown {name} {getattr(self, name)!r}; choose one of {choices}")
-        if self.teacher_batch_tokens is not None and self.teacher_batch_tokens < 1:
-            raise ValueError(f"teacher_batch_tokens must be at least 1, got {self.teacher_batch_tokens}")
-        if self.max_nonfinite_grad_steps < 1:
-            raise ValueError(f"max_nonfinite_grad_steps must be at least 1, got {self.max_nonfinite_grad_steps}")
-        if self.credit_page_steps < 0:
-            raise ValueError(f"credit_page_steps must not be negative, got {self.credit_page_steps}")
+        known = option_fields(CEPOConfig)
+        for name in _run_option_names():
+            known[name].check(getattr(self, name))
+        for name in _COUNTS:  # TRL divides by these
+            value = getattr(self, name)
+            if value is not None and (not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name} must be an integer and at least 1, got {value!r}")
+        for name, least in (("teacher_batch_tokens", 1), ("max_nonfinite_grad_steps", 1), ("credit_page_steps", 0)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        self._configure_method()
         if getattr(self, "bf16", None) is None and (self.use_cpu or not torch.accelerator.is_available()):
             # TRL's default is bf16 everywhere; transformers refuses that on a CPU.
             self.bf16 = False
         GRPOConfig.__post_init__(self)
-        self._refuse_what_would_do_nothing()
-        self._refuse_generation_kwargs()
-        self._refuse_other_means()
-        self._refuse_sequence_level()
-        if self.skip_zero_advantage:
-            self.require_skipping(self.why_no_skipping())
+        self._check_combinations()
 
-    def _refuse_less_than_one(self) -> None:
-        """TRL divides by these."""
-        for name in _COUNTS:
-            value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name} must be a whole number from 1 on, got {value!r}")
+    def _configure_method(self) -> None:
+        """Validate the options of the method, and set them to their resolved values, which trackers log."""
+        _additional_options(self.method_spec)
+        options = {name: value for name in self.method_option_names if (value := getattr(self, name)) is not None}
+        self.given: dict[str, Any] = {"method": self.method, **options}
+        for name, value in self.method_spec.configure(**options).as_dict().items():
+            setattr(self, name, value)
 
-    def _refuse_generation_kwargs(self) -> None:
-        """Keys that change where a completion ends or what its tokens are, without TRL's mask and loss knowing it."""
+    def _check_combinations(self) -> None:
+        problem = self.method_options.config_problem(self)
+        if problem is not None:
+            raise ValueError(f"method={self.method!r}: {problem}")
+        # Keys that change where a completion ends or its tokens, unknown to TRL's mask and loss.
         problem = generation_kwargs_problem(self.generation_kwargs or {}, vars(self))
         if problem is not None:
             raise ValueError(f"generation_kwargs: {problem}")
-
-    def _refuse_other_means(self) -> None:
-        """A weight in a mean over all tokens says nothing in a mean over each rollout's."""
-        if self.method_spec.has_loss_weights and self.loss_type in ("grpo", "sapo", "luspo"):
-            raise ValueError(
-                f"method={self.method!r} weighs tokens in one mean over all of them, which "
-                f"loss_type={self.loss_type!r} does not take; leave it out, or take dapo, bnpo, dr_grpo, cispo or vespo"
-            )
-
-    def _refuse_sequence_level(self) -> None:
-        """A sequence's ratio has the mean of its tokens' gradients: only the mean advantage would reach the policy."""
         if self.importance_sampling_level == "sequence" and self.method_spec.changes_advantages:
             raise ValueError(
-                f"method={self.method!r} gives tokens advantages of their own, of which only the mean would count at "
-                "importance_sampling_level='sequence'; take 'token'"
+                f"method={self.method!r}: with importance_sampling_level='sequence' only the mean of a rollout's token "
+                "advantages reaches the gradient; set it to 'token'"
             )
+        if self.skip_zero_advantage:
+            self.require_skipping(self.why_no_skipping())
 
-    def _refuse_what_would_do_nothing(self) -> None:
-        """A divergence over the vocabulary is a loss of its own."""
-        if not self.uses_divergence_loss:
-            return
-        foreign = {
-            "beta": self.beta != 0,
-            "loss_type": self.loss_type != "dapo",  # the mean over tokens, as there
-            "entropy_coef": self.entropy_coef != 0,
-            "use_adaptive_entropy": self.use_adaptive_entropy,
-            "top_entropy_quantile": self.top_entropy_quantile < 1,
-            "cast_lm_head_to_fp32": self.cast_lm_head_to_fp32,
-            "delta": self.delta is not None,
-            "off_policy_mask_threshold": self.off_policy_mask_threshold is not None,
-            "importance_sampling_level": self.importance_sampling_level != "token",
-            "epsilon": self.epsilon != 0.2,
-            "epsilon_high": self.epsilon_high not in (None, self.epsilon, 0.28),
-            "scale_rewards": self.scale_rewards not in ("group", True),
-            "multi_objective_aggregation": self.multi_objective_aggregation != "sum_then_normalize",
-        }
-        names = [name for name, given in foreign.items() if given]
-        if names:
-            raise ValueError(
-                f"method={self.method!r} has a loss of its own, in which {', '.join(names)} would do nothing; "
-                "leave it out"
-            )
+    @property
+    def method_spec(self) -> Method:
+        """The method."""
+        return find_method(self.method)
+
+    @property
+    def method_options(self) -> MethodOptions:
+        """The options of the method, typed and complete."""
+        spec = self.method_spec
+        return spec.configure(**{name: getattr(self, name) for name in option_fields(spec.options)})
+
+    @property
+    def uses_divergence_loss(self) -> bool:
+        """Whether the loss is a divergence over the vocabulary rather than TRL's GRPO loss."""
+        return self.method_options.uses_divergence_loss
+
+    def coefficient_at(self, step: int) -> float:
+        """lambda at an optimizer step."""
+        return self.method_options.coefficient_at(step)
 
     def why_no_skipping(self) -> str | None:
-        """What gives rollouts with zero advantage a gradient, or a part in that of others; None if no option does."""
+        """The option that gives rollouts with zero advantage a part in the gradient; None if no option does."""
         if self.beta != 0:
             return f"beta={self.beta}: the KL term has a gradient for every rollout"
         if self.entropy_coef != 0 or self.use_adaptive_entropy:
@@ -175,18 +176,18 @@ class CEPOConfig(MethodOptions, GRPOConfig):
     @property
     def skips(self) -> bool:
         """Whether the update leaves out rollouts without token advantages, as far as options decide that."""
-        if self.method_spec.distils:  # which has no advantages
+        if isinstance(self.method_options, DivergenceOptions):
             return False
         if self.skip_zero_advantage is None:
-            return self.method != "grpo" and self.why_no_skipping() is None
+            return self.method_spec.changes_advantages and self.why_no_skipping() is None
         return self.skip_zero_advantage
 
     @staticmethod
     def require_skipping(reason: str | None) -> None:
-        """Refuse `skip_zero_advantage` for a reason.
+        """Refuse `skip_zero_advantage`.
 
         Raises:
-            ValueError: If there is one.
+            ValueError: If there is a reason.
         """
         if reason is not None:
             raise ValueError(
@@ -195,12 +196,11 @@ class CEPOConfig(MethodOptions, GRPOConfig):
 
     @classmethod
     def preset(cls, name: str, **options: Any) -> "CEPOConfig":
-        """A configuration with the values of a preset, over which `options` win.
+        """A configuration with the values of a preset, which `options` override.
 
         Args:
-            name: Of a method's preset: ``paper``, every option of CEPO as the paper has it; ``rlsd``, RLSD as its own
-                paper has it.
-            options: Any options of `CEPOConfig`; with a `method` of their own, what it does not read is left out.
+            name: ``paper``, CEPO as in its paper; ``rlsd``, RLSD as in its paper.
+            options: Options of `CEPOConfig`; with another `method`, options that it does not have are left out.
 
         Raises:
             ValueError: If there is no such preset.
@@ -208,26 +208,74 @@ class CEPOConfig(MethodOptions, GRPOConfig):
         return cls(**{**preset_options(name, options.get("method")), **options})
 
 
-def own_options() -> dict[str, tuple[str, str, str]]:
-    """For each of our options: its group, what it is, and its default in words."""
-    found = {}
-    for one in fields(CEPOConfig):
-        if isinstance(known := one.metadata.get("help"), Help):
-            text = default_text(one.name) if one.name in DEFAULTED else str(one.default)
-            text = known.follows if text.lower() == "none" else text
-            found[one.name] = (known.group, str(known), text)
-    return found
+def _run_option_names() -> list[str]:
+    return [name for name in CEPOConfig.__annotations__ if name != "method_option_names"]
+
+
+def _additional_options(method: Method) -> dict[str, OptionField]:
+    """The options of a method that are no fields of `CEPOConfig`.
+
+    Raises:
+        ValueError: If one has the name of another option.
+    """
+    names = {one.name for one in fields(CEPOConfig)} - set(CEPOConfig.method_option_names)
+    options = option_fields(method.options)
+    taken = sorted(names & set(options))
+    if taken:
+        raise ValueError(f"method {method.name!r}: {taken[0]} is an option of GRPOConfig or CEPOConfig; rename it")
+    return {name: one for name, one in options.items() if name not in CEPOConfig.method_option_names}
+
+
+@cache
+def config_class(method: str) -> type[CEPOConfig]:
+    """The configuration class with all options of a method: `CEPOConfig`, or a subclass with the further ones.
+
+    Args:
+        method: Name or import path.
+
+    Raises:
+        ValueError: If there is no such method, or one of its options has the name of another option.
+    """
+    own = _additional_options(find_method(method))
+    if not own:
+        return CEPOConfig
+    namespace = {
+        "method_option_names": (*CEPOConfig.method_option_names, *own),
+        # transformers pickles the arguments of a run into its checkpoints.
+        "__reduce__": lambda config: (_restored, (method, vars(config))),
+    }
+    made_fields = [("method", str, _option(method, _run_help("method"))), *_config_fields(own)]
+    return make_dataclass("CEPOConfig", made_fields, bases=(CEPOConfig,), namespace=namespace)
+
+
+def _run_help(name: str) -> str:
+    return CEPOConfig.__dataclass_fields__[name].metadata["help"]
+
+
+def _restored(method: str, state: dict[str, Any]) -> CEPOConfig:
+    config: CEPOConfig = object.__new__(config_class(method))
+    config.__dict__.update(state)
+    return config
+
+
+def option_docs() -> dict[str, tuple[str, str, str]]:
+    """For each option that `CEPOConfig` adds to TRL's: its group, its help and its default ("" for None)."""
+    runs = {name: getattr(CEPOConfig, name) for name in _run_option_names()}
+    method, *rest = runs
+    found = {method: ("method", _run_help(method), str(runs[method]))}
+    found |= {name: (one.group, one.help, default_text(name)) for name, one in _METHOD_OPTIONS.items()}
+    return found | {name: ("run", _run_help(name), "" if runs[name] is None else str(runs[name])) for name in rest}
 
 
 def _document() -> None:
-    """Every option with its default into the class's docstring, from the one place where it is said."""
-    types = {one.name: getattr(one.type, "__name__", str(one.type)) for one in fields(CEPOConfig)}
+    """Add every option with its default to the docstring of `CEPOConfig`."""
+    types = {name: inspect.formatannotation(one.type) for name, one in option_fields(CEPOConfig).items()}
     lines = [
-        f"        {name} (`{types[name]}`, *optional*, defaults to `{default}`):\n            {text}"
-        for name, (_, text, default) in own_options().items()
+        f"        {name} (`{types[name]}`, *optional*, defaults to `{default or None}`):\n            {text}"
+        for name, (_, text, default) in option_docs().items()
     ]
-    head, raises = (CEPOConfig.__doc__ or "").split("    Raises:")
-    CEPOConfig.__doc__ = f"{head}    Args:\n" + "\n".join(lines) + f"\n\n    Raises:{raises}"
+    head, rest = (CEPOConfig.__doc__ or "").split("    Attributes:")
+    CEPOConfig.__doc__ = f"{head}    Args:\n" + "\n".join(lines) + f"\n\n    Attributes:{rest}"
 
 
 _document()

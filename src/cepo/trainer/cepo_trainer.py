@@ -28,7 +28,7 @@ from ..data.pixels import with_opaque_images
 from ..data.reward_validation import refuse_infinite, validated
 from ..data.sampling import check_special_tokens, text_of_messages
 from ..distillation.losses import DistillationBatch
-from ..methods.method import Evidence
+from ..methods.stages import Evidence
 from ..references.extraction import final_answer, text_of_completion
 from ..references.groups import Fallback, Group, References
 from ..scoring.pipeline import no_evidence, verdicts_of
@@ -96,7 +96,7 @@ class CEPOTrainer(ResumingTrainer):
         makes_prompts = kwargs.get("environment_factory") is not None
         validate_data(args, train_dataset, reward_funcs, environment_prompts=makes_prompts)
         self.method = args.method_spec
-        self._name, self._paper = "CEPO" if self.method.name == "cepo" else self.method.name, paper_of(self.method)
+        self._name, self._paper = self.method.name.upper(), paper_of(self.method)
         self._needs_solution = uses_solution(args)
         saves = args.log_completions and (self._needs_solution or can_be_explained(train_dataset))
         self._collects = self._needs_solution or self.method.changes_advantages or saves
@@ -288,11 +288,11 @@ class CEPOTrainer(ResumingTrainer):
         if not self.method.needs_solution:  # neither teachers nor token values: evidence is 0
             self._add_evidence(batch, no_evidence(mask.shape, mask.device), verdicts)
             return 0.0
-        wanted = (self.method.wanted(advantages, verdicts, self.args) & mask.any(dim=1)).tolist()
+        wanted = (self.method.rollout_filter(advantages, verdicts, self.args.method_options) & mask.any(dim=1)).tolist()
         pipeline = self._teachers.pipeline(self._encoder, batch)
         with self._teachers.scoring_mode():
             (scored,) = pipeline.find_evidence(  # references, hints, log-probs, evidence
-                [self.args],
+                [self.args.method_options],
                 groups,
                 prompts,
                 scored=wanted,
@@ -309,14 +309,14 @@ class CEPOTrainer(ResumingTrainer):
     def _add_evidence(self, batch: Batch, evidence: Evidence, verdicts: Tensor) -> None:
         """Add evidence to a generation batch, and log the token advantages that follow from it at this step."""
         batch |= evidence_fields(evidence, verdicts)
-        inputs, result = assign_credit(batch, self.args, self.state.global_step, self._distributed.sum)
+        inputs, result = assign_credit(batch, self.args.method_options, self.state.global_step, self._distributed.sum)
         sums = credit_sums(inputs, result)
         totals = dict(zip(sums, self._distributed.sum_numbers(list(sums.values())), strict=True))
         for name, value in credit_metrics(totals, signed=self.method.evidence_is_signed).items():
             self._log_cepo(name, value)
 
     def _with_token_advantages(self, inputs: Batch) -> Batch:
-        return with_token_advantages(inputs, self.args, self.state.global_step, self._distributed.sum)
+        return with_token_advantages(inputs, self.args.method_options, self.state.global_step, self._distributed.sum)
 
     def _distillation_batch(self, inputs: Batch) -> DistillationBatch:
         return distillation_batch(inputs, self._image_token)

@@ -48,7 +48,7 @@ def find_teacher_prompts(trainer: Any, batch: Batch) -> float:
     groups, prompts = trainer._groups(batch)
     pipeline = trainer._teachers.pipeline(trainer._encoder, batch)
     wanted = trained_tokens(batch).any(dim=1).tolist()
-    references, contexts = pipeline.plan(trainer.args, groups, wanted)
+    references, contexts = pipeline.plan(trainer.args.method_options, groups, wanted)
     trainer._log_fallbacks(references, wanted)
     ids_of = pipeline.context_ids(groups, prompts)
     owners = [index for index, group in enumerate(groups) for _ in group.local]

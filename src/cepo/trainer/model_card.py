@@ -7,7 +7,7 @@ import json
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from trl import GRPOTrainer
 
 from ..inspection.tables import markdown_table
 from ..methods.method import Method
-from ..methods.options import MethodOptions
 
 # Folders of an absolute path; the `//` of a URL starts none.
 _FOLDERS = re.compile(r"(?:file://|(?<![\w./]))/(?:[^/\s'\",;:]+/)+")
@@ -62,28 +61,21 @@ def public_command(arguments: Sequence[str]) -> str:
 
 def paper_of(method: Method) -> dict[str, str]:
     """Title, number and citation of a method's paper, as TRL's card takes them; empty for a method without a paper."""
-    found = re.fullmatch(r"arXiv (\d{4}\.\d{4,5})", method.source)
+    found = re.fullmatch(r"arXiv (\d{4}\.\d{4,5})", method.doc.source)
     if found is None:
         return {}
     if found[1] == GRPOTrainer._paper["id"]:
         return dict(GRPOTrainer._paper)
-    title = "CEPO: Contrastive Evidence Policy Optimization" if method.name == "cepo" else method.source
+    title = method.doc.title or method.doc.source
     citation = f"@misc{{{method.name},\n    title  = {{{title}}},\n    eprint = {{arXiv:{found[1]}}},\n}}"
     return {"title": title, "id": found[1], "citation": citation}
-
-
-def method_options(options: MethodOptions) -> dict[str, Any]:
-    """The options that a method reads, with their values."""
-    names = [name for name in options.__dataclass_fields__ if name in options.method_spec.options]
-    shared = {name: getattr(options, name) for name in ("negative_advantage_weight", "answer_extractor", *names)}
-    return {name: value for name, value in {**shared, **asdict(options.constants)}.items() if value is not None}
 
 
 def run_section(trainer: Any, facts: RunFacts) -> str:
     """The section "This run": method, options, data, accuracy before and after, command; Markdown."""
     method, args, state = trainer.method, trainer.args, trainer.state
     rows = {
-        **method_options(args),
+        **{name: value for name, value in args.method_options.as_dict().items() if value is not None},
         "model": getattr(trainer.model.config, "_name_or_path", "").rstrip("/"),
         "data": facts.data,
         "reward functions": ", ".join(trainer.reward_func_names),
@@ -94,10 +86,10 @@ def run_section(trainer: Any, facts: RunFacts) -> str:
     }
     texts = {k: v if isinstance(v, str) and v.isprintable() else json.dumps(v, default=str) for k, v in rows.items()}
     shown = [[name, without_secrets(text)] for name, text in texts.items() if text]
-    source = f" ({method.source})" if method.source else ""
+    source = f" ({method.doc.source})" if method.doc.source else ""
     parts = [
         "## This run",
-        f"`{method.name}`{source}: what a token gets of its rollout's advantage is {method.summary}.",
+        f"`{method.name}`{source}: what a token gets of its rollout's advantage is {method.doc.summary}.",
         markdown_table(["option", "value"], shown),
     ]
     if state.global_step < state.max_steps:

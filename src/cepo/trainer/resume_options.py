@@ -1,8 +1,8 @@
-"""The options of a run, kept in its checkpoints and compared when a run is resumed.
+"""The options of a run, saved in its checkpoints and compared when a run is resumed.
 
-A checkpoint brings back weights, optimizer, learning-rate schedule and the position in the data; transformers takes the
-learning rate, Adam's constants and more from it, whatever the options of the resumed run say. So options that change
-what is trained have to be those of the checkpoint, and the others are applied.
+A checkpoint restores weights, optimizer, learning-rate schedule and the position in the data; transformers takes the
+learning rate, Adam's constants and more from it, regardless of the resumed run's options. So options that change the
+training result have to equal the checkpoint's, and the others are applied.
 """
 
 import hashlib
@@ -19,20 +19,20 @@ from trl import GRPOTrainer
 
 from ..data.files import write_whole
 from ..data.formats import DatasetOptions
-from ..methods.options import SELECTIVE
+from ..methods.registry import all_options
 
 FILE = "run_options.json"
 
-# Options that a resumed run may change. All others change what is trained: another objective or optimizer, other
-# rollouts, other data or another order of them.
+# Options that a resumed run may change. All others change the training result: objective, optimizer, rollouts, data or
+# the order of the data.
 MAY_CHANGE = frozenset(
     (
-        # How long it trains: the learning rate follows the schedule of the new length, which `new_schedule` says.
+        # Length: the learning rate follows the schedule of the new length, see `new_schedule`.
         *("max_steps", "num_train_epochs"),
-        # How resuming itself goes.
+        # Resuming.
         *("resume_from_checkpoint", "ignore_data_skip", "restore_callback_states_from_checkpoint"),
-        # What is written, shown, uploaded and when. A changed save_steps, logging_steps or eval_steps is applied by
-        # `ResumingTrainer`, where transformers would keep the checkpoint's.
+        # Saving, logging and uploading. A changed save_steps, logging_steps or eval_steps is applied by the trainer,
+        # where transformers would keep the checkpoint's.
         *("output_dir", "save_only_model", "save_strategy", "save_steps", "save_on_each_node", "save_total_limit"),
         *("enable_jit_checkpoint", "logging_strategy", "logging_steps", "logging_first_step", "log_on_each_node"),
         *("logging_nan_inf_filter", "include_num_input_tokens_seen", "log_level", "log_level_replica", "disable_tqdm"),
@@ -45,9 +45,9 @@ MAY_CHANGE = frozenset(
         *("eval_on_start", "eval_do_concat_batches", "eval_use_gather_object", "eval_accumulation_steps"),
         *("include_for_metrics", "batch_eval_metrics", "bf16_full_eval", "fp16_full_eval", "num_generations_eval"),
         *("load_best_model_at_end", "metric_for_best_model", "greater_is_better", "do_train", "do_eval", "do_predict"),
-        # When a run that fails is stopped.
+        # Stopping on failures.
         "max_nonfinite_grad_steps",
-        # Where and how the same numbers are computed, but for rounding: devices, memory, processes, workers, engines.
+        # The same numbers up to rounding: devices, memory, processes, workers, engines.
         *("tf32", "gradient_checkpointing", "gradient_checkpointing_kwargs", "torch_compile", "torch_compile_backend"),
         *("torch_compile_mode", "use_liger_kernel", "liger_kernel_config", "use_cache", "torch_empty_cache_steps"),
         *("full_determinism", "use_cpu", "parallelism_config", "local_rank", "deepspeed"),
@@ -62,36 +62,38 @@ MAY_CHANGE = frozenset(
         *("vllm_gpu_memory_utilization", "vllm_max_model_length", "vllm_tensor_parallel_size"),
     )
 )
-# Options that are compared in another form, below.
-_OTHER_FORM = {"model_init_kwargs", "method_kwargs", "reward_weights", "generation_batch_size"}
+# Options that are compared in another form by `options_of`.
+_OTHER_FORM = {"model_init_kwargs", "reward_weights", "generation_batch_size"}
 _LAYOUT = ("per_device_train_batch_size", "gradient_accumulation_steps", "steps_per_generation")
-# Of `model_init_kwargs`: where and how weights are loaded and run. The type of the weights is that of the model.
+# Keys of `model_init_kwargs` for loading and running weights. The dtype is compared as that of the model.
 _LOADING = (
+    *("dtype", "revision", "attn_implementation", "experts_implementation", "device_map", "max_memory"),
     *(
-        "dtype",
-        "revision",
-        "attn_implementation",
-        "experts_implementation",
-        "device_map",
-        "max_memory",
         "offload_folder",
+        "low_cpu_mem_usage",
+        "use_cache",
+        "cache_dir",
+        "token",
+        "local_files_only",
+        "force_download",
+        "proxies",
     ),
-    *("low_cpu_mem_usage", "use_cache", "cache_dir", "token", "local_files_only", "force_download", "proxies"),
     *("subfolder", "trust_remote_code", "use_kernels", "tp_plan", "quantization_config"),
 )
-# Of a PEFT configuration: where adapters came from, and what they are loaded for.
+# Keys of a PEFT configuration for loading adapters.
 _OF_LOADING = {
     *("base_model_name_or_path", "inference_mode", "auto_mapping", "peft_version", "task_type", "revision"),
     *("runtime_config", "peft_type"),
 }
-# Of cepo train: which data set, and how it is read.
+# Options of `cepo train` for the dataset.
 DATA_OPTIONS = (
     *("dataset_name", "dataset_config", "dataset_train_split", "dataset_streaming", "figures_problems"),
     *(one.name for one in fields(DatasetOptions)),
     "max_prompt_length",
 )
 _PATHS_OF_DATA = ("dataset_name", "image_folder")
-# Contents: the options that may differ where the contents are equal, and those that say enough where they are not.
+# Contents, each with the options that may differ where the contents are equal, and the options whose difference
+# explains that of the contents.
 _CONTENTS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "rollouts": ((*_LAYOUT, "processes"), ()),
     "train_dataset": (_PATHS_OF_DATA, tuple(name for name in DATA_OPTIONS if name not in _PATHS_OF_DATA)),
@@ -104,10 +106,11 @@ class RunOptions:
     """The options of a run that are compared.
 
     Attributes:
-        options: By name, as JSON has them.
-        contents: Digests, or numbers, of what options of `_CONTENTS` name or make; None: not known.
-        length: Options of how long the run trains, and its learning-rate schedule.
-        unknown_until: The step up to which a run trained whose options are not known; None: there was none.
+        options: Values in JSON by name.
+        contents: Digests or sizes of the contents in `_CONTENTS`; None if unknown.
+        length: Options for the length of the run, and its learning-rate schedule.
+        unknown_until: The step up to which the options of an earlier part of the run are unknown; None without such a
+            part.
     """
 
     options: Mapping[str, Any]
@@ -116,15 +119,15 @@ class RunOptions:
     unknown_until: int | None = None
 
     def save(self, checkpoint: Path) -> None:
-        """Write them into a checkpoint."""
+        """Write the options into a checkpoint."""
         write_whole(checkpoint / FILE, json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod
     def load(cls, checkpoint: Path) -> "RunOptions | None":
-        """Those of a checkpoint; None: it has none, as one of an older version.
+        """The options of a checkpoint; None for a checkpoint without the file.
 
         Raises:
-            ValueError: If the file was changed by hand into something else.
+            ValueError: If the file is invalid.
         """
         path = checkpoint / FILE
         if not path.is_file():
@@ -140,8 +143,8 @@ def options_of(trainer: GRPOTrainer, more: Mapping[str, Any]) -> RunOptions:
     """The options of a trainer.
 
     Args:
-        trainer: Before or while it trains.
-        more: Options beside those of its configuration and model, as `cepo train` has them.
+        trainer: The trainer.
+        more: Options beside those of its configuration and model, named as in `cepo train`.
     """
     args, config = trainer.args, trainer.model.config
     found = {
@@ -151,7 +154,6 @@ def options_of(trainer: GRPOTrainer, more: Mapping[str, Any]) -> RunOptions:
     }
     loading = args.model_init_kwargs or {}
     found |= {
-        "method_kwargs": args.constants,
         "reward_weights": trainer.reward_weights.tolist(),
         "reward_funcs": trainer.reward_func_names,
         "model_name_or_path": config._name_or_path,
@@ -178,14 +180,15 @@ def options_of(trainer: GRPOTrainer, more: Mapping[str, Any]) -> RunOptions:
 
 
 def changed(saved: RunOptions, now: RunOptions) -> dict[str, tuple[Any, Any]]:
-    """Options that change what is trained, by name: their values in a checkpoint and in a run that resumes it.
+    """Changed options that a resumed run cannot change: by name, the values of the checkpoint and of the run.
 
-    A name that only one of them has is of another version, and is not compared.
+    A name that only one of them has belongs to another version and is not compared.
     """
     found = {name: (old, now.options[name]) for name, old in saved.options.items() if name in now.options}
     found = {name: values for name, values in found.items() if values[0] != values[1]}
-    if "method" in found:  # which decides what options there are
-        found = {name: values for name, values in found.items() if name not in (*SELECTIVE, "method_kwargs")}
+    if "method" in found:  # the other options of the methods differ too
+        options = all_options()
+        found = {name: values for name, values in found.items() if name not in options}
     for content, (names, enough) in _CONTENTS.items():
         before, after = saved.contents.get(content), now.contents.get(content)
         if before is None or after is None:
@@ -198,10 +201,10 @@ def changed(saved: RunOptions, now: RunOptions) -> dict[str, tuple[Any, Any]]:
 
 
 def refuse_changed(checkpoint: str, saved: RunOptions, now: RunOptions) -> None:
-    """Refuse options that a resumed run cannot change.
+    """Refuse changed options that a resumed run cannot change.
 
     Raises:
-        ValueError: Naming them, with both values, and the fix.
+        ValueError: Naming the options, both values, and the fix.
     """
     found = changed(saved, now)
     if found:
@@ -213,10 +216,10 @@ def refuse_changed(checkpoint: str, saved: RunOptions, now: RunOptions) -> None:
 
 
 def new_schedule(saved: RunOptions, now: RunOptions) -> str | None:
-    """That the learning rate follows another schedule, as the resumed run is of another length; None: it does not."""
+    """A note that the learning rate follows another schedule, as the length has changed; None if it does not."""
     names = [name for name in ("max_steps", "num_train_epochs") if saved.length.get(name) != now.length[name]]
     if saved.length.get("max_steps", 0) > 0 and now.length["max_steps"] > 0:
-        names = [name for name in names if name == "max_steps"]  # which decides, where it is given
+        names = [name for name in names if name == "max_steps"]  # max_steps takes precedence
     if not names or str(now.length["lr_scheduler_type"]).startswith("constant"):
         return None
     parts = ", ".join(
@@ -226,7 +229,7 @@ def new_schedule(saved: RunOptions, now: RunOptions) -> str | None:
 
 
 def as_json(value: Any) -> Any:
-    """A value as JSON has it; of a function its name, of another object its type."""
+    """A value in JSON; a function by its name, another object by its type."""
     if isinstance(value, Enum):
         return as_json(value.value)
     if value is None or isinstance(value, (bool, int, str)):
@@ -252,7 +255,7 @@ def _shown(value: Any) -> str:
 
 
 def _adapter_options(model: Any) -> dict[str, Any]:
-    """Of a PEFT model the options of its adapters, as `cepo train` calls them."""
+    """The options of a PEFT model's adapters, named as in `cepo train`."""
     configs: Mapping[str, Any] = getattr(model, "peft_config", {})
     config = configs.get("default") or next(iter(configs.values()), None)
     if config is None:
@@ -267,7 +270,7 @@ _SLICES, _SLICE = 16, 4096
 
 
 def _digest_of_weights(name: str | None) -> str | None:
-    """Of slices of a local model's files of weights; None for a model on the Hub."""
+    """Digest of slices of a local model's weight files; None for a model on the Hub."""
     paths: Sequence[Path] = []
     if name is not None and Path(name).is_dir():
         paths = sorted(path for path in Path(name).iterdir() if path.suffix in (".safetensors", ".bin"))

@@ -129,7 +129,7 @@ def write_credit_page(
     inspected = inspect(groups, prompts, variants, pipeline=pipeline, step=step)
     if not write:
         return None
-    own = [v for v in variants if (v.options.method, v.rule) == (args.method, args.negative_reference)]
+    own = [v for v in variants if (v.method, v.rule) == (args.method_spec, args.negative_reference)]
     selected = own[0] if own else variants[-1]
     title = f"Which tokens get the credit, step {step}"
     page = credit_page(

@@ -51,7 +51,7 @@ def validate_data(args: CEPOConfig, dataset: Any, reward_funcs: Any, *, environm
     )
     if isinstance(dataset, Dataset):
         check_size(dataset, args.generation_batch_size, args.num_generations)
-    check_method(dataset, args)
+    check_method(dataset, args.method_options)
     for function in reward_funcs if isinstance(reward_funcs, list) else [reward_funcs]:
         line, unreadable = check_verifier(function, dataset, args.answer_extractor)
         if unreadable and args.process_index == 0:

@@ -1,77 +1,75 @@
-"""Credit by what the figures task knows of rollouts, and that knowledge for other methods."""
+"""The oracle: credit by the token labels of the figures task, which other methods may use too."""
 
 from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
 
-from ...methods.method import LabeledGroup, Method, MethodDoc
+from ...methods.method import Method, MethodDoc
+from ...methods.option_fields import option
+from ...methods.options import ClipOptions, ScheduleOptions
 from ...methods.registry import register_method
-from ...methods.reweighting import REWEIGHTING_DOC, SCHEDULE, reweighted
-from ...methods.shared_options import SharedOptions
+from ...methods.reweighting import REWEIGHTING_DOC, reweighted
+from ...methods.stages import LabeledGroup
 from ...methods.token_advantages import CreditInputs, TokenAdvantages
 from ...methods.token_labels import TokenLabels, register_token_labels
 from .labels import figures_labels, first_error, token_kinds
 
-# The columns by which a row of this task is known.
+# The columns that identify a row of this task.
 COLUMNS = frozenset({"start", "labels", "angles"})
-# Evidence of a label [nats]: beyond every bound that `evidence_clip` may set.
+# Evidence of a label [nats]: beyond every bound of `evidence_clip`.
 LABEL_EVIDENCE = 20.0
 
 
-def oracle_evidence(group: LabeledGroup, options: SharedOptions) -> list[list[float]]:  # noqa: ARG001
-    """Evidence that raises the weight of tokens that decide to its bound, and lowers that of filler."""
+@dataclass(kw_only=True)
+class OracleOptions(ScheduleOptions, ClipOptions):
+    """CEPO's options."""
+
+    only_mistakes: bool = option(
+        False,
+        "In incorrect rollouts, tokens other than mistakes get (1 - lambda) A; correct rollouts keep their advantage.",
+    )
+
+    def dataset_problem(self, columns: Collection[str]) -> str | None:
+        return None if set(columns) >= COLUMNS else "it needs the token labels of the figures task"
+
+
+def oracle_evidence(group: LabeledGroup, options: OracleOptions) -> list[list[float]]:  # noqa: ARG001
+    """Evidence that raises the weight of deciding tokens to its bound, and lowers that of filler."""
     labels = figures_labels(group.row, group.tokens, [attempt.correct for attempt in group.attempts])
     signs = [(advantage > 0) - (advantage < 0) for advantage in group.advantages]
     return [[LABEL_EVIDENCE * label * sign for label in line] for line, sign in zip(labels, signs, strict=True)]
 
 
-@dataclass(frozen=True)
-class Constants:
-    """The oracle's own option.
-
-    Attributes:
-        only_mistakes: In wrong rollouts nothing but mistakes is blamed, and right ones keep their advantage whole; in
-            place of weights. With lambda 1, all else in a wrong rollout gets 0.
-    """
-
-    only_mistakes: bool = False
-
-
-def placed_by_labels(inputs: CreditInputs, options: SharedOptions, step: int) -> TokenAdvantages:
-    """CEPO's placement, or blame for mistakes alone."""
-    if not options.constants.only_mistakes:
+def oracle_credit(inputs: CreditInputs, options: OracleOptions, step: int) -> TokenAdvantages:
+    """CEPO's token advantages, or negative advantages for mistakes alone."""
+    if not options.only_mistakes:
         return reweighted(inputs, options, step)
     kept = 1 - options.coefficient_at(step)
     advantages = inputs.advantages.unsqueeze(-1) * inputs.mask
-    blameless = (advantages < 0) & (inputs.evidence >= 0)
-    scale = (1 - kept) * inputs.advantages.abs()
+    no_mistake = (advantages < 0) & (inputs.evidence >= 0)
     return TokenAdvantages(
-        torch.where(blameless, kept * advantages, advantages),
+        torch.where(no_mistake, kept * advantages, advantages),
         inputs.advantages,
-        scale,
+        (1 - kept) * inputs.advantages.abs(),
         torch.zeros_like(inputs.mask),
         inputs.mask,
     )
 
 
-def _refuses(columns: Collection[str], options: SharedOptions) -> str | None:  # noqa: ARG001
-    return None if set(columns) >= COLUMNS else "it needs the figures task, whose tokens are known"
-
-
-# No method, but what evidence without fault would do: credit by the figures task's ground truth.
+# An upper bound for evidence, not a method for other tasks.
 ORACLE = Method(
     name="oracle",
-    summary="more where the figures task's ground truth says that it decided",
-    source="",
-    facts=MethodDoc(
-        formula="A [(1 - λ) + λ w_t], w_t = 1 ± ε by the labels", told="nothing", passes="0", **REWEIGHTING_DOC
+    doc=MethodDoc(
+        summary="more where the token labels of the figures task mark a decision",
+        formula="A [(1 - λ) + λ w_t], w_t = 1 ± ε by the labels",
+        hints="no teacher",
+        passes="0",
+        **REWEIGHTING_DOC,
     ),
-    options=frozenset(SCHEDULE),
+    options=OracleOptions,
     token_values=oracle_evidence,
-    check_dataset=_refuses,
-    assign_credit=placed_by_labels,
-    constants=Constants,
+    assign_credit=oracle_credit,
 )
 
 register_method(ORACLE)

@@ -1,0 +1,1 @@
+"""Methods whose papers leave constants open, or that need first-error positions or another model."""
