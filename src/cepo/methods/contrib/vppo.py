@@ -11,8 +11,8 @@ the end.
 
 Open in the paper, and chosen here: a rollout without a verdict is not trained on and does not count in the mean; tool
 results count in a rollout's length; the prompt's length, as the margin, is that of its text. Completions shorter than
-their prompts then keep no prefix: `prefix_margin: 0` keeps every token before the error, and `cepo/credit/changed` shows
-whether a prefix is kept.
+their prompts then keep no prefix: `prefix_margin: 0` keeps every token before the error, and `cepo/credit/changed`
+shows whether a prefix is kept.
 """
 
 from collections.abc import Collection
