@@ -173,9 +173,7 @@ def test_a_value_out_of_range_is_refused(method, options):
 
 
 def test_an_unknown_method_says_what_there_is():
-    with pytest.raises(
-        ValueError, match=r"unknown method 'ppo'; choose one of cepo, .*grpo.*package\.module:name"
-    ):
+    with pytest.raises(ValueError, match=r"unknown method 'ppo'; choose one of cepo, .*grpo.*package\.module:name"):
         method_options("ppo")
     with pytest.raises(ValueError, match=r"unknown method 'cepoo'; did you mean cepo\?; choose one of"):
         method_options("cepoo")
