@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, List, Value
+from datasets import Dataset, DatasetDict, Features, Image, List, Value
 from PIL import Image as Picture
 
 from cepo import CEPOConfig, CEPOTrainer, cli, load_figures, policy_path
@@ -94,56 +94,66 @@ QA = {"prompt": "q", "solution": "a"}
 CHOICES = {"dataset_columns": {"prompt": "q", "solution": "a", "choices": "options"}}
 
 
+@pytest.mark.parametrize(
+    ("answer", "expected"), [(0, "A"), (3, "C"), ("cat", "A"), ("B", "B"), ("something else", "something else")]
+)
+def test_choices_are_lettered_and_so_is_the_answer(tmp_path, answer, expected):
+    row = {"q": "Which?", "a": answer, "options": ["cat", "dog", "7"]}
+    data = load_split(saved(tmp_path / "d", [row]), "train", options=DatasetOptions(**CHOICES))
+    assert data[0]["prompt"][0]["content"] == "Which?\nA. cat\nB. dog\nC. 7"
+    assert data[0]["solution"] == expected
+
+
 ANIMALS = ["cat", "dog", "hen", "cow"]
 
 
 @pytest.mark.parametrize(
-    ("keys", "answers", "choices", "expected"),
+    ("answers", "choices", "expected", "line"),
     [
-        ("letter", ["(b)", "a", "D."], ANIMALS, "BAD"),
-        ("from_0", [0, 3, 2], ANIMALS, "ADC"),
-        ("from_1", [1, 4, 2], ANIMALS, "ADB"),
-        ("text", ["hen", "cat"], ANIMALS, "CA"),
-        ("text", [4, 1, 8], [1, 2, 4, 8], "CAD"),
-        ("text", ["dog", "(A) cat"], ["(A) cat", "(B) dog"], "BA"),
+        ([0, 3, 2], ANIMALS, "ADC", "positions from 0"),
+        ([1, 4, 2], ANIMALS, "ADB", "positions from 1"),
+        (["1", "4", "2"], ANIMALS, "ADB", "positions from 1"),
+        ([1, 4, 2], [1, 2, 3, 4], "ADB", "texts of choices"),
+        ([4, 1, 8], [1, 2, 4, 8], "CAD", "texts of choices"),
+        (["dog", "Cat"], ["(A) cat", "(B) dog"], "B?", "texts of choices"),
+        (["(b)", "a", "D."], ANIMALS, "BAD", "letters"),
     ],
 )
-def test_choices_and_solutions_become_letters(tmp_path, keys, answers, choices, expected):
+def test_choice_keys_follow_from_the_whole_column(tmp_path, answers, choices, expected, line):
     rows = [{"q": "Which?", "a": f"{answer}", "options": [*map(str, choices)]} for answer in answers]
-    options = DatasetOptions(**CHOICES, choice_keys=keys)
-    data = load_split(saved(tmp_path / "d", rows), "train", options=options)
-    assert "".join(data["solution"]) == expected
-    if choices == ANIMALS:
-        assert data[0]["prompt"][0]["content"] == "Which?\nA. cat\nB. dog\nC. hen\nD. cow"
+    notes = []
+    data = load_split(saved(tmp_path / "d", rows), "train", options=DatasetOptions(**CHOICES), notes=notes)
+    for row, answer, letter in zip(data, answers, expected, strict=True):
+        assert row["solution"] == (f"{answer}" if letter == "?" else letter)
+    (said,) = notes
+    assert f"'a' is parsed as {line}" in said
+    assert ("1 that match no choice" in said) == ("?" in expected)
 
 
-@pytest.mark.parametrize(("keys", "answer"), [("letter", "1"), ("letter", "E"), ("text", "A"), ("from_1", "5")])
-def test_solutions_that_are_no_choice_are_refused_by_row(tmp_path, keys, answer):
-    rows = [{"q": "Which?", "a": {"text": "cat", "from_1": "1"}.get(keys, "A"), "options": ANIMALS}] * 2
-    rows.append({**rows[0], "a": answer})
-    options = DatasetOptions(**CHOICES, choice_keys=keys)
-    with pytest.raises(
-        DatasetError, match=f"row 2 of .*: 'a' is '{answer}', which is not .* Set --choice_keys to one of"
-    ):
-        load_split(saved(tmp_path / "d", rows), "train", options=options)
+@pytest.mark.parametrize("choices", [ANIMALS, ["4", "1", "3", "2"]])
+def test_ambiguous_choice_keys_are_refused(tmp_path, choices):
+    rows = [{"q": "Which?", "a": answer, "options": choices} for answer in (1, 2, 1)]
+    with pytest.raises(DatasetError, match=r"'a' is ambiguous: [12] among .* Set --choice_keys to"):
+        load_split(saved(tmp_path / "d", rows), "train", options=DatasetOptions(**CHOICES))
+    for keys, letter in {"from_0": "B", "from_1": "A"}.items():
+        options = DatasetOptions(**CHOICES, choice_keys=keys)
+        data = load_split(saved(tmp_path / f"{keys}", rows), "train", options=options)
+        assert data[0]["solution"] == letter
     with pytest.raises(ValueError, match="choice_keys: there is no 'places'"):
         DatasetOptions(**CHOICES, choice_keys="places").columns_of("x")
-
-
-def test_class_labels_are_positions(tmp_path):
-    features = Features({"q": Value("string"), "a": ClassLabel(names=list("ABCD")), "options": List(Value("string"))})
-    rows = [{"q": "Which?", "a": 2, "options": ANIMALS}]
-    Dataset.from_list(rows, features=features).save_to_disk(tmp_path / "d")
-    data = load_split(str(tmp_path / "d"), "train", options=DatasetOptions(**CHOICES))
-    assert data["solution"][:] == ["C"]
 
 
 def test_rows_without_choices(tmp_path):
     """As in MathVision."""
     rows = [{"q": "Which?", "a": "C", "options": ANIMALS}, {"q": "How many?", "a": "12", "options": []}]
-    data = load_split(saved(tmp_path / "d", rows), "train", options=DatasetOptions(**CHOICES))
+    notes = []
+    data = load_split(saved(tmp_path / "d", rows), "train", options=DatasetOptions(**CHOICES), notes=notes)
     assert [row["solution"] for row in data] == ["C", "12"]
     assert [row["prompt"][0]["content"] for row in data] == ["Which?\nA. cat\nB. dog\nC. hen\nD. cow", "How many?"]
+    assert "letters; 1 rows have no choices" in notes[0]
+    rows = [{"q": "How many?", "a": "12", "options": []}]
+    with pytest.raises(DatasetError, match="no row has choices in 'options'"):
+        load_split(saved(tmp_path / "e", rows), "train", options=DatasetOptions(**CHOICES))
 
 
 def test_lettered_choices_and_template(tmp_path):

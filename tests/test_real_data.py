@@ -25,6 +25,9 @@ from tests.support.real_data import FEATURES, FOLDER, lines_of, load_copy
 
 IMAGES = {"geometry3k": 1, "mathvision": 1, "wemath": 1}
 QUESTION = {"geometry3k": "problem", "math": "problem", "dapo_math": "prompt", "deepmath": "question"}
+NOTES = {
+    "mathvision": r"'answer' is parsed as letters; \d+ rows have no choices",
+}
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +47,7 @@ def test_columns_prompts_and_references(copy):
     name, data, lines, notes = copy
     check_dataset(data, needs_solution=True)
     assert len(data) == 60
-    assert not notes
+    assert [bool(re.search(NOTES[name], note)) for note in notes] == [True] if name in NOTES else not notes
     for row, line in zip(data, lines, strict=True):
         (turn,) = row["prompt"]
         parts = turn["content"] if isinstance(turn["content"], list) else [{"type": "text", "text": turn["content"]}]

@@ -6,12 +6,12 @@ from typing import Any
 
 from .errors import DatasetError
 
-# Forms of a solution among its choices.
+# How a solution may name one of its choices. Of several possible forms that agree, the first is taken.
 CHOICE_KEYS = {
-    "letter": "a letter",
-    "text": "the text of a choice",
-    "from_0": "a position from 0",
-    "from_1": "a position from 1",
+    "letter": "letters",
+    "text": "texts of choices",
+    "from_0": "positions from 0",
+    "from_1": "positions from 1",
 }
 _LETTERED = re.compile(r"^\s*\(?[A-Z]\s?[).:]\s*")
 
@@ -25,18 +25,10 @@ def _letters(choices: Sequence[Any]) -> list[str]:
     return [chr(ord("A") + index) for index in range(len(choices))]
 
 
-def choice_letter(solution: Any, choices: list[Any], keys: str, place: str) -> str:
-    """The letter of the correct choice.
-
-    Args:
-        solution: The solution, of the form `keys` of `CHOICE_KEYS`.
-        choices: The choices.
-        keys: Form of the solution.
-        place: Row and column, for errors.
-
-    Raises:
-        DatasetError: If the solution is none of the choices.
-    """
+def choice_letter(solution: Any, choices: Any, keys: str | None) -> str | None:
+    """The letter of the correct choice. None if there is no list of choices, or the solution is none of them."""
+    if not isinstance(choices, list) or not choices:
+        return None
     text = as_text(solution).strip()
     position = -1
     if keys == "letter":
@@ -47,13 +39,7 @@ def choice_letter(solution: Any, choices: list[Any], keys: str, place: str) -> s
         position = next((texts.index(one) for one in (text, _LETTERED.sub("", text).strip()) if one in texts), -1)
     elif re.fullmatch(r"\d{1,2}", text):
         position = int(text) - (keys == "from_1")
-    if not 0 <= position < len(choices):
-        others = ", ".join(other for other in CHOICE_KEYS if other != keys)
-        raise DatasetError(
-            f"{place} is {solution!r}, which is not {CHOICE_KEYS[keys]} among {choices!r}. Set --choice_keys to one of "
-            f"{others}, or drop the row"
-        )
-    return _letters(choices)[position]
+    return _letters(choices)[position] if 0 <= position < len(choices) else None
 
 
 def list_choices(choices: Any) -> str:
@@ -67,3 +53,49 @@ def list_choices(choices: Any) -> str:
         text if re.match(rf"\(?{letter}\s*[).:]", text) else f"{letter}. {text}"
         for letter, text in zip(letters, texts, strict=True)
     )
+
+
+def find_choice_keys(
+    problems: Sequence[tuple[Any, Any]],
+    given: str | None,
+    columns: tuple[str, str],
+    name: str,
+    notes: list[str] | None,
+) -> str | None:
+    """The form of a column's solutions, one of `CHOICE_KEYS`: the form that fits most rows.
+
+    Args:
+        problems: (solution, choices) of each row.
+        given: The form that the user chose.
+        columns: The columns of solutions and choices, for messages.
+        name: The data set, for messages.
+        notes: Receives a line with the form.
+
+    Returns:
+        The form; None if no row has a list of choices.
+
+    Raises:
+        DatasetError: If two forms fit equally well and give different letters, or no row has choices.
+    """
+    if not any(choices for _, choices in problems):
+        raise DatasetError(f"{name}: no row has choices in '{columns[1]}'; leave choices out of dataset_columns")
+    listed = [(solution, choices) for solution, choices in problems if isinstance(choices, list) and choices]
+    if not listed:
+        return None
+    letters = {keys: [choice_letter(solution, choices, keys) for solution, choices in listed] for keys in CHOICE_KEYS}
+    counts = {keys: len(listed) - found.count(None) for keys, found in letters.items()}
+    best = [given] if given else [keys for keys in CHOICE_KEYS if counts[keys] == max(counts.values())]
+    for other in best[1:]:
+        for (solution, choices), one, two in zip(listed, letters[best[0]], letters[other], strict=True):
+            if one != two:
+                raise DatasetError(
+                    f"{name}: '{columns[0]}' is ambiguous: {solution!r} among {choices!r} is {one} by "
+                    f"{CHOICE_KEYS[best[0]]} and {two} by {CHOICE_KEYS[other]}. Set --choice_keys to {best[0]} or "
+                    f"{other}"
+                )
+    if notes is not None:
+        unmatched, free = len(listed) - counts[best[0]], len(problems) - len(listed)
+        kept = f"; {unmatched} that match no choice are kept as they are" if unmatched else ""
+        rest = f"; {free} rows have no choices" if free else ""
+        notes.append(f"{name}: '{columns[0]}' is parsed as {CHOICE_KEYS[best[0]]}{kept}{rest}")
+    return best[0]

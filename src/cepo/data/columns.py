@@ -3,16 +3,18 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any
 
 from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Json, List, Value
 
-from .choices import as_text, choice_letter, list_choices
+from .choices import as_text, choice_letter, find_choice_keys, list_choices
 from .errors import DatasetError
 from .images import check_nulls
 
 IMAGE_PLACE = "<image>"
 _NUMBERED_PLACE = re.compile(r"<image\s?\d{1,2}>")  # in MathVision and MMMU
+_STREAM_ROWS = 200  # rows of a stream from which the form of choices is found
 _PLACEHOLDER = re.compile(r"\{([A-Za-z_][\w.]*)\}")
 
 
@@ -23,7 +25,7 @@ class Columns:
     Attributes:
         prompt, solution, choices: Columns, or paths into nested columns with dots. The prompt is text or a
             conversation; choices are a list or text, and may be missing in a row.
-        choice_keys: Form of solutions among choices, one of `CHOICE_KEYS`.
+        choice_keys: Form of solutions among choices, one of `CHOICE_KEYS`. None: found from the whole column.
         images: Columns with an image or a list of images.
         template: Text of the user turn.
         custom_template: Whether the user gave the template.
@@ -34,7 +36,7 @@ class Columns:
     solution: str = "solution"
     images: tuple[str, ...] = ()
     choices: str | None = None
-    choice_keys: str = "letter"
+    choice_keys: str | None = None
     template: str = "{prompt}"
     custom_template: bool = False
     system: str | None = None
@@ -99,8 +101,8 @@ def read_dataset(
     made = {"prompt", "solution", "images", *(["image"] if columns.images else []), *columns.images}
     replaced = [column for column in made if column in present]
     dataset = _undecoded(dataset, columns)
-    if isinstance(dataset.features.get(columns.solution), ClassLabel):
-        columns = replace(columns, choice_keys="from_0")
+    if columns.choices:
+        columns = replace(columns, choice_keys=_choice_keys(dataset, columns, name, notes))
 
     def read(row: dict[str, Any], number: int) -> dict[str, Any]:
         return _problem(row, columns, f"row {number} of {name}")
@@ -184,10 +186,8 @@ def _problem(row: dict[str, Any], columns: Columns, place: str) -> dict[str, Any
     solution = _get(row, columns.solution)
     problem = {
         "prompt": _conversation(row, columns, choices, len(images), place),
-        "solution": as_text(solution),
+        "solution": choice_letter(solution, choices, columns.choice_keys) or as_text(solution),
     }
-    if choices and isinstance(choices, list):
-        problem["solution"] = choice_letter(solution, choices, columns.choice_keys, f"{place}: '{columns.solution}'")
     return {**problem, "images": images} if columns.images else problem
 
 
@@ -213,6 +213,18 @@ def _images(row: dict[str, Any], columns: Columns) -> list[Any]:
     values = [row.get(column) for column in columns.images]
     lists = [value if isinstance(value, list) else [value] for value in values]
     return [image for images in lists for image in images if image is not None]
+
+
+def _choice_keys(dataset: Any, columns: Columns, name: str, notes: list[str] | None) -> str | None:
+    paths = (columns.solution, str(columns.choices))
+    if isinstance(dataset.features.get(columns.solution), ClassLabel):
+        return "from_0"
+    if isinstance(dataset, Dataset):
+        rows: Any = dataset.select_columns(list({path.split(".")[0] for path in paths}))
+    else:
+        rows = islice(dataset, _STREAM_ROWS)
+    problems = [(_get(row, paths[0]), _get(row, paths[1])) for row in rows]
+    return find_choice_keys(problems, columns.choice_keys, paths, name, notes)
 
 
 def _conversation(row: dict[str, Any], columns: Columns, choices: Any, images: int, place: str) -> list[dict[str, Any]]:

@@ -95,9 +95,12 @@ class DatasetOptions:
             "the position of an image. Default: that of dataset_format."
         },
     )
-    choice_keys: str = field(
-        default="letter",
-        metadata={"help": f"Form of solutions among choices: {', '.join(CHOICE_KEYS)}."},
+    choice_keys: str | None = field(
+        default=None,
+        metadata={
+            "help": f"Form of solutions among choices: {', '.join(CHOICE_KEYS)}. Default: found from the whole column, "
+            "an error if ambiguous."
+        },
     )
     system_prompt: str | None = field(default=None, metadata={"help": "Text of a system turn before the prompt."})
     image_folder: str | None = field(
@@ -114,11 +117,8 @@ class DatasetOptions:
 
     def given(self) -> dict[str, Any]:
         """Options without their default value."""
-        return {
-            option.name: value
-            for option in fields(DatasetOptions)
-            if (value := getattr(self, option.name)) != option.default
-        }
+        values = {one.name: getattr(self, one.name) for one in fields(DatasetOptions)}
+        return {name: value for name, value in values.items() if value not in (None, False)}
 
     def format_of(self, dataset_name: str) -> str:
         """Name of a data set's format.
@@ -142,7 +142,7 @@ class DatasetOptions:
         given = _mapping(self.dataset_columns)
         if name == "trl" and not given and self.prompt_template is None and self.system_prompt is None:
             return None
-        if self.choice_keys not in CHOICE_KEYS:
+        if self.choice_keys is not None and self.choice_keys not in CHOICE_KEYS:
             raise ValueError(f"choice_keys: there is no {self.choice_keys!r}; choose one of {', '.join(CHOICE_KEYS)}")
         columns = {**FORMATS[name].columns, **given}
         images = columns.get("images", ())
