@@ -9,9 +9,8 @@ from torch.testing import assert_close
 
 from cepo.fast.image_features import ImageFeatures, frozen_tower
 from tests.support import tiny_models
+from tests.support.prompts import image_for
 from tests.support.tiny_models import IMAGE_MODELS
-
-from .test_passes import image_for
 
 
 @pytest.fixture(params=IMAGE_MODELS)

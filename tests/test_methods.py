@@ -173,18 +173,18 @@ def test_a_value_out_of_range_is_refused(method, options):
 
 
 def test_an_unknown_method_says_what_there_is():
-    with pytest.raises(ValueError, match=r"unknown method 'ppo'; there are cepo, .*rlsd, grpo.*package\.module:name"):
-        MethodOptions(method="ppo")
-    with pytest.raises(ValueError, match=r"unknown method 'cepoo'; did you mean cepo\?; there are"):
-        MethodOptions(method="cepoo")
-    with pytest.raises(ValueError, match=r"unknown method 'own\.mine'; did you mean own:mine\?; there are"):
-        MethodOptions(method="own.mine")
-    with pytest.raises(ValueError, match=r"unknown method 'own\.py'; there are"):
-        MethodOptions(method="own.py")
+    with pytest.raises(ValueError, match=r"unknown method 'ppo'; choose one of cepo, .*grpo.*package\.module:name"):
+        method_options("ppo")
+    with pytest.raises(ValueError, match=r"unknown method 'cepoo'; did you mean cepo\?; choose one of"):
+        method_options("cepoo")
+    with pytest.raises(ValueError, match=r"unknown method 'own\.mine'; did you mean own:mine\?; choose one of"):
+        method_options("own.mine")
+    with pytest.raises(ValueError, match=r"unknown method 'own\.py'; choose one of"):
+        method_options("own.py")
     with pytest.raises(ValueError, match=r"cannot import 'no_such_module:method': .*; the current directory"):
-        MethodOptions(method="no_such_module:method")
-    with pytest.raises(ValueError, match=r"no cepo\.methods\.Method but a function"):
-        MethodOptions(method="cepo.credit:evidence")
+        method_options("no_such_module:method")
+    with pytest.raises(ValueError, match=r"is a function, not a cepo\.methods\.Method"):
+        method_options("cepo.credit:evidence")
 
 
 def test_a_name_is_one_methods():

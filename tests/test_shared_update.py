@@ -19,10 +19,9 @@ from cepo.fast.shared_rows import Rows, branched, distinct, packed, packing_pays
 from cepo.fast.trainer import rows_of
 from cepo.trainer.batches import images_of_rows
 from tests.support import tiny_models
+from tests.support.prompts import SHAREABLE, prompt_for, words
 from tests.support.tiny_models import HYBRID_MODELS, IMAGE_MODELS
 from tests.support.training import QUICK, half_right, logged, weights_of
-
-from .test_passes import SHAREABLE, prompt_for, words
 
 PACKABLE = [name for name in SHAREABLE if not name.startswith("gemma3")]  # whose windows no mask of ours knows
 CASES = [*((name, branched) for name in SHAREABLE), *((name, packed) for name in PACKABLE)]

@@ -42,7 +42,7 @@ INTEGRATION = {
         "teacher_weights_after_resuming",
     ),
     "test_distilled_rl": ("it_is_explained_with_its_model", "the_policy_as_its_own_teacher_is_grpo"),
-    "test_evaluation": ("processes_that_share_the_work_find_what_one_finds",),
+    "test_evaluation": ("processes_together_return_what_one_returns",),
     "test_evidence_statistics": (
         "explain_statistics_of_a_custom_dataset",
         "explain_statistics_without_r_minus_and_without_groups",
