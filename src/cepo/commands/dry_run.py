@@ -54,7 +54,9 @@ class Findings:
         try:
             yield
         except (ValueError, TypeError, OSError, ImportError) as error:
-            self.problems.append(str(error).strip() or type(error).__name__)
+            problem = str(error).strip() or type(error).__name__
+            if problem not in self.problems:  # two checks may find the same row
+                self.problems.append(problem)
 
 
 def prepare_dry_run(line: CommandLine) -> Callable[[Console], int]:
