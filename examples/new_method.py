@@ -27,7 +27,7 @@ class PenaltyOptions(MethodOptions):
 
 def without_correct_rollout(group: LabeledGroup, options: PenaltyOptions) -> list[list[float]]:
     """Evidence of every token: -1 in a group of incorrect rollouts, else 0."""
-    incorrect = all(attempt.correct is False for attempt in group.attempts)
+    incorrect = all(rollout.correct is False for rollout in group.rollouts)
     return [[-1.0 if incorrect else 0.0] * len(tokens) for tokens in group.tokens]
 
 

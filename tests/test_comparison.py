@@ -132,7 +132,7 @@ BAD_CONFIGS = [
     ("arms: {'': {method: grpo}}", "arm '': choose another name"),
     ("arms: {..: {method: grpo}}", "arm '..': choose another name"),
     ("arms: {a: {method: opsd}}\nbase: {beta: 0.1}", "arm a: method='opsd': its loss is a divergence, in which beta"),
-    ("arms: {a: {skip_zero_advantage: true, entropy_coef: 0.1}}", "arm a: skip_zero_advantage would change"),
+    ("arms: {a: {skip_zero_advantage: true, entropy_coef: 0.1}}", "arm a: skip_zero_advantage: the entropy bonus"),
     ("arms: {../../x: {method: grpo}}", "choose another name"),
     ("arms: {a: {method: grpo}", "is not YAML"),
     ("arms: {a: {method: grpo}}\nseed: 1", "unknown seed; the keys are against, arms"),

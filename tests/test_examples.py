@@ -156,7 +156,7 @@ def test_a_new_method_is_thirty_lines_and_runs_by_its_import_path(examples_folde
     assert json.loads((examples_folder / "out" / "summary.json").read_text())["method"] == "examples.new_method:METHOD"
 
 
-def test_the_new_method_blames_groups_that_are_all_wrong(monkeypatch):
+def test_the_new_method_penalizes_groups_without_a_correct_rollout(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT))
     from cepo import Rollout, method_options
     from cepo.methods import LabeledGroup
@@ -165,8 +165,8 @@ def test_the_new_method_blames_groups_that_are_all_wrong(monkeypatch):
     options = method_options("examples.new_method:METHOD", penalty=0.25)
     wrong, right = Rollout("1", 0.0, False), Rollout("2", 1.0, True)
 
-    def labels(*attempts):
-        group = LabeledGroup({}, [["a", "b"]] * len(attempts), attempts, [0.0] * len(attempts), 3)
+    def labels(*rollouts):
+        group = LabeledGroup({}, [["a", "b"]] * len(rollouts), rollouts, 3)
         return options.method_spec.token_values(group, options)
 
     assert labels(wrong, wrong) == [[-1.0, -1.0]] * 2

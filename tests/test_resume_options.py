@@ -1,9 +1,10 @@
-"""A resumed run has the options of its checkpoint: others are refused by name, or applied."""
+"""Options of a resumed run that differ from its checkpoint's are refused by name, or applied."""
 
 import json
+import math
 import re
 import shutil
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -32,7 +33,7 @@ SMALL = {
 
 
 def by_length(completions, completion_ids, **kwargs):
-    """Half of each group is right."""
+    """About half of each group is correct."""
     return [float(sum(ids) % 2) for ids in completion_ids]
 
 
@@ -59,15 +60,10 @@ def copied(whole, tmp_path, *steps):
     ("options", "shown"),
     [
         ({"learning_rate": 1e-2}, "learning_rate 0.001 (now 0.01)"),
-        (
-            {"per_device_train_batch_size": 16},
-            'per_device_train_batch_size 8 (now 16), rollouts "8 a step, 8 a generation" (now "16 a step, 16 a '
-            'generation")',
-        ),
+        ({"per_device_train_batch_size": 16}, "per_device_train_batch_size 8 (now 16)"),
         (
             {"gradient_accumulation_steps": 2, "steps_per_generation": 1, "per_device_train_batch_size": 8},
-            'gradient_accumulation_steps 1 (now 2), rollouts "8 a step, 8 a generation" (now "16 a step, 8 a '
-            'generation")',
+            "gradient_accumulation_steps 1 (now 2)",
         ),
         ({"num_generations": 8}, "num_generations 4 (now 8)"),
         ({"method": "grpo"}, 'method "cepo" (now "grpo")'),
@@ -85,7 +81,7 @@ def copied(whole, tmp_path, *steps):
         ({"freeze_vision_tower": False}, "freeze_vision_tower true (now false)"),
     ],
 )
-def test_what_changes_the_training_is_refused(whole, tmp_path, capsys, options, shown):
+def test_options_that_change_the_result_are_refused(whole, tmp_path, capsys, options, shown):
     out = copied(whole, tmp_path, 1)
     capsys.readouterr()
     assert run(out, resume_from_checkpoint=True, **options) == 2
@@ -97,8 +93,8 @@ def test_what_changes_the_training_is_refused(whole, tmp_path, capsys, options, 
     assert [path.name for path in out.iterdir()] == ["checkpoint-1"]
 
 
-def test_what_may_change_is_applied(whole, tmp_path):
-    """When to save and to log, for which transformers would keep the checkpoint's steps, evaluation, and workers."""
+def test_other_options_are_applied(whole, tmp_path):
+    """Saving and logging steps, which transformers would take from the checkpoint, evaluation, and workers."""
     out = copied(whole, tmp_path, 1)
     changes = {"save_steps": 2, "logging_steps": 3, "save_total_limit": 5}
     changes |= {"eval_problems": 2, "eval_samples": 0, "accuracy_every": 1, "dataloader_num_workers": 1}
@@ -110,7 +106,7 @@ def test_what_may_change_is_applied(whole, tmp_path):
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_batch_of_other_micro_batches_is_the_same_batch(whole, tmp_path):
+def test_the_size_of_micro_batches_may_change(whole, tmp_path):
     out = copied(whole, tmp_path, 1)
     changes = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2, "gradient_checkpointing": True}
     assert run(out, resume_from_checkpoint=True, **changes) == 0
@@ -138,43 +134,31 @@ def test_rollouts_of_another_layout_are_sampled_anew(tmp_path, text_figures, tex
         assert len(logged(again, "reward")) == 2 + anew
 
 
-def test_a_longer_run_follows_its_own_schedule(whole, tmp_path, capsys):
+def test_a_longer_run_follows_the_schedule_of_its_length(whole, tmp_path, capsys):
     """Resumed at the end of a linear schedule, where the rate is 0."""
     out = copied(whole, tmp_path, 3)
     capsys.readouterr()
     assert run(out, max_steps=5, resume_from_checkpoint=True) == 0
-    told = "max_steps 5 in place of 3: the learning rate follows the linear schedule of the new length"
-    assert told in capsys.readouterr().out.splitlines()
+    note = "max_steps 5 in place of 3: the learning rate follows the linear schedule of the new length"
+    assert note in capsys.readouterr().out.splitlines()
     history = json.loads((out / "checkpoint-5" / "trainer_state.json").read_text())["log_history"]
     rates = [entry["learning_rate"] for entry in history if "loss" in entry]
     assert rates[:3] == pytest.approx([1e-3, 2e-3 / 3, 1e-3 / 3])
     assert rates[3:] == pytest.approx([2 / 5 * 1e-3, 1 / 5 * 1e-3])
     assert run(out, max_steps=5, resume_from_checkpoint=True) == 0
-    assert told not in capsys.readouterr().out
+    assert note not in capsys.readouterr().out
 
 
 def test_a_checkpoint_without_options(whole, tmp_path, capsys):
-    """Of an older version: nothing but the learning rate is known of them, and the card says that."""
     out = copied(whole, tmp_path, 1)
-    (out / "checkpoint-1" / FILE).unlink()
-    capsys.readouterr()
-    assert run(out, resume_from_checkpoint=True, learning_rate=0.5) == 2
-    assert "checkpoint-1 was trained with learning_rate 0.001 (now 0.5); give" in capsys.readouterr().err
-    assert run(out, resume_from_checkpoint=True, temperature=0.9) == 0
-    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("resume_from_checkpoint")]
-    (line,) = lines
-    assert f"{out}/checkpoint-1 has no {FILE}, so options of this run other than learning_rate cannot" in line
-    sentence = "Training was resumed at step 1 from a checkpoint that did not keep its options"
-    assert sentence in (out / "README.md").read_text()
-    shutil.rmtree(out / "checkpoint-3")
-    assert run(out, resume_from_checkpoint=True) == 2  # the later ones have options
-    assert run(out, resume_from_checkpoint=True, temperature=0.9) == 0
-    assert sentence in (out / "README.md").read_text()
-    assert sentence not in (whole / "README.md").read_text()
-    (out / "checkpoint-3" / FILE).write_text("{}")
-    capsys.readouterr()
-    assert run(out, resume_from_checkpoint=True, temperature=0.9) == 2
-    assert f"{FILE} does not hold a run's options" in capsys.readouterr().err
+    for text, message in (
+        (None, f"checkpoint-1 has no {FILE}, so CEPOTrainer did not write it; start a new run from that model"),
+        ("{}", f"{FILE} does not hold a run's options"),
+    ):
+        (out / "checkpoint-1" / FILE).unlink() if text is None else (out / "checkpoint-1" / FILE).write_text(text)
+        capsys.readouterr()
+        assert run(out, resume_from_checkpoint=True) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_adapters_of_another_rank(tmp_path, capsys):
@@ -205,7 +189,7 @@ def test_from_python(tmp_path, text_figures, text_model_path, caplog):
     assert record.levelname == "WARNING"
 
 
-# What is compared -----------------------------------------------------------------------------------------------------
+# Compared options -----------------------------------------------------------------------------------------------------
 
 
 def options(tmp_path, dataset, model, more=(), **given):
@@ -216,8 +200,8 @@ def options(tmp_path, dataset, model, more=(), **given):
     return read
 
 
-def test_a_model_is_known_by_its_weights(tmp_path, text_figures, text_model_path):
-    """A folder that was moved is the same model; one whose weights were written anew is not."""
+def test_models_are_compared_by_weights(tmp_path, text_figures, text_model_path):
+    """A moved folder is the same model; one with other weights is not."""
     moved = shutil.copytree(text_model_path, tmp_path / "moved")
     first = options(tmp_path, text_figures, text_model_path)
     assert changed(first, options(tmp_path, text_figures, str(moved))) == {}
@@ -226,12 +210,10 @@ def test_a_model_is_known_by_its_weights(tmp_path, text_figures, text_model_path
     save_file(weights, moved / "model.safetensors", metadata={"format": "pt"})
     other = options(tmp_path, text_figures, str(moved))
     assert changed(first, other) == {"model_name_or_path": (text_model_path, str(moved))}
-    at_its_place = RunOptions(first.options, other.contents, first.length)
-    (name,) = changed(first, at_its_place)
-    assert name == "weights of model_name_or_path"
+    assert list(changed(first, replace(other, options=first.options))) == ["weights of model_name_or_path"]
 
 
-def test_a_data_set_is_known_by_its_rows(tmp_path, text_figures, text_model_path):
+def test_datasets_are_compared_by_rows(tmp_path, text_figures, text_model_path):
     named = {"dataset_name": "data/train.jsonl", "dataset_format": None}
     first = options(tmp_path, text_figures, text_model_path, named)
     moved = options(tmp_path, text_figures.select(range(12)), text_model_path, named | {"dataset_name": "train.jsonl"})
@@ -240,26 +222,26 @@ def test_a_data_set_is_known_by_its_rows(tmp_path, text_figures, text_model_path
     (name,) = changed(first, options(tmp_path, edited, text_model_path, named))
     assert name == "train_dataset"
     other = options(tmp_path, edited, text_model_path, named | {"dataset_name": "test.jsonl"})
-    assert changed(first, other)["dataset_name"] == ("data/train.jsonl", "test.jsonl")
-    assert list(changed(first, other)) == ["dataset_name", "train_dataset"]
+    assert changed(first, other) == {"dataset_name": ("data/train.jsonl", "test.jsonl")}
     other = options(tmp_path, edited, text_model_path, named | {"dataset_format": "gsm8k"})
     assert changed(first, other) == {"dataset_format": (None, "gsm8k")}
     order = options(tmp_path, text_figures.shuffle(seed=1), text_model_path, named)
     assert list(changed(first, order)) == ["train_dataset"]
     stream = options(tmp_path, text_figures.to_iterable_dataset(), text_model_path, named)
     assert stream.contents["train_dataset"] is None
-    assert "train_dataset" not in changed(first, stream)  # its options say all that is known of it
+    assert "train_dataset" not in changed(first, stream)
 
 
 def test_every_option_is_classified():
-    """New options are compared unless they are named among those that may change."""
-    own = {one.name for one in fields(CEPOConfig)}
-    assert own >= MAY_CHANGE
-    assert own - MAY_CHANGE >= {"learning_rate", "seed", "method", "beta", "loss_type", "num_generations", "bf16"}
+    """Every option is compared unless `MAY_CHANGE` or the comment below names it."""
+    compared = {one.name for one in fields(CEPOConfig) if not MAY_CHANGE.fullmatch(one.name)}
+    assert compared >= {"learning_rate", "seed", "method", "beta", "loss_type", "num_generations", "bf16"}
+    assert compared >= {"vllm_structured_outputs_regex", "vllm_importance_sampling_mode", "dataloader_drop_last"}
+    assert not compared & {"save_steps", "vllm_server_port", "fsdp_config", "hub_token", "max_steps"}
     assert {one.name for one in fields(TrainArguments)} == {
         *DATA_OPTIONS,
         "reward_funcs",
-        # What is measured, and what is said of the run.
+        # Measurement of accuracy, and reports.
         *("dataset_test_split", "eval_problems", "eval_samples", "eval_sampled_problems", "eval_batch_size"),
         *("accuracy_every", "preset", "dry_run", "device_memory", "ignore_bias_buffers"),
     }
@@ -267,13 +249,13 @@ def test_every_option_is_classified():
     assert {"model_revision", "dtype", "use_peft", "lora_r", "lora_target_modules"} <= of_model
 
 
-def test_what_is_kept_is_plain(tmp_path, text_figures, text_model_path):
-    """No object's address, no token, no set whose order changes."""
+def test_saved_options_are_plain(tmp_path, text_figures, text_model_path):
+    """Without addresses of objects, secrets, or sets in random order."""
     lora = LoraConfig(r=4, target_modules={"v_proj", "q_proj"})
     given = {"peft_config": lora, "hub_token": "hf_secretsecret", "optim_args": "a=1", "delta": float("inf")}
     found = options(tmp_path, text_figures, text_model_path, **given)
     assert found.options["lora_target_modules"] == ["q_proj", "v_proj"]
-    assert found.options["delta"] == "inf"
+    assert found.options["delta"] == math.inf
     text = (tmp_path / FILE).read_text()
     assert "hf_secret" not in text
     assert not re.search(r"0x[0-9a-f]+", text)
@@ -281,6 +263,6 @@ def test_what_is_kept_is_plain(tmp_path, text_figures, text_model_path):
 
 
 def test_the_shipped_policy_elsewhere_is_the_same(whole, tmp_path):
-    """As in another environment, whose site-packages lie at another place."""
+    """As in an environment with site-packages in another folder."""
     out, moved = copied(whole, tmp_path, 2), shutil.copytree(policy_path(), tmp_path / "policy")
     assert run(out, resume_from_checkpoint=True, model_name_or_path=moved) == 0

@@ -19,14 +19,14 @@ from .reference import loops
 
 __all__ = ["loss_inputs", "task"]  # fixtures
 
-RIGHT = [Rollout("7", 1.0, True, f"right {place}") for place in range(3)]
-WRONG = [Rollout(str(place), 0.0, False, f"wrong {place}") for place in range(6)]
-MUTE = Rollout(None, 0.0, False, "wrong without an answer")
+CORRECT = [Rollout("7", 1.0, True, f"correct {place}") for place in range(3)]
+INCORRECT = [Rollout(str(place), 0.0, False, f"incorrect {place}") for place in range(6)]
+UNANSWERED = Rollout(None, 0.0, False, "incorrect without an answer")
 
 
-def references(attempts, seed=0, **options):
+def references(rollouts, seed=0, **options):
     tools = StageContext(lambda text, part, tokens: text, random.Random(seed))
-    return METHODS["rlcsd"].references(attempts, r"so \boxed{7}", method_options("rlcsd", **options), tools)
+    return METHODS["rlcsd"].references(rollouts, r"so \boxed{7}", method_options("rlcsd", **options), tools)
 
 
 def test_by_hand():
@@ -45,7 +45,7 @@ def test_a_rollout_without_siblings_is_not_trained_on():
     inputs = inputs_of([[1.0, 1.0], [0.0, 0.0]], [1.0, -1.0], scored=[True, False])
     placed = placed_by("rlcsd", inputs)
     assert placed.advantages[1].tolist() == [0.0, 0.0]
-    assert (placed.shift[1] < 0).all()  # it takes none of the blame
+    assert (placed.shift[1] < 0).all()
 
 
 values = st.floats(-3, 3)
@@ -78,38 +78,40 @@ def test_agrees_with_plain_loops_and_two_means(rows, kept, tau, strength, eta, t
     assert (placed.advantages * signs >= 0).all()
 
 
-def test_every_rollout_is_told_siblings_and_never_itself():
-    attempts = [*RIGHT, *WRONG, MUTE]
+def test_hints_carry_siblings_and_never_the_rollout_itself():
+    rollouts = [*CORRECT, *INCORRECT, UNANSWERED]
     seen = set()
     for seed in range(30):
-        for place, found in enumerate(references(attempts, seed)):
-            assert attempts[place].text not in found.positive
-            assert found.positive.startswith("right ")
+        for place, found in enumerate(references(rollouts, seed)):
+            assert rollouts[place].text not in found.positive
+            assert found.positive.startswith("correct ")
             assert found.positive.endswith("Its final answer, 7, is the correct one.")
             assert len(found.negatives) == len(set(found.negatives)) == 4
-            assert not any(attempts[place].text in text or MUTE.text in text for text in found.negatives)
-            assert [attempts[source].text for source in found.sources] == [t.split("\n")[0] for t in found.negatives]
+            assert not any(rollouts[place].text in text or UNANSWERED.text in text for text in found.negatives)
+            assert [rollouts[source].text for source in found.sources] == [t.split("\n")[0] for t in found.negatives]
             seen.add((place, found.positive))
-    assert len(seen) == 3 * 2 + 7 * 3  # each right sibling of each rollout is drawn at some time
-    assert references(attempts, 1) == references(attempts, 1)
+    assert len(seen) == 3 * 2 + 7 * 3  # each correct sibling of each rollout is drawn at some time
+    assert references(rollouts, 1) == references(rollouts, 1)
 
 
-def test_what_is_missing_is_said():
-    one_right = references([RIGHT[0], *WRONG[:2]])
-    assert [found.fallback for found in one_right] == ["no_correct_rollout", None, None]
-    one_wrong = references([*RIGHT[:2], WRONG[0], MUTE])
-    assert [found.fallback for found in one_wrong] == [None, None, "no_incorrect_rollout", None]
-    assert [len(found.negatives) for found in one_wrong] == [1, 1, 0, 1]
-    for found in (one_right[0], one_wrong[2]):
+def test_fallbacks_without_siblings():
+    one_correct = references([CORRECT[0], *INCORRECT[:2]])
+    assert [found.fallback for found in one_correct] == ["no_correct_rollout", None, None]
+    one_incorrect = references([*CORRECT[:2], INCORRECT[0], UNANSWERED])
+    assert [found.fallback for found in one_incorrect] == [None, None, "no_incorrect_rollout", None]
+    assert [len(found.negatives) for found in one_incorrect] == [1, 1, 0, 1]
+    for found in (one_correct[0], one_incorrect[2]):
         assert METHODS["rlcsd"].contexts(found, method_options("rlcsd")) == []
-    told = references([RIGHT[0], *WRONG[:2]], correct_hint="solution")
+    told = references([CORRECT[0], *INCORRECT[:2]], correct_hint="solution")
     right = "so \\boxed{7}\nIts final answer, 7, is the correct one."  # worded as the wrong siblings are
     assert [found.positive for found in told] == [right] * 3
-    boxless = Rollout(None, 1.0, True, "right without a box")
-    assert references([boxless, RIGHT[0], WRONG[0]])[1].positive.endswith("Its final answer, 7, is the correct one.")
+    boxless = Rollout(None, 1.0, True, "correct without a box")
+    assert references([boxless, CORRECT[0], INCORRECT[0]])[1].positive.endswith(
+        "Its final answer, 7, is the correct one."
+    )
 
 
-def test_several_wrong_siblings_count_by_their_mean_probability():
+def test_incorrect_siblings_count_by_their_mean_probability():
     logps = torch.tensor([[[-1.0]], [[math.log(0.2)]], [[math.log(0.4)]]])
     found = METHODS["rlcsd"].evidence(logps, torch.ones(3, 1, dtype=torch.bool))
     assert_close(found.values, torch.tensor([[-1.0 - math.log(0.3)]]))
@@ -123,7 +125,7 @@ def test_a_real_step(tmp_path, task, loss_inputs, monkeypatch):
     assert batch["advantages"].unique().numel() > 4
 
 
-def test_a_group_with_one_right_rollout(tmp_path, task, loss_inputs, monkeypatch):
+def test_a_group_with_one_correct_rollout(tmp_path, task, loss_inputs, monkeypatch):
     """It is not trained on; the wrong ones are told it."""
 
     def one(completions, **kwargs):
@@ -143,7 +145,7 @@ def test_a_loss_that_is_no_mean_over_tokens_is_refused(tmp_path, loss_type):
         CEPOConfig(output_dir=str(tmp_path), method="rlcsd", loss_type=loss_type, bf16=False)
 
 
-def test_dropped_rollouts_lend_no_weight_to_those_beside_them():
+def test_unscored_rollouts_do_not_change_the_weight_of_others():
     """One scored rollout among three that are not: its tokens count as often as there are of them, and no more."""
     evidence, advantages = [[1.0, 1.0, 0.0, 0.0]] * 4, [1.0, -1.0, 1.0, -1.0]
     alone = placed_by("rlcsd", inputs_of(evidence[:1], advantages[:1]))

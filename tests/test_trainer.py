@@ -471,9 +471,11 @@ def test_momentum_moves_the_policy_in_a_step_without_advantages(tmp_path, text_f
         ({"beta": 0.1}, "beta=0.1"),
         ({"entropy_coef": 0.01}, "entropy bonus"),
         ({"top_entropy_quantile": 0.5}, "top_entropy_quantile=0.5"),
+        ({"method": "opsd"}, "method='opsd' trains on every rollout"),
+        ({"method": "sdpo", "divergence": "sampled"}, "method='sdpo' trains on every rollout"),
     ],
 )
-def test_rows_are_not_skipped_if_that_changes_the_gradient(tmp_path, text_figures, text_model_path, options, named):
+def test_rollouts_are_not_skipped_if_that_changes_the_gradient(tmp_path, text_figures, text_model_path, options, named):
     def trainer(**more):
         args = CEPOConfig(output_dir=str(tmp_path), **(QUICK | options | more))
         return CEPOTrainer(text_model_path, letters, args, text_figures)

@@ -20,10 +20,10 @@ __all__ = ["loss_inputs", "task"]  # fixtures
 
 
 def advantages_of(lengths, correct, errors, *, row=None, prompt_tokens=0, **own):
-    attempts = [Rollout("7", 0.0, verdict, "", error) for verdict, error in zip(correct, errors, strict=True)]
+    rollouts = [Rollout("7", 0.0, verdict, "", error) for verdict, error in zip(correct, errors, strict=True)]
     tokens = [["x"] * length for length in lengths]
     options = method_options("vppo", first_error_reward="given", **own)
-    group = LabeledGroup(row or {}, tokens, attempts, [0.0] * len(attempts), prompt_tokens)
+    group = LabeledGroup(row or {}, tokens, rollouts, prompt_tokens)
     return METHODS["vppo"].token_values(group, options)
 
 
@@ -69,7 +69,7 @@ def test_agrees_with_plain_loops(rollouts, prefix_value, margin, nonnegative):
         assert row == pytest.approx(values)
 
 
-def test_what_is_shown_is_what_the_kept_prefix_gets():
+def test_the_shift_is_that_of_the_kept_prefix():
     """A right rollout is level with itself, whatever GRPO's advantage is; of a wrong one the prefix takes less "
     "blame."""
     found = advantages_of([4, 4], [True, False], [None, 2])
@@ -90,7 +90,7 @@ def test_the_margin_counts_text_and_no_images():
     assert text_length(Prompt((5, 6, 7))) == 3
 
 
-def test_the_figures_task_knows_the_first_error():
+def test_first_errors_of_the_figures_task():
     row = {"start": 60, "labels": [58, 70], "angles": [62, 48], "prompt": [{"content": ""}]}
     right = ["60", " and", " 58", " leave", " 62", ". 62", " and", " 70", " leave", " 48", ". \\boxed{(62, 48)}"]
     assert first_error(row, right) is None
@@ -98,7 +98,7 @@ def test_the_figures_task_knows_the_first_error():
     assert first_error(row, slipped) == 9
     misread = ["60", " and", " 5", "7", " leave", " 63", *right[5:]]
     assert first_error(row, misread) == 2  # where the wrong number begins
-    group = LabeledGroup(row, [right, slipped], [Rollout("7", 1.0, True), Rollout("8", 0.0, False)], [0.7, -0.7], 0)
+    group = LabeledGroup(row, [right, slipped], [Rollout("7", 1.0, True), Rollout("8", 0.0, False)], 0)
     found = METHODS["vppo"].token_values(group, method_options("vppo"))
     mean = (1 + 0.5 * 9 / 11) / 2
     assert found[1] == pytest.approx([0.5 - mean] * 9 + [-mean] * 2)
@@ -137,7 +137,7 @@ def test_a_real_step_with_errors_from_the_task(tmp_path, loss_inputs):
     assert batch["advantages"][wrong].unique().numel() > 2
 
 
-def test_a_batch_that_is_all_wrong_still_learns(tmp_path, text_figures, text_model_path, loss_inputs):
+def test_a_batch_without_correct_rollouts_still_learns(tmp_path, text_figures, text_model_path, loss_inputs):
     """GRPO's advantages are all 0 there, and yet no row is left out of the update."""
 
     def all_wrong(completions, **kwargs):
@@ -152,15 +152,15 @@ def test_a_batch_that_is_all_wrong_still_learns(tmp_path, text_figures, text_mod
     assert all(torch.isfinite(weight).all() for weight in weights_of(trainer).values())
 
 
-def test_what_it_needs_is_said_before_training(tmp_path, text_figures, text_model_path):
+def test_missing_inputs_are_refused_before_training(tmp_path, text_figures, text_model_path):
     unknown = text_figures.remove_columns("labels")
     with pytest.raises(ValueError, match=r"needs first-error positions; set first_error_reward"):
         make(tmp_path, unknown, text_model_path, half_right, method="vppo")
-    with pytest.raises(ValueError, match="first_error_reward='other' is none of the reward functions"):
+    with pytest.raises(ValueError, match="first_error_reward='other' names no reward function"):
         make(tmp_path, unknown, text_model_path, half_right, method="vppo", first_error_reward="other")
     both = [half_right, first_errors]
-    with pytest.raises(ValueError, match="counts tokens, which are no reward: set its weight"):
+    with pytest.raises(ValueError, match="returns a token count, not a reward: set its weight"):
         make(tmp_path, unknown, text_model_path, both, method="vppo", first_error_reward="first_errors")
     turned = OWN | {"reward_weights": [0.0, 1.0]}
-    with pytest.raises(ValueError, match="decides what is right"):
+    with pytest.raises(ValueError, match="cannot decide correctness too"):
         make(tmp_path, unknown, text_model_path, [first_errors, half_right], method="vppo", **turned)

@@ -70,24 +70,16 @@ def option_fields(owner: type) -> dict[str, OptionField]:
     return _option_fields(owner)
 
 
-@cache
+@cache  # mypy does not take dataclasses as hashable arguments
 def _option_fields(owner: type) -> dict[str, OptionField]:
     types, found = get_type_hints(owner), {}
     for one in fields(owner):
-        inherited = [base.__dict__.get("__dataclass_fields__", {}).get(one.name) for base in owner.__mro__]
-        metadata: Mapping[str, Any] = next(
-            (base.metadata for base in inherited if base is not None and base.metadata), {}
-        )
+        declared = [vars(base).get("__dataclass_fields__", {}).get(one.name) for base in owner.__mro__]
+        metadata: Mapping[str, Any] = next((base.metadata for base in declared if base and base.metadata), {})
         if metadata.get("group") == "":  # no option
             continue
-        found[one.name] = OptionField(
-            one.name,
-            types[one.name],
-            one.default,
-            metadata.get("help", ""),
-            metadata.get("group", "method"),
-            metadata.get("bounds", {}),
-        )
+        help, group, bounds = metadata.get("help", ""), metadata.get("group", "method"), metadata.get("bounds", {})
+        found[one.name] = OptionField(one.name, types[one.name], one.default, help, group, bounds)
     return found
 
 

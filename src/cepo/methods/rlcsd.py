@@ -74,21 +74,21 @@ def asserted(text: str, answer: str) -> str:
 
 
 def siblings(
-    attempts: Sequence[Rollout], solution: str, options: RLCSDOptions, context: StageContext
+    rollouts: Sequence[Rollout], solution: str, options: RLCSDOptions, context: StageContext
 ) -> list[References]:
     """For each rollout, one correct sibling and up to K incorrect ones with an answer, drawn anew."""
-    correct = [place for place, attempt in enumerate(attempts) if attempt.correct]
+    correct = [place for place, rollout in enumerate(rollouts) if rollout.correct]
     reference = reference_answer(solution, options.answer_extractor)
     # An answer that any grader accepts may be correct although the verifier rejected it.
     incorrect = [
         place
-        for place, attempt in enumerate(attempts)
-        if attempt.correct is False and attempt.answer and not accepted_by_any_grader(attempt.answer, reference)
+        for place, rollout in enumerate(rollouts)
+        if rollout.correct is False and rollout.answer and not accepted_by_any_grader(rollout.answer, reference)
     ]
 
     def hint_of(place: int) -> str:
         # A correct sibling without an announced answer gets that of the solution.
-        return asserted(attempts[place].text, attempts[place].answer or reference)
+        return asserted(rollouts[place].text, rollouts[place].answer or reference)
 
     def references_of(place: int) -> References:
         others = [other for other in correct if other != place]
@@ -102,7 +102,7 @@ def siblings(
         drawn = context.random.sample(pool, min(options.max_negatives, len(pool)))
         return References(positive, tuple(map(hint_of, drawn)), None, tuple(drawn))
 
-    return [references_of(place) for place in range(len(attempts))]
+    return [references_of(place) for place in range(len(rollouts))]
 
 
 def sibling_contexts(references: References, options: RLCSDOptions) -> list[Context]:  # noqa: ARG001

@@ -24,7 +24,7 @@ from ..references.negatives import choose_references
 
 
 class Unhinted(Enum):
-    """The model that scores a rollout without a hint, where it is not the policy."""
+    """A model other than the policy that scores a rollout without a hint."""
 
     OTHER_MODEL = "other model"
 
@@ -33,13 +33,13 @@ class Unhinted(Enum):
 OTHER_MODEL = Unhinted.OTHER_MODEL
 # The policy itself, without a hint.
 STUDENT = None
-# What a rollout is scored under: the reference in a teacher's hint, OTHER_MODEL, or STUDENT.
+# The model and prompt that score a rollout: a teacher with this reference in its hint, OTHER_MODEL, or STUDENT.
 Context = str | Unhinted | None
 
 
 @dataclass(frozen=True)
 class StageContext:
-    """What a references stage may use besides a group.
+    """Tools for a references stage.
 
     Attributes:
         cut: Cuts a text to its first or last tokens: (text, prefix or suffix, number of tokens).
@@ -70,20 +70,18 @@ class Evidence:
 
 @dataclass(frozen=True)
 class LabeledGroup:
-    """A whole group, for a method that takes evidence from its tokens rather than from teachers.
+    """A whole group, for a method whose evidence comes from token labels or texts rather than from teachers.
 
     Attributes:
         row: The row of the dataset.
         tokens: For each rollout, the text that each token adds.
-        attempts: Answers, rewards and verdicts.
-        advantages: GRPO's advantages.
+        rollouts: Answers, rewards, verdicts and GRPO's advantages.
         prompt_tokens: Length of the prompt without its images [tokens].
     """
 
     row: Mapping[str, Any]
     tokens: Sequence[Sequence[str]]
-    attempts: Sequence[Rollout]
-    advantages: Sequence[float]
+    rollouts: Sequence[Rollout]
     prompt_tokens: int
 
 
@@ -91,29 +89,29 @@ class LabeledGroup:
 MakeReferences = Callable[[Sequence[Rollout], str, Any, StageContext], list[References]]
 
 
-def correct_answer(attempts: Sequence[Rollout], solution: str, options: Any, context: StageContext) -> list[References]:
+def correct_answer(rollouts: Sequence[Rollout], solution: str, options: Any, context: StageContext) -> list[References]:
     """r+ alone: the correct answer, or the text that `positive_content` names."""
-    references = [References(reference_answer(solution, options.answer_extractor), ())] * len(attempts)
-    return with_contents(references, attempts, solution, options.hint_content(), context.cut)
+    references = [References(reference_answer(solution, options.answer_extractor), ())] * len(rollouts)
+    return with_contents(references, rollouts, solution, options.hint_content(), context.cut)
 
 
 def correct_and_incorrect_answers(
-    attempts: Sequence[Rollout], solution: str, options: Any, context: StageContext
+    rollouts: Sequence[Rollout], solution: str, options: Any, context: StageContext
 ) -> list[References]:
     """r+ and r-, an answer of a rejected rollout (CEPO's paper, algorithm step 2). Takes `ContrastOptions`."""
     references = choose_references(
-        attempts,
+        rollouts,
         solution,
         rule=options.negative_reference,
         max_negatives=options.max_negatives,
         extractor=options.answer_extractor,
     )
-    return with_contents(references, attempts, solution, options.hint_content(), context.cut)
+    return with_contents(references, rollouts, solution, options.hint_content(), context.cut)
 
 
-def no_references(attempts: Sequence[Rollout], solution: str, options: Any, context: StageContext) -> list[References]:  # noqa: ARG001
+def no_references(rollouts: Sequence[Rollout], solution: str, options: Any, context: StageContext) -> list[References]:  # noqa: ARG001
     """No references, for a method whose teachers have no hint."""
-    return [References("", ())] * len(attempts)
+    return [References("", ())] * len(rollouts)
 
 
 # Contexts: (references of a rollout, options) -> its contexts, the positive one first. With an empty list the rollout

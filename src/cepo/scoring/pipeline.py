@@ -237,8 +237,7 @@ class Pipeline:
         row = 0
         for group, prompt in zip(groups, prompts, strict=True):
             texts = [token_texts(self.encoder.processing_class, rollout.ids) for rollout in group.rollouts]
-            advantages = [rollout.advantage for rollout in group.rollouts]
-            labeled = LabeledGroup(group.row, texts, group.rollouts, advantages, text_length(prompt))
+            labeled = LabeledGroup(group.row, texts, group.rollouts, text_length(prompt))
             for tokens, found in zip(texts, token_values(labeled, options), strict=True):
                 if len(found) > len(tokens):
                     raise ValueError(

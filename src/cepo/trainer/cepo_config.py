@@ -16,14 +16,16 @@ from ..methods.registry import all_options, default_text, find_method, preset_op
 from .generation_kwargs import generation_kwargs_problem
 
 SharedPrompt = Literal["auto", "always", "never"]
-_COUNTS = (
-    *("num_generations", "per_device_train_batch_size", "gradient_accumulation_steps", "num_iterations"),
-    *("steps_per_generation", "generation_batch_size", "max_completion_length"),
-)
+# Smallest values of counts; TRL divides by most of them.
+_SMALLEST = {
+    **dict.fromkeys(("num_generations", "per_device_train_batch_size", "gradient_accumulation_steps"), 1),
+    **dict.fromkeys(("num_iterations", "steps_per_generation", "generation_batch_size", "max_completion_length"), 1),
+    **{"teacher_batch_tokens": 1, "max_nonfinite_grad_steps": 1, "credit_page_steps": 0},
+}
 
 
 def _config_fields(options: dict[str, OptionField]) -> list[tuple[str, Any, Any]]:
-    """Options of methods as fields of a configuration: None stands for the method's default."""
+    """Options of methods as fields of a configuration, with None for the method's default."""
     return [(name, one.type | None, field(default=None, metadata={"help": one.help})) for name, one in options.items()]
 
 
@@ -43,9 +45,8 @@ class CEPOConfig(_MethodFields, GRPOConfig):
     The defaults are those of the paper (arXiv 2605.19436), with `epsilon_high=0.28` (asymmetric PPO clip 0.2 / 0.28)
     and TRL's `beta=0.0` (no KL), except `negative_reference`; `CEPOConfig.preset("paper")` has the paper's rule too.
 
-    An option of a method that is None has the method's default. An option that the chosen method does not have is
-    refused if it is given, and stays None. `config_class` makes the configuration of a user's method with further
-    options.
+    None stands for the method's default in an option of a method. Options that the chosen method does not have are
+    refused if given, and stay None. `config_class` makes the configuration class of a method with further options.
 
     Attributes:
         given: The options of the method that were given, with `method`.
@@ -104,14 +105,10 @@ class CEPOConfig(_MethodFields, GRPOConfig):
         known = option_fields(CEPOConfig)
         for name in _run_option_names():
             known[name].check(getattr(self, name))
-        for name in _COUNTS:  # TRL divides by these
+        for name, smallest in _SMALLEST.items():
             value = getattr(self, name)
-            if value is not None and (not isinstance(value, int) or value < 1):
-                raise ValueError(f"{name} must be an integer and at least 1, got {value!r}")
-        for name, least in (("teacher_batch_tokens", 1), ("max_nonfinite_grad_steps", 1), ("credit_page_steps", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
+            if value is not None and (not isinstance(value, int) or value < smallest):
+                raise ValueError(f"{name} must be an integer and at least {smallest}, got {value!r}")
         self._configure_method()
         if getattr(self, "bf16", None) is None and (self.use_cpu or not torch.accelerator.is_available()):
             # TRL's default is bf16 everywhere; transformers refuses that on a CPU.
@@ -131,7 +128,6 @@ class CEPOConfig(_MethodFields, GRPOConfig):
         problem = self.method_options.config_problem(self)
         if problem is not None:
             raise ValueError(f"method={self.method!r}: {problem}")
-        # Keys that change where a completion ends or its tokens, unknown to TRL's mask and loss.
         problem = generation_kwargs_problem(self.generation_kwargs or {}, vars(self))
         if problem is not None:
             raise ValueError(f"generation_kwargs: {problem}")
@@ -140,8 +136,8 @@ class CEPOConfig(_MethodFields, GRPOConfig):
                 f"method={self.method!r}: with importance_sampling_level='sequence' only the mean of a rollout's token "
                 "advantages reaches the gradient; set it to 'token'"
             )
-        if self.skip_zero_advantage:
-            self.require_skipping(self.why_no_skipping())
+        if self.skip_zero_advantage and (reason := self.why_no_skipping()):
+            raise ValueError(f"skip_zero_advantage: {reason}; leave it out, or set it to False")
 
     @property
     def method_spec(self) -> Method:
@@ -164,9 +160,11 @@ class CEPOConfig(_MethodFields, GRPOConfig):
         return self.method_options.coefficient_at(step)
 
     def why_no_skipping(self) -> str | None:
-        """The option that gives rollouts with zero advantage a part in the gradient; None if no option does."""
+        """Why rollouts with zero advantage have a part in the gradient; None if they have none."""
+        if isinstance(self.method_options, DivergenceOptions):
+            return f"method={self.method!r} trains on every rollout"
         if self.beta != 0:
-            return f"beta={self.beta}: the KL term has a gradient for every rollout"
+            return f"the KL term (beta={self.beta}) has a gradient for every rollout"
         if self.entropy_coef != 0 or self.use_adaptive_entropy:
             return "the entropy bonus has a gradient for every rollout"
         if self.top_entropy_quantile < 1:
@@ -175,24 +173,10 @@ class CEPOConfig(_MethodFields, GRPOConfig):
 
     @property
     def skips(self) -> bool:
-        """Whether the update leaves out rollouts without token advantages, as far as options decide that."""
-        if isinstance(self.method_options, DivergenceOptions):
-            return False
+        """Whether the update leaves out rollouts without token advantages; a router loss, too, forbids it."""
         if self.skip_zero_advantage is None:
             return self.method_spec.changes_advantages and self.why_no_skipping() is None
         return self.skip_zero_advantage
-
-    @staticmethod
-    def require_skipping(reason: str | None) -> None:
-        """Refuse `skip_zero_advantage`.
-
-        Raises:
-            ValueError: If there is a reason.
-        """
-        if reason is not None:
-            raise ValueError(
-                f"skip_zero_advantage would change the gradient: {reason}. Leave it out, or set it to False"
-            )
 
     @classmethod
     def preset(cls, name: str, **options: Any) -> "CEPOConfig":
@@ -213,7 +197,7 @@ def _run_option_names() -> list[str]:
 
 
 def _additional_options(method: Method) -> dict[str, OptionField]:
-    """The options of a method that are no fields of `CEPOConfig`.
+    """The options of a method that `CEPOConfig` does not have.
 
     Raises:
         ValueError: If one has the name of another option.
@@ -244,12 +228,9 @@ def config_class(method: str) -> type[CEPOConfig]:
         # transformers pickles the arguments of a run into its checkpoints.
         "__reduce__": lambda config: (_restored, (method, vars(config))),
     }
-    made_fields = [("method", str, _option(method, _run_help("method"))), *_config_fields(own)]
+    help = option_fields(CEPOConfig)["method"].help
+    made_fields = [("method", str, _option(method, help)), *_config_fields(own)]
     return make_dataclass("CEPOConfig", made_fields, bases=(CEPOConfig,), namespace=namespace)
-
-
-def _run_help(name: str) -> str:
-    return CEPOConfig.__dataclass_fields__[name].metadata["help"]
 
 
 def _restored(method: str, state: dict[str, Any]) -> CEPOConfig:
@@ -260,11 +241,14 @@ def _restored(method: str, state: dict[str, Any]) -> CEPOConfig:
 
 def option_docs() -> dict[str, tuple[str, str, str]]:
     """For each option that `CEPOConfig` adds to TRL's: its group, its help and its default ("" for None)."""
-    runs = {name: getattr(CEPOConfig, name) for name in _run_option_names()}
-    method, *rest = runs
-    found = {method: ("method", _run_help(method), str(runs[method]))}
-    found |= {name: (one.group, one.help, default_text(name)) for name, one in _METHOD_OPTIONS.items()}
-    return found | {name: ("run", _run_help(name), "" if runs[name] is None else str(runs[name])) for name in rest}
+    known = option_fields(CEPOConfig)
+    own = {name: (known[name].help, known[name].default) for name in _run_option_names()}
+    method = own.pop("method")
+    return {
+        "method": ("method", *method),
+        **{name: (one.group, one.help, default_text(name)) for name, one in _METHOD_OPTIONS.items()},
+        **{name: ("run", help, "" if default is None else str(default)) for name, (help, default) in own.items()},
+    }
 
 
 def _document() -> None:

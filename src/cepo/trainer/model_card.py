@@ -89,16 +89,11 @@ def run_section(trainer: Any, facts: RunFacts) -> str:
     source = f" ({method.doc.source})" if method.doc.source else ""
     parts = [
         "## This run",
-        f"`{method.name}`{source}: what a token gets of its rollout's advantage is {method.doc.summary}.",
+        f"`{method.name}`{source}: a token's share of its rollout's advantage: {method.doc.summary}.",
         markdown_table(["option", "value"], shown),
     ]
     if state.global_step < state.max_steps:
         parts.append(f"Training has not ended: {state.global_step} of {state.max_steps} steps.")
-    if trainer.options_unknown_until is not None:
-        parts.append(
-            f"Training was resumed at step {trainer.options_unknown_until} from a checkpoint without its options; the "
-            "options above are those of the steps after it."
-        )
     parts.append(f"### Accuracy on held-out problems\n\n{_accuracy_table(facts)}")
     if facts.command:
         command = public_command(facts.command).replace("\n", "\n    ")

@@ -1,14 +1,12 @@
 """A trainer whose resumed runs are bit-identical to uninterrupted ones.
 
-TRL keeps rollouts for `steps_per_generation` x `num_iterations` micro-batches and samples anew when it resumes among
-these, metrics that are not logged yet are lost, and the data sampler starts again with the order of the first epoch.
+TRL uses rollouts for `steps_per_generation` x `num_iterations` micro-batches. When it resumes among these, it samples
+anew, loses the metrics that are not logged yet, and starts the data sampler with the order of the first epoch.
 """
 
-import json
 import logging
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,13 +14,12 @@ from typing import Any
 import torch
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import TrainerCallback
-from transformers.trainer import SCHEDULER_NAME
 from trl import GRPOTrainer
 from trl.trainer.utils import strip_images_from_messages
 
-from .checkpoints import STATE_FILE, find_checkpoint, whole_checkpoint
+from .checkpoints import find_checkpoint, whole_checkpoint
 from .patches import name_cpu_without_index
-from .resume_options import FILE, RunOptions, new_schedule, options_of, refuse_changed
+from .resume_options import RunOptions, new_schedule, options_of, refuse_changed
 
 _logger = logging.getLogger(__name__)
 
@@ -41,8 +38,6 @@ class ResumingTrainer(GRPOTrainer):
         self._resumed_from: str | None = None
         self._checked: str | None = None  # the checkpoint whose options were compared
         self._has_new_schedule = False
-        #: Step up to which the run's options are unknown; None if all are known.
-        self.options_unknown_until: int | None = None
         super().__init__(*args, **kwargs)
         self.add_callback(_Restore(self))
 
@@ -55,24 +50,14 @@ class ResumingTrainer(GRPOTrainer):
         """Compare the options of this run with those of a checkpoint.
 
         Returns:
-            Notes for the user on options that act differently after resuming, or could not be compared.
+            Notes for the user on options that act differently after resuming.
 
         Raises:
-            ValueError: Naming options that must not change.
+            ValueError: If the checkpoint has no options, or naming options that must not change.
         """
         self._checked = checkpoint
-        folder, now = Path(checkpoint), self._run_options
-        saved = RunOptions.load(folder)
-        if saved is None:
-            refuse_changed(checkpoint, RunOptions(_scheduler_options(folder), {}), now)
-            state = json.loads((folder / STATE_FILE).read_text(encoding="utf-8"))
-            self.options_unknown_until = state["global_step"]
-            return [
-                f"resume_from_checkpoint: {checkpoint} has no {FILE}, so options of this run other than learning_rate "
-                "cannot be compared with those that it was trained with; its optimizer's constants stay in effect"
-            ]
+        saved, now = RunOptions.load(Path(checkpoint)), self._run_options
         refuse_changed(checkpoint, saved, now)
-        self.options_unknown_until = saved.unknown_until
         note = new_schedule(saved, now)
         self._has_new_schedule = note is not None
         return [] if note is None else [note]
@@ -109,7 +94,7 @@ class ResumingTrainer(GRPOTrainer):
             torch.save(self._buffer(), folder / _BUFFER.format(rank=self.args.process_index))
             self._save_extra(str(folder))
             if self.args.should_save:
-                replace(self._run_options, unknown_until=self.options_unknown_until).save(folder)
+                self._run_options.save(folder)
 
     def _load_optimizer_and_scheduler(self, checkpoint):
         name_cpu_without_index(self.args)
@@ -127,18 +112,18 @@ class ResumingTrainer(GRPOTrainer):
                 group["lr"] = rate
 
     def _run_epoch(self, *args, **kwargs):
-        if self.state.global_step >= self.state.max_steps:  # resumed at its end; transformers would make another step
+        if self.state.global_step >= self.state.max_steps:  # resumed at the end; transformers would do another step
             self.control.should_training_stop = True
             return None
         return super()._run_epoch(*args, **kwargs)
 
     def _layout(self) -> list[int]:
-        """Number of processes, and size and number of the micro-batches that each keeps."""
+        """Number of processes, and size and number of the micro-batches that each one buffers."""
         args = self.args
         return [args.world_size, args.per_device_train_batch_size, args.steps_per_generation]
 
     def _buffer(self) -> dict[str, Any]:
-        """Rollouts that are not used up, and metrics that are not logged yet, of this process."""
+        """This process's rollouts for later micro-batches, and its metrics that are not logged yet."""
         used_up = self._step % (self.args.steps_per_generation * self.num_iterations) == 0
         return {
             "layout": self._layout(),
@@ -157,7 +142,7 @@ class ResumingTrainer(GRPOTrainer):
         checkpoint, self._resumed_from = self._resumed_from, None
         if checkpoint is None:
             return
-        # Until here the state has the checkpoint's intervals and batch size.
+        # transformers has set the state's intervals and batch size to the checkpoint's.
         self.state.compute_steps(self.args, self.state.max_steps)
         self.state.train_batch_size = self._train_batch_size
         if getattr(self._sampler, "generator", None) is not None:
@@ -200,13 +185,6 @@ class _Restore(TrainerCallback):
 
     def on_train_begin(self, args, state, control, **kwargs):  # noqa: ARG002
         self._trainer.restore()
-
-
-def _scheduler_options(checkpoint: Path) -> dict[str, Any]:
-    """The learning rate in the state of a checkpoint's scheduler."""
-    path = checkpoint / SCHEDULER_NAME
-    rates = torch.load(path, weights_only=True).get("base_lrs") if path.is_file() else None
-    return {"learning_rate": rates[0]} if rates else {}
 
 
 def _plain(logs: Mapping[str, Any]) -> dict[str, Any]:

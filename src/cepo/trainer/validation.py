@@ -181,7 +181,10 @@ def _check_aux_loss(args: CEPOConfig) -> None:
             f"method={args.method!r} replaces GRPO's loss, without the term of router_aux_loss_coef; set it to 0"
         )
     if args.skip_zero_advantage:
-        args.require_skipping("the router's auxiliary loss has a gradient for every rollout")
+        raise ValueError(
+            "skip_zero_advantage: the router's auxiliary loss has a gradient for every rollout; leave it out, or set "
+            "it to False"
+        )
 
 
 def _check_prompt_learning(trainer: GRPOTrainer, method: str) -> None:

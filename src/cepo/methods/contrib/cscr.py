@@ -39,13 +39,13 @@ class CSCROptions(TemplateOptions, TeacherOptions):
 
 
 def outcomes(
-    attempts: Sequence[Rollout],
+    rollouts: Sequence[Rollout],
     solution: str,  # noqa: ARG001
     options: CSCROptions,  # noqa: ARG001
     context: StageContext,  # noqa: ARG001
 ) -> list[References]:
     """The two outcomes, the same for every rollout."""
-    return [References(SAID_CORRECT, (SAID_WRONG,))] * len(attempts)
+    return [References(SAID_CORRECT, (SAID_WRONG,))] * len(rollouts)
 
 
 def outcome_contexts(references: References, options: CSCROptions) -> list[Context]:  # noqa: ARG001

@@ -54,22 +54,22 @@ def prefix_advantages(group: LabeledGroup, options: VPPOOptions) -> list[list[fl
     labels = token_labels_of(group.row)
     kept: list[int] = []  # tokens of the kept prefix
     values: list[list[float]] = []
-    for tokens, attempt in zip(group.tokens, group.attempts, strict=True):
-        if attempt.correct is not False:
+    for tokens, rollout in zip(group.tokens, group.rollouts, strict=True):
+        if rollout.correct is not False:
             kept.append(0)
-            values.append([1.0] * len(tokens) if attempt.correct else [0.0] * len(tokens))
+            values.append([1.0] * len(tokens) if rollout.correct else [0.0] * len(tokens))
             continue
-        error = attempt.first_error
+        error = rollout.first_error
         if error is None and options.first_error_reward is None and labels is not None:
             error = labels.first_error(group.row, tokens)
         prefix = max(0, (len(tokens) if error is None else min(error, len(tokens))) - margin)
         kept.append(prefix)
         values.append([options.prefix_value] * prefix + [0.0] * (len(tokens) - prefix))
-    judged = [fmean(v) for v, attempt in zip(values, group.attempts, strict=True) if attempt.correct is not None and v]
+    judged = [fmean(v) for v, rollout in zip(values, group.rollouts, strict=True) if rollout.correct is not None and v]
     baseline = fmean(judged) if judged else 0.0
 
     def advantages(place: int) -> list[float]:
-        if group.attempts[place].correct is None:
+        if group.rollouts[place].correct is None:
             return [0.0] * len(values[place])
         floor = kept[place] if options.nonnegative_prefix else 0
         found = [value - baseline for value in values[place]]
