@@ -204,20 +204,6 @@ def test_presets_leave_out_what_another_method_does_not_read(tmp_path):
 # Placements -----------------------------------------------------------------------------------------------------------
 
 
-def test_shapes_that_do_not_fit_are_refused():
-    good = inputs_of([[1.0, 2.0]], [1.0])
-    with pytest.raises(ValueError, match=r"advantages must be \(B,\)"):
-        replace(good, advantages=torch.ones(2))
-    with pytest.raises(ValueError, match="mask must have shape"):
-        replace(good, mask=torch.ones(1, 3, dtype=torch.bool))
-    with pytest.raises(ValueError, match="scored must have shape"):
-        replace(good, scored=torch.ones(2, dtype=torch.bool))
-    with pytest.raises(ValueError, match="unscorable must have shape"):
-        replace(good, unscorable=torch.ones(1, 3, dtype=torch.bool))
-    with pytest.raises(ValueError, match="verdicts must have shape"):
-        replace(good, verdicts=torch.ones(2))
-
-
 def test_shift_and_what_counts_as_moved_by_hand():
     """CEPO, lambda 0.5, clip 0.5: e^0.4 = 1.49 and e^-0.4 = 0.67 are not clipped, e^2 is."""
     inputs = inputs_of([[0.4, 2.0, 0.001], [0.4, -2.0, 0.0]], [2.0, -1.0], mask=[[True] * 3, [True, True, False]])

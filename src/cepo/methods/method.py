@@ -28,7 +28,7 @@ from .token_advantages import AssignCredit, CreditInputs, TokenAdvantages, negat
 
 @dataclass(kw_only=True)
 class MethodOptions:
-    """The options that every method has: base class of a method's options.
+    """Base class of a method's options, with those that every method has.
 
     A method adds fields, groups of `cepo.methods.options`, or both. Its fields are flags, YAML keys and arguments of
     `CEPOConfig`. `Method.configure` makes an instance.
@@ -77,7 +77,7 @@ class MethodOptions:
         return 1.0
 
     def hint_content(self) -> HintContent:
-        """What references carry: answers, unless a group of options says otherwise."""
+        """The content of references: answers, unless a group of options overrides it."""
         return HintContent()
 
     def hint(self, reference: str) -> str:
@@ -102,7 +102,7 @@ class MethodDoc:
         source: The paper, as ``arXiv 2605.19436``; empty without one.
         title: Title of the paper, for model cards.
         formula: The token advantage, in the notation of docs/methods.md.
-        hints: What the hints of its teachers carry.
+        hints: Content of its teachers' hints.
         sign: Whether every token keeps the sign of its rollout's advantage.
         bounds: Bounds of the token advantage.
         passes: Forward passes for each rollout beside GRPO's, while lambda > 0.

@@ -86,7 +86,7 @@ class TemplateOptions(MethodOptions):
 
 @dataclass(kw_only=True)
 class HintOptions(TemplateOptions):
-    """The wording of hints, and what r+ carries."""
+    """The wording of hints, and the content of hints with r+."""
 
     positive_content: PositiveContent = option(
         "answer",
@@ -199,6 +199,24 @@ class FirstErrorOptions(MethodOptions):
     )
 
 
+# TRL's options without effect on a divergence over the vocabulary, each with its defaults.
+_UNUSED: dict[str, tuple[Any, ...]] = {
+    "beta": (0,),
+    "loss_type": ("dapo",),  # the mean over tokens, as in the divergence
+    "entropy_coef": (0,),
+    "use_adaptive_entropy": (False,),
+    "top_entropy_quantile": (1,),
+    "cast_lm_head_to_fp32": (False,),
+    "delta": (None,),
+    "off_policy_mask_threshold": (None,),
+    "importance_sampling_level": ("token",),
+    "epsilon": (0.2,),
+    "epsilon_high": (None, 0.2, 0.28),
+    "scale_rewards": ("group", True),
+    "multi_objective_aggregation": ("sum_then_normalize",),
+}
+
+
 @dataclass(kw_only=True)
 class DivergenceOptions(MethodOptions):
     """The divergence between student and teacher, as the loss."""
@@ -240,30 +258,14 @@ class DivergenceOptions(MethodOptions):
         return self.divergence != "sampled"
 
     def config_problem(self, config: Any) -> str | None:
-        """TRL's options that have no effect on a divergence over the vocabulary."""
         if not self.uses_divergence_loss:
             return None
-        changed = {
-            "beta": config.beta != 0,
-            "loss_type": config.loss_type != "dapo",  # the mean over tokens, as in the divergence
-            "entropy_coef": config.entropy_coef != 0,
-            "use_adaptive_entropy": config.use_adaptive_entropy,
-            "top_entropy_quantile": config.top_entropy_quantile < 1,
-            "cast_lm_head_to_fp32": config.cast_lm_head_to_fp32,
-            "delta": config.delta is not None,
-            "off_policy_mask_threshold": config.off_policy_mask_threshold is not None,
-            "importance_sampling_level": config.importance_sampling_level != "token",
-            "epsilon": config.epsilon != 0.2,
-            "epsilon_high": config.epsilon_high not in (None, config.epsilon, 0.28),
-            "scale_rewards": config.scale_rewards not in ("group", True),
-            "multi_objective_aggregation": config.multi_objective_aggregation != "sum_then_normalize",
-        }
-        names = ", ".join(name for name, given in changed.items() if given)
+        names = ", ".join(name for name, defaults in _UNUSED.items() if getattr(config, name) not in defaults)
         return f"its loss is a divergence, in which {names} would have no effect; leave it out" if names else None
 
 
 def token_mean_problem(config: Any) -> str | None:
-    """The reason why `loss_type` is no mean over all tokens, for methods whose loss is one; None if it is one."""
+    """For methods whose loss is a mean over all tokens: why `loss_type` is not one; None if it is."""
     if config.loss_type not in ("grpo", "sapo", "luspo"):
         return None
     return (

@@ -20,4 +20,4 @@ def reweighted(inputs: CreditInputs, options: Any, step: int) -> TokenAdvantages
     signed = signed_evidence(inputs.evidence, inputs.advantages)
     clipped = (signed > math.log(1 + clip)) | (signed < math.log(1 - clip))
     scale = coefficient * clip * inputs.advantages.abs()
-    return TokenAdvantages(advantages, inputs.advantages, scale, clipped & inputs.mask, inputs.mask)
+    return TokenAdvantages.of(inputs, advantages, clipped, scale)

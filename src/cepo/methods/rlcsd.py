@@ -127,7 +127,7 @@ def selected_bonus(inputs: CreditInputs, options: RLCSDOptions, step: int) -> To
     crossed = shifted * advantages.sign() < 0
     # A rollout with A = 0 keeps it.
     moved = shifted.masked_fill(crossed, 0.0) * (advantages != 0)
-    token_advantages = torch.where(selected, moved, advantages).masked_fill(~(inputs.mask & scored), 0.0)
+    token_advantages = torch.where(selected, moved, advantages).masked_fill(~scored, 0.0)
     others = inputs.mask & scored & ~selected
     # A mean over some tokens is a mean over all tokens with a larger weight. A count of 0 is taken as 1.
     counts = torch.stack([(inputs.mask & scored).sum(), selected.sum(), others.sum()])
@@ -136,7 +136,7 @@ def selected_bonus(inputs: CreditInputs, options: RLCSDOptions, step: int) -> To
     at_bound = selected & (crossed | (raw < options.bonus_min) | (raw > options.bonus_max))
     largest = min(strength, max(abs(options.bonus_min), abs(options.bonus_max)))
     scale = torch.full_like(inputs.advantages, largest)
-    return TokenAdvantages(token_advantages, inputs.advantages, scale, at_bound, inputs.mask, weights)
+    return TokenAdvantages.of(inputs, token_advantages, at_bound, scale, weights)
 
 
 METHOD = Method(

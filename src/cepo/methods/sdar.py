@@ -41,10 +41,9 @@ class SDAROptions(HintOptions, TeacherOptions):
 def gated(inputs: CreditInputs, options: SDAROptions, step: int) -> TokenAdvantages:  # noqa: ARG001
     """A + sdar_coefficient sigmoid(gate_scale d); A for tokens without a finite log-prob and rollouts not scored."""
     gate = (options.gate_scale * inputs.evidence).sigmoid().to(inputs.advantages.dtype)
-    gate = gate.masked_fill(~(inputs.mask & inputs.scored.unsqueeze(-1) & ~inputs.unscorable), 0.0)
-    advantages = (inputs.advantages.unsqueeze(-1) + options.sdar_coefficient * gate).masked_fill(~inputs.mask, 0.0)
-    scale = torch.full_like(inputs.advantages, options.sdar_coefficient)
-    return TokenAdvantages(advantages, inputs.advantages, scale, torch.zeros_like(inputs.mask), inputs.mask)
+    gate = gate.masked_fill(~inputs.scored.unsqueeze(-1) | inputs.unscorable, 0.0)
+    advantages = inputs.advantages.unsqueeze(-1) + options.sdar_coefficient * gate
+    return TokenAdvantages.of(inputs, advantages, scale=torch.full_like(inputs.advantages, options.sdar_coefficient))
 
 
 METHOD = Method(

@@ -18,11 +18,6 @@ NEAR = 0.02
 _LARGEST_SHIFT = 1e6
 
 
-def of_one_process(counts: Tensor) -> Tensor:
-    """The sum over processes, for a single process."""
-    return counts
-
-
 @dataclass(frozen=True)
 class CreditInputs:
     """The inputs of `assign_credit`.
@@ -43,16 +38,7 @@ class CreditInputs:
     scored: Tensor
     verdicts: Tensor
     unscorable: Tensor
-    sum_counts: Callable[[Tensor], Tensor] = of_one_process
-
-    def __post_init__(self):
-        rows, table = self.advantages.shape, self.evidence.shape
-        if self.evidence.dim() != 2 or rows != table[:1]:
-            raise ValueError(f"advantages must be (B,) and evidence (B, T), got {tuple(rows)} and {tuple(table)}")
-        for name, shape in (("mask", table), ("scored", rows), ("verdicts", rows), ("unscorable", table)):
-            value = getattr(self, name)
-            if value.shape != shape:
-                raise ValueError(f"{name} must have shape {tuple(shape)}, got {tuple(value.shape)}")
+    sum_counts: Callable[[Tensor], Tensor] = lambda counts: counts
 
 
 @dataclass(frozen=True)
@@ -90,17 +76,26 @@ class TokenAdvantages:
                 )
 
     @classmethod
-    def of(cls, inputs: CreditInputs, advantages: Tensor, at_bound: Tensor | None = None) -> "TokenAdvantages":
-        """Token advantages beside GRPO's, with the scale |A|.
+    def of(
+        cls,
+        inputs: CreditInputs,
+        advantages: Tensor,
+        at_bound: Tensor | None = None,
+        scale: Tensor | None = None,
+        loss_weights: Tensor | None = None,
+    ) -> "TokenAdvantages":
+        """Token advantages beside GRPO's.
 
         Args:
             inputs: The inputs of the stage.
             advantages: (B, T) A_t; tokens outside the mask are set to 0.
             at_bound: (B, T) bool, tokens at a bound; None: no token.
+            scale, loss_weights: See the attributes; None: a scale of |A|, weights of 1.
         """
         bound = torch.zeros_like(inputs.mask) if at_bound is None else at_bound
+        scale = inputs.advantages.abs() if scale is None else scale
         # Validates shapes before masks broadcast them.
-        found = cls(advantages, inputs.advantages, inputs.advantages.abs(), bound, inputs.mask)
+        found = cls(advantages, inputs.advantages, scale, bound, inputs.mask, loss_weights)
         return replace(found, advantages=advantages.masked_fill(~inputs.mask, 0.0), at_bound=bound & inputs.mask)
 
     @property
@@ -110,7 +105,7 @@ class TokenAdvantages:
         direction = torch.where(base < 0, -1.0, 1.0)
         scale = self.scale.unsqueeze(-1)
         moved = direction * (self.advantages - base) / torch.where(scale > 0, scale, 1.0)
-        # A tiny scale would make any difference infinite.
+        # Finite where the scale is tiny.
         return torch.where(self.mask & (scale > 0), moved.clamp(-_LARGEST_SHIFT, _LARGEST_SHIFT), 0.0)
 
     @property
@@ -140,8 +135,7 @@ AssignCredit = Callable[[CreditInputs, Any, int], TokenAdvantages]
 def uniform(inputs: CreditInputs, options: Any, step: int) -> TokenAdvantages:  # noqa: ARG001
     """GRPO: every token has its rollout's advantage (arXiv 2402.03300)."""
     advantages = inputs.advantages.detach().unsqueeze(-1) * inputs.mask
-    zeros = torch.zeros_like(inputs.advantages)
-    return TokenAdvantages(advantages, inputs.advantages, zeros, torch.zeros_like(inputs.mask), inputs.mask)
+    return TokenAdvantages.of(inputs, advantages, scale=torch.zeros_like(inputs.advantages))
 
 
 def as_advantages(inputs: CreditInputs, options: Any, step: int) -> TokenAdvantages:  # noqa: ARG001

@@ -58,15 +58,13 @@ def weighted_by_ratio(inputs: CreditInputs, options: DistilledRLOptions, step: i
     clipped = raw.clamp(1 / options.ratio_clip, options.ratio_clip)
     # A token without finite log-probs keeps its advantage.
     found = inputs.mask & ~inputs.unscorable
-    weights = clipped
-    if options.normalize_ratios:
-        weights = clipped / mean_of_tokens(clipped.log(), found).exp().unsqueeze(-1)
+    mean = mean_of_tokens(clipped.log(), found).exp().unsqueeze(-1) if options.normalize_ratios else 1.0
+    weights = clipped / mean
     weighted = (options.weights_rollout(inputs.advantages) & inputs.scored).unsqueeze(-1) & found
     weights = torch.where(weighted, weights, 1.0).to(inputs.advantages.dtype)
-    advantages = (inputs.advantages.unsqueeze(-1) * weights).masked_fill(~inputs.mask, 0.0)
-    at_bound = (clipped != raw) & inputs.mask & weighted
+    advantages = inputs.advantages.unsqueeze(-1) * weights
     scale = (options.ratio_clip - 1) * inputs.advantages.abs()
-    return TokenAdvantages(advantages, inputs.advantages, scale, at_bound, inputs.mask)
+    return TokenAdvantages.of(inputs, advantages, (clipped != raw) & weighted, scale)
 
 
 METHOD = Method(

@@ -56,9 +56,7 @@ def weighted_turns(inputs: CreditInputs, options: PBSDOptions, step: int) -> Tok
     bound, raw = options.weight_bound, (sums / options.evidence_scale).tanh()
     advantages = inputs.advantages.unsqueeze(-1)
     weights = 1 + advantages.sign() * raw.clamp(-bound, bound).to(advantages.dtype)
-    token_advantages = (advantages * weights).masked_fill(~inputs.mask, 0.0)
-    at_bound = (raw.abs() > bound) & inputs.mask
-    return TokenAdvantages(token_advantages, inputs.advantages, bound * inputs.advantages.abs(), at_bound, inputs.mask)
+    return TokenAdvantages.of(inputs, advantages * weights, raw.abs() > bound, bound * inputs.advantages.abs())
 
 
 METHOD = Method(

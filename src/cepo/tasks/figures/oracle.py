@@ -48,13 +48,8 @@ def oracle_credit(inputs: CreditInputs, options: OracleOptions, step: int) -> To
     kept = 1 - options.coefficient_at(step)
     advantages = inputs.advantages.unsqueeze(-1) * inputs.mask
     no_mistake = (advantages < 0) & (inputs.evidence >= 0)
-    return TokenAdvantages(
-        torch.where(no_mistake, kept * advantages, advantages),
-        inputs.advantages,
-        (1 - kept) * inputs.advantages.abs(),
-        torch.zeros_like(inputs.mask),
-        inputs.mask,
-    )
+    advantages = torch.where(no_mistake, kept * advantages, advantages)
+    return TokenAdvantages.of(inputs, advantages, scale=(1 - kept) * inputs.advantages.abs())
 
 
 # An upper bound for evidence, not a method for other tasks.
