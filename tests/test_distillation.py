@@ -53,7 +53,7 @@ def test_sdpo_hints_at_another_correct_rollout(tmp_path, text_figures, text_mode
     options = {"method": "sdpo", "max_steps": 1, "per_device_train_batch_size": 12, "divergence": "full"}
     trainer = train(tmp_path, text_figures, text_model_path, few_correct, **options)
     ((batch, policy, loss),) = lessons
-    # TRL shuffles the rollouts of a batch: rows are known by what they are hinted.
+    # TRL shuffles the rollouts of a batch; hints identify them.
     completions = [
         trainer.processing_class.decode(ids[mask.bool()], skip_special_tokens=True)
         for ids, mask in zip(batch["completion_ids"], batch["completion_mask"], strict=True)
@@ -67,7 +67,7 @@ def test_sdpo_hints_at_another_correct_rollout(tmp_path, text_figures, text_mode
         text = trainer.processing_class.decode(hinted)
         others = [place for place, other in enumerate(completions) if place != row and other in text]
         assert len(others) == 1
-        # Another one of the same prompt, and a right one: above its group's mean.
+        # Another rollout of the same prompt, and a correct one: above its group's mean.
         assert student_prompt(batch, others[0]).tolist() == student_prompt(batch, row).tolist()
         assert batch["advantages"][others[0]] > 0
         values.append(
@@ -75,7 +75,7 @@ def test_sdpo_hints_at_another_correct_rollout(tmp_path, text_figures, text_mode
                 distributions(policy, batch, hinted, row), distributions(policy, batch, student_prompt(batch, row), row)
             )
         )
-    assert unhinted == 5  # the only right one of its group, and a group without any
+    assert unhinted == 5  # the only correct one of its group, and a group without any
     assert loss.item() == pytest.approx(torch.cat(values).mean().item(), rel=1e-3)
     assert logged(trainer, "cepo/rows_scored") == pytest.approx([7 / 12])
 
@@ -239,10 +239,10 @@ def test_the_student_has_the_policys_weights(tmp_path, text_figures, text_model_
     at_work[0].train()
     assert [all(unhinted) for unhinted in asked] == [True, False] * 2  # the student, then its teachers
     assert not any(asked[1] + asked[3])
-    start, taught, now, taught_later = weights
+    start, teacher, now, teacher_later = weights
     for name, weight in start.items():
-        assert torch.equal(taught[name], weight)
-        assert torch.equal(taught_later[name], weight)
+        assert torch.equal(teacher[name], weight)
+        assert torch.equal(teacher_later[name], weight)
     assert any(not torch.equal(now[name], weight) for name, weight in start.items())
 
 
@@ -295,7 +295,7 @@ def test_teacher_weights_after_resuming(tmp_path, text_figures, text_model_path,
     resume = {"resume_from_checkpoint": str(tmp_path / "out" / "checkpoint-2")}
     resumed = make(tmp_path, text_figures, text_model_path, half_right, **options, **resume)
     for weight in resumed._teachers.weights._copy.values():
-        weight.zero_()  # what the checkpoint holds has to come back
+        weight.zero_()  # restored from the checkpoint
     resumed.train(resume_from_checkpoint=resumed.args.resume_from_checkpoint)
     for name, weight in weights_of(whole).items():
         assert_close(weights_of(resumed)[name], weight)
@@ -304,14 +304,11 @@ def test_teacher_weights_after_resuming(tmp_path, text_figures, text_model_path,
             assert_close(weights_of(resumed)[name], weight)
 
 
-def test_a_checkpoint_without_the_teacher_is_refused(tmp_path, text_figures, text_model_path):
+def test_a_checkpoint_of_another_teacher_is_refused(tmp_path, text_figures, text_model_path):
     options = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "method": "opsd"}
     train(tmp_path, text_figures, text_model_path, teacher="policy", **options)
     resume = {"resume_from_checkpoint": str(tmp_path / "out" / "checkpoint-1")}
     with pytest.raises(ValueError, match=r'trained with teacher "policy" \(now "initial"\)'):
-        train(tmp_path, text_figures, text_model_path, **options, **resume)
-    (tmp_path / "out" / "checkpoint-1" / "run_options.json").unlink()  # an older version's
-    with pytest.raises(ValueError, match=r"has no teacher\.safetensors"):
         train(tmp_path, text_figures, text_model_path, **options, **resume)
 
 
@@ -362,28 +359,6 @@ def test_the_oracle_follows_the_token_labels(tmp_path, figures, loss_inputs):
 def test_the_oracle_needs_the_figures_task(tmp_path, text_model_path, text_figures):
     with pytest.raises(ValueError, match="figures task"):
         train(tmp_path, text_figures.remove_columns("labels"), text_model_path, method="oracle")
-
-
-@pytest.mark.parametrize(
-    ("options", "named"),
-    [
-        ({"teacher": "friend"}, "unknown teacher 'friend'"),
-        ({"teacher_ema_decay": 1.0}, "teacher_ema_decay"),
-        ({"teacher_sync_steps": 0}, "teacher_sync_steps"),
-        ({"method": "opsd", "divergence": "whole"}, "unknown divergence"),
-        ({"method": "opsd", "divergence_beta": 1.5}, "divergence_beta"),
-        ({"method": "sdpo", "divergence_top_k": 0}, "divergence_top_k"),
-        ({"method": "sdpo", "importance_clip": 0.5}, "importance_clip"),
-        ({"positive_content": "hope"}, "unknown positive_content"),
-        ({"negative_content": "solution"}, "unknown negative_content"),
-        ({"positive_part": "middle"}, "unknown positive_part"),
-        ({"negative_part": "middle"}, "unknown negative_part"),
-        ({"hint_max_tokens": 0}, "hint_max_tokens"),
-    ],
-)
-def test_bad_options_are_refused(options, named):
-    with pytest.raises(ValueError, match=named):
-        CEPOConfig(output_dir="out", bf16=False, **options)
 
 
 @pytest.mark.parametrize(

@@ -55,13 +55,13 @@ def test_no_other_module_compares_the_name_of_a_method():
         assert not compared & set(METHODS), path
 
 
-def test_made_documents_are_as_the_code_has_them():
+def test_generated_documents_are_up_to_date():
     script = Path(__file__).parents[1] / "scripts" / "make_docs.py"
     result = subprocess.run([sys.executable, str(script), "--check"], capture_output=True, text=True)
     assert result.returncode == 0, f"{result.stdout}: run python scripts/make_docs.py"
 
 
-def test_help_names_every_method_with_what_it_does(capsys):
+def test_help_lists_methods_and_options(capsys):
     assert cli.main(["train", "--help"]) == 0
     page = " ".join(capsys.readouterr().out.split())
     for method in METHODS.values():
@@ -164,6 +164,22 @@ def test_options_of_methods_do_not_clash_with_trls():
         ("cepo", {"evidence_schedule": "stepwise"}),
         ("cepo", {"negative_advantage_weight": -1.0}),
         ("cepo", {"hint_template": "no place"}),
+        ("cepo", {"evidence_steps": -1}),
+        ("cepo", {"negative_reference": "best"}),
+        ("cepo", {"max_negatives": 0}),
+        ("cepo", {"missing_negative": "none"}),
+        ("cepo", {"positive_content": "hope"}),
+        ("cepo", {"negative_content": "solution"}),
+        ("cepo", {"positive_part": "middle"}),
+        ("cepo", {"negative_part": "middle"}),
+        ("cepo", {"hint_max_tokens": 0}),
+        ("cepo", {"teacher": "friend"}),
+        ("cepo", {"teacher_ema_decay": 1.0}),
+        ("cepo", {"teacher_sync_steps": 0}),
+        ("opsd", {"divergence": "whole"}),
+        ("opsd", {"divergence_beta": 1.5}),
+        ("sdpo", {"divergence_top_k": 0}),
+        ("sdpo", {"importance_clip": 0.5}),
     ],
     ids=str,
 )
@@ -172,7 +188,7 @@ def test_a_value_out_of_range_is_refused(method, options):
         method_options(method, **needed_by(method), **options)
 
 
-def test_an_unknown_method_says_what_there_is():
+def test_unknown_methods_are_refused_with_suggestions():
     with pytest.raises(ValueError, match=r"unknown method 'ppo'; choose one of cepo, .*grpo.*package\.module:name"):
         method_options("ppo")
     with pytest.raises(ValueError, match=r"unknown method 'cepoo'; did you mean cepo\?; choose one of"):
@@ -187,24 +203,24 @@ def test_an_unknown_method_says_what_there_is():
         method_options("cepo.credit:evidence")
 
 
-def test_a_name_is_one_methods():
+def test_names_of_methods_are_unique():
     assert register_method(METHODS["grpo"]) is METHODS["grpo"]
     with pytest.raises(ValueError, match="there is a method 'grpo' already"):
         register_method(replace(METHODS["grpo"], evidence_is_signed=False))
     assert find_method("grpo").evidence_is_signed
 
 
-def test_presets_leave_out_what_another_method_does_not_read(tmp_path):
+def test_presets_with_another_method_leave_out_its_missing_options(tmp_path):
     assert {"paper", "rlsd"} <= set(presets())
     assert preset_options("paper", "grpo") == {"epsilon": 0.2, "epsilon_high": 0.28, "method": "grpo"}
     args = CEPOConfig.preset("paper", output_dir=str(tmp_path), method="opsd", bf16=False)
     assert (args.teacher, args.evidence_steps, args.epsilon) == ("initial", None, 0.2)
 
 
-# Placements -----------------------------------------------------------------------------------------------------------
+# Token advantages -----------------------------------------------------------------------------------------------------
 
 
-def test_shift_and_what_counts_as_moved_by_hand():
+def test_shift_and_moved_tokens_by_hand():
     """CEPO, lambda 0.5, clip 0.5: e^0.4 = 1.49 and e^-0.4 = 0.67 are not clipped, e^2 is."""
     inputs = inputs_of([[0.4, 2.0, 0.001], [0.4, -2.0, 0.0]], [2.0, -1.0], mask=[[True] * 3, [True, True, False]])
     placed = placed_by("cepo", inputs)
@@ -216,7 +232,7 @@ def test_shift_and_what_counts_as_moved_by_hand():
     assert NEAR == 0.02
 
 
-def test_a_uniform_placement_moves_nothing():
+def test_uniform_moves_no_token():
     placed = uniform(inputs_of([[1.0, -1.0]], [0.5], mask=[[True, False]]), method_options("grpo"), 0)
     assert placed.advantages.tolist() == [[0.5, 0.0]]
     assert not placed.moved.any()
@@ -228,7 +244,7 @@ two_tokens = st.lists(st.floats(-5, 5), min_size=2, max_size=2)
 
 
 @given(st.sampled_from([0.0, 0.05, 0.5, 2.0]), two_advantages, two_tokens)
-def test_the_weight_of_negative_advantages_is_a_factor_of_whole_rollouts(weight, advantages, evidence):
+def test_negative_advantage_weight_scales_whole_rollouts(weight, advantages, evidence):
     inputs = inputs_of([evidence, evidence], advantages)
     plain = placed_by("cepo", inputs)
     weighted = placed_by("cepo", inputs, negative_advantage_weight=weight)
@@ -240,7 +256,7 @@ def test_the_weight_of_negative_advantages_is_a_factor_of_whole_rollouts(weight,
             assert_close(weighted.shift[row], plain.shift[row])
 
 
-def test_rollouts_of_weight_zero_are_not_read():
+def test_rollouts_of_weight_zero_are_not_scored():
     options = method_options("cepo", negative_advantage_weight=0.0)
     advantages, verdicts = torch.tensor([1.0, -1.0, 0.0]), torch.tensor([1.0, -1.0, 1.0])
     assert options.method_spec.rollout_filter(advantages, verdicts, options).tolist() == [True, False, False]
@@ -249,7 +265,7 @@ def test_rollouts_of_weight_zero_are_not_read():
 
 
 @pytest.mark.parametrize("method", ["grpo", "cepo"])
-def test_the_boring_control_in_training(tmp_path, text_figures, text_model_path, loss_inputs, monkeypatch, method):
+def test_down_weighted_negatives_in_training(tmp_path, text_figures, text_model_path, loss_inputs, monkeypatch, method):
     wrong_answers(monkeypatch)
     options = {"reward": half_right, "method": method, "max_steps": 1, "skip_zero_advantage": False}
     train(tmp_path, text_figures, text_model_path, **options)
@@ -259,7 +275,7 @@ def test_the_boring_control_in_training(tmp_path, text_figures, text_model_path,
     assert_close(control, torch.where(plain < 0, 0.05 * plain, plain))
 
 
-def test_distillation_has_no_advantages_to_weigh(tmp_path):
+def test_distillation_refuses_a_weight_of_negatives(tmp_path):
     for divergence in ("full", "sampled"):
         with pytest.raises(ValueError, match="negative_advantage_weight has no effect"):
             CEPOConfig(
@@ -271,7 +287,7 @@ def test_distillation_has_no_advantages_to_weigh(tmp_path):
             )
 
 
-# A method that is not ours --------------------------------------------------------------------------------------------
+# Methods of users -----------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -302,7 +318,7 @@ def test_a_real_step(tmp_path, task, loss_inputs, monkeypatch, method):
     check_a_real_step(tmp_path, task, loss_inputs, monkeypatch, method)
 
 
-def test_a_method_of_ones_own_trains(tmp_path, figures, own_method, loss_inputs):
+def test_a_users_method_trains(tmp_path, figures, own_method, loss_inputs):
     trainer = train(
         tmp_path, figures, reward=accuracy_reward, method=own_method, max_steps=1, max_completion_length=176
     )
@@ -315,7 +331,7 @@ def test_a_method_of_ones_own_trains(tmp_path, figures, own_method, loss_inputs)
     assert batch["advantages"].dim() == 2
 
 
-def test_a_method_of_ones_own_from_the_command_line(tmp_path, own_method, capsys):
+def test_a_users_method_from_the_command_line(tmp_path, own_method, capsys):
     small = ["--max_steps=1", "--per_device_train_batch_size=8", "--num_generations=4", "--max_completion_length=176"]
     arguments = [*small, "--figures_problems=8", "--eval_problems=0", "--credit_page_steps=1", "--output_dir=out"]
     assert cli.main(["train", "--method", own_method, "--largest_gain=0.5", *arguments]) == 0
@@ -339,10 +355,8 @@ def test_a_method_of_ones_own_from_the_command_line(tmp_path, own_method, capsys
     assert "unknown option --largest_gain" in capsys.readouterr().err
 
 
-def test_a_method_without_teachers_is_its_placement_alone(
-    tmp_path, text_figures, text_model_path, documented, loss_inputs
-):
-    """No `solution` is needed, no conversation, and the loss is given what the placement says, not GRPO's."""
+def test_a_method_without_teachers(tmp_path, text_figures, text_model_path, documented, loss_inputs):
+    """It needs no solutions and no conversations, and its token advantages reach the loss."""
     documented("last_third")
     plain = text_figures.map(lambda row: {"prompt": row["prompt"][-1]["content"], "solution": None})
     options = {"method": "last_third:last_third_method", "max_steps": 1, "log_completions": True}
@@ -350,7 +364,7 @@ def test_a_method_without_teachers_is_its_placement_alone(
     trainer = train(tmp_path, plain.remove_columns("solution"), text_model_path, half_right, **options)
     batch, same = loss_inputs
     assert torch.equal(batch["advantages"], same["advantages"])
-    assert not list(tmp_path.rglob("step-*.parquet"))  # what nobody could read again
+    assert not list(tmp_path.rglob("step-*.parquet"))  # `cepo explain` cannot use them
     mask, placed = batch["completion_mask"].bool(), batch["advantages"]
     assert placed.shape == mask.shape
     for row, kept in zip(placed, mask, strict=True):
@@ -377,7 +391,7 @@ bare_method = Method(name="bare", assign_credit=bare)
 """
 
 
-def test_a_method_that_returns_no_placement_is_named(tmp_path, documented):
+def test_wrong_return_values_of_a_method_are_refused(tmp_path, documented):
     (tmp_path / "broken.py").write_text(BROKEN)
     small = ["--max_steps=1", "--per_device_train_batch_size=8", "--num_generations=4", "--max_completion_length=8"]
     arguments = [*small, "--figures_problems=8", "--eval_problems=0", "--output_dir=out"]
@@ -388,14 +402,14 @@ def test_a_method_that_returns_no_placement_is_named(tmp_path, documented):
         cli.main(["train", "--method", "broken:bare_method", *arguments])
 
 
-def test_stages_that_would_never_run_are_refused():
+def test_unused_stages_are_refused():
     with pytest.raises(ValueError, match="method both: give contexts or token_values"):
         replace(METHODS["oracle"], name="both", contexts=METHODS["rlsd"].contexts)
     with pytest.raises(ValueError, match="method idle: an evidence stage needs contexts"):
         replace(METHODS["grpo"], name="idle", evidence=METHODS["cscr"].evidence)
 
 
-def test_a_placement_with_another_shape_is_refused_by_name():
+def test_token_advantages_of_another_shape_are_refused():
     inputs = inputs_of([[0.1, 0.2]] * 3, [1.0, -1.0, 0.0])
     with pytest.raises(ValueError, match=r"advantages must have shape \(B, T\) = \(3, 2\), got \(3,\)"):
         TokenAdvantages.of(inputs, inputs.advantages)
@@ -405,7 +419,7 @@ def test_a_placement_with_another_shape_is_refused_by_name():
         replace(TokenAdvantages.of(inputs, inputs.evidence), scale=inputs.evidence)
 
 
-def test_a_method_of_ones_own_is_compared(tmp_path, own_method, monkeypatch):
+def test_a_users_method_is_compared(tmp_path, own_method, monkeypatch):
     from cepo.compare import jobs
 
     asked = []
@@ -414,8 +428,8 @@ def test_a_method_of_ones_own_is_compared(tmp_path, own_method, monkeypatch):
     assert [(job.arm, job.options["method"]) for job in asked] == [("grpo", "grpo"), ("only_more", own_method)]
 
 
-def test_a_method_trains_as_its_placement_says(tmp_path, text_figures, text_model_path, monkeypatch):
-    """CEPO with another name and the uniform placement is GRPO, whatever its teachers say."""
+def test_uniform_token_advantages_train_as_grpo(tmp_path, text_figures, text_model_path, monkeypatch):
+    """CEPO with `uniform` is GRPO, although teachers score its rollouts."""
     wrong_answers(monkeypatch)
     monkeypatch.setitem(METHODS, "idle", replace(METHODS["cepo"], name="idle", assign_credit=uniform))
     idle = train(tmp_path, text_figures, text_model_path, half_right, method="idle")
@@ -426,8 +440,7 @@ def test_a_method_trains_as_its_placement_says(tmp_path, text_figures, text_mode
         assert_close(weights_of(idle)[name], weight)
 
 
-def test_a_loss_that_is_no_plain_mean(tmp_path, text_figures, text_model_path, monkeypatch, loss_inputs):
-    """A placement's loss weights reach the loss, and nothing else."""
+def test_loss_weights_reach_the_loss_alone(tmp_path, text_figures, text_model_path, monkeypatch, loss_inputs):
     wrong_answers(monkeypatch)
 
     def doubled(inputs, options, step):
@@ -488,7 +501,7 @@ def test_numbers_of_numpy_are_numbers():
     assert made.coefficient_at(0) == 0.5
 
 
-def test_a_scale_of_next_to_nothing_moves_nothing_infinitely():
+def test_a_tiny_scale_gives_finite_shifts():
     placed = placed_by(
         "rlcsd",
         inputs_of([[0.0, 1.0]], [1.0], scored=[False]),

@@ -208,7 +208,7 @@ def test_truncated_completions_are_masked(tmp_path, text_figures, text_model_pat
 
 @pytest.mark.parametrize("method", TRAINED)
 def test_no_answer_is_extracted(tmp_path, text_figures, text_model_path, monkeypatch, method):
-    """Nor is any rollout correct: cepo/fallback counts the missing references."""
+    """No rollout is correct, either; cepo/fallback counts the missing references."""
     monkeypatch.setattr(cepo.trainer.cepo_trainer, "final_answer", lambda text, extractor: None)
 
     def wrong(completions, **kwargs):
@@ -261,7 +261,7 @@ def test_equal_contexts_have_no_evidence_in_bfloat16(
     monkeypatch.setattr(
         cepo.methods.stages,
         "choose_references",
-        lambda attempts, solution, **_: [References(solution, (solution,))] * len(attempts),
+        lambda rollouts, solution, **_: [References(solution, (solution,))] * len(rollouts),
     )
     trainer = step(tmp_path, text_figures, text_model_path, "cepo", shared_prompt=shared, **HALF[half])
     assert logged(trainer, "cepo/rows_scored") == [1.0]

@@ -102,9 +102,9 @@ def test_fallbacks_without_siblings():
     assert [len(found.negatives) for found in one_incorrect] == [1, 1, 0, 1]
     for found in (one_correct[0], one_incorrect[2]):
         assert METHODS["rlcsd"].contexts(found, method_options("rlcsd")) == []
-    told = references([CORRECT[0], *INCORRECT[:2]], correct_hint="solution")
-    right = "so \\boxed{7}\nIts final answer, 7, is the correct one."  # worded as the wrong siblings are
-    assert [found.positive for found in told] == [right] * 3
+    found = references([CORRECT[0], *INCORRECT[:2]], correct_hint="solution")
+    correct = "so \\boxed{7}\nIts final answer, 7, is the correct one."  # the words of incorrect siblings
+    assert [one.positive for one in found] == [correct] * 3
     boxless = Rollout(None, 1.0, True, "correct without a box")
     assert references([boxless, CORRECT[0], INCORRECT[0]])[1].positive.endswith(
         "Its final answer, 7, is the correct one."
@@ -126,17 +126,17 @@ def test_a_real_step(tmp_path, task, loss_inputs, monkeypatch):
 
 
 def test_a_group_with_one_correct_rollout(tmp_path, task, loss_inputs, monkeypatch):
-    """It is not trained on; the wrong ones are told it."""
+    """It is not trained on, and serves as r+ for the incorrect ones."""
 
     def one(completions, **kwargs):
         return [float(row % 4 == 0) for row in range(len(completions))]
 
     _, batch = check_a_real_step(tmp_path, task, loss_inputs, monkeypatch, "rlcsd", reward=one)
-    right = batch["verdicts"] > 0
-    assert right.sum() == 2
-    assert not batch["scored"][right].any()
-    assert not batch["advantages"][right].any()
-    assert batch["scored"][~right].all()
+    correct = batch["verdicts"] > 0
+    assert correct.sum() == 2
+    assert not batch["scored"][correct].any()
+    assert not batch["advantages"][correct].any()
+    assert batch["scored"][~correct].all()
 
 
 @pytest.mark.parametrize("loss_type", ["grpo", "sapo", "luspo"])

@@ -15,8 +15,10 @@ from trl.trainer.utils import add_fused_lm_head
 
 from cepo import CEPOConfig, CEPOTrainer, policy_path
 from cepo.fast.generation import PrefixSharingGenerator, SharedPrompts
-from cepo.fast.shared_rows import Rows, branched, distinct, packed, packing_pays, sharing_unsupported_reason
+from cepo.fast.prefix_cache import unsupported_reason
+from cepo.fast.shared_rows import Rows, branched, packed, packing_pays, packing_unsupported_reason
 from cepo.fast.trainer import rows_of
+from cepo.scoring.requests import distinct_prompts
 from cepo.trainer.batches import images_of_rows
 from tests.support import tiny_models
 from tests.support.prompts import SHAREABLE, prompt_for, words
@@ -118,7 +120,8 @@ def test_rows_without_a_shared_prompt():
     ids = torch.tensor([[1, 2, 3], [1, 2, 4]])
     assert rows_of({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, 1) is None  # a single prompt token
     assert rows_of({"input_ids": ids.flip(1), "attention_mask": torch.ones_like(ids)}, 2) is None
-    assert distinct(ids, torch.tensor([[1, 1, 1], [1, 1, 0]]), lambda one, other: True) == ([0, 1], [0, 1])
+    masked = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 1]])
+    assert rows_of({"input_ids": torch.ones_like(masked), "attention_mask": masked}, 3) is None
 
 
 def test_tokens_and_cost():
@@ -134,18 +137,17 @@ def test_tokens_and_cost():
 
 
 @pytest.mark.parametrize(
-    ("name", "checkpoints", "reason"),
+    ("name", "of_model", "reason"),
     [
-        ("qwen3_next", False, "its cache has layers other than keys and values"),
-        ("gemma3", True, "not all of its layers have full attention"),
-        ("qwen3_next", True, "not all of its layers have full attention"),
-        ("qwen3_vl", True, None),
-        ("gemma3", False, None),
+        ("qwen3_next", unsupported_reason, "its cache has layers other than keys and values"),
+        ("gemma3", packing_unsupported_reason, "not all of its layers have full attention"),
+        ("qwen3_next", packing_unsupported_reason, "not all of its layers have full attention"),
+        ("qwen3_vl", packing_unsupported_reason, None),
+        ("gemma3", unsupported_reason, None),
     ],
 )
-def test_structure(name, checkpoints, reason):
-    model = tiny_models.make(name)
-    found = sharing_unsupported_reason(model, checkpoints=checkpoints)
+def test_structure(name, of_model, reason):
+    found = of_model(tiny_models.make(name))
     assert found is None if reason is None else reason in found
     assert name in SHAREABLE or name in HYBRID_MODELS
 
@@ -285,7 +287,8 @@ def inputs_of(name, images, groups, draw):
     if images:
         batch["num_images"] = [images] * sum(groups)
     rows = images_of_rows({key: value for key, value in batch.items() if key not in ("input_ids", "attention_mask")})
-    firsts, owners = distinct(inputs["input_ids"], inputs["attention_mask"], rows.same)
+    ids = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -1)
+    firsts, owners = distinct_prompts(ids.tolist(), rows.same)
     assert len(firsts) == len(groups)
     return inputs, SharedPrompts(firsts, owners, rows.of(firsts) if images else {})
 
@@ -352,7 +355,7 @@ def test_a_failed_trial_is_not_shared(models):
             found = model.generate(**inputs, max_new_tokens=4, do_sample=False, pad_token_id=0, eos_token_id=5)
         assert torch.equal(found, expected)
     (line,) = warnings
-    assert "in a trial, logits differed by" in line
+    assert "in a trial, numbers differed by" in line
 
 
 @pytest.mark.parametrize("way", [branched, packed])

@@ -107,7 +107,7 @@ def test_cepo_with_equal_references_is_trls_trainer(tmp_path, text_figures, text
         patch.setattr(
             cepo.methods.stages,
             "choose_references",
-            lambda attempts, solution, **_: [References(solution, (solution,))] * len(attempts),
+            lambda rollouts, solution, **_: [References(solution, (solution,))] * len(rollouts),
         )
         # Prompts that run once are exact to rounding, which two steps of half precision, or of VESPO, make more of.
         options["shared_prompt_update"] = "never"

@@ -70,8 +70,7 @@ def test_agrees_with_plain_loops(rollouts, prefix_value, margin, nonnegative):
 
 
 def test_the_shift_is_that_of_the_kept_prefix():
-    """A right rollout is level with itself, whatever GRPO's advantage is; of a wrong one the prefix takes less "
-    "blame."""
+    """A correct rollout has no shift. In an incorrect one, prefix tokens take less of the negative advantage."""
     found = advantages_of([4, 4], [True, False], [None, 2])
     placed = placed_by("vppo", inputs_of(found, [0.9, -0.9]), first_error_reward="given")
     assert placed.moved.tolist() == [[False] * 4, [True] * 4]
@@ -105,7 +104,7 @@ def test_first_errors_of_the_figures_task():
 
 
 def first_errors(completions, completion_ids, **kwargs):
-    """A process verifier's word: halfway through every other rollout."""
+    """A process verifier: an error halfway through every other rollout."""
     return [len(ids) // 2 if row % 2 == 0 else None for row, ids in enumerate(completion_ids)]
 
 

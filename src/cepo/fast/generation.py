@@ -89,11 +89,11 @@ class PrefixSharingGenerator:
         if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
             return nullcontext()
         self._features = self._features or ImageFeatures(self.warn)
-        return self._features.kept_while_sampling(model)
+        return self._features.kept(model, sampling=True)
 
     def decide(self, expected: Tensor, shared: Callable[[], Tensor], dtype: torch.dtype) -> None:
         """Share prompts if their logits equal those of whole prompts to rounding."""
-        reason = trial_failure(lambda: (shared() - expected).abs().mean(), "logits", dtype)
+        reason = trial_failure(expected, shared, dtype)
         if reason is None:
             self.shares = True
         else:

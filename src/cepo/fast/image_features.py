@@ -25,27 +25,20 @@ _IGNORED = ("use_cache",)
 _Pieces = dict[str, Any]
 
 
-def frozen_tower(model: PreTrainedModel) -> nn.Module | None:
-    """The module that computes image features, if all weights in it are frozen; otherwise None."""
-    base = deterministic_tower(model)
-    return (
-        None
-        if base is None or any(p.requires_grad for part in _vision_parts(base) for p in part.parameters())
-        else base
-    )
+def cacheable_tower(model: PreTrainedModel, *, frozen: bool = True) -> nn.Module | None:
+    """The module that computes image features; None without one, with dropout, or with weights that are not frozen.
 
-
-def deterministic_tower(model: PreTrainedModel) -> nn.Module | None:
-    """The module that computes image features, if equal weights give equal features; otherwise None."""
+    Args:
+        model: The model.
+        frozen: Whether weights have to be frozen.
+    """
     base = model.base_model
     if not hasattr(base, "get_image_features") or getattr(base, "language_model", None) is None:
         return None
-    parts = _vision_parts(base)
-    return None if not parts or any(map(has_dropout, parts)) else base
-
-
-def _vision_parts(base: nn.Module) -> list[nn.Module]:
-    return [child for child in base.children() if child is not base.language_model]
+    parts = [child for child in base.children() if child is not base.language_model]
+    if any(map(has_dropout, parts)) or (frozen and any(p.requires_grad for part in parts for p in part.parameters())):
+        return None
+    return base
 
 
 @dataclass
@@ -54,11 +47,9 @@ class ImageFeatures:
 
     Attributes:
         warn: Called once with the reason if the features of a model cannot be cached.
-        runs: Number of images that the tower has run.
     """
 
     warn: Callable[[str], None]
-    runs: int = 0
     _works: bool | None = None  # None before the first images
     _template: Any = None  # an output, for its fields
     _known: dict[Any, list[tuple[list[Tensor], _Pieces]]] = field(default_factory=dict)
@@ -68,23 +59,15 @@ class ImageFeatures:
         self._known.clear()
 
     @contextmanager
-    def kept(self, model: PreTrainedModel) -> Iterator[None]:
-        """Context in which `model` runs its vision tower once per image, if the tower is frozen."""
-        with self._kept_of(frozen_tower, model):
-            yield
+    def kept(self, model: PreTrainedModel, *, sampling: bool = False) -> Iterator[None]:
+        """Context in which `model` runs its vision tower once per image.
 
-    @contextmanager
-    def kept_while_sampling(self, model: PreTrainedModel) -> Iterator[None]:
-        """The same while weights do not change, as in sampling, frozen or not; clears the cache afterwards."""
-        try:
-            with self._kept_of(deterministic_tower, model):
-                yield
-        finally:
-            self.forget()
-
-    @contextmanager
-    def _kept_of(self, tower: Callable[[Any], Any], model: PreTrainedModel) -> Iterator[None]:
-        base = tower(model) if self._works is not False else None
+        Args:
+            model: A model with a frozen tower; others run as ever.
+            sampling: Whether weights stay the same in this context alone: the tower need not be frozen, and the cache
+                is cleared afterwards.
+        """
+        base: Any = cacheable_tower(model, frozen=not sampling) if self._works is not False else None
         if base is None or "get_image_features" in vars(base):
             yield
             return
@@ -99,40 +82,38 @@ class ImageFeatures:
             yield
         finally:
             del base.get_image_features
+            if sampling:
+                self.forget()
 
     def _features(self, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         images = _images_of(original, args, kwargs) if self._works is not False else None
         if images is None:
             return original(*args, **kwargs)
-        keys = images.keys()
-        found = [self._find(key, image) for key, image in zip(keys, images.each, strict=True)]
-        missing = [index for index, known in enumerate(found) if known is None]
-        firsts: list[int] = []
-        for index in missing:  # an image may occur several times in a pass
-            alike = (other for other in firsts if keys[other] == keys[index])
-            if not any(_same(images.each[index], images.each[other]) for other in alike):
-                firsts.append(index)
-        if firsts:
+        found: list[_Pieces] = []
+        new: dict[int, _Pieces] = {}  # filled by the pass below
+        for index, (key, image) in enumerate(zip(images.keys(), images.each, strict=True)):
+            known = self._known.setdefault(key, [])
+            piece = next((piece for other, piece in known if _same(image, other)), None)
+            if piece is None:
+                piece = new[index] = {}
+                known.append((image, piece))
+            found.append(piece)
+        if new:
             with torch.no_grad():
-                output = original(**images.of(firsts))
-            pieces = _split(output, len(firsts), [images.patches[index] for index in firsts])
+                output = original(**images.of(list(new)))
+            pieces = _split(output, len(new), [images.patches[index] for index in new])
             if pieces is None or (self._works is None and not _equal(_join(output, pieces), output)):
                 self._works = False
+                self.forget()
                 self.warn(
                     f"the vision tower runs in each pass: the fields of {type(output).__name__} cannot be split by "
                     "images. This is slower and gives the same numbers."
                 )
                 return original(*args, **kwargs)
             self._works, self._template = True, output
-            self.runs += len(firsts)
-            for index, piece in zip(firsts, pieces, strict=True):
-                self._known.setdefault(keys[index], []).append((images.each[index], piece))
-        for index in missing:
-            found[index] = self._find(keys[index], images.each[index])
-        return _join(self._template, [piece for piece in found if piece is not None])
-
-    def _find(self, key: Any, image: list[Tensor]) -> _Pieces | None:
-        return next((piece for other, piece in self._known.get(key, ()) if _same(image, other)), None)
+            for piece, fields in zip(new.values(), pieces, strict=True):
+                piece.update(fields)
+        return _join(self._template, found)
 
 
 @dataclass(frozen=True)

@@ -27,12 +27,7 @@ from ..scoring.forward import (
     padded,
     single_process,
 )
-from ..scoring.requests import (
-    Prompt,
-    Request,
-    distinct_prompts,
-    spare_request,
-)
+from ..scoring.requests import Prompt, Request, distinct_prompts, spare_request
 from .prefix_tree import Tree, shared_prefixes, trees_of, two_contexts
 
 
@@ -49,8 +44,8 @@ def forward_for(
 
     Args:
         model, max_tokens, reduce_max: As in `FullForward`.
-        prompts, requests: Requests to score, on which sharing is tried.
-        tried: True if an earlier trial has passed; None: try.
+        prompts, requests: Requests of the trial.
+        tried: True if an earlier trial has passed; None: run a trial.
     """
     shared = PrefixCachedForward(model, max_tokens, reduce_max)
     reason = None if tried else trial_reason(shared, prompts, requests)
@@ -170,7 +165,7 @@ class PrefixCachedForward:
     ) -> dict[Request, Tensor]:
         trees = list(trees_of(requests, prefixes, self.max_tokens))
         (count,) = self.reduce_max([len(trees)])
-        if count > len(trees):  # passes that other processes make too; the result is not used
+        if count > len(trees):  # join the passes of other processes; the result is not used
             spare = spare_request(prompts)
             spare_trees = list(trees_of([spare], {0: spare.context[:-2]}, self.max_tokens))
             trees += spare_trees * (count - len(trees))
@@ -227,41 +222,33 @@ class PrefixCachedForward:
 def trial_reason(shared: PrefixCachedForward, prompts: Sequence[Prompt], requests: Sequence[Request]) -> str | None:
     """Why a model's prompts cannot be shared: its structure, or a trial against `FullForward`; None if they can.
 
-    The trial scores two contexts of one prompt both ways. It has to pass on every process.
+    The trial scores two contexts of one prompt both ways, and has to pass on every process.
     """
-    reason = unsupported_reason(shared.model.unwrapped)
+    model = shared.model.unwrapped
+    reason = unsupported_reason(model)
     if reason is None:
         trial = two_contexts(requests) or [spare_request(prompts)]
-        reason = _difference(shared, prompts, trial)
+        expected = torch.cat(FullForward(shared.model, shared.max_tokens, shared.reduce_max).log_probs(prompts, trial))
+        reason = trial_failure(expected, lambda: torch.cat(shared.log_probs(prompts, trial)), model.dtype)
     (failed,) = shared.reduce_max([int(reason is not None)])
     return reason or ("it failed on another process" if failed else None)
 
 
-def _difference(shared: PrefixCachedForward, prompts: Sequence[Prompt], trial: list[Request]) -> str | None:
-    whole = FullForward(shared.model, shared.max_tokens, shared.reduce_max)
-    expected = torch.cat(whole.log_probs(prompts, trial))
-    return trial_failure(
-        lambda: (torch.cat(shared.log_probs(prompts, trial)) - expected).abs().mean(),
-        "log-probs",
-        shared.model.unwrapped.dtype,
-    )
-
-
-def trial_failure(difference: Callable[[], Tensor], what: str, dtype: torch.dtype) -> str | None:
+def trial_failure(expected: Tensor, trial: Callable[[], Tensor], dtype: torch.dtype) -> str | None:
     """Why a faster way to run a model is not used; None if it gives the same numbers to rounding.
 
     Args:
-        difference: Runs the trial; returns the mean absolute difference [nats].
-        what: Name of the compared numbers.
+        expected: Log-probs or logits of full forward passes [nats].
+        trial: Computes the same numbers in the faster way.
         dtype: Dtype of the weights, which sets the tolerance.
     """
     try:
-        off = difference().item()
+        off = ((trial() - expected).abs().sum() / max(1, expected.numel())).item()
     except torch.OutOfMemoryError:
         raise
     except (RuntimeError, ValueError, TypeError, AttributeError, IndexError, NotImplementedError, KeyError) as error:
         return f"a trial ended in {type(error).__name__}: {str(error).splitlines()[0]}"
-    return None if off <= _TOLERANCE[dtype] else f"in a trial, {what} differed by {off:.2g} nats on average"
+    return None if off <= _TOLERANCE[dtype] else f"in a trial, numbers differed by {off:.2g} nats on average"
 
 
 # Largest mean absolute difference [nats]; rounding reaches a hundredth of it in float32, a tenth in bfloat16.

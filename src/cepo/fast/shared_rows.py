@@ -8,7 +8,6 @@ Dimensions: B rows, P prompt tokens (padded on the left), T completion tokens (p
 L tokens of a packed row.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,8 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
 
-from ..scoring.requests import distinct_prompts
-from .prefix_cache import ExpandedCache, cache_argument, unsupported_reason
+from .prefix_cache import ExpandedCache, cache_argument
 
 # Log-probs and entropies.
 Found = tuple[Tensor, Tensor | None]
@@ -60,11 +58,6 @@ class Rows:
         prompts = self.mask[:, : self.width].sum(1)
         rest = int(self.mask[:, self.width :].sum()) + len(self.owners)
         return int(prompts[self.firsts].sum()) - len(self.firsts) + rest, int(self.mask.sum())
-
-
-def distinct(ids: Tensor, mask: Tensor, same: Callable[[int, int], bool]) -> tuple[list[int], list[int]]:
-    """`distinct_prompts` of (B, P) ids and mask."""
-    return distinct_prompts(ids.masked_fill(mask == 0, -1).tolist(), same)
 
 
 def branched(model: PreTrainedModel, rows: Rows) -> Found:
@@ -111,11 +104,12 @@ def packed(model: PreTrainedModel, rows: Rows) -> Found:
     seen = (segments[:, None, :] == 0) | (segments[:, None, :] == segments[:, :, None])
     seen &= (segments >= 0)[:, None, :]
     seen = seen.tril() | torch.eye(seen.shape[1], dtype=torch.bool, device=device)
-    dtype = _dtype_of(model)
+    dtype = torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else model.dtype
     dense = torch.zeros(seen.shape, dtype=dtype, device=device).masked_fill(~seen, torch.finfo(dtype).min)
     types = {name: torch.cat([inputs.pop(name), torch.zeros_like(ids)], dim=1) for name in rows.token_types}
     prompt_ids = inputs.pop("input_ids")
-    labels = torch.where(there & (column > 0), ids, -100)
+    kept = there & (column > 0)
+    labels = torch.where(kept, ids, -100)
     found = _of_completions(
         model,
         labels=torch.cat([torch.full_like(prompt_ids, -100), labels], dim=1),
@@ -125,20 +119,16 @@ def packed(model: PreTrainedModel, rows: Rows) -> Found:
         **types,
         **inputs,
     )
-    back = (place[there & (column > 0)], there & (column > 0), last)
-    return _unpacked(found[0], rows, *back), None if found[1] is None else _unpacked(found[1], rows, *back)
 
+    def unpacked(values: Tensor | None) -> Any:
+        """(B, T) from the (U, L - 1) of packed rows."""
+        if values is None:
+            return None
+        own = values[:, last - 1 :]  # a token's value is at the position that predicts it
+        whole = own.new_zeros(rows.ids.numel()).index_put((place[kept],), own[kept])
+        return whole.view_as(rows.ids)[:, rows.width :]
 
-def _unpacked(values: Tensor, rows: Rows, place: Tensor, kept: Tensor, last: int) -> Tensor:
-    """(B, T) from the (U, L - 1) of packed rows."""
-    own = values[:, last - 1 :]  # a token's value is at the position that predicts it
-    whole = own.new_zeros(rows.ids.numel()).index_put((place,), own[kept])
-    return whole.view_as(rows.ids)[:, rows.width :]
-
-
-def _dtype_of(model: PreTrainedModel) -> torch.dtype:
-    device = model.device.type
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else model.dtype
+    return unpacked(found[0]), unpacked(found[1])
 
 
 def _prompts(model: PreTrainedModel, rows: Rows) -> tuple[dict[str, Any], Tensor]:
@@ -158,15 +148,8 @@ def _of_completions(model: PreTrainedModel, **inputs: Any) -> Found:
     return output.log_probs, output.entropy
 
 
-def sharing_unsupported_reason(model: PreTrainedModel, *, checkpoints: bool) -> str | None:
-    """Why the structure of a model does not allow shared prompts; None if it does.
-
-    Args:
-        model: The model.
-        checkpoints: Whether it uses gradient checkpointing, so that prompts are `packed`.
-    """
-    if not checkpoints:
-        return unsupported_reason(model)
+def packing_unsupported_reason(model: PreTrainedModel) -> str | None:
+    """Why the structure of a model does not allow `packed` rows; None if it does."""
     config = model.config.get_text_config()
     if not hasattr(model, "_prepare_position_ids_for_generation"):
         return "it cannot prepare position ids"
@@ -189,8 +172,3 @@ def packing_pays(model: PreTrainedModel, rows: Rows) -> bool:
     heads = config.num_attention_heads * head
     of_token = 4 * config.hidden_size * heads + 3 * config.hidden_size * config.intermediate_size
     return few * of_token + 2 * heads * pairs_packed < many * of_token + 2 * heads * pairs_whole
-
-
-def difference(expected: Tensor, found: Tensor, mask: Tensor) -> Tensor:
-    """Mean absolute difference [nats] of two (B, T) log-probs over the tokens of a mask."""
-    return ((expected - found).abs() * mask).sum() / mask.sum().clamp(min=1)

@@ -24,9 +24,9 @@ from ..trainer.batches import Batch, images_of_rows, known_images, select_rows
 from ..trainer.sharding import checkpoints_activations, inner_model, is_sharded
 from .generation import PrefixSharingGenerator, SharedPrompts
 from .image_features import ImageFeatures
-from .prefix_cache import branched_states, trial_failure
+from .prefix_cache import branched_states, trial_failure, unsupported_reason
 from .prefix_tree import prefix_cache_unsupported_reason
-from .shared_rows import Found, Rows, branched, difference, distinct, packed, packing_pays, sharing_unsupported_reason
+from .shared_rows import Found, Rows, branched, packed, packing_pays, packing_unsupported_reason
 
 _logger = logging.getLogger(__name__)
 
@@ -36,10 +36,10 @@ _SCALAR_ARGUMENTS = ("batch_size", "compute_entropy", "compute_aux_loss")
 
 
 class PromptSharing:
-    """Wraps the methods of a trainer that are listed in `__init__`, each by a method that takes the original first.
+    """Wraps methods of a trainer, each by a method that takes the original first.
 
-    If all micro-batches of a generation belong to one optimizer step, groups stay together in them. TRL shuffles rows
-    among micro-batches, which then only decides which prompts run together.
+    If all micro-batches of a generation belong to one optimizer step, groups stay together in them. TRL's shuffle of
+    rows would only decide which prompts run together.
 
     Args:
         trainer: A `CEPOTrainer`.
@@ -149,36 +149,34 @@ class PromptSharing:
             return _ForwardRedirection()(model, self._trainer.accelerator.unwrap_model(model), shared_rows)
 
         if self.shares is None:
-
-            def trial() -> Tensor:
-                with torch.no_grad():
-                    return difference(whole()[0], shared()[0], batch["attention_mask"][:, -kept:])
-
-            self.shares = self._decide(inner, trial, checkpoints=checkpoints)
+            mask = batch["attention_mask"][:, -kept:].bool()
+            structure = packing_unsupported_reason(inner) if checkpoints else unsupported_reason(inner)
+            self._decide(structure, lambda: whole()[0][mask], lambda: shared()[0][mask])
         return shared() if self.shares else whole()
 
-    def _decide(self, inner: PreTrainedModel, trial: Callable[[], Tensor], *, checkpoints: bool) -> bool:
-        """Whether prompts are shared, by the option, the model's structure and a trial.
+    def _decide(self, structure: str | None, whole: Callable[[], Tensor], shared: Callable[[], Tensor]) -> None:
+        """Set `shares`, by the option, the model's structure and a trial.
 
         Args:
-            inner: The model.
-            trial: Mean absolute difference of its log-probs from those of whole prompts [nats].
-            checkpoints: Whether its passes use gradient checkpointing.
+            structure: Why the model's structure does not allow shared prompts; None if it does.
+            whole, shared: Log-probs from whole and from shared prompts [nats].
         """
-        reason = "weights are sharded" if is_sharded(self._trainer) else None
-        if reason is None and has_dropout(self._trainer.model):
+        reason = structure
+        if is_sharded(self._trainer):
+            reason = "weights are sharded"
+        elif has_dropout(self._trainer.model):
             reason = "all rollouts of a prompt would share its dropout"
-        reason = reason or sharing_unsupported_reason(inner, checkpoints=checkpoints)
         if self._trainer.args.shared_prompt_update == "always":
             if reason is not None:
                 raise ValueError(f"shared_prompt_update='always': {reason}; use 'auto'")
-            return True
-        reason = reason or trial_failure(trial, "log-probs", inner.dtype)
+        elif reason is None:
+            with torch.no_grad():
+                reason = trial_failure(whole(), shared, self._model.dtype)
+        self.shares = reason is None
         if reason is not None:
             self._warn(
                 f"the update runs every prompt once per rollout: {reason}. This is slower and gives the same numbers."
             )
-        return reason is None
 
     def _distillation_batch(self, original: Callable[..., DistillationBatch], inputs: Batch) -> DistillationBatch:
         """The rollouts of a divergence loss, whose distinct contexts run once where that is exact."""
@@ -188,22 +186,17 @@ class PromptSharing:
         if prefix_cache_unsupported_reason(batch.prompts, [*batch.student, *batch.teacher]) is not None:
             return batch
         inner = self._model
-        if self.shares is None and checkpoints_activations(inner):
-            self._warn("the update runs every prompt once per rollout: gradient checkpointing leaves no cache.")
-            self.shares = False
-            return batch
         shared = replace(batch, states=branched_states)
         if self.shares is None:
 
             def log_probs(of: DistillationBatch) -> Tensor:
-                hidden = of.states(inner, of.prompts, of.teacher)[of.counted]
-                return sampled_log_probs(hidden, Head.of(inner), of.tokens, self._trainer.temperature)
+                with self._trainer.accelerator.autocast():
+                    hidden = of.states(inner, of.prompts, of.teacher)[of.counted]
+                    return sampled_log_probs(hidden, Head.of(inner), of.tokens, self._trainer.temperature)
 
-            def trial() -> Tensor:
-                with torch.no_grad(), self._trainer.accelerator.autocast():
-                    return (log_probs(shared) - log_probs(batch)).abs().mean()
-
-            self.shares = self._decide(inner, trial, checkpoints=False)
+            checkpoints = checkpoints_activations(inner)
+            structure = "gradient checkpointing leaves no cache" if checkpoints else unsupported_reason(inner)
+            self._decide(structure, lambda: log_probs(batch), lambda: log_probs(shared))
         return shared if self.shares else batch
 
     # Sampling ---------------------------------------------------------------------------------------------------------
@@ -247,7 +240,7 @@ def rows_of(batch: Batch, width: int) -> Rows | None:
     """
     ids, mask = batch["input_ids"], batch["attention_mask"]
     images = images_of_rows(batch)
-    firsts, owners = distinct(ids[:, :width], mask[:, :width], images.same)
+    firsts, owners = distinct_prompts(ids[:, :width].masked_fill(mask[:, :width] == 0, -1).tolist(), images.same)
     if len(firsts) == len(ids):
         return None
     begin = int(mask[:, :width].any(0).int().argmax())  # the first column with a token

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from torch import Tensor
 
 from ..methods.method import MethodOptions
-from ..methods.stages import Evidence
 from ..methods.token_advantages import CreditInputs, TokenAdvantages, negative_weights
 from .batches import Batch, trained_tokens
 
@@ -20,8 +19,8 @@ from .batches import Batch, trained_tokens
 def mask_unscored_rollouts(rewards: Tensor, weights: Tensor) -> Tensor:
     """Set all rewards of a rollout to NaN if every function with a non-zero weight returned None for it.
 
-    TRL then leaves the rollout out of the group's mean and gives it no advantage. Otherwise a function of weight 0,
-    which only logs, would make it a rollout of reward 0.
+    TRL then leaves the rollout out of the group's mean and gives it no advantage. With a value from a function of
+    weight 0, which only logs, TRL would give it a reward of 0.
 
     Args:
         rewards: (rollouts, functions) rewards, NaN for None.
@@ -29,21 +28,6 @@ def mask_unscored_rollouts(rewards: Tensor, weights: Tensor) -> Tensor:
     """
     unscored = rewards[:, weights.to(rewards.device) != 0].isnan().all(dim=1)
     return rewards.masked_fill(unscored.unsqueeze(-1), math.nan)
-
-
-def evidence_fields(evidence: Evidence, verdicts: Tensor) -> Batch:
-    """Fields that carry evidence in a generation batch, one row per rollout.
-
-    Args:
-        evidence: Evidence of the B rollouts.
-        verdicts: (B,) 1 for a correct rollout, -1 for an incorrect one, 0 without a verdict.
-    """
-    return {
-        "evidence": evidence.values,
-        "scored": evidence.scored,
-        "unscorable": evidence.unscorable,
-        "verdicts": verdicts,
-    }
 
 
 def assign_credit(

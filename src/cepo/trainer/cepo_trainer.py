@@ -2,12 +2,13 @@
 
     rollouts -> references -> hints -> log-probs -> evidence -> token advantages -> loss
 
-TRL samples the rollouts, rewards them and computes the loss. The hooks of this class stand in the order in which TRL
-calls them: `_calculate_rewards` keeps prompts, texts and rewards, `_generate_and_score_completions` adds evidence to
-the generation batch, and `_compute_loss` replaces the (B,) advantages by (B, T) token advantages.
+TRL samples the rollouts, rewards them and computes the loss, and calls three hooks of this class: `_calculate_rewards`
+collects texts and rewards, `_generate_and_score_completions` adds evidence to the generation batch, and `_compute_loss`
+replaces the (B,) advantages by (B, T) token advantages.
 """
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -30,14 +31,14 @@ from ..data.sampling import check_special_tokens, text_of_messages
 from ..distillation.losses import DistillationBatch
 from ..methods.stages import Evidence
 from ..references.extraction import final_answer, text_of_completion
-from ..references.groups import Fallback, Group, References
+from ..references.groups import Fallback, Group, References, Rollout
 from ..scoring.pipeline import no_evidence, verdicts_of
 from ..scoring.prompts import PromptEncoder, thinking_opening
 from ..scoring.requests import Prompt
-from .advantages import assign_credit, evidence_fields, mask_unscored_rollouts, with_token_advantages
+from .advantages import assign_credit, mask_unscored_rollouts, with_token_advantages
 from .batches import Batch, prompt_of, refuse_mixed_images, rows_with_gradient, trained_tokens
 from .cepo_config import CEPOConfig
-from .completion_batch import CompletionBatch, judged_rollouts
+from .completion_batch import CompletionBatch
 from .distillation import distillation_batch, divergence_loss, find_teacher_prompts
 from .distributed import Distributed
 from .health_warnings import FailedUploads, HealthWarnings
@@ -205,7 +206,7 @@ class CEPOTrainer(ResumingTrainer):
         common = self._distributed.all_reduce_max if self.accelerator.num_processes > 1 else None
         rows, factor = rows_with_gradient(inputs, self.loss_type, common)
         if rows is None:
-            # A loss of 0 with zero gradients, as from GRPO: an optimizer with momentum still moves.
+            # As in GRPO, a loss of 0 has zero gradients rather than none, so that momentum still moves the weights.
             return sum(p.flatten()[:1].sum() * 0.0 for p in model.parameters() if p.requires_grad)
         return super()._compute_loss(model, rows) * factor
 
@@ -224,7 +225,7 @@ class CEPOTrainer(ResumingTrainer):
 
     def log(self, logs, start_time=None):
         if self._is_vlm and "wandb" in self.args.report_to:
-            # W&B refuses a table column in which the parts of prompts have different types, as text and images have.
+            # W&B refuses a table column with parts of different types, such as text and images.
             prompts = self._logs["prompt"]
             for index, prompt in enumerate(prompts):
                 if not isinstance(prompt, str):
@@ -264,15 +265,17 @@ class CEPOTrainer(ResumingTrainer):
             for row in rows
         ]
         gathered = gather_object(list(zip(answers, texts, solutions, strict=True)))
-        answers, texts, solutions = (list(column) for column in zip(*gathered, strict=True))
         totals = (rewards * self.reward_weights.to(rewards.device)).nansum(dim=1).tolist()
-        errors = [float("nan")] * len(gathered)
-        if self._first_error_index is not None:
-            errors = rewards[:, self._first_error_index].tolist()
-        correctness = rewards[:, self._correctness_index].tolist()
-        judged = judged_rollouts(answers, texts, totals, correctness, errors, args.correctness_threshold)
+        rollouts = []
+        for (answer, text, _), total, values in zip(gathered, totals, rewards.tolist(), strict=True):
+            verdict = values[self._correctness_index]  # NaN if the function returned None
+            error = math.nan if self._first_error_index is None else values[self._first_error_index]
+            correct = None if math.isnan(verdict) else verdict >= args.correctness_threshold
+            first_error = None if math.isnan(error) else int(error)
+            rollouts.append(Rollout(answer, total, correct, text, first_error, local=False))
         first = self.accelerator.process_index * len(rows)
-        return CompletionBatch(rows, prompts, judged, solutions, self.num_generations, first)
+        solutions = [solution for *_, solution in gathered]
+        return CompletionBatch(rows, prompts, rollouts, solutions, self.num_generations, first)
 
     def _groups(self, batch: Batch) -> tuple[list[Group], list[Prompt]]:
         """Groups of a generation batch, and their prompts."""
@@ -281,11 +284,11 @@ class CEPOTrainer(ResumingTrainer):
         return groups, self._prompts(batch, rows)
 
     def _find_evidence(self, batch: Batch) -> float:
-        """Add evidence to a generation batch; the share of its rollouts that teachers have scored."""
+        """Add evidence to a generation batch; returns the share of rollouts that teachers have scored."""
         advantages, mask = batch["advantages"], trained_tokens(batch)
         groups, prompts = self._groups(batch)
         verdicts = verdicts_of(groups).to(advantages)
-        if not self.method.needs_solution:  # neither teachers nor token values: evidence is 0
+        if not self.method.needs_solution:  # without teachers and token values, evidence is 0
             self._add_evidence(batch, no_evidence(mask.shape, mask.device), verdicts)
             return 0.0
         wanted = (self.method.rollout_filter(advantages, verdicts, self.args.method_options) & mask.any(dim=1)).tolist()
@@ -307,8 +310,13 @@ class CEPOTrainer(ResumingTrainer):
         return self._distributed.mean(torch.tensor([bool(own) for own in scored.contexts], device=mask.device))
 
     def _add_evidence(self, batch: Batch, evidence: Evidence, verdicts: Tensor) -> None:
-        """Add evidence to a generation batch, and log the token advantages that follow from it at this step."""
-        batch |= evidence_fields(evidence, verdicts)
+        """Add (B, ...) evidence to a generation batch, and log the token advantages that it gives at this step."""
+        batch |= {
+            "evidence": evidence.values,
+            "scored": evidence.scored,
+            "unscorable": evidence.unscorable,
+            "verdicts": verdicts,
+        }
         inputs, result = assign_credit(batch, self.args.method_options, self.state.global_step, self._distributed.sum)
         sums = credit_sums(inputs, result)
         totals = dict(zip(sums, self._distributed.sum_numbers(list(sums.values())), strict=True))
@@ -352,7 +360,7 @@ class CEPOTrainer(ResumingTrainer):
             self._metrics["train"]["entropy"].append(entropy / tokens)
 
     def _log_fallbacks(self, references: Sequence[References], wanted: Sequence[bool]) -> None:
-        """Log the share of the wanted rollouts that fell back, for each reason."""
+        """Log the share of the wanted rollouts with a fallback, for each reason."""
         counts, reasons = Counter(r.fallback for r in itertools.compress(references, wanted)), get_args(Fallback)
         total, *numbers = self._distributed.sum_numbers([sum(wanted), *(counts[reason] for reason in reasons)])
         for reason, number in zip(reasons, numbers, strict=True):

@@ -3,7 +3,6 @@
 Dimensions: B rollouts of this process, G rollouts of a group.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -47,33 +46,3 @@ class CompletionBatch:
             groups.append(Group(self.prompts[row], self.solutions[start], members, self.rows[row], number))
             rows.append(row)
         return groups, rows
-
-
-def judged_rollouts(
-    answers: Sequence[str | None],
-    texts: Sequence[str],
-    rewards: Sequence[float],
-    verdicts: Sequence[float],
-    first_errors: Sequence[float],
-    threshold: float,
-) -> list[Rollout]:
-    """Rollouts of all processes, without token ids. NaN means that the reward function returned None.
-
-    Args:
-        answers, texts: Answer and text of each rollout.
-        rewards: Total rewards.
-        verdicts: Rewards of the function that decides correctness: correct from `threshold` on.
-        first_errors: Number of tokens before the first error.
-        threshold: See `verdicts`.
-    """
-    return [
-        Rollout(
-            answer,
-            reward,
-            None if verdict != verdict else verdict >= threshold,
-            text,
-            None if error != error else int(error),
-            local=False,
-        )
-        for answer, text, reward, verdict, error in zip(answers, texts, rewards, verdicts, first_errors, strict=True)
-    ]

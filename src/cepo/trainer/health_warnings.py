@@ -11,7 +11,7 @@ from ..data.escape import one_line
 _logger = logging.getLogger(__name__)
 
 STEPS, SHARE = 3, 0.5
-# Metric -> what is the share, its cause and the fix.
+# For each metric: its meaning, the cause and the fix.
 WARNINGS = {
     "cepo/fallback/no_incorrect_answer": (
         "rollouts with an advantage find no incorrect answer in their group, so that the method falls back. Either "
@@ -40,14 +40,14 @@ class HealthWarnings(TrainerCallback):
         for name, meaning in WARNINGS.items():
             if logs is None or name not in logs or self._steps[name] >= STEPS:
                 continue
-            share = float(logs[name])
+            share = logs[name]
             self._steps[name] = self._steps[name] + 1 if share > SHARE else 0
             if self._steps[name] == STEPS and state.is_world_process_zero:
                 _logger.warning("%s: %d times in a row, now %.0f %% of %s.", name, STEPS, 100 * share, meaning)
 
 
 class FailedUploads(TrainerCallback):
-    """Warns about a checkpoint whose upload failed in the background, when the next upload begins.
+    """Warns about a failed upload of a checkpoint, which happens in the background, when the next upload begins.
 
     Args:
         trainer: Trainer that pushes its checkpoints to the Hub.

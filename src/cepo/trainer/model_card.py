@@ -26,7 +26,7 @@ _RUN = ("learning_rate", "num_generations", "max_completion_length", "temperatur
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What a trainer does not know of its run.
+    """Facts of a run that its trainer does not have.
 
     Attributes:
         command: Program and arguments; empty without a command line.

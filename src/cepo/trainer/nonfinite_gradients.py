@@ -23,11 +23,6 @@ class GradientError(RuntimeError):
         self.weights_corrupted = weights_corrupted
 
 
-def is_finite(norm: float) -> bool:
-    """Whether a gradient norm is finite. DeepSpeed reports -1 for a gradient that overflowed."""
-    return math.isfinite(norm) and norm >= 0
-
-
 class NonfiniteGradients(TrainerCallback, ExportableState):
     """Counts consecutive skipped steps, also across checkpoints, and stops the run after `limit`.
 
@@ -36,7 +31,7 @@ class NonfiniteGradients(TrainerCallback, ExportableState):
     Attributes:
         limit: Number of consecutive skipped steps after which the run stops.
         in_a_row: Number of optimizer steps skipped in a row up to now.
-        stops: Whether the run stops.
+        stops: Whether the run stops after this step.
     """
 
     def __init__(self, limit: int):
@@ -61,7 +56,7 @@ class NonfiniteGradients(TrainerCallback, ExportableState):
 
         Args:
             trainer: The trainer, before its optimizer step.
-            norm: Gradient norm over all processes, so that all of them decide alike; None if DeepSpeed reports none.
+            norm: Gradient norm over all processes, which therefore decide alike; None if DeepSpeed reports no norm.
 
         Raises:
             GradientError: If DeepSpeed has already applied the gradient.
@@ -69,7 +64,7 @@ class NonfiniteGradients(TrainerCallback, ExportableState):
         if norm is None:
             return
         self._norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-        skips = not is_finite(self._norm)
+        skips = not math.isfinite(self._norm) or self._norm < 0  # DeepSpeed reports -1 for an overflow
         if skips:
             self._skip(trainer)
         self.in_a_row = self.in_a_row + 1 if skips else 0

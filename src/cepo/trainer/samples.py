@@ -25,7 +25,7 @@ NUMBER_OF_GROUPS = 2
 
 
 class Samples:
-    """Saves rollouts and writes pages of credit, of the first generation batch of a step.
+    """Saves rollouts, and writes pages of their credit, from the first generation batch of a step.
 
     Args:
         trainer: A `CEPOTrainer`.
@@ -37,7 +37,7 @@ class Samples:
         self._last_step: int | None = None
 
     def keep(self, completions: CompletionBatch, batch: Batch) -> None:
-        """Save and draw what is due at this step.
+        """Save rollouts and write the page that are due at this step.
 
         Args:
             completions: Answers and verdicts of the batch.

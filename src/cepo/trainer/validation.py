@@ -29,7 +29,7 @@ _logger = logging.getLogger(__name__)
 
 
 def validate_data(args: CEPOConfig, dataset: Any, reward_funcs: Any, *, environment_prompts: bool) -> None:
-    """Check all that is known before the model is loaded.
+    """Check data and options before the model is loaded.
 
     Args:
         args: Options of the run.
@@ -67,7 +67,7 @@ def validate_run(trainer: Any) -> None:
     args, dataset, processing_class = trainer.args, trainer.train_dataset, trainer.processing_class
     if trainer._is_vlm:
         if tokenizer_of(processing_class).padding_side != "left":
-            # TRL pads tokens on the left, and expects the processor to pad what belongs to them on the same side.
+            # TRL pads tokens on the left, and expects the processor to pad token types and images on that side too.
             raise ValueError(
                 "processing_class pads on the right, so that image tokens are misplaced; load it with "
                 "padding_side='left'"
@@ -79,8 +79,15 @@ def validate_run(trainer: Any) -> None:
         check_special_tokens(dataset["prompt"], processing_class)
     check_vllm_weights(trainer)
     check_whole_groups(args, trainer.accelerator.num_processes)
-    if trainer.aux_loss_enabled:
-        _check_aux_loss(args)
+    if trainer.aux_loss_enabled and args.uses_divergence_loss:
+        raise ValueError(
+            f"method={args.method!r} replaces GRPO's loss, without the term of router_aux_loss_coef; set it to 0"
+        )
+    if trainer.aux_loss_enabled and args.skip_zero_advantage:
+        raise ValueError(
+            "skip_zero_advantage: the router's auxiliary loss has a gradient for every rollout; leave it out, or set "
+            "it to False"
+        )
     if trainer.method.needs_teachers or args.uses_divergence_loss:
         if trainer.is_fsdp_enabled and not trainer.accelerator.is_fsdp2:
             raise ValueError(NO_FSDP1)
@@ -171,19 +178,6 @@ def check_whole_groups(args: CEPOConfig, processes: int) -> None:
         raise ValueError(
             f"method={args.method!r} needs whole groups on each process; make the batch of a process a multiple of "
             "num_generations"
-        )
-
-
-def _check_aux_loss(args: CEPOConfig) -> None:
-    """Refuse options that contradict the router's auxiliary loss."""
-    if args.uses_divergence_loss:
-        raise ValueError(
-            f"method={args.method!r} replaces GRPO's loss, without the term of router_aux_loss_coef; set it to 0"
-        )
-    if args.skip_zero_advantage:
-        raise ValueError(
-            "skip_zero_advantage: the router's auxiliary loss has a gradient for every rollout; leave it out, or set "
-            "it to False"
         )
 
 
