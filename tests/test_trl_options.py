@@ -1,4 +1,4 @@
-"""Every option of TRL beside every method: none is forgotten, and what is refused is refused by name."""
+"""Every option of TRL with every method: taken, or refused by name."""
 
 import json
 from dataclasses import fields
@@ -15,7 +15,7 @@ from tests.support.training import QUICK, half_right, make
 from tests.support.trl_options import TRL_OPTIONS
 
 ADDED = {one.name for one in fields(GRPOConfig)} - {one.name for one in fields(TrainingArguments)}
-# A value that is not the default, for those that a distillation refuses.
+# Values other than the default, for options that distillation refuses.
 OTHER = {
     "cast_lm_head_to_fp32": True,
     "beta": 0.1,
@@ -31,7 +31,7 @@ OTHER = {
     "entropy_coef": 0.01,
     "use_adaptive_entropy": True,
 }
-# Refused when the model is there: whether it has a router is not known before.
+# Refused after the model has been loaded, which may have a router.
 SEQUENCE = "importance_sampling_level"
 WITH_THE_MODEL = {"router_aux_loss_coef"}
 REFUSED = [name for name, support in TRL_OPTIONS.items() if support.divergence == "refused"]
@@ -52,19 +52,18 @@ def test_the_table_has_every_option_of_trl():
 
 @pytest.mark.parametrize("method", DISTILLING)
 @pytest.mark.parametrize("name", OTHER)
-def test_a_distillation_refuses_by_name_what_it_would_not_read(tmp_path, method, name):
+def test_distillation_refuses_options_without_effect(tmp_path, method, name):
     with pytest.raises(ValueError, match=rf"its loss is a divergence, in which .*\b{name}\b.* would have no effect"):
         configured(tmp_path, method, **{name: OTHER[name]})
 
 
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in DISTILLING])
 @pytest.mark.parametrize("name", [name for name in OTHER if name != SEQUENCE])
-def test_token_advantages_take_them_all(tmp_path, method, name):
+def test_other_methods_take_these_options(tmp_path, method, name):
     assert getattr(configured(tmp_path, method, **{name: OTHER[name]}), name) == OTHER[name]
 
 
 def test_token_advantages_refuse_ratios_of_sequences(tmp_path):
-    """Of token advantages only their mean would reach the policy; GRPO has one advantage a rollout."""
     with pytest.raises(ValueError, match="only the mean of a rollout's token advantages reaches the gradient"):
         configured(tmp_path, "cepo", importance_sampling_level="sequence")
     assert configured(tmp_path, "grpo", importance_sampling_level="sequence").importance_sampling_level == "sequence"

@@ -1,6 +1,5 @@
 """Complete and incomplete checkpoints: a run that was killed must never resume from the latter."""
 
-import errno
 import json
 import re
 import shutil
@@ -60,11 +59,6 @@ def find_checkpoint(given: str | bool | None, output_dir: str) -> str | None:
     return str(given)
 
 
-# A full disk, a quota, a disk that is read-only or gone.
-_DISK_ERRORS = {
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO),
-    *(errno.ENOENT, errno.ENOTDIR),
-}
 # Messages of torch and safetensors, which drop the error number.
 _WRITE_ERRORS = (
     *("(os error ", "No space left", "file write failed", "iostream error"),
@@ -75,7 +69,7 @@ _WRITE_ERRORS = (
 def _disk_problem(error: BaseException | None) -> str | None:
     """The disk error in a chain of exceptions; None without one."""
     while error is not None:
-        if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+        if isinstance(error, OSError):
             return str(error)
         if any(words in str(error) for words in _WRITE_ERRORS):
             return f"a file could not be written, as on a full disk ({str(error).strip().splitlines()[0]})"
