@@ -1,4 +1,4 @@
-"""Added evidence: a share of the advantage, and more where evidence speaks for it; never against the verdict."""
+"""CEPO additive: a share of the advantage, and a bonus of evidence; the sign follows the verdict."""
 
 import math
 
@@ -21,7 +21,7 @@ __all__ = ["loss_inputs", "task"]  # fixtures
 
 
 def test_by_hand():
-    """tanh(log(3) / 2) is 1/2, and so is that of evidence 0.05 log 3 at tau 0.1. Blame counts 0.3."""
+    """tanh(log(3) / 2) is 1/2, and so is that of evidence 0.05 log 3 at tau 0.1. Negatives weigh 0.3."""
     half = 0.05 * math.log(3)
     placed = placed_by("cepo_additive", inputs_of([[half, 0.0, -half]] * 3, [2.0, -1.0, 0.0]))
     expected = torch.tensor([[0.4 + 0.25, 0.4, 0.4 - 0.25], [0.0, -0.06, -0.135], [0.0, 0.0, 0.0]]).double()
@@ -32,14 +32,14 @@ def test_by_hand():
 
 
 def test_from_probabilities():
-    """P_T+ 0.6 against P_T- 0.2 is log 3 nats, eleven times tau: the whole bonus, or none."""
+    """P_T+ 0.6 against P_T- 0.2 is log 3 nats, eleven times tau: the whole bonus."""
     found = evidence(torch.tensor([[0.6, 0.2]]).double().log(), torch.tensor([[0.2, 0.6]]).double().log())
     placed = placed_by("cepo_additive", inputs_of(found.tolist(), [1.0]))
     assert_close(placed.advantages, torch.tensor([[0.7, 0.0]]).double(), atol=1e-6, rtol=0)
 
 
-def test_a_group_that_is_all_wrong_by_hand():
-    """No advantage, and a wrong answer: what speaks against r+ is blamed, by a mean of 0.25 / 2; nothing is praised."""
+def test_a_group_without_correct_rollouts_by_hand():
+    """In the incorrect rollout, the token likelier under r- gets -0.25, and the mean is -0.125; others keep 0."""
     half = 0.05 * math.log(3)
     inputs = inputs_of([[half, -half]] * 3, [0.0, 0.0, 0.0], verdicts=[-1.0, 1.0, 0.0])
     placed = placed_by("cepo_additive", inputs, negative_advantage_weight=1.0)
@@ -52,7 +52,7 @@ def test_a_group_that_is_all_wrong_by_hand():
 
 
 @pytest.mark.parametrize(
-    ("options", "read"),
+    ("options", "scored"),
     [
         ({}, [True, True, True, False, False]),
         ({"learn_from_zero_variance_groups": False}, [True, True, False, False, False]),
@@ -60,10 +60,10 @@ def test_a_group_that_is_all_wrong_by_hand():
     ],
     ids=str,
 )
-def test_which_rollouts_are_read(options, read):
+def test_scored_rollouts(options, scored):
     advantages, verdicts = torch.tensor([1.0, -1.0, 0.0, 0.0, 0.0]), torch.tensor([1.0, -1.0, -1.0, 1.0, 0.0])
     options = method_options("cepo_additive", **options)
-    assert METHODS["cepo_additive"].rollout_filter(advantages, verdicts, options).tolist() == read
+    assert METHODS["cepo_additive"].rollout_filter(advantages, verdicts, options).tolist() == scored
 
 
 rows = st.lists(
@@ -81,26 +81,26 @@ rows = st.lists(
 
 @given(rows, st.floats(0.01, 2), st.floats(0, 2), st.floats(0.01, 5), st.sampled_from([0.0, 0.3, 1.0]))
 def test_agrees_with_plain_loops(rows, share, bonus, tau, weight):
-    advantages, values, mask, read, verdicts = map(list, zip(*rows, strict=True))
-    inputs = inputs_of(values, advantages, mask=mask, scored=read, verdicts=verdicts)
+    advantages, values, mask, scored, verdicts = map(list, zip(*rows, strict=True))
+    inputs = inputs_of(values, advantages, mask=mask, scored=scored, verdicts=verdicts)
     options = {"uniform_share": share, "evidence_bonus": bonus, "tau": tau, "negative_advantage_weight": weight}
     placed = placed_by("cepo_additive", inputs, **options)
-    expected = loops.cepo_additive(advantages, values, mask, read, verdicts, share, bonus, tau, weight)
+    expected = loops.cepo_additive(advantages, values, mask, scored, verdicts, share, bonus, tau, weight)
     assert_close(placed.advantages, torch.tensor(expected, dtype=torch.float64))
-    # Never against the verdict.
+    # The sign follows the verdict.
     assert (placed.advantages * inputs.advantages.unsqueeze(-1) >= 0).all()
     assert (placed.advantages[(inputs.advantages == 0)] <= 0).all()
     most = (share * inputs.advantages.abs() + bonus).unsqueeze(-1)
     assert (placed.advantages.abs() <= most + 1e-9)[inputs.scored].all()
-    # What a page paints lies within the scale.
+    # A page shows shifts of at most 1.
     assert (placed.shift.abs() <= 1 + 1e-9).all()
 
 
 @given(rows, st.floats(0.01, 2))
 def test_without_evidence_it_is_grpo(rows, share):
-    """A rollout that was not read keeps its advantage; without eta one that was keeps its share."""
-    advantages, values, mask, read, verdicts = map(list, zip(*rows, strict=True))
-    inputs = inputs_of(values, advantages, mask=mask, scored=read, verdicts=verdicts)
+    """A rollout that is not scored keeps A; without a bonus, a scored one keeps its share of A."""
+    advantages, values, mask, scored, verdicts = map(list, zip(*rows, strict=True))
+    inputs = inputs_of(values, advantages, mask=mask, scored=scored, verdicts=verdicts)
     options = {"uniform_share": share, "evidence_bonus": 0.0, "negative_advantage_weight": 1.0}
     placed = placed_by("cepo_additive", inputs, **options)
     plain = placed_by("grpo", inputs).advantages
@@ -111,13 +111,13 @@ def test_a_real_step(tmp_path, task, loss_inputs, monkeypatch):
     trainer, batch = check_a_real_step(tmp_path, task, loss_inputs, monkeypatch, "cepo_additive")
     assert logged(trainer, "cepo/rows_scored") == [1.0]
     placed, mask = batch["advantages"], batch["completion_mask"].bool()
-    right = batch["verdicts"] > 0
-    assert (placed[right] >= 0).all()
-    assert (placed[~right] <= 0).all()
+    correct = batch["verdicts"] > 0
+    assert (placed[correct] >= 0).all()
+    assert (placed[~correct] <= 0).all()
     assert all(row[kept].unique().numel() > 1 for row, kept in zip(placed, mask, strict=True))
 
 
-def test_a_real_step_with_a_group_that_is_all_wrong(tmp_path, task, loss_inputs, monkeypatch):
+def test_a_real_step_with_a_group_without_correct_rollouts(tmp_path, task, loss_inputs, monkeypatch):
     def none_or_half(completions, **kwargs):
         return [0.0] * 4 + half_right(completions)[4:]
 
@@ -128,7 +128,7 @@ def test_a_real_step_with_a_group_that_is_all_wrong(tmp_path, task, loss_inputs,
 
 
 def test_groups_without_variance_are_learned_from(tmp_path, task, monkeypatch):
-    """All wrong: GRPO leaves the policy as it is. Here it moves, and the same with whole rows in the update or not."""
+    """No rollout is correct. GRPO has no gradient; here the policy moves, the same with skipped rows or without."""
     wrong_answers(monkeypatch)
     dataset, model = task
 

@@ -150,7 +150,7 @@ def test_weights_do_not_overflow(delta, dtype):
     assert weights.item() == (1.25 if delta > 0 else 0.75)
 
 
-def test_what_lies_outside_the_mask_does_not_matter():
+def test_values_outside_the_mask_have_no_effect():
     delta = torch.tensor([[0.1, math.nan], [math.inf, 0.2]])
     mask = torch.tensor([[True, False], [False, True]])
     result = token_advantages(torch.tensor([1.0, 1.0]), delta, mask, coefficient=1.0, clip=0.5)
@@ -159,7 +159,7 @@ def test_what_lies_outside_the_mask_does_not_matter():
     assert result.isfinite().all()
 
 
-def test_nothing_has_a_gradient():
+def test_results_are_detached():
     """The teachers enter as constants: no gradient reaches their log-probs."""
     positive, negative = torch.randn(2, 3, requires_grad=True), torch.randn(2, 3, requires_grad=True)
     advantages = torch.tensor([1.0, -1.0], requires_grad=True)
@@ -227,7 +227,7 @@ def test_mean_probability_agrees_with_plain_loops(teachers):
     assert_close(mean_probability(logp, present), expected, equal_nan=True)
 
 
-def test_mean_probability_ignores_what_is_not_there():
+def test_mean_probability_ignores_absent_teachers():
     logp = torch.tensor([[[math.log(0.2)]], [[math.nan]], [[math.log(0.6)]]], dtype=torch.float64)
     present = torch.tensor([[True], [False], [True]])
     assert_close(mean_probability(logp, present).exp(), torch.tensor([[0.4]], dtype=torch.float64))

@@ -1,4 +1,4 @@
-"""CSCR: what moves under an asserted outcome gets less, and the rollout's credit is kept."""
+"""CSCR: tokens that an asserted outcome shifts get less credit; a rollout's mean is kept."""
 
 import math
 
@@ -34,12 +34,12 @@ def test_by_hand():
     assert placed.advantages.mean().item() == pytest.approx(-2.0)
 
 
-def test_what_was_not_read_keeps_its_advantage():
+def test_unscored_rollouts_keep_their_advantage():
     found = METHODS["cscr"].evidence(torch.full((3, 1, 2), math.nan), torch.zeros(3, 1, dtype=torch.bool))
     assert not found.scored.any()
     assert not found.unscorable.any()
-    nobody = METHODS["cscr"].evidence(torch.zeros(2, 1, 2), torch.zeros(2, 1, dtype=torch.bool))
-    assert nobody.values.tolist() == [[0.0, 0.0]]
+    absent = METHODS["cscr"].evidence(torch.zeros(2, 1, 2), torch.zeros(2, 1, dtype=torch.bool))
+    assert absent.values.tolist() == [[0.0, 0.0]]
     placed = placed_by("cscr", inputs_of([[0.0, 5.0]], [1.5], scored=[False]))
     assert placed.advantages.tolist() == [[1.5, 1.5]]
 
@@ -80,12 +80,12 @@ def test_a_real_step(tmp_path, task, loss_inputs, monkeypatch):
     trainer, batch = check_a_real_step(tmp_path, task, loss_inputs, monkeypatch, "cscr")
     assert logged(trainer, "cepo/rows_scored") == [1.0]
     mask = batch["completion_mask"].bool()
-    # Mean 1: the mean of a rollout's token advantages is GRPO's, which is alike in size for all of these.
+    # Weights have mean 1: the mean of a rollout's token advantages is A, and |A| is the same for all rollouts here.
     means = [row[kept].mean().abs() for row, kept in zip(batch["advantages"], mask, strict=True)]
     assert_close(torch.stack(means), means[0].expand(len(means)), atol=1e-5, rtol=1e-4)
 
 
-def test_a_token_that_nobody_could_score_keeps_its_share():
+def test_unscorable_tokens_keep_their_advantage():
     unscorable = [[True, False, False]]
     placed = placed_by("cscr", inputs_of([[0.0, 5.0, 5.0]], [2.0], unscorable=unscorable))
     assert_close(placed.advantages, torch.full((1, 3), 2.0, dtype=torch.float64))

@@ -1,4 +1,4 @@
-"""Distilled RL: another model weighs the tokens of rollouts that are better than their group."""
+"""Distilled RL: another model weights the tokens of rollouts with A > 0."""
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ TEACHER = {"teacher_model_name_or_path": "somewhere"}
 
 
 def test_by_hand():
-    """Ratios 2, 1/2 and 100, of which 3 is left: geometric mean 3^(1/3)."""
+    """Ratios 2, 1/2 and 100, clipped to 3: geometric mean 3^(1/3)."""
     logps = torch.tensor([[[2.0, 0.5, 100.0]], [[1.0, 1.0, 1.0]]], dtype=torch.float64).log()
     found = METHODS["distilled_rl"].evidence(logps, torch.ones(2, 1, dtype=torch.bool))
     evidence = found.values.tolist() * 2
@@ -33,7 +33,7 @@ def test_by_hand():
     assert_close(plain.advantages[0], torch.tensor([4.0, 1.0, 6.0], dtype=torch.float64))
 
 
-def test_a_token_that_nobody_could_score_keeps_its_share():
+def test_unscorable_tokens_keep_their_advantage():
     inputs = inputs_of([[0.0, -5.0, -5.0]], [2.0], unscorable=[[True, False, False]])
     placed = placed_by("distilled_rl", inputs, **TEACHER)
     assert_close(placed.advantages, torch.full((1, 3), 2.0, dtype=torch.float64))
@@ -60,19 +60,19 @@ def test_agrees_with_plain_loops_and_keeps_the_sign(rows, ratio_clip, normalize,
     assert (placed.advantages.abs() <= ratio_clip**2 * advantage.abs() * (1 + 1e-9)).all()
 
 
-def test_only_rollouts_that_are_weighed_are_read():
+def test_only_weighted_rollouts_are_scored():
     advantages, verdicts = torch.tensor([1.0, -1.0, 0.0]), torch.zeros(3)
 
-    def read(**own):
+    def scored(**own):
         options = method_options("distilled_rl", **own, **TEACHER)
         return METHODS["distilled_rl"].rollout_filter(advantages, verdicts, options).tolist()
 
-    assert read() == [True, False, False]
-    assert read(reweighted_rollouts="negative") == [False, True, False]
-    assert read(reweighted_rollouts="all") == [True, True, False]
+    assert scored() == [True, False, False]
+    assert scored(reweighted_rollouts="negative") == [False, True, False]
+    assert scored(reweighted_rollouts="all") == [True, True, False]
 
 
-def test_it_needs_another_model():
+def test_the_other_model_is_required():
     with pytest.raises(ValueError, match="needs teacher_model_name_or_path"):
         method_options("distilled_rl")
     options = method_options("distilled_rl", **TEACHER)
@@ -101,7 +101,7 @@ def stronger(tmp_path, task):
 
 
 def test_a_real_step(tmp_path, task, stronger, loss_inputs, monkeypatch):
-    """The evidence is what the other model, loaded by itself, says of the rollouts."""
+    """The evidence is that of log-probs of the other model, loaded by itself."""
     options = {"teacher_model_name_or_path": stronger}
     trainer, batch = check_a_real_step(tmp_path, task, loss_inputs, monkeypatch, "distilled_rl", **options)
     assert logged(trainer, "cepo/rows_scored") == [0.5]
@@ -155,7 +155,7 @@ def test_another_vocabulary_is_refused(tmp_path, text_figures, text_model_path):
         make(tmp_path, text_figures, text_model_path, letters, **options | {"teacher_model_name_or_path": "./nowhere"})
 
 
-def test_it_is_explained_with_its_model(tmp_path, capsys):
+def test_explain_loads_the_other_model(tmp_path, capsys):
     arguments = ["explain", "--index=1", "--num_generations=4", "--output_dir", str(tmp_path), "--show", "distilled_rl"]
     assert cli.main(arguments) == 2
     assert "needs --teacher_model_name_or_path" in capsys.readouterr().err

@@ -18,7 +18,7 @@ __all__ = ["loss_inputs", "task"]  # fixtures
 
 
 def test_two_turns_by_hand():
-    """A tool answered in between. Turn sums 0.3 and -2: tanh 0.2913, and -0.964, which the bound stops at -0.5."""
+    """With a tool result in between. Turn sums 0.3 and -2: tanh 0.2913, and -0.964, clipped to -0.5."""
     evidence = [[0.1, 0.2, 9.0, -1.5, -0.5]] * 2
     mask = [[True, True, False, True, True]] * 2
     placed = placed_by("pbsd", inputs_of(evidence, [2.0, -1.0], mask=mask))

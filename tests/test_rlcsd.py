@@ -20,8 +20,8 @@ from .reference import loops
 __all__ = ["loss_inputs", "task"]  # fixtures
 
 CORRECT = [Rollout("7", 1.0, True, f"correct {place}") for place in range(3)]
-INCORRECT = [Rollout(str(place), 0.0, False, f"incorrect {place}") for place in range(6)]
-UNANSWERED = Rollout(None, 0.0, False, "incorrect without an answer")
+INCORRECT = [Rollout(str(place), 0.0, False, f"rejected {place}") for place in range(6)]
+UNANSWERED = Rollout(None, 0.0, False, "rejected without an answer")
 
 
 def references(rollouts, seed=0, **options):

@@ -1,4 +1,4 @@
-"""SDAR: a gated bonus on the policy's tokens, whatever the reward."""
+"""SDAR: a gated bonus on the policy's tokens, independent of the reward."""
 
 import math
 

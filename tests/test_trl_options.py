@@ -133,7 +133,7 @@ def test_of_the_command_line(tmp_path, capsys):
         {"structured_outputs": {"regex": "[0-9]+"}, "max_tokens": 24, "logprobs": 0, "min_tokens": 3},
     ],
 )
-def test_what_vllm_takes(tmp_path, given):
+def test_generation_kwargs_of_vllm(tmp_path, given):
     CEPOConfig(str(tmp_path), generation_kwargs=given, **(QUICK | {"max_completion_length": 24, "use_vllm": True}))
 
 
@@ -150,8 +150,8 @@ def trained_tokens(tmp_path, dataset, model, trainer_class=GRPOTrainer, **option
     return seen[0]["completion_ids"], seen[0]["completion_mask"].bool()
 
 
-def test_why_other_ends_are_refused(tmp_path, text_figures, text_model_path):
-    """TRL's own trainer takes them, and trains on padding: this is to be seen anew with each version of TRL."""
+def test_trl_trains_on_padding_after_other_end_tokens(tmp_path, text_figures, text_model_path):
+    """The reason why `CEPOConfig` refuses them; may change with a version of TRL."""
     pad = AutoTokenizer.from_pretrained(text_model_path).pad_token_id
     given = {"eos_token_id": list(range(20, 60))}
     ids, mask = trained_tokens(tmp_path, text_figures, text_model_path, generation_kwargs=given)
@@ -168,7 +168,7 @@ def test_why_other_ends_are_refused(tmp_path, text_figures, text_model_path):
         {"min_new_tokens": 4, "suppress_tokens": [30], "repetition_penalty": 1.1},
     ],
 )
-def test_generation_kwargs_that_train_what_was_sampled(tmp_path, text_figures, text_model_path, given):
+def test_harmless_generation_kwargs(tmp_path, text_figures, text_model_path, given):
     end = AutoTokenizer.from_pretrained(text_model_path).eos_token_id
     given = {"sequence_bias": [[[end], 5.0]], **given}
     config = CEPOConfig(str(tmp_path), generation_kwargs=given, **(QUICK | {"max_completion_length": 24}))

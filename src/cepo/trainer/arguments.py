@@ -1,4 +1,4 @@
-"""The arguments of `cepo train` from flags and YAML, and the model, data and reward functions that they name."""
+"""The arguments of `cepo train` from flags and YAML; loading of the data and reward functions that they name."""
 
 import os
 from argparse import ArgumentParser, Namespace
@@ -76,14 +76,11 @@ class TrainArguments(DatasetOptions, ScriptArguments):
     figures_problems: int = field(default=2000, metadata={"help": "Number of training problems of the figures task."})
 
     def __post_init__(self):
-        counts = {
-            0: ("eval_problems", "eval_samples", "accuracy_every"),
-            1: ("eval_sampled_problems", "eval_batch_size", "figures_problems"),
-        }
-        for least, names in counts.items():
-            for name in names:
-                if getattr(self, name) < least:
-                    raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        smallest = {"eval_problems": 0, "eval_samples": 0, "accuracy_every": 0}
+        smallest |= dict.fromkeys(("eval_sampled_problems", "eval_batch_size", "figures_problems"), 1)
+        for name, least in smallest.items():
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
 
 class _Parser(TrlParser):
@@ -107,7 +104,7 @@ def make_parser(method: str | None = None, *, processes: int | None = None) -> T
 
 
 def method_flag(flags: list[str]) -> str | None:
-    """The value of `--method`, which decides what other options there are; None without it."""
+    """The value of `--method`, which adds its options to the parser; None without it."""
     parser = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     parser.add_argument("--method", nargs="?")
     return parser.parse_known_args(flags)[0].method
@@ -122,8 +119,8 @@ class CommandLine:
         config: Options of these files.
         options: All options of `cepo train` from flags and files; `method`, `use_cpu` and `bf16` are None where they
             are not given.
-        more_flags, more_config: Flags and options of files, with their values, that `cepo train` does not have:
-            accelerate's, or mistakes.
+        more_flags, more_config: Flags and options of files, with their values, that `cepo train` does not have. They
+            are accelerate's, or mistakes.
     """
 
     flags: list[str]
@@ -153,7 +150,7 @@ def read_command_line(arguments: list[str]) -> CommandLine:
 
 def _method_of(flags: list[str], config: Mapping[str, Any]) -> str | None:
     found = method_flag(flags) or config.get("method")
-    return found if isinstance(found, str) else None  # another type is refused by `CEPOConfig`
+    return found if isinstance(found, str) else None  # `CEPOConfig` refuses another type
 
 
 def parse(
@@ -167,7 +164,7 @@ def parse(
 
     Args:
         arguments: The command line.
-        launched: Whether options of the files that `cepo train` does not have were accelerate's.
+        launched: Whether accelerate has launched this process, and takes unknown options of the files.
         processes: Number of processes for which batches are validated; None: those of this run.
         fallback: Values for options that are not given otherwise.
 
@@ -185,7 +182,6 @@ def parse(
     beginning = {} if preset is None else preset_options(preset, chosen)
     if line.options.dataset_name in EMBEDDED:
         task = EMBEDDED[line.options.dataset_name]
-        # An option that the method does not have would be refused.
         recipe = applicable_options(task.recipe(), chosen or beginning.get("method") or CEPOConfig.method)
         beginning = {"model_name_or_path": task.policy(), **recipe, **beginning}
     try:
@@ -195,8 +191,9 @@ def parse(
         raise ValueError(f"in the options: {error}") from error
     script_args, training_args, model_args = found[:3]
     if not model_args.model_name_or_path:
-        known = ", ".join(f"{name}, the shipped policy" for name in EMBEDDED)
-        raise ValueError(f"--model_name_or_path is missing: give a folder, a name on the Hub, or {known}.")
+        raise ValueError(
+            f"--model_name_or_path is missing: give a folder, a name on the Hub, or {FIGURES}, the shipped policy."
+        )
     model_args.model_name_or_path = policy_of(model_args.model_name_or_path)
     if isinstance(script_args.reward_funcs, str):  # one name in a YAML file
         script_args.reward_funcs = [script_args.reward_funcs]
@@ -272,8 +269,7 @@ def check_sources(script_args: TrainArguments, training_args: CEPOConfig, model_
     train_dataset = load_data(script_args, script_args.dataset_train_split, script_args.figures_problems, notes)
     held_out = _held_out_problems(script_args, notes)
     reward_funcs = load_reward_funcs(script_args.reward_funcs)
-    # The verifiers compare with the solution, whatever the method. Where teachers need it, the trainer validates the
-    # training set itself.
+    # Verifiers may need solutions. If teachers need them, the trainer validates the training set.
     judged, extractor = need_solutions(reward_funcs), training_args.answer_extractor
     if not training_args.method_spec.needs_teachers:
         check_dataset(train_dataset, needs_solution=judged, extractor=extractor)
@@ -302,11 +298,7 @@ def _held_out_problems(script_args: TrainArguments, notes: list[str]) -> Any:
 
 
 def load_data(script_args: TrainArguments, split: str, size: int, notes: list[str]) -> Any:
-    """A split of the run's data in TRL's columns; for the figures task, `size` problems.
-
-    Raises:
-        ValueError: If it is missing, or its format is not that of the options.
-    """
+    """A split of the run's data in TRL's columns; for the figures task, `size` problems."""
     return load_split(
         script_args.dataset_name,
         split,
