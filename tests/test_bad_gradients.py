@@ -144,7 +144,7 @@ def test_fewer_in_a_row_do_not_stop_the_run(tmp_path, text_figures, text_model_p
     spoil(0, 1, 3, 4)
     trainer = train(tmp_path, text_figures, text_model_path, max_steps=6)
     assert logged(trainer, "cepo/skipped_steps") == [1.0, 1.0, 0.0, 1.0, 1.0, 0.0]
-    with pytest.raises(ValueError, match="max_nonfinite_grad_steps must be at least 1, got 0"):
+    with pytest.raises(ValueError, match="max_nonfinite_grad_steps must be an integer and at least 1, got 0"):
         CEPOConfig(output_dir=str(tmp_path), max_nonfinite_grad_steps=0, **QUICK)
     spoil(0)
     with pytest.raises(GradientError, match="gradients of 1 optimizer steps in a row, up to step 1"):
@@ -207,7 +207,7 @@ def by_index(completions, **kwargs):
 
 
 class Engine:
-    """The attributes of an accelerator that NonfiniteGradients reads."""
+    """The attributes of an accelerator that NonfiniteGradients uses."""
 
     def __init__(self, skipped=False, scale=None):
         self.optimizer_step_was_skipped, self.is_main_process = skipped, True

@@ -38,7 +38,7 @@ def test_numbers_in_any_form_and_none_or_nan(found):
 
 
 @pytest.mark.parametrize(
-    ("found", "said"),
+    ("found", "message"),
     [
         ([1.0], "returned 1 rewards for 3 completions; it must return one for each"),
         (torch.ones(4), "returned 4 rewards for 3 completions"),
@@ -53,12 +53,12 @@ def test_numbers_in_any_form_and_none_or_nan(found):
         ([1.0, 1j, 0.0], r"\(complex\) for completion 1"),
         ([0.0, 0.0, math.inf], r"returned inf for completion 2 of its batch \(prompt: three\); the mean of its group"),
         ([0.0, -math.inf, 0.0], r"returned -inf for completion 1 of its batch \(prompt: two\)"),
-        ([1e39, 0.0, 0.0], r"returned 1e\+39 for completion 0"),  # of float32 there is no such number
+        ([1e39, 0.0, 0.0], r"returned 1e\+39 for completion 0"),  # infinite in float32
         ([10**400, 0.0, 0.0], r"returned 1000.* for completion 0"),
     ],
 )
-def test_invalid_rewards_are_named(found, said):
-    with pytest.raises(RewardError, match=rf"the reward function 'judge' .*{said}"):
+def test_invalid_rewards_are_named(found, message):
+    with pytest.raises(RewardError, match=rf"the reward function 'judge' .*{message}"):
         validate_rewards("judge", found, PROMPTS)
 
 
@@ -81,14 +81,14 @@ def test_an_exception_of_a_reward_function_passes_unchanged(tmp_path, text_figur
 
 
 def test_nan_and_none_are_bit_identical(tmp_path, text_figures, text_model_path):
-    def says(nothing):
+    def returns(missing):
         def judge(prompts, **kwargs):
-            return [nothing if place % 4 == 3 else float(place % 2) for place in range(len(prompts))]
+            return [missing if place % 4 == 3 else float(place % 2) for place in range(len(prompts))]
 
         return judge
 
     none, nan = (
-        train(tmp_path, text_figures, text_model_path, says(nothing), method="cepo") for nothing in (None, math.nan)
+        train(tmp_path, text_figures, text_model_path, returns(missing), method="cepo") for missing in (None, math.nan)
     )
     for trainer in (none, nan):
         assert logged(trainer, "cepo/verdicts/missing") == [0.25, 0.25]
@@ -125,7 +125,7 @@ def lengths(completion_ids, **kwargs):
     [*((scale, "sum_then_normalize") for scale in ("group", "batch", "none")), ("group", "normalize_then_sum")],
 )
 def test_an_unscored_rollout_has_no_advantage(tmp_path, text_figures, text_model_path, monkeypatch, scale, aggregation):
-    """Nor a part in its group's mean, even if a function of weight 0 returned a number."""
+    """It does not count in its group's mean, either, even if a function of weight 0 returned a number."""
     options = {"scale_rewards": scale, "multi_objective_aggregation": aggregation, "method": "grpo"}
     alone, _ = advantages_of(tmp_path, text_figures, text_model_path, [partly], monkeypatch, **options)
     beside, trainer = advantages_of(
@@ -189,7 +189,7 @@ def test_an_infinite_reward_of_a_model_is_refused(tmp_path, text_figures, text_m
 
     with pytest.raises(RewardError, match="the reward model 'hard' gave rollout 0 of the batch inf"):
         trained(math.inf)
-    assert logged(trained(math.nan), "reward") == [0.5]  # no verdict: the function's alone
+    assert logged(trained(math.nan), "reward") == [0.5]  # the reward of the function alone
 
 
 # From the command line ------------------------------------------------------------------------------------------------
@@ -202,7 +202,7 @@ def breaks_later(prompts, **kwargs):
     global calls
     calls += 1
     if calls == 3:
-        raise OSError(2, "No such file or directory")  # as its own data may be away; not the run's disk
+        raise OSError(2, "No such file or directory")  # as for missing data of its own, not an error of the run's disk
     return [float(place % 2) for place in range(len(prompts))]
 
 
@@ -270,7 +270,6 @@ def test_an_infinite_reward_stops_the_run_before_the_update(tmp_path, capsys):
 
 
 def test_a_run_without_any_verdict_ends_with_a_warning(tmp_path, capsys, caplog):
-    """Metrics are empty, and curves have no point."""
     assert run(tmp_path, silent) == 0
     assert "cepo/verdicts/missing: 3 times in a row, now 100 %" in caplog.text
     history = json.loads((tmp_path / "trainer_state.json").read_text())["log_history"]

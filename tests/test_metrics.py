@@ -58,8 +58,8 @@ def test_no_tokens_give_nan():
     assert all(math.isnan(value) for value in metrics.values())
 
 
-def test_correctness_is_the_verdict_not_the_sign_of_the_advantage():
-    """An incorrect rollout may have a positive advantage, for its format say."""
+def test_verdicts_decide_correctness():
+    """An incorrect rollout may have a positive advantage, as for its format."""
     sums = sums_of(torch.tensor([[1.0], [3.0]]), torch.tensor([1.0, -1.0]), verdicts=torch.tensor([-1.0, 0.0]))
     metrics = credit_metrics(sums)
     assert metrics["evidence/incorrect_mean"] == 1.0

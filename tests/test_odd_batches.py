@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.testing import assert_close
 from transformers import AutoTokenizer
 
-import cepo.methods.method
+import cepo.methods.stages
 import cepo.trainer.cepo_trainer
 import cepo.trainer.distillation
 from cepo import CEPOTrainer, References, method_options, policy_path
@@ -19,8 +19,8 @@ from tests.reference import loops
 from tests.support.methods import distills, needed_by
 from tests.support.training import half_right, is_sound, logged, train, weights_of, wrong_answers
 
-READING = [name for name, method in METHODS.items() if method.needs_teachers]
-# All but the oracle, which knows the figures task alone.
+SCORED = [name for name, method in METHODS.items() if method.needs_teachers]
+# The oracle needs the figures task.
 TRAINED = [name for name in METHODS if name != "oracle"]
 
 
@@ -64,11 +64,11 @@ def _needed(method):
     return {"divergence": "sampled"} if distills(method) else needed_by(method)
 
 
-@pytest.mark.parametrize("method", READING)
+@pytest.mark.parametrize("method", SCORED)
 @given(log_probs())
 @settings(max_examples=60)
 def test_token_advantages_are_finite(method, batch):
-    """A token without a finite log-prob has no evidence, and is counted."""
+    """A token without a finite log-prob has evidence 0, and is marked."""
     advantages, logps, mask = batch
     logps = logps[: 3 if method == "cscr" else 2]
     _, found, result = placed(method, advantages, logps, mask)
@@ -77,7 +77,7 @@ def test_token_advantages_are_finite(method, batch):
     assert (result.advantages[~mask] == 0).all()
     without = ~logps.isfinite().all(0)
     assert torch.equal(found.unscorable, without)
-    if method != "cscr":  # which takes the larger of two
+    if method != "cscr":  # uses the larger of two shifts
         assert (found.values[without] == 0).all()
 
 
@@ -89,7 +89,7 @@ def test_token_advantages_against_plain_loops(method, batch):
     advantages, logps, mask = batch
     _, _, result = placed(method, advantages, logps[:2], mask)
     deltas = loops.evidence(logps[0].tolist(), logps[1].tolist())
-    if method == "rlrt":  # reversed, on right rollouts alone
+    if method == "rlrt":  # reversed, on correct rollouts alone
         pairs = zip(advantages.tolist(), deltas, strict=True)
         deltas = [[-delta * (advantage > 0) for delta in row] for advantage, row in pairs]
     own = method_options(method)
@@ -123,7 +123,7 @@ def test_one_of_several_negatives_is_not_finite(batch, kept):
                 assert found.unscorable[row, token]
 
 
-@pytest.mark.parametrize("method", READING)
+@pytest.mark.parametrize("method", SCORED)
 def test_non_finite_log_probs_in_training(tmp_path, text_figures, text_model_path, monkeypatch, method, loss_inputs):
     """A third of the log-probs is NaN or minus infinity: counted, and the step is finite."""
     wrong_answers(monkeypatch)
@@ -141,7 +141,7 @@ def test_non_finite_log_probs_in_training(tmp_path, text_figures, text_model_pat
     trainer = step(tmp_path, text_figures, text_model_path, method, skip_zero_advantage=False, **options)
     assert is_sound(trainer)
     assert logged(trainer, "cepo/rows_scored")[0] > 0
-    # Of 16 tokens, 6 and 3, two of the latter among the former or not.
+    # Of 16 tokens 6 and 3, which may overlap.
     assert 0.3 < logged(trainer, "cepo/evidence/unscorable")[0] < 0.6
     batch = loss_inputs.pop()
     assert batch["advantages"].isfinite().all()

@@ -1,4 +1,4 @@
-"""log P_S is known before the loss, from TRL or from a scoring pass; and each step runs as few tokens as possible."""
+"""log P_S is known before the loss, from TRL or from a scoring pass, and each step runs the fewest tokens."""
 
 import math
 
@@ -40,7 +40,7 @@ STEPS = {
 SITUATIONS = {**METHODS, **{name: {"method": "rlsd", **options} for name, options in STEPS.items()}}
 
 
-def some_right(completions, **kwargs):
+def some_correct(completions, **kwargs):
     """One group in two has variance."""
     return [float(place % 2) if place // 4 % 2 else 1.0 for place in range(len(completions))]
 
@@ -49,7 +49,7 @@ def run(tmp_path, task, **options):
     dataset, model = task
     args = CEPOConfig(output_dir=str(tmp_path), **(QUICK | {"optim": "sgd", "learning_rate": 0.5} | options))
     torch.manual_seed(0)
-    trainer = CEPOTrainer(model, some_right, args, dataset)
+    trainer = CEPOTrainer(model, some_correct, args, dataset)
     trainer.train()
     return trainer
 
@@ -104,22 +104,22 @@ def test_student_log_probs_are_known_before_the_loss(tmp_path, task, name, asked
 
 
 @pytest.mark.parametrize(
-    ("options", "reads"),
+    ("options", "scores"),
     [
         ({"per_device_train_batch_size": 4, "steps_per_generation": 2, "gradient_accumulation_steps": 1}, False),
         ({"num_iterations": 2}, False),
         ({}, True),
     ],
 )
-def test_trls_log_probs_are_used_with_several_steps_per_generation(tmp_path, task, options, reads, asked):
+def test_trls_log_probs_are_used_with_several_steps_per_generation(tmp_path, task, options, scores, asked):
     """TRL has computed them for its ratio; with dropout they are not those of eval mode."""
     dataset, model = task
     args = CEPOConfig(output_dir=str(tmp_path), **(QUICK | {"method": "rlsd"} | options))
     trainer = CEPOTrainer(model, half_right, args, dataset)
-    if reads:
+    if scores:
         trainer.model.add_module("dropout", torch.nn.Dropout(0.1))
     trainer.train()
-    assert all(asked) is not reads
+    assert all(asked) is not scores
     assert any(asked)
 
 
@@ -127,7 +127,7 @@ def test_trls_log_probs_are_used_with_several_steps_per_generation(tmp_path, tas
 
 
 @pytest.mark.parametrize(
-    ("method", "prompts", "readings"),
+    ("method", "prompts", "contexts"),
     [
         ({"method": "grpo"}, 2, 0),  # sampling and update
         ({"method": "cepo"}, 3, 2),
@@ -136,7 +136,7 @@ def test_trls_log_probs_are_used_with_several_steps_per_generation(tmp_path, tas
         ({"method": "rlsd", "gradient_checkpointing": True}, 3, 2),
     ],
 )
-def test_no_token_runs_twice(tmp_path, figures, monkeypatch, method, prompts, readings):
+def test_no_token_runs_twice(tmp_path, figures, monkeypatch, method, prompts, contexts):
     """In a step: each image once, each prompt once per scorer, each rollout once per hinted context."""
     ran, images, asked = [], [], []
     log_probs = Scorer.log_probs
@@ -166,14 +166,14 @@ def test_no_token_runs_twice(tmp_path, figures, monkeypatch, method, prompts, re
     args = CEPOConfig(output_dir=str(tmp_path), **(QUICK | {"freeze_vision_tower": True} | method))
     trainer = Counted(policy_path(), half_right, args, figures)
     trainer.train()
-    step = 1  # in the one before there are trials
+    step = 1  # step 0 has trials
     assert [count for of, count in images if of == step] == [2]
     assert sum(int((ids == trainer.token).sum()) for of, ids in ran if of == step) == prompts * trainer.shown
-    asked = [requests for requests in asked if requests]  # where two read, one may have nothing to
-    assert len(asked) == (2 if readings else 0)
-    for requests in asked:  # rollouts that are the same are read once
+    asked = [requests for requests in asked if requests]  # of two scorers one may have no requests
+    assert len(asked) == (2 if contexts else 0)
+    for requests in asked:  # equal rollouts are scored once
         assert len(requests) == len(set(requests))
-        assert 4 * readings < len(requests) <= 8 * readings
+        assert 4 * contexts < len(requests) <= 8 * contexts
 
 
 def test_a_trained_tower_runs_once_per_scorer(tmp_path, figures):
@@ -184,4 +184,4 @@ def test_a_trained_tower_runs_once_per_scorer(tmp_path, figures):
     tower.register_forward_pre_hook(lambda _, args, kwargs: counts.append(len(kwargs["grid_thw"])), with_kwargs=True)
     trainer.train()
     assert counts[-3:] == [2, 2, 2]
-    assert trainer._sharing.features.runs == 0
+    assert trainer._sharing.features._works is None  # never cached

@@ -1,8 +1,7 @@
-"""A real step with each of TRL's options that the table calls exact, at a value that is not its default.
+"""A real step with each of TRL's options that the table calls exact, at another value than the default.
 
-For methods that give tokens advantages: with equal references, CEPO's (B, T) advantages are GRPO's, so that loss and
-gradient must be those of TRL's own trainer on the same rollouts. Then with evidence, and for a distillation where it
-takes the option: a finite step.
+With equal references, CEPO's (B, T) advantages are GRPO's, so loss and gradient must be those of TRL's trainer on the
+same rollouts. With evidence, and for distillation, the step must be finite.
 """
 
 from dataclasses import fields
@@ -21,17 +20,17 @@ from tests.support.trl_options import TRL_OPTIONS
 
 __all__ = ["loss_inputs"]  # a fixture
 
-# What cannot be run on a CPU without a server, a network or an engine, and who has a word on it.
+# Options that need a server, a network or an engine, with the test that covers them, if any.
 NOT_HERE = {
     **{name: "vLLM" for name in TRL_OPTIONS if name.startswith("vllm_") and "importance" not in name},
-    **{name: "a double in vLLM's place: test_served.py" for name in TRL_OPTIONS if name.startswith("vllm_importance")},
-    "use_vllm": "a double in vLLM's place: test_served.py",
+    **{name: "a fake of vLLM: test_served.py" for name in TRL_OPTIONS if name.startswith("vllm_importance")},
+    "use_vllm": "a fake of vLLM: test_served.py",
     "ds3_gather_for_generation": "DeepSpeed: test_sharding.py has its default",
-    "trust_remote_code": "a model whose code is on the Hub",
+    "trust_remote_code": "a model with code on the Hub",
     "log_completions_hub_repo": "the Hub",
 }
 
-# One run for options that do not touch each other; the gradients are those of later updates, ratios away from 1.
+# One run for several independent options; later updates have ratios other than 1.
 EVERYWHERE = {
     "loading": {"model_init_kwargs": {"attn_implementation": "eager"}, "disable_dropout": True},
     "batches": {"num_generations": 2, "num_generations_eval": 1, "max_completion_length": 5, "pad_to_multiple_of": 8},
@@ -62,7 +61,7 @@ IN_THE_LOSS = {
     "objectives": {"multi_objective_aggregation": "normalize_then_sum", "reward_weights": [0.5, 2.0]},
     "head": {"cast_lm_head_to_fp32": True, "model_init_kwargs": {"dtype": "bfloat16"}},
 }
-# With tests of their own below.
+# Options with separate tests below.
 ALONE = {
     "router_aux_loss_coef",
     "use_transformers_paged",
@@ -72,7 +71,7 @@ ALONE = {
 }
 
 
-def test_none_is_left_out_and_none_is_at_its_default():
+def test_every_option_is_tested_at_another_value_than_its_default():
     everywhere, own = ({name for group in groups.values() for name in group} for groups in (EVERYWHERE, IN_THE_LOSS))
     exact = {name for name, support in TRL_OPTIONS.items() if support.advantages == "exact"}
     assert (everywhere | own | ALONE) & set(NOT_HERE) == set()
@@ -109,13 +108,13 @@ def test_cepo_with_equal_references_is_trls_trainer(tmp_path, text_figures, text
             "choose_references",
             lambda rollouts, solution, **_: [References(solution, (solution,))] * len(rollouts),
         )
-        # Prompts that run once are exact to rounding, which two steps of half precision, or of VESPO, make more of.
+        # Shared prompts are exact to rounding, which half precision and VESPO amplify in two steps.
         options["shared_prompt_update"] = "never"
         ours = train(tmp_path, text_figures, text_model_path, rewards_for(options), **options)
     assert 0 < logged(ours, "cepo/rows_scored")[0] <= 1
     for key in ("reward", "completions/mean_length"):
         assert logged(ours, key) == pytest.approx(logged(theirs, key), rel=1e-6)
-    # The loss is near 0 where advantages cancel; what is compared is as large as the gradient.
+    # The loss is near 0 where advantages cancel; the gradient is not.
     assert max(logged(theirs, "grad_norm")) > 1e-3
     assert logged(ours, "loss") == pytest.approx(logged(theirs, "loss"), abs=1e-5, rel=1e-4)
     assert logged(ours, "grad_norm") == pytest.approx(logged(theirs, "grad_norm"), rel=1e-3)
@@ -147,7 +146,7 @@ KEYS = ("completion_ids", "completion_mask")
 
 
 def check(group, trainer):
-    """What can be seen of an option from outside."""
+    """The effect of the options of a group."""
     batch = trainer._buffered_inputs[0]
     if group == "loading":
         assert trainer.model.config._attn_implementation == "eager"
@@ -165,10 +164,10 @@ def check(group, trainer):
         assert trainer.model.lm_head.weight.dtype == torch.float32
 
 
-# Options that need something of their own -----------------------------------------------------------------------------
+# Options with separate tests -------------------------------------------------------------------------------------------
 
 
-def test_a_router_keeps_its_own_loss(tmp_path, text_figures, text_model_path, monkeypatch):
+def test_the_auxiliary_loss_of_a_router(tmp_path, text_figures, text_model_path, monkeypatch):
     """A mixture of experts: TRL adds the auxiliary loss, and rows are not skipped."""
     wrong_answers(monkeypatch)
     tokenizer = AutoTokenizer.from_pretrained(text_model_path)
@@ -199,8 +198,8 @@ def test_a_router_keeps_its_own_loss(tmp_path, text_figures, text_model_path, mo
 
 @pytest.mark.parametrize("method", ["cepo", "opsd"])
 @pytest.mark.parametrize("most", [1, 2])
-def test_tools_may_be_called_so_often(tmp_path, text_figures, text_model_path, monkeypatch, method, most, loss_inputs):
-    """The policy's words are a double's, which always calls; what the tool returns is not trained on."""
+def test_max_tool_calling_iterations(tmp_path, text_figures, text_model_path, monkeypatch, method, most, loss_inputs):
+    """A fake policy always calls the tool. Tool results are not trained on."""
     wrong_answers(monkeypatch)
     tokenizer = AutoTokenizer.from_pretrained(text_model_path)
     tokenizer.chat_template = (Path(trl.__file__).parent / "chat_templates" / "qwen3.jinja").read_text()
@@ -217,7 +216,7 @@ def test_tools_may_be_called_so_often(tmp_path, text_figures, text_model_path, m
         made.append((one, other))
         return one + other
 
-    # Longer prompts than the model of the other tests has places for.
+    # Prompts are longer than those of other tests.
     model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(text_model_path, max_position_embeddings=2048))
 
     class Calls(CEPOTrainer):

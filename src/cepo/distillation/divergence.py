@@ -38,14 +38,7 @@ def divergence(
 
     Returns:
         (N,) divergence [nats], and (N,) entropy of the student [nats] without gradient.
-
-    Raises:
-        ValueError: If `beta` or `top_k` is out of range.
     """
-    if not 0 <= beta <= 1:
-        raise ValueError(f"beta must lie in [0, 1], got {beta}")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k must be at least 1, got {top_k}")
     teacher_hidden, teacher_head = teacher_hidden.detach(), teacher_head.detached()
     if top_k is None or top_k >= len(student_head.weight):
         return ChunkedDivergenceFunction.apply(
@@ -96,7 +89,7 @@ def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 
 def _with_tail(logps: Tensor, kept: Tensor) -> Tensor:
-    """(N, k + 1) log-probs of the kept tokens and of all others together."""
-    # A sum rather than 1 - kept, which rounding would make 0 for a small tail.
+    """(N, k + 1) log-probs of the top k tokens and of all others together."""
+    # A sum rather than 1 - top k, which rounding would make 0 for a small tail.
     tail = logps.scatter(-1, kept, -math.inf).logsumexp(-1, keepdim=True)
     return torch.cat([logps.gather(-1, kept), tail], dim=-1)
