@@ -164,7 +164,7 @@ def check(group, trainer):
         assert trainer.model.lm_head.weight.dtype == torch.float32
 
 
-# Options with separate tests -------------------------------------------------------------------------------------------
+# Options with separate tests ------------------------------------------------------------------------------------------
 
 
 def test_the_auxiliary_loss_of_a_router(tmp_path, text_figures, text_model_path, monkeypatch):

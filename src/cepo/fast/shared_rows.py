@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from transformers import DynamicCache, PreTrainedModel
 
-from .prefix_cache import ExpandedCache, cache_argument
+from .prefix_cache import ExpandedCache, cache_argument, positions_of
 
 # Log-probs and entropies.
 Found = tuple[Tensor, Tensor | None]
@@ -140,7 +140,7 @@ def _prompts(model: PreTrainedModel, rows: Rows) -> tuple[dict[str, Any], Tensor
         **{name: types[rows.firsts, :last] for name, types in rows.token_types.items()},
         **rows.images,
     }
-    return inputs, model._prepare_position_ids_for_generation(inputs["input_ids"], dict(inputs))
+    return inputs, positions_of(model, inputs)
 
 
 def _of_completions(model: PreTrainedModel, **inputs: Any) -> Found:

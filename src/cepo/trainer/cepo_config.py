@@ -86,7 +86,8 @@ class CEPOConfig(_MethodFields, GRPOConfig):
         None,
         "Leave rollouts without a token advantage, and padding after the longest completion, out of the update. The "
         "gradient is the same up to rounding; entropy and clip ratios are those of the remaining rollouts. None: true "
-        "where it is exact (no beta, entropy bonus, top_entropy_quantile or router loss), but false for grpo.",
+        "where it is exact (no beta, entropy bonus, top_entropy_quantile, router loss or distillation), but false for "
+        "grpo.",
     )
     credit_page_steps: int = _option(
         0,
