@@ -1,4 +1,4 @@
-"""A cache that grows in place, and attention that reads keys as they lie: transformers' numbers, without its copies."""
+"""Growing cache layers and grouped attention give transformers' numbers without its copies."""
 
 import pytest
 import torch

@@ -10,7 +10,6 @@ from trl.rewards import accuracy_reward
 import cepo.scoring.forward
 import cepo.scoring.pipeline
 import cepo.trainer.distillation
-from cepo import CEPOConfig
 from cepo.scoring.forward import evaluating
 from tests.support.distillation import distributions, forward_kl, hinted_prompt, student_prompt
 from tests.support.training import half_right, logged, make, train, weights_of, wrong_answers
@@ -373,21 +372,3 @@ def test_the_oracle_needs_the_figures_task(tmp_path, text_model_path, text_figur
 def test_options_without_effect_on_a_divergence_are_refused(tmp_path, text_figures, text_model_path, options, named):
     with pytest.raises(ValueError, match=named):
         make(tmp_path, text_figures, text_model_path, method="opsd", **options)
-
-
-def test_defaults_of_methods_and_given_values():
-    opsd = CEPOConfig(output_dir="out", bf16=False, method="opsd")
-    assert (opsd.teacher, opsd.divergence, opsd.divergence_beta, opsd.positive_content) == (
-        "initial",
-        "full",
-        0.0,
-        "solution",
-    )
-    sdpo = CEPOConfig(output_dir="out", bf16=False, method="sdpo", divergence="sampled", teacher="policy")
-    assert (sdpo.teacher, sdpo.divergence, sdpo.importance_clip, sdpo.positive_content) == (
-        "policy",
-        "sampled",
-        2.0,
-        "rollout",
-    )
-    assert CEPOConfig(output_dir="out", bf16=False).teacher == "policy"

@@ -117,13 +117,6 @@ def test_an_option_is_set_or_refused(method, name):
         assert getattr(CEPOConfig("out", method=method, use_cpu=True, **needed_by(method)), name) is None
 
 
-def test_a_refused_option_comes_with_the_nearest_one():
-    with pytest.raises(ValueError, match="method 'rlcsd' has no option evidence_clip; did you mean evidence_"):
-        CEPOConfig("out", method="rlcsd", evidence_clip=0.3)
-    with pytest.raises(ValueError, match="method 'cepo_additive' has no option evidence_steps"):
-        method_options("cepo_additive", evidence_steps=10)
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_the_configuration_shows_the_resolved_options(method):
     config = CEPOConfig("out", method=method, use_cpu=True, **needed_by(method))

@@ -155,22 +155,6 @@ def test_lambda_decays_and_no_teacher_runs_at_0(tmp_path, figures, monkeypatch):
     assert logged(trainer, "cepo/rows_scored")[2:] == [0.0, 0.0]
 
 
-def test_lambda_after_resuming(tmp_path, text_figures, text_model_path, monkeypatch):
-    wrong_answers(monkeypatch)
-    options = {"max_steps": 4, "evidence_steps": 4, "save_strategy": "steps", "save_steps": 2, "reward": half_right}
-    whole = train(tmp_path, text_figures, text_model_path, **options)
-    resumed = train(
-        tmp_path,
-        text_figures,
-        text_model_path,
-        resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-2"),
-        **options,
-    )
-    assert logged(resumed, "cepo/coefficient") == logged(whole, "cepo/coefficient") == [0.5, 0.375, 0.25, 0.125]
-    for name, weight in weights_of(whole).items():
-        assert_close(weights_of(resumed)[name], weight)
-
-
 def test_zero_variance_groups_are_not_scored(tmp_path, figures, monkeypatch):
     """One of two groups has equal rewards."""
     wrong_answers(monkeypatch)
