@@ -1,7 +1,6 @@
 """Rollouts that a run saves for `cepo explain`, and pages of their credit (`credit_page_steps`)."""
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +60,7 @@ class Samples:
             order = sorted(range(len(groups)), key=lambda i: not any(r.advantage for r in groups[i].local))
             drawn = order[:NUMBER_OF_GROUPS]
             with trainer._teachers.scoring_mode():
-                page = write_credit_page(
+                written = write_credit_page(
                     [groups[i] for i in drawn],
                     trainer._prompts(batch, [rows[i] for i in drawn]),
                     pipeline=trainer._teachers.pipeline(trainer._encoder, batch, own_weights=True),
@@ -69,38 +68,21 @@ class Samples:
                     step=step,
                     write=writes,
                 )
-            if page is not None:
-                page.send(trainer.callback_handler.callbacks)
+            if written is not None:
+                _log_page(trainer.callback_handler.callbacks, step, *written)
 
 
-@dataclass(frozen=True)
-class CreditPage:
-    """A written page.
-
-    Attributes:
-        step: Optimizer step.
-        path: HTML file.
-        html: Content of the file.
-        markdown: Credit of the run's method in short, for TensorBoard, which shows no HTML.
-    """
-
-    step: int
-    path: Path
-    html: str
-    markdown: str
-
-    def send(self, callbacks: Iterable[TrainerCallback]) -> None:
-        """Log the page to W&B, Trackio and TensorBoard, whichever are among a trainer's callbacks."""
-        for logger in callbacks:
-            if isinstance(logger, WandbCallback) and logger._wandb is not None:
-                html = logger._wandb.Html(self.html, inject=False)
-                logger._wandb.log({"train/global_step": self.step, "credit": html})
-            elif isinstance(logger, TrackioCallback):
-                html = logger._trackio.Html(self.html, inject=False, caption=self.path.name)
-                logger._trackio.log({"train/global_step": self.step, "credit": html})
-            elif isinstance(logger, TensorBoardCallback) and logger.tb_writer is not None:
-                text = f"{self.markdown}\n\nThe whole page: `{self.path}`"
-                logger.tb_writer.add_text("credit", text, self.step)
+def _log_page(callbacks: Iterable[TrainerCallback], step: int, path: Path, markdown: str) -> None:
+    """Log a page to W&B and Trackio, and its Markdown to TensorBoard, which shows no HTML."""
+    for logger in callbacks:
+        if isinstance(logger, WandbCallback) and logger._wandb is not None:
+            html = logger._wandb.Html(path.read_text(encoding="utf-8"), inject=False)
+            logger._wandb.log({"train/global_step": step, "credit": html})
+        elif isinstance(logger, TrackioCallback):
+            html = logger._trackio.Html(path.read_text(encoding="utf-8"), inject=False, caption=path.name)
+            logger._trackio.log({"train/global_step": step, "credit": html})
+        elif isinstance(logger, TensorBoardCallback) and logger.tb_writer is not None:
+            logger.tb_writer.add_text("credit", f"{markdown}\n\nThe whole page: `{path}`", step)
 
 
 def write_credit_page(
@@ -111,8 +93,10 @@ def write_credit_page(
     args: CEPOConfig,
     step: int,
     write: bool,
-) -> CreditPage | None:
+) -> tuple[Path, str] | None:
     """Score groups under all methods, and write their page to `credit/step-00010.html` in the output directory.
+
+    Returns its path, and the credit of the run's method as Markdown.
 
     Args:
         groups: Groups, or this process's part of them.
@@ -147,4 +131,4 @@ def write_credit_page(
     path = Path(args.output_dir) / "credit" / f"step-{step:05d}.html"
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, page)
-    return CreditPage(step, path, page, credit_markdown(inspected, selected, title=title))
+    return path, credit_markdown(inspected, selected, title=title)
