@@ -7,6 +7,7 @@ from torch.testing import assert_close
 from trl import GRPOTrainer
 from trl.rewards import accuracy_reward
 
+import cepo.methods.options
 import cepo.scoring.forward
 import cepo.scoring.pipeline
 import cepo.trainer.distillation
@@ -317,9 +318,9 @@ def test_a_checkpoint_of_another_teacher_is_refused(tmp_path, text_figures, text
 def test_whole_rollouts_in_hints(tmp_path, text_figures, text_model_path, monkeypatch):
     wrong_answers(monkeypatch)
     hinted = []
-    fill_hint = cepo.scoring.pipeline.fill_hint
+    fill_hint = cepo.methods.options.fill_hint
     monkeypatch.setattr(
-        cepo.scoring.pipeline, "fill_hint", lambda template, text: hinted.append(text) or fill_hint(template, text)
+        cepo.methods.options, "fill_hint", lambda template, text: hinted.append(text) or fill_hint(template, text)
     )
     options = {"positive_content": "rollout", "negative_content": "rollout", "max_steps": 1}
     options |= {"negative_reference": "most_common", "log_completions": True, "num_completions_to_print": 0}

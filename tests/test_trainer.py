@@ -12,6 +12,7 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.rewards import accuracy_reward
 
 import cepo.fast.prefix_cache
+import cepo.methods.stages
 import cepo.scoring.forward
 import cepo.trainer.cepo_trainer
 from cepo import CEPOConfig, CEPOTrainer, References, policy_path, reference_answer

@@ -96,7 +96,7 @@ def with_room(group, model):
     return options
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 @pytest.mark.parametrize("group", [*EVERYWHERE, *IN_THE_LOSS])
 def test_cepo_with_equal_references_is_trls_trainer(tmp_path, text_figures, text_model_path, monkeypatch, group):
     options = with_room(group, text_model_path)
@@ -242,7 +242,7 @@ def test_max_tool_calling_iterations(tmp_path, text_figures, text_model_path, mo
         assert batch["teacher_tokens"] == own.sum()
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 @pytest.mark.parametrize("method", ["cepo", "opsd"])
 @pytest.mark.parametrize("name", ["use_transformers_continuous_batching", "use_transformers_paged"])
 def test_continuous_batching(tmp_path, text_figures, text_model_path, monkeypatch, method, name):
