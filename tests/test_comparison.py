@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 from rich.console import Console
-from scipy.stats import binomtest
 
 from cepo import cli
 from cepo.compare import jobs
@@ -113,14 +112,6 @@ def test_the_table_fits_80_columns():
             assert percent(estimate, signed=True) in shown
 
 
-def test_intervals_have_their_nominal_coverage():
-    """Of 400 samples of five, the t interval misses about 20."""
-    draw = np.random.default_rng(1)
-    found = [Estimate.of(draw.normal(size=5)) for _ in range(400)]
-    missed = sum(not e.low < 0 < e.high for e in found)
-    assert binomtest(missed, 400, 0.05).pvalue > 0.01
-
-
 BAD_CONFIGS = [
     ("arms: [grpo]", "`arms` names with options"),
     ("base: [1]", "`base` must hold options"),
@@ -128,22 +119,15 @@ BAD_CONFIGS = [
     ("arms: {a: {method: grpo}}\nseeds: many", "arm a: seeds must be a number"),
     ("arms: {a: {method: grpo, seeds: 0}}", "arm a: seeds must be a number"),
     ("arms: {base: {method: grpo}}", "arm 'base': choose another name"),
-    ("arms: {lock: {method: grpo}}", "arm 'lock': choose another name"),
-    ("arms: {'': {method: grpo}}", "arm '': choose another name"),
-    ("arms: {..: {method: grpo}}", "arm '..': choose another name"),
     ("arms: {a: {method: opsd}}\nbase: {beta: 0.1}", "arm a: method='opsd': its loss is a divergence, in which beta"),
     ("arms: {a: {skip_zero_advantage: true, entropy_coef: 0.1}}", "arm a: skip_zero_advantage would change"),
     ("arms: {../../x: {method: grpo}}", "choose another name"),
-    ("arms: {a: {method: grpo}", "is not YAML"),
     ("arms: {a: {method: grpo}}\nseed: 1", "unknown seed; the keys are against, arms"),
-    ("[1]", "must hold options as `name: value` lines"),
     ("arms: {a: {method: grpo, reward_funcs: nonesuch}}", "arm a: "),
     ("arms: {a: {method: grpo, model_name_or_path: ./nowhere}}", "./nowhere"),
     ("arms: {a: {method: grpo}}\nfirst_seed: last", "first_seed must be a number, not 'last'"),
     ("arms: {a: {preset: papers}}", "arm a: unknown preset 'papers'"),
-    ("arms: {a: {method: grpo}}\nbase: {preset: papers}", "unknown preset 'papers'"),
     ("arms: {a: {method: grpo}}\nagainst: [b]", "against must be a list of arms, a, not ['b']"),
-    ("arms: {a: {method: grpo}}\nagainst: a", "against must be a list of arms, a, not 'a'"),
     ("arms: {a: {method: grpo}}\nbase: {dry_run: true}", "arm a: dry_run is an option of cepo compare"),
 ]
 
@@ -256,7 +240,7 @@ def test_the_oracle_needs_token_labels(tmp_path, capsys):
     arguments = ["--methods", "grpo,oracle", "--dataset_name", str(tmp_path), "--model_name_or_path", policy_path()]
     assert cli.main(["compare", *arguments, "--output_dir", str(tmp_path / "out")]) == 2
     assert (
-        "arm oracle: method='oracle' cannot train on this data set: it needs the figures task"
+        "arm oracle: method='oracle' cannot train on this dataset: it needs the token labels of the figures task"
         in capsys.readouterr().err
     )
 
@@ -279,10 +263,9 @@ MISTAKES = [
     (["--methods", "grpo", "--seed", "3"], "seed is set for each run"),
     (["--config", "nowhere.yaml"], "nowhere.yaml"),
     (["loose", "--methods", "grpo"], "'loose'"),
-    (["--methods", "grpo", "--max_steps", "3", "loose"], "unexpected 'loose'"),
     (["--methods", "grpo,cepo", "--against", "rlsd"], "against must be a list of arms, grpo, cepo, not ['rlsd']"),
     (["--methods", "grpo", "--eval_problems", "0"], "no held-out problems (eval_problems=0"),
-    (["--methods", "grpo", "--dataset_test_split", "best"], "unknown split 'best' of the figures task"),
+    (["--methods", "grpo", "--dataset_test_split", "best"], "the figures task has no 'best'"),
 ]
 
 

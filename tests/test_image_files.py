@@ -170,7 +170,7 @@ def from_jsonl(folder, column, streaming=False, **options):
 
 
 def of_bytes(column, names=NAMES):
-    """A data set in memory."""
+    """A dataset in memory."""
     values = [{"bytes": FILES[name][0], "path": None} for name in names]
     feature = List(Image()) if column == "images" else Image()
     rows = [{"prompt": PROMPT, "solution": "1", column: [one] if column == "images" else one} for one in values]

@@ -42,7 +42,7 @@ def bomb(width, height):
 
 @pytest.fixture
 def places(tmp_path):
-    """A folder with a data set's file, images in and beside it, and links out of it."""
+    """A folder with a dataset's file, images in and beside it, and links out of it."""
     folder = tmp_path / "data"
     (folder / "sub").mkdir(parents=True)
     for path in (folder / "in.png", folder / "sub" / "in.png", tmp_path / "out.png"):
@@ -102,7 +102,7 @@ def test_image_folder(places, tmp_path):
 
 @pytest.mark.parametrize("several", [False, True])
 def test_files_of_a_saved_data_set(places, tmp_path, several):
-    """A data set may be saved with file names instead of bytes."""
+    """A dataset may be saved with file names instead of bytes."""
     values = [{"bytes": picture(), "path": "/nowhere.png"}, {"bytes": None, "path": str(tmp_path / "out.png")}]
     feature = Image(decode=False)
     data = Dataset.from_dict({"prompt": [PROMPT] * 2, "solution": ["1"] * 2})

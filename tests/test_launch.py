@@ -50,12 +50,21 @@ def test_an_unknown_configuration(capsys):
     assert "Accelerate config zero9 is neither a file nor a valid config in the `trl` package" in line
 
 
+def test_a_configuration_without_options(tmp_path, capsys):
+    config = tmp_path / "accelerate.yaml"
+    config.write_text("- num_processes: 2\n")
+    for more in ([], ["--dry_run"]):
+        assert cli.main(["train", "--accelerate_config", str(config), *more]) == 2
+        printed = capsys.readouterr()
+        assert f"--accelerate_config: {config} must hold options" in printed.out + printed.err
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (["--max_step", "1"], "unknown option --max_step; did you mean --max_steps?"),
         (["--num_processes", "two"], "accelerate's options: argument --num_processes"),
-        (["word"], "what is 'word'?"),
+        (["word"], "unexpected 'word'"),
     ],
 )
 def test_errors_are_found_before_the_launch(flags, message, capsys):
@@ -67,7 +76,7 @@ def test_errors_are_found_before_the_launch(flags, message, capsys):
 def test_processes_without_a_process_group_are_refused(monkeypatch, tmp_path):
     monkeypatch.setenv("WORLD_SIZE", "2")
     check_world_size(2)
-    with pytest.raises(ValueError, match=r"2 processes were started together.*--use_cpu true"):
+    with pytest.raises(ValueError, match=r"WORLD_SIZE=2, but each process would train alone.*--use_cpu true"):
         check_world_size(1)
 
 
@@ -105,7 +114,7 @@ def test_separate_runs_in_one_folder_are_refused(tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "ACCELERATE_USE_CPU"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode != 0
-    assert done.stderr.count("WORLD_SIZE says that 2 processes were started together") == 1
+    assert done.stderr.count("WORLD_SIZE=2, but each process would train alone") == 1
     assert not (tmp_path / "out").exists()
 
 

@@ -17,7 +17,7 @@ pytestmark = [
 ]
 
 # Greedy, by the way of sampling.
-SAMPLING = ["--presence_penalty", "0", "--top_k", "1", "--max_new_tokens", "160", "--device", "cpu"]
+SAMPLING = ["--presence_penalty", "0", "--top_k", "1", "--max_new_tokens", "160"]
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -34,11 +34,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def prepare(arguments: list[str]) -> Callable[[Console], int]:
-    """Validate the arms and return the job that runs them.
-
-    Raises:
-        ValueError, OSError: For invalid options of an arm.
-    """
+    """Validate the arms and return the job that runs them."""
     options, flags = make_parser().parse_known_args(arguments)
     comparison = read_comparison(
         {} if options.config is None else read_yaml(options.config),

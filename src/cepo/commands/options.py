@@ -86,11 +86,7 @@ def dataset_options(given: Mapping[str, Any]) -> DatasetOptions:
 
 
 def load_rows(options: argparse.Namespace, size: int) -> Any:
-    """The split that the options of `add_dataset` name; for the figures task, `size` problems.
-
-    Raises:
-        ValueError: If it is missing, or its format is not that of the options.
-    """
+    """The split that the options of `add_dataset` name; for the figures task, `size` problems."""
     return load_split(
         options.dataset_name,
         options.dataset_split,
@@ -155,11 +151,7 @@ def own_option_names(method: str | None) -> list[str]:
 
 
 def credit_options(options: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
-    """The options of methods that the user gave, with `--method`.
-
-    Raises:
-        ValueError: Naming the option, if its value is invalid.
-    """
+    """The options of methods that the user gave, with `--method`."""
     names = (*names, *own_option_names(options.method))
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     method_options("cepo", **applicable_options(given, "cepo"))
@@ -170,11 +162,7 @@ def credit_options(options: argparse.Namespace, names: Sequence[str]) -> dict[st
 
 
 def check_group_size(num_generations: int) -> None:
-    """Refuse groups of one rollout.
-
-    Raises:
-        ValueError: Naming the option.
-    """
+    """Refuse groups of one rollout."""
     if num_generations < 2:
         raise ValueError("num_generations: a group of one rollout has no advantage; use at least 2")
 
@@ -194,11 +182,4 @@ def positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
-    return number
-
-
-def not_negative(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"must not be negative, got {number}")
     return number

@@ -138,13 +138,7 @@ def comparison_table(rows: Sequence[Mapping[str, Any]], against: Against) -> Tab
 
 @plain_text
 def draw_comparison(arms: Mapping[str, Sequence[Run]], rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw greedy accuracy over steps and paired differences to GRPO, with 95 % intervals.
-
-    Args:
-        arms: The finished runs of each arm.
-        rows: Of `summarize`.
-        path: The PNG file.
-    """
+    """Draw greedy accuracy over steps and paired differences to GRPO, with 95 % intervals."""
     from matplotlib import colormaps, pyplot
 
     figure, (curves, differences) = pyplot.subplots(1, 2, figsize=(14, 5), width_ratios=[1.3, 1], layout="constrained")

@@ -1,4 +1,4 @@
-"""Map a data set's columns to TRL's: `prompt` (a conversation), `solution` and `images`."""
+"""Map a dataset's columns to TRL's: `prompt` (a conversation), `solution` and `images`."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ _PLACEHOLDER = re.compile(r"\{([A-Za-z_][\w.]*)\}")
 
 @dataclass(frozen=True)
 class Columns:
-    """Columns of a data set for the parts of a problem.
+    """Columns of a dataset for the parts of a problem.
 
     Attributes:
         prompt, solution, choices: Columns, or paths into nested columns with dots. The prompt is text or a
@@ -42,11 +42,7 @@ class Columns:
     system: str | None = None
 
     def check(self, columns: Sequence[str], name: str) -> None:
-        """Refuse columns that do not exist, and templates that contain the solution.
-
-        Raises:
-            DatasetError: Naming the column.
-        """
+        """Refuse columns that do not exist, and templates that contain the solution."""
         parts = {"prompt": (self.prompt,), "solution": (self.solution,), "images": self.images}
         parts["choices"] = (self.choices,) if self.choices else ()
         for part, paths in parts.items():
@@ -75,17 +71,14 @@ def read_dataset(
     drop_incomplete: bool = False,
     notes: list[str] | None = None,
 ) -> Dataset | IterableDataset:
-    """Map a data set to TRL's columns. Other columns are kept, for reward functions.
+    """Map a dataset to TRL's columns. Other columns are kept, for reward functions.
 
     Args:
         dataset: With its original columns.
-        columns: The mapping. None: the data set has TRL's columns.
-        name: The data set's name in messages.
+        columns: The mapping. None: the dataset has TRL's columns.
+        name: The dataset's name in messages.
         drop_incomplete: Whether to drop rows without prompt, solution or image instead of refusing them.
         notes: Receives messages, such as the number of dropped rows. Dropped rows of a stream are not counted.
-
-    Raises:
-        DatasetError: Naming the column, the row and the fix; in a stream when the row arrives.
     """
     if columns is None and not drop_incomplete:
         return _with_text_solutions(dataset, name, notes)
@@ -114,7 +107,7 @@ def read_dataset(
 
 
 def map_rows(dataset: Any, function: Any, features: Features, removed: Sequence[str] = (), **options: Any) -> Any:
-    """`map` to new features, for data sets and streams."""
+    """`map` to new features, for datasets and streams."""
     if isinstance(dataset, Dataset):
         return dataset.map(function, remove_columns=list(removed), features=features, **options)
     # A stream's `map` would take `features` for those of its input, and decode no image.
@@ -122,7 +115,7 @@ def map_rows(dataset: Any, function: Any, features: Features, removed: Sequence[
 
 
 def with_features(dataset: Any) -> Any:
-    """The data set with known features; those of a stream come from its first rows."""
+    """The dataset with known features; those of a stream come from its first rows."""
     return dataset._resolve_features() if dataset.features is None else dataset
 
 

@@ -1,7 +1,7 @@
 """Evaluate a policy on held-out problems: sample completions, judge them, and measure their entropy.
 
-Temperature 0 and sampling measure different things. A policy that only becomes sharper gains accuracy when sampled, as
-a lower temperature would give it; only a policy that has learned something gains at temperature 0.
+Greedy and sampled accuracy differ: training that only sharpens the policy raises sampled accuracy, as a lower
+temperature would, but not greedy accuracy.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -173,13 +173,7 @@ def entropy_of(
 ) -> tuple[Entropy | None, Entropy | None]:
     """The policy's entropy at one completion of each problem: at all tokens, and at those that carry the solution.
 
-    Args:
-        model: The policy.
-        processing_class: Its tokenizer or processor.
-        dataset: The problems.
-        completions: Token ids by index of the problem.
-        sampling: How they were sampled. Its temperature applies to the distributions, `top_p` and `top_k` do not.
-        share: This process's share.
+    The temperature of `sampling` applies to the distributions; `top_p` and `top_k` do not.
     """
     images = isinstance(processing_class, ProcessorMixin)
     encoder = PromptEncoder(processing_class, images, sampling.chat_template_kwargs or {})

@@ -73,15 +73,7 @@ def validate_rewards(name: str, output: Any, prompts: Sequence[Any]) -> list[flo
 
 
 def refuse_infinite(rewards: torch.Tensor, names: Sequence[str]) -> None:
-    """Refuse infinite rewards of reward models, which TRL calls without `validated`.
-
-    Args:
-        rewards: (rollouts of all processes, functions).
-        names: Names of the functions.
-
-    Raises:
-        RewardError: Naming the function and the rollout.
-    """
+    """Refuse infinite rewards of reward models, which TRL calls without `validated`."""
     for row, column in rewards.isinf().nonzero().tolist()[:1]:
         raise RewardError(f"the reward model {names[column]!r} gave rollout {row} of the batch {rewards[row, column]}")
 

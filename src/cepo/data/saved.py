@@ -1,6 +1,6 @@
 """Save the rollouts of a training run to `rollouts/step-00012.parquet` in its output directory, and load them.
 
-A file has one row per rollout, with the token ids as sampled, and digests of the images, which stay in the data set.
+A file has one row per rollout, with the token ids as sampled, and digests of the images, which stay in the dataset.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ FOLDER = "rollouts"
 
 
 class SavedError(ValueError):
-    """Saved rollouts that are missing, or do not belong to the data set. The message has the fix."""
+    """Saved rollouts that are missing, or do not belong to the dataset. The message has the fix."""
 
 
 def rows_of(groups: Sequence[Group], first_index: int) -> list[dict[str, Any]]:
@@ -65,15 +65,7 @@ class Saved:
 
 
 def load_saved(output_dir: str, step: int | None = None) -> Saved:
-    """Load the rollouts of an optimizer step.
-
-    Args:
-        output_dir: The run's output directory.
-        step: The optimizer step. None: the last one that was saved.
-
-    Raises:
-        SavedError: If the run saved no rollouts, or none of this step.
-    """
+    """Load the rollouts of an optimizer step; None: of the last one that was saved."""
     folder = Path(output_dir) / FOLDER
     files = {int(path.stem.removeprefix("step-")): path for path in sorted(folder.glob("step-*.parquet"))}
     if not files:
@@ -86,11 +78,7 @@ def load_saved(output_dir: str, step: int | None = None) -> Saved:
 
 
 def restore(saved: Sequence[list[dict[str, Any]]], dataset: Dataset, processing_class: Any) -> list[Group]:
-    """The groups of saved rows, with prompts and images from the data set that was trained on.
-
-    Raises:
-        SavedError: If the data set does not have one of the prompts.
-    """
+    """The groups of saved rows, with prompts and images from the dataset that was trained on."""
     wanted = {(rows[0]["prompt"], rows[0]["solution"], rows[0]["images"]) for rows in saved}
     found = _find(wanted, dataset, processing_class)
     groups = []

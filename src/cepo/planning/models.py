@@ -40,11 +40,7 @@ KNOWN: dict[str, dict[str, Any]] = {
 
 
 def find_config(name: str) -> tuple[Any, str]:
-    """A model's configuration and its source: a folder, the cache, or `KNOWN`.
-
-    Raises:
-        LoadingError: If it is in none of them.
-    """
+    """A model's configuration and its source: a folder, the cache, or `KNOWN`."""
     try:
         config = AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=False)
         return config, "folder" if Path(name).is_dir() else "cache"

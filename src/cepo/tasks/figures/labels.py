@@ -25,11 +25,6 @@ def group_kinds(
 
     A number is judged by the numbers before it in its rollout, so a mistake counts once, without its consequences.
     Numbers that no rollout of the group got wrong decided nothing there.
-
-    Args:
-        row: Row of the data set.
-        completions: For each rollout, the text that each token adds.
-        correct: For each rollout, the verdict.
     """
     problem = problem_of(row)
     by_place = [{number.place: number for number in _numbers(problem, tokens)} for tokens in completions]
@@ -78,12 +73,7 @@ def token_kinds(row: Mapping[str, Any], tokens: Sequence[str]) -> list[TokenKind
 
 
 def first_error(row: Mapping[str, Any], tokens: Sequence[str]) -> int | None:
-    """The number of tokens before a completion's first mistake; None without a mistake.
-
-    Args:
-        row: Row of the data set.
-        tokens: The text that each token adds.
-    """
+    """The number of tokens before a completion's first mistake; None without a mistake."""
     starts = [number.span.start for number in _numbers(problem_of(row), tokens) if not number.correct]
     if not starts:
         return None
