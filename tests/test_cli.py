@@ -398,9 +398,9 @@ def test_explain_reports_groups_without_advantages(tmp_path, monkeypatch, capsys
     monkeypatch.syspath_prepend(tmp_path)
     common = ["explain", "--num_generations=2", "--reward_funcs", "verifier.zero", "--output_dir", str(tmp_path)]
     assert cli.main(common) == 0
-    said = capsys.readouterr().out
-    assert "0 of 2 rollouts are correct" in said
-    assert "No token has an advantage under cepo own_or_mixture of 4; try another --index or --seed." in said
+    printed = capsys.readouterr().out
+    assert "0 of 2 rollouts are correct" in printed
+    assert "No token has an advantage under cepo own_or_mixture of 4; try another --index or --seed." in printed
     own = [*common, "--method", "examples.new_method:METHOD", "--penalty=0.2"]
     assert cli.main([*own, "--show", "grpo"]) == 0
     assert "No token has an advantage under grpo" in capsys.readouterr().out

@@ -125,9 +125,9 @@ def test_choice_keys_follow_from_the_whole_column(tmp_path, answers, choices, ex
     data = load_split(saved(tmp_path / "d", rows), "train", options=DatasetOptions(**CHOICES), notes=notes)
     for row, answer, letter in zip(data, answers, expected, strict=True):
         assert row["solution"] == (f"{answer}" if letter == "?" else letter)
-    (said,) = notes
-    assert f"'a' is parsed as {line}" in said
-    assert ("1 solutions match no choice" in said) == ("?" in expected)
+    (note,) = notes
+    assert f"'a' is parsed as {line}" in note
+    assert ("1 solutions match no choice" in note) == ("?" in expected)
 
 
 @pytest.mark.parametrize("choices", [ANIMALS, ["4", "1", "3", "2"]])
@@ -350,10 +350,3 @@ def test_max_prompt_length_below_all_prompts(tmp_path, capsys):
     model = ["--model_name_or_path", policy_path(), "--output_dir", str(tmp_path / "out")]
     assert cli.main(["train", *options, *model, "--max_prompt_length", "5"]) == 2
     assert "max_prompt_length=5: all 8 prompts are longer" in capsys.readouterr().err
-
-
-def test_null_among_images_is_refused_by_row(tmp_path):
-    rows = [{"images": [PICTURES[0]], "problem": "Find x.", "answer": "1"}]
-    rows.append({"images": [PICTURES[0], None], "problem": "Find y.", "answer": "2"})
-    with pytest.raises(DatasetError, match=r"row 1 of .*: 'images' has null at position 1"):
-        load_split(geometry(tmp_path / "d", rows), "train", options=DatasetOptions(dataset_format="geometry3k"))

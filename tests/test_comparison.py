@@ -143,14 +143,14 @@ def test_errors_of_the_config_name_the_arm_or_key(text, named, tmp_path, capsys)
 
 def test_arms_from_file_and_flags_and_their_differences(tmp_path, capsys, monkeypatch):
     """Everything but the runs."""
-    asked = []
-    monkeypatch.setattr(jobs, "run_all", lambda work, *_: asked.extend(work))
+    started = []
+    monkeypatch.setattr(jobs, "run_all", lambda work, *_: started.extend(work))
     config = tmp_path / "arms.yaml"
     config.write_text("arms:\n  1: {method: sdpo, seeds: 1}\nseeds: 2")
     flags = ["--methods", "base, grpo, cepo", "--save_strategy", "no", "--reward_weights", "1", "--bf16", "false"]
     assert cli.main(["compare", "--config", str(config), "--output_dir", str(tmp_path / "out"), *flags]) == 1
-    assert [(job.arm, job.seed) for job in asked] == [("1", 0), ("grpo", 0), ("cepo", 0), ("grpo", 1), ("cepo", 1)]
-    assert asked[0].options["save_strategy"] == "no"
+    assert [(job.arm, job.seed) for job in started] == [("1", 0), ("grpo", 0), ("cepo", 0), ("grpo", 1), ("cepo", 1)]
+    assert started[0].options["save_strategy"] == "no"
     printed = capsys.readouterr().out
     assert "- teacher_ema_decay: 0.95: 1; 0.999: cepo" in printed
     assert "- skip_zero_advantage: False: 1, grpo; True: cepo" in printed
@@ -165,22 +165,22 @@ def test_a_dry_run_lists_the_arms_and_writes_nothing(tmp_path, capsys, monkeypat
     monkeypatch.chdir(tmp_path)
     arguments = ["compare", "--methods", "grpo,cepo", "--seeds", "4", "--dry_run"]
     assert cli.main(arguments) == 0
-    said = " ".join(capsys.readouterr().out.split())
-    assert "- method: 'grpo': grpo; 'cepo': cepo" in said
-    assert "8 runs in comparison. Dry run: nothing was started." in said
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "- method: 'grpo': grpo; 'cepo': cepo" in printed
+    assert "8 runs in comparison. Dry run: no run was started." in printed
     assert not list(tmp_path.iterdir())
 
 
 def test_an_arms_preset_overrides_the_base_and_its_options_override_both(tmp_path, monkeypatch):
-    asked = []
-    monkeypatch.setattr(jobs, "run_all", lambda work, *_: asked.extend(work))
+    started = []
+    monkeypatch.setattr(jobs, "run_all", lambda work, *_: started.extend(work))
     config = tmp_path / "arms.yaml"
     config.write_text(
         "base: {evidence_clip: 0.9, teacher: ema}\nseeds: 1\n"
         "arms: {grpo: {method: grpo}, rlsd: {preset: rlsd, evidence_steps: 24}}"
     )
     cli.main(["compare", "--config", str(config), "--output_dir", str(tmp_path / "out")])
-    grpo, rlsd = (job.options for job in asked)
+    grpo, rlsd = (job.options for job in started)
     assert rlsd | preset_options("rlsd") | {"evidence_steps": 24} == rlsd
     assert not {"evidence_clip", "teacher"} & set(grpo)  # GRPO reads neither
 

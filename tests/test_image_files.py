@@ -281,7 +281,7 @@ def test_evaluation_and_sampling_see_the_page(processed, assert_pages):
     model, processor = load_policy(policy_path())
     data, sampling = of_bytes("image"), Sampling(2)
     evaluate(model, processor, data, sampling, reward_func=no_reward)
-    assert_pages(NAMES * 2, [image for call in processed for image in call])  # asked, and read for the entropy
+    assert_pages(NAMES * 2, [image for call in processed for image in call])  # sampled, and scored for the entropy
     processed.clear()
     sampled_groups(model, processor, list(data), 2, sampling, no_reward)
     assert_pages([name for name in NAMES for _ in range(2)], processed[0])

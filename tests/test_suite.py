@@ -92,9 +92,9 @@ def pairs(text: str) -> dict[str, str]:
 
 def test_all_five_with_vllm_and_the_papers_settings(stand_in, capsys):
     assert cli.main(arguments(stand_in)) == 0
-    asked = calls(stand_in)
-    assert [one["--tasks"] for one in asked] == [benchmark.task for benchmark in BENCHMARKS.values()]
-    for one, name in zip(asked, BENCHMARKS, strict=True):
+    called = calls(stand_in)
+    assert [one["--tasks"] for one in called] == [benchmark.task for benchmark in BENCHMARKS.values()]
+    for one, name in zip(called, BENCHMARKS, strict=True):
         assert one["--model"] == "vllm"
         assert pairs(one["--gen_kwargs"]) == {
             **{"temperature": "1.0", "top_p": "1.0", "top_k": "40", "presence_penalty": "2.0"},
@@ -237,11 +237,11 @@ def test_adapters_are_merged_into_the_output_directory(stand_in, text_model_path
     assert f"merged {path} into" in capsys.readouterr().out
     # A missing base model is an error before any run.
     config = tmp_path / "adapters" / "adapter_config.json"
-    asked = len(calls(stand_in))
+    called = len(calls(stand_in))
     config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": str(tmp_path / "gone")}))
     assert cli.main([word.replace("mmmu", "mathvision") for word in command]) == 2
     assert f"the base model of the adapters in {path}: cannot load" in capsys.readouterr().err
-    assert len(calls(stand_in)) == asked
+    assert len(calls(stand_in)) == called
 
 
 @pytest.mark.parametrize(

@@ -123,13 +123,13 @@ def add_verifier(group: Any) -> None:
 
 
 def verifier_of(dataset_name: str) -> list[str]:
-    """The default verifier: that of an embedded task's recipe, or `answer_reward`."""
+    """The default verifier: from an embedded task's recipe, or `answer_reward`."""
     recipe = EMBEDDED[dataset_name].recipe() if dataset_name in EMBEDDED else {}
     return list(recipe.get("reward_funcs", ["answer_reward"]))
 
 
 def add_credit(parser: argparse.ArgumentParser, names: Sequence[str], method: str | None = None) -> None:
-    """Options of methods: those with these names, and those that only `method` has."""
+    """Add the named options of methods, and the options that only `method` has."""
     group = parser.add_argument_group("credit")
     for name in (*names, *own_option_names(method)):
         one = all_options()[name]

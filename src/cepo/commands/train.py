@@ -140,7 +140,7 @@ def _train(
     if trainer.accelerator.is_main_process:
         _write_summary(trainer, accuracy, time.monotonic() - started)
         seconds = ", ".join(f"{name} {value:.0f}" for name, value in trainer.seconds.items())
-        console.print(f"{time.monotonic() - started:.0f} seconds, of which {seconds}")
+        console.print(f"{time.monotonic() - started:.0f} seconds ({seconds})")
         console.print(f"model, logs, summary.json and curves.png: {args.output_dir}")
         if explain := _explain_command(trainer, script_args):
             console.print(f"credit of each token: {explain}")

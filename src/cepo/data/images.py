@@ -16,7 +16,7 @@ from .errors import DatasetError
 
 # Pixels: 8,000 x 8,000, 192 MB as RGB. The header of a file of a few kilobytes can claim far more.
 LARGEST_IMAGE = 64_000_000
-# Pictures only, none of which runs code. MPO files are JPEG files.
+# Raster formats, which run no code. MPO files are JPEG files.
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
 # Formats of 16-bit gray that Pillow opens in mode I, with white as 65535.
 _GRAY_16 = ("PNG", "PPM")

@@ -19,7 +19,7 @@ _VISION_TOWERS = {"visual", "vision_model", "vision_tower"}
 
 
 def resolve_model(name: str, option: str = "model_name_or_path") -> str:
-    """The model's folder or Hub name; the name of an embedded task stands for its policy."""
+    """The model's folder or Hub name; of an embedded task's name, the folder of its policy."""
     name = policy_of(name)
     path = Path(name).expanduser()
     if path.exists():

@@ -104,4 +104,4 @@ def unreadable_solutions(function: Any, solutions: Sequence[str], extractor: str
     references = [_boxed(one, extractor) for one in solutions]
     completions = [[{"role": "assistant", "content": reference}] for reference in references]
     verdicts = prepared(function)(completions=completions, solution=references)
-    return [place for place, verdict in enumerate(verdicts) if verdict is None or verdict <= 0]
+    return [index for index, verdict in enumerate(verdicts) if verdict is None or verdict <= 0]
