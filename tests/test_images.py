@@ -10,13 +10,12 @@ from datasets import Dataset, Image, IterableDataset, List
 from PIL import Image as Pictures
 from PIL import ImageFile
 
-from cepo import cli, policy_path
+from cepo import cli
 from cepo.data import checks
-from cepo.data.checks import DatasetError, check_dataset, check_image_sizes
+from cepo.data.checks import DatasetError, check_dataset
 from cepo.data.formats import DatasetOptions
 from cepo.data.images import LARGEST_IMAGE, broken_images_named
 from cepo.data.loading import load_split
-from cepo.data.models import load_processor
 from tests.support.training import make
 
 PROMPT = [{"role": "user", "content": "How many?"}]
@@ -263,24 +262,6 @@ def test_headers_are_read_once(tmp_path, monkeypatch):
     monkeypatch.setattr(checks, "check_header", lambda image, place: read.append(place) or header(image, place))
     make(tmp_path, data, method="grpo")
     assert len(read) == 3
-
-
-def test_sizes_are_refused_by_the_processor():
-    """The size is refused by the processor, not by a limit of cepo."""
-
-    class Narrow:
-        def image_processor(self, images, **_):
-            if max(images[0].size) > 1.5 * min(images[0].size):
-                raise ValueError("too narrow")
-
-    data = banners((24, 16), (100, 70), (70, 140), (8, 8))
-    with pytest.raises(
-        DatasetError, match=r"row 2 of it: 'image' has an image of 70 x 140 .* refuses: too narrow\. Pad"
-    ):
-        check_image_sizes(data, Narrow(), "it")
-    check_image_sizes(data.select([0, 1, 3]), Narrow())
-    check_image_sizes(data, load_processor(policy_path()).tokenizer)
-    check_image_sizes(data.to_iterable_dataset(), Narrow())
 
 
 BAD_ROWS = [((900, 3), ["bad.png"], "an image of 900 x 3 pixels"), ((24, 16), ["bad.png", None], "null at position 1")]

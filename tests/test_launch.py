@@ -91,14 +91,6 @@ def run(*arguments):
 
 
 @pytest.mark.slow
-def test_two_processes(tmp_path):
-    done = run(*CPU, *SMALL, "--eval_problems=4", "--eval_samples=0", f"--output_dir={tmp_path}")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("held-out accuracy before training") == 1
-    assert (tmp_path / "summary.json").is_file()
-
-
-@pytest.mark.slow
 def test_an_error_of_all_processes_is_printed_once(tmp_path):
     done = run(*CPU, "--num_generations", "1")
     assert done.returncode == 2
@@ -144,11 +136,13 @@ def test_options_of_accelerate_need_a_configuration(tmp_path, capsys):
 @pytest.mark.slow
 def test_two_processes_from_a_yaml_file(tmp_path):
     config = tmp_path / "run.yaml"
-    lines = ["accelerate_config: recipes/accelerate/cpu.yaml", "num_processes: 2", "use_cpu: true", "eval_problems: 0"]
+    lines = ["accelerate_config: recipes/accelerate/cpu.yaml", "num_processes: 2", "use_cpu: true", "eval_problems: 4"]
     config.write_text("\n".join([*lines, f"output_dir: {tmp_path / 'out'}"]))
-    done = run("--config", str(config), *SMALL)
+    done = run("--config", str(config), *SMALL, "--eval_samples=0")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("1 step of 4 prompts x 4 rollouts") == 1  # 8 rollouts of each process
+    assert done.stdout.count("held-out accuracy before training") == 1
+    assert (tmp_path / "out" / "summary.json").is_file()
 
 
 # Signals --------------------------------------------------------------------------------------------------------------

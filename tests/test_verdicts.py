@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, TrainerState
 
 from cepo import CEPOConfig, CEPOTrainer, cli, load_figures, policy_path
 from cepo.data.checks import DatasetError, check_dataset
-from cepo.data.evaluation import VerdictError, evaluate
+from cepo.data.evaluation import evaluate
 from cepo.data.models import load_policy
 from cepo.data.sampling import Sampling, verdicts
 from cepo.references.hints import add_hint
@@ -72,7 +72,7 @@ def test_missing_verdicts_are_counted(policy):
     assert found.without_verdict == "2 of 4 without a verdict"
     assert found.as_dict()["missing_verdicts"] == 2
     assert evaluate(*policy, problems, sampling, reward_func=every_other, threshold=0.7).accuracy.value == 0
-    with pytest.raises(VerdictError, match="no_verdict gave no verdict on any of 4 completions"):
+    with pytest.raises(DatasetError, match="no_verdict gave no verdict on any of 4 completions"):
         evaluate(*policy, problems, sampling, reward_func=no_verdict)
 
 
@@ -105,7 +105,7 @@ def test_prompt_learning_adapters_are_refused(tmp_path, text_figures, text_model
         return CEPOTrainer(text_model_path, half_right, args, text_figures, peft_config=config)
 
     for method in ("cepo", "opsd"):
-        with pytest.raises(ValueError, match="adds virtual tokens before each prompt.*Use LoRA"):
+        with pytest.raises(ValueError, match=r"adds virtual tokens before each prompt.*Use LoRA"):
             make(method)
     make("grpo")
 

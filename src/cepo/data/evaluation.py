@@ -36,10 +36,6 @@ from .sampling import (
 _CONTENT = ("mistake", "decision")
 
 
-class VerdictError(DatasetError):
-    """The verifier gave no verdict on any completion."""
-
-
 @dataclass(frozen=True)
 class Share:
     """One process's share of the work.
@@ -104,8 +100,7 @@ def evaluate(
         Accuracy and, above temperature 0, entropy at the tokens of the first completion of each problem.
 
     Raises:
-        DatasetError: If the policy cannot take a problem.
-        VerdictError: If the verifier gave no verdict at all.
+        DatasetError: If the policy cannot take a problem, or the verifier gave no verdict at all.
     """
     judge = reward_func or answer_reward
     check_special_tokens(dataset["prompt"], processing_class, "the problems")
@@ -142,7 +137,7 @@ def evaluate(
     if found and missing == len(found):
         name = getattr(judge, "__name__", type(judge).__name__)
         solution = str(dataset[found[0].problem].get("solution"))
-        raise VerdictError(
+        raise DatasetError(
             f"{name} gave no verdict on any of {missing} completions, so there is no accuracy. The first solution is "
             f"{solution[:80]!r}, its completion ends with {found[0].text[-80:]!r}. Use --reward_funcs answer_reward or "
             "another function, or correct the solutions"

@@ -15,7 +15,7 @@ from .errors import LoadingError, loading_errors
 from .loading import looks_like_path
 
 # Names of the vision tower in transformers' vision-language models.
-_VISION_TOWERS = {"visual", "vision_model", "vision_tower"}
+VISION_TOWERS = {"visual", "vision_model", "vision_tower"}
 
 
 def resolve_model(name: str, option: str = "model_name_or_path") -> str:
@@ -123,9 +123,9 @@ def load_teacher_model(name: str, processing_class: Any, dtype: Any, *, trust_re
 
 def freeze_vision_tower(model: nn.Module) -> None:
     """Turn off gradients of the vision tower."""
-    frozen = [p for name, p in model.named_parameters() if _VISION_TOWERS & set(name.split("."))]
+    frozen = [p for name, p in model.named_parameters() if VISION_TOWERS & set(name.split("."))]
     if not frozen:
-        names = " or ".join(sorted(_VISION_TOWERS))
+        names = " or ".join(sorted(VISION_TOWERS))
         raise ValueError(f"freeze_vision_tower: {type(model).__name__} has no module named {names}")
     for parameter in frozen:
         parameter.requires_grad_(False)

@@ -7,11 +7,13 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import pandas
+import pyarrow
 from datasets import Dataset
+from pyarrow import parquet
 
 from ..references.groups import Group, Messages, Rollout
 from .files import replacing
@@ -53,7 +55,7 @@ def save_rows(output_dir: str, step: int, rows: list[dict[str, Any]]) -> None:
     path = Path(output_dir) / FOLDER / f"step-{step:05d}.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as part:
-        pandas.DataFrame(rows).to_parquet(part)
+        parquet.write_table(pyarrow.Table.from_pylist(rows), part)
 
 
 @dataclass(frozen=True)
@@ -73,8 +75,8 @@ def load_saved(output_dir: str, step: int | None = None) -> Saved:
     chosen = max(files) if step is None else step
     if chosen not in files:
         raise SavedError(f"{folder} has no step {step}; it has {_listed(files)}")
-    frame = pandas.read_parquet(files[chosen]).sort_values(["group", "position"])
-    return Saved(chosen, [part.to_dict("records") for _, part in frame.groupby("group")])
+    rows = parquet.read_table(files[chosen]).sort_by([("group", "ascending"), ("position", "ascending")]).to_pylist()
+    return Saved(chosen, [list(group) for _, group in groupby(rows, lambda row: row["group"])])
 
 
 def restore(saved: Sequence[list[dict[str, Any]]], dataset: Dataset, processing_class: Any) -> list[Group]:
@@ -94,19 +96,19 @@ def restore(saved: Sequence[list[dict[str, Any]]], dataset: Dataset, processing_
             )
         rollouts = [
             Rollout(
-                _or_none(row["answer"]),
+                row["answer"],
                 row["reward"],
-                _verdict(row["correct"]),
+                row["correct"],
                 row["text"],
-                None if (error := _or_none(row.get("first_error"))) is None else int(error),
-                tuple(map(int, row["completion_ids"])),
+                row["first_error"],
+                tuple(row["completion_ids"]),
                 row["advantage"],
-                None if row["trained"] is None else tuple(map(bool, row["trained"])),
+                None if row["trained"] is None else tuple(row["trained"]),
             )
             for row in rows
         ]
         messages, row = found[key]
-        groups.append(Group(messages, head["solution"], rollouts, row, int(head["group"])))
+        groups.append(Group(messages, head["solution"], rollouts, row, head["group"]))
     return groups
 
 
@@ -140,16 +142,6 @@ def _digests(messages: Messages) -> str:
         picture = image.convert("RGB")
         digests.append(hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()[:16])
     return " ".join(digests)
-
-
-def _or_none(value: Any) -> Any:
-    """A value of a data frame, in which None may have become NaN."""
-    return None if value is None or value != value else value
-
-
-def _verdict(value: Any) -> bool | None:
-    known = _or_none(value)
-    return None if known is None else bool(known)
 
 
 def _listed(steps: Iterable[int]) -> str:
