@@ -4,7 +4,6 @@ import argparse
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from difflib import get_close_matches
 from typing import Any, get_args
 
 from transformers.hf_argparser import string_to_bool
@@ -16,6 +15,7 @@ from ..methods.option_fields import option_fields
 from ..methods.registry import all_options, applicable_options, default_text, find_method, method_options
 from ..tasks.figures import NAME as FIGURES
 from ..tasks.figures import VARIANTS
+from ..trainer.arguments import unknown_option
 
 # --name and --name true, as options of cepo train are switched on.
 SWITCH: dict[str, Any] = {"type": string_to_bool, "nargs": "?", "const": True, "default": False}
@@ -33,11 +33,8 @@ class CommandParser(argparse.ArgumentParser):
     """A parser with one-line errors."""
 
     def error(self, message: str):
-        unknown = re.search(r"unrecognized arguments: (--\S+)", message)
-        if unknown:
-            name = unknown[1].partition("=")[0]
-            close = get_close_matches(name, self._option_string_actions, n=1)
-            message = f"unknown option {name}" + (f"; did you mean {close[0]}?" if close else "")
+        if unknown := re.search(r"unrecognized arguments: (--\S+)", message):
+            message = unknown_option([unknown[1]], self)
         raise ValueError(f"{message} ({self.prog} --help lists the options)")
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
-from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Json, List, Value
+from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, List, Value
 
 from .choices import as_text, choice_letter, find_choice_keys, list_choices
 from .errors import DatasetError
@@ -141,12 +141,10 @@ def _with_text_solutions(dataset: Any, name: str, notes: list[str] | None) -> An
     if not isinstance(dataset, Dataset):
         return dataset
     feature = dataset.features.get("solution")
-    if isinstance(feature, Json):  # numbers and texts mixed
-        known = [solution for solution in dataset["solution"] if solution is not None]
-        numbers = all(isinstance(value, (int, float, str)) and not isinstance(value, bool) for value in known)
-    else:
-        numbers = type(feature) is Value and feature.dtype.startswith(("int", "uint", "float"))
-    if not numbers:
+    if feature is None or isinstance(feature, ClassLabel) or "string" in str(getattr(feature, "dtype", "")):
+        return dataset
+    known = [solution for solution in dataset["solution"] if solution is not None]
+    if not all(isinstance(value, (int, float, str)) and not isinstance(value, bool) for value in known):
         return dataset
     if notes is not None:
         notes.append(f"{name}: solutions that are numbers are converted to text")

@@ -19,13 +19,11 @@ class ImageFolder:
     Attributes:
         folder: The folder. File names are relative to it.
         caches: Further folders for absolute names: the caches of downloads.
-        by_option: Whether the folder is that of the option `image_folder`.
         on_hub: Whether addresses on the Hub are allowed, as datasets of the Hub have them.
     """
 
     folder: Path
     caches: tuple[Path, ...] = ()
-    by_option: bool = False
     on_hub: bool = False
 
     @classmethod
@@ -38,7 +36,7 @@ class ImageFolder:
             folder = Path(image_folder).expanduser()
             if not folder.is_dir():
                 raise DatasetError(f"image_folder: there is no such folder: {image_folder}")
-            return cls(folder.resolve(), caches, by_option=True, on_hub=not path.exists())
+            return cls(folder.resolve(), caches, on_hub=not path.exists())
         if path.is_file():
             return cls(path.parent.resolve())
         return cls(path.resolve(), caches, on_hub=not path.exists())
@@ -57,10 +55,9 @@ class ImageFolder:
             raise DatasetError(f"{place} is not a file name: {name!r}")
         path = (self.folder / name).resolve()
         if not any(path.is_relative_to(folder) for folder in (self.folder, *self.caches)):
-            known = "image_folder" if self.by_option else "the dataset's folder"
             raise DatasetError(
-                f"{place} is outside of {known}, {self.folder}: {name!r}. Set --image_folder to a folder that contains "
-                "all images"
+                f"{place} is outside of {self.folder}: {name!r}. Set --image_folder to a folder that contains all "
+                "images"
             )
         return str(path)
 
