@@ -265,7 +265,7 @@ MISTAKES = [
     (["loose", "--methods", "grpo"], "'loose'"),
     (["--methods", "grpo,cepo", "--against", "rlsd"], "against must be a list of arms, grpo, cepo, not ['rlsd']"),
     (["--methods", "grpo", "--eval_problems", "0"], "no held-out problems (eval_problems=0"),
-    (["--methods", "grpo", "--dataset_test_split", "best"], "the figures task has no 'best'"),
+    (["--methods", "grpo", "--dataset_test_split", "best"], "dataset_split: the figures task has no 'best'"),
 ]
 
 
@@ -351,7 +351,7 @@ def test_the_reason_of_a_failed_run(tmp_path, fake_runs):
     assert three.failure is None
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_sigterm_stops_the_runs(tmp_path):
     arguments = ["--methods", "grpo", "--jobs=1", "--output_dir", str(tmp_path / "out")]
     command = subprocess.Popen(
@@ -369,7 +369,7 @@ def test_sigterm_stops_the_runs(tmp_path):
         assert not (log.parent / "summary.json").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_compare_runs_reports_resumes_and_survives_a_failure(tmp_path, capsys):
     config = tmp_path / "arms.yaml"
     config.write_text(
@@ -422,7 +422,7 @@ seeds: 2
     assert "holds a run with other options" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_comparison_of_adapters(tmp_path):
     """All arms, and the untrained policy, start from the output of a LoRA run."""
     small = ["--max_steps=1", "--per_device_train_batch_size=8", "--figures_problems=16", "--eval_problems=6"]

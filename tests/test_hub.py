@@ -13,6 +13,7 @@ from tests.support.command_line import SMALL, command
 @contextmanager
 def fake_hub():
     """A Hub that creates the repository and is unreachable afterwards."""
+    created = threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self):
@@ -23,16 +24,24 @@ def fake_hub():
             self.send_header("Content-Length", str(len(answer)))
             self.end_headers()
             self.wfile.write(answer)
-            threading.Thread(target=server.shutdown).start()
+            created.set()
+
+        def do_GET(self):
+            self.send_error(404)
 
         def log_message(self, *args):
             pass
 
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        address = f"http://127.0.0.1:{server.server_port}"
-        thread = threading.Thread(target=server.serve_forever, daemon=True)
-        thread.start()
-        yield address
+    server = HTTPServer(("127.0.0.1", 0), Handler)
+    address = f"http://127.0.0.1:{server.server_port}"
+
+    def serve():
+        while not created.is_set():
+            server.handle_request()
+        server.server_close()
+
+    threading.Thread(target=serve, daemon=True).start()
+    yield address
 
 
 def test_the_model_is_saved_if_the_upload_fails(tmp_path):

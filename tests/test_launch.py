@@ -90,7 +90,7 @@ def run(*arguments):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_an_error_of_all_processes_is_printed_once(tmp_path):
     done = run(*CPU, "--num_generations", "1")
     assert done.returncode == 2
@@ -98,7 +98,7 @@ def test_an_error_of_all_processes_is_printed_once(tmp_path):
     assert "Traceback" not in done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_separate_runs_in_one_folder_are_refused(tmp_path):
     """Started by torchrun, where accelerate expects GPUs."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
@@ -133,7 +133,7 @@ def test_options_of_accelerate_need_a_configuration(tmp_path, capsys):
     assert "accelerate_config" in line
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_two_processes_from_a_yaml_file(tmp_path):
     config = tmp_path / "run.yaml"
     lines = ["accelerate_config: recipes/accelerate/cpu.yaml", "num_processes: 2", "use_cpu: true", "eval_problems: 4"]
@@ -179,7 +179,7 @@ def test_processes_stop_together():
     assert not interrupts(0).interrupted()
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 @pytest.mark.parametrize(
     ("how", "of", "status"),
     [(signal.SIGTERM, "launcher", 143), (signal.SIGINT, "terminal", 130), (signal.SIGTERM, "one process", 143)],
