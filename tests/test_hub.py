@@ -7,6 +7,8 @@ import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
+import pytest
+
 from tests.support.command_line import SMALL, command
 
 
@@ -44,6 +46,7 @@ def fake_hub():
     yield address
 
 
+@pytest.mark.integration
 def test_the_model_is_saved_if_the_upload_fails(tmp_path):
     environment = {name: value for name, value in os.environ.items() if name not in ("HF_HUB_OFFLINE", "HF_TOKEN")}
     flags = ["--max_steps=2", "--eval_problems=0", "--save_strategy=no", "--output_dir=out"]
