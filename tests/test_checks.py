@@ -1,12 +1,9 @@
-"""Checks of data sets before training name the column and the row."""
-
-import json
+"""Checks of datasets before training name the column and the row."""
 
 import pytest
 from datasets import Dataset, Image, IterableDataset, Sequence
 
 from cepo.data.checks import DatasetError, check_dataset
-from cepo.data.errors import LoadingError
 from cepo.data.loading import load_split
 
 PROMPT = [{"role": "user", "content": "How many?"}]
@@ -36,12 +33,6 @@ def test_errors_name_column_and_row(dataset, message):
         check_dataset(dataset, needs_solution=True)
 
 
-@pytest.mark.parametrize("name", ["prompts", "completions", "self", "trainer_state", "log_extra"])
-def test_columns_with_names_of_reward_arguments_are_refused(name):
-    with pytest.raises(DatasetError, match=f"has a column '{name}', which TRL passes to reward functions"):
-        check_dataset(rows(**{name: ["a", "b", "c"]}), needs_solution=False)
-
-
 def test_text_that_is_not_utf8_is_refused_by_row(tmp_path):
     lines = [b'{"prompt": "one", "solution": "1"}', b'{"prompt": "t\xffo", "solution": "2"}']
     (tmp_path / "rows.jsonl").write_bytes(b"\n".join(lines))
@@ -49,20 +40,6 @@ def test_text_that_is_not_utf8_is_refused_by_row(tmp_path):
     with pytest.raises(DatasetError, match="row 1 of the training set: 'prompt' is not UTF-8"):
         check_dataset(data, needs_solution=False)
     check_dataset(data.select([0]), needs_solution=False)
-
-
-def test_long_rows_byte_order_marks_and_nul(tmp_path):
-    """Rows longer than the reader's block, a byte order mark at the beginning, and null characters."""
-    rows = [{"prompt": "a\0b", "solution": "1"}, {"prompt": "x" * 12_000_000, "solution": "y" * 1_000_000}]
-    text = "".join(json.dumps(row) + "\n" for row in rows)
-    (tmp_path / "rows.jsonl").write_bytes(b"\xef\xbb\xbf" + text.encode())
-    data = load_split(str(tmp_path / "rows.jsonl"), "train")
-    assert list(data) == rows
-    check_dataset(data, needs_solution=False)
-    twice = tmp_path / "twice.jsonl"
-    twice.write_text('{"prompt": "one", "solution": "1", "solution": "2"}')
-    with pytest.raises(LoadingError, match=r"solution.* was specified twice"):
-        load_split(str(twice), "train")
 
 
 def test_plain_prompts_without_solutions():

@@ -6,16 +6,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import threading
 import time
 import webbrowser
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from cepo import cli, policy_path
-from cepo.data import evaluation
 from cepo.trainer.arguments import parse
 from tests.support.command_line import EVAL, SMALL, command
 
@@ -169,21 +166,6 @@ def test_accuracy_of_adapters_is_measured(tmp_path):
     assert summary["before"]["sampled"]["entropy"]["nats"] > 0
 
 
-def test_eval_batch_size(tmp_path, monkeypatch):
-    seen = []
-
-    def sample(policy, processing_class, conversations, *rest, **options):
-        seen.append(len(conversations))
-        return real(policy, processing_class, conversations, *rest, **options)
-
-    real = evaluation.sample
-    monkeypatch.setattr(evaluation, "sample", sample)
-    small = ["--max_steps=1", "--per_device_train_batch_size=8", "--figures_problems=16", "--eval_problems=4"]
-    small += ["--max_completion_length=8", "--eval_samples=2", "--eval_sampled_problems=3", "--eval_batch_size=3"]
-    assert cli.main(["train", *small, "--report_to=none", "--output_dir", str(tmp_path)]) == 0
-    assert seen == [3, 1, 3, 3] * 2  # greedy and sampled, before and after
-
-
 PROMPT = [{"role": "user", "content": "How many?"}]
 GOOD = {"prompt": PROMPT, "solution": "1"}
 UNSOLVED = {"prompt": PROMPT, "answer": "1"}
@@ -210,21 +192,16 @@ ERRORS = {
     "unknown method": ([], "", ["--method", "ppo"], ["ppo", "cepo"]),
     "unknown option": ([], "", ["--evidence_clipp", "0.2"], ["--evidence_clipp", "--evidence_clip"]),
     "a second value": ([], "", ["--report_to", "none", "tensorboard"], ["unexpected 'tensorboard'", "--config"]),
-    "unknown option in YAML": ([], "evidence_clop: 0.3\n", [], ["evidence_clop"]),
-    "not YAML": ([], "method: [", [], ["run.yaml"]),
     "no such YAML": ([], "", ["--config", "none.yaml"], ["none.yaml"]),
     "clip out of range": ([], "", ["--evidence_clip", "1.5"], ["evidence_clip", "1.5"]),
-    "not a number": ([], "", ["--evidence_clip", "wide"], ["evidence_clip", "wide"]),
     "not divisible": ([], "", ["--num_generations", "7"], ["num_generations", "7"]),
     "unknown reward": ([], "", ["--reward_funcs", "praise"], ["praise"]),
-    "unknown reward module": ([], "", ["--reward_funcs", "no_module.praise"], ["no_module"]),
     "no checkpoint": ([], "", ["--resume_from_checkpoint", "./nowhere"], ["resume_from_checkpoint", "./nowhere"]),
     "config without a file": ([], "", ["--config"], ["--config"]),
     "grpo without solutions": ([UNSOLVED], "", ["--method", "grpo"], ["solution"]),
     "too few rows": ([GOOD], "", ["--per_device_train_batch_size=16"], ["1 rows"]),
     "unknown difficulty": ([], "", ["--dataset_config", "harder"], ["harder", "hard"]),
     "empty evaluation batch": ([], "", ["--eval_batch_size", "0"], ["eval_batch_size must be at least 1, got 0"]),
-    "negative number of problems": ([], "", ["--eval_problems", "-1"], ["eval_problems must be at least 0, got -1"]),
 }
 
 
@@ -248,16 +225,6 @@ def test_an_invalid_option_is_an_error_on_one_line(
     (error,) = [line for line in printed.err.splitlines() if line.startswith("cepo: error:")]
     assert all(word in error for word in words), error
     assert not list(Path("out").glob("*"))
-
-
-def test_an_error_in_a_process(tmp_path):
-    """Exit status 2, one line, no traceback."""
-    result = subprocess.run(command("train", "--method", "ppo"), capture_output=True, text=True, cwd=tmp_path)
-    assert result.returncode == 2
-    assert result.stderr.splitlines()[-1].startswith(
-        "cepo: error: unknown method 'ppo'; choose one of cepo, cepo_additive"
-    )
-    assert "Traceback" not in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -303,12 +270,10 @@ MISSING = "missing-model"  # without a slash: a folder, or a model of the Hub
     ("arguments", "option"),
     [
         (["train", "--figures_problems=8", "--model_name_or_path"], "model_name_or_path"),
-        (["train", "--max_prompt_length=500", "--figures_problems=8", "--model_name_or_path"], "model_name_or_path"),
         (["train", "--method=distilled_rl", *SMALL, "--teacher_model_name_or_path"], "teacher_model_name_or_path"),
         (["explain", "--model_name_or_path"], "model_name_or_path"),
         (["explain", "--teacher_model_name_or_path"], "teacher_model_name_or_path"),
         (["evaluate", "--num_problems=4", "--model_name_or_path"], "model_name_or_path"),
-        (["explain", "--statistics", "--model_name_or_path"], "model_name_or_path"),
     ],
 )
 def test_a_model_neither_here_nor_in_the_cache(arguments, option, tmp_path, monkeypatch, capsys):
@@ -319,39 +284,6 @@ def test_a_model_neither_here_nor_in_the_cache(arguments, option, tmp_path, monk
     assert error.startswith(f"cepo: error: {option}: cannot load {MISSING}: ")
     assert "Traceback" not in printed.err + printed.out
     assert not [path for path in tmp_path.rglob("*") if path.is_file()]
-
-
-def test_a_model_missing_on_the_hub(tmp_path):
-    """A Hub without models."""
-
-    class Hub(BaseHTTPRequestHandler):
-        def do_HEAD(self):
-            self.send_response(404)
-            self.send_header("X-Error-Code", "RepoNotFound")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-
-        do_GET = do_HEAD  # noqa: N815
-
-        def log_message(self, *arguments):
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Hub) as hub:
-        threading.Thread(target=hub.serve_forever, daemon=True).start()
-        environment = {"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}"}
-        result = subprocess.run(
-            command("evaluate", "--num_problems=4", "--model_name_or_path", MISSING),
-            capture_output=True,
-            text=True,
-            cwd=tmp_path,
-            env={**os.environ, **environment, "HF_HOME": str(tmp_path / "cache")},
-        )
-        hub.shutdown()
-    assert result.returncode == 2
-    assert "Traceback" not in result.stderr
-    error = result.stderr.splitlines()[-1]
-    assert error.startswith(f"cepo: error: model_name_or_path: cannot load {MISSING}: ")
-    assert "is not a valid model identifier" in error
 
 
 def test_help(capsys):
@@ -466,9 +398,9 @@ def test_explain_reports_groups_without_advantages(tmp_path, monkeypatch, capsys
     monkeypatch.syspath_prepend(tmp_path)
     common = ["explain", "--num_generations=2", "--reward_funcs", "verifier.zero", "--output_dir", str(tmp_path)]
     assert cli.main(common) == 0
-    said = capsys.readouterr().out
-    assert "0 of 2 rollouts are correct" in said
-    assert "No token has an advantage under cepo own_or_mixture of 4; try another --index or --seed." in said
+    printed = capsys.readouterr().out
+    assert "0 of 2 rollouts are correct" in printed
+    assert "No token has an advantage under cepo own_or_mixture of 4; try another --index or --seed." in printed
     own = [*common, "--method", "examples.new_method:METHOD", "--penalty=0.2"]
     assert cli.main([*own, "--show", "grpo"]) == 0
     assert "No token has an advantage under grpo" in capsys.readouterr().out

@@ -178,7 +178,7 @@ def reader_folder(tmp_path_factory):
     rows = load_figures("train", 24)
     for name in ("data", "my-org/geometry"):
         rows.save_to_disk(folder / name / "train")
-        # A folder of splits, like a data set on the Hub.
+        # A folder of splits, like a dataset on the Hub.
         load_figures("test", 8).save_to_disk(folder / name / "test")
         (folder / name / "dataset_dict.json").write_text(json.dumps({"splits": ["train", "test"]}))
     (folder / "examples").symlink_to(ROOT / "examples")

@@ -1,4 +1,4 @@
-"""Text of models and data sets is escaped wherever it is displayed, and their files run no code."""
+"""Text of models and datasets is escaped wherever it is displayed, and their files run no code."""
 
 import ast
 import io

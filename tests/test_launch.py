@@ -50,6 +50,15 @@ def test_an_unknown_configuration(capsys):
     assert "Accelerate config zero9 is neither a file nor a valid config in the `trl` package" in line
 
 
+def test_a_configuration_without_options(tmp_path, capsys):
+    config = tmp_path / "accelerate.yaml"
+    config.write_text("- num_processes: 2\n")
+    for more in ([], ["--dry_run"]):
+        assert cli.main(["train", "--accelerate_config", str(config), *more]) == 2
+        printed = capsys.readouterr()
+        assert f"--accelerate_config: {config} must hold options" in printed.out + printed.err
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -82,14 +91,6 @@ def run(*arguments):
 
 
 @pytest.mark.integration
-def test_two_processes(tmp_path):
-    done = run(*CPU, *SMALL, "--eval_problems=4", "--eval_samples=0", f"--output_dir={tmp_path}")
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("held-out accuracy before training") == 1
-    assert (tmp_path / "summary.json").is_file()
-
-
-@pytest.mark.integration
 def test_an_error_of_all_processes_is_printed_once(tmp_path):
     done = run(*CPU, "--num_generations", "1")
     assert done.returncode == 2
@@ -105,7 +106,7 @@ def test_separate_runs_in_one_folder_are_refused(tmp_path):
     environment = {name: value for name, value in os.environ.items() if name != "ACCELERATE_USE_CPU"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode != 0
-    assert done.stderr.count("WORLD_SIZE says that 2 processes were started together") == 1
+    assert done.stderr.count("WORLD_SIZE=2, but each process would train alone") == 1
     assert not (tmp_path / "out").exists()
 
 
@@ -135,11 +136,13 @@ def test_options_of_accelerate_need_a_configuration(tmp_path, capsys):
 @pytest.mark.integration
 def test_two_processes_from_a_yaml_file(tmp_path):
     config = tmp_path / "run.yaml"
-    lines = ["accelerate_config: recipes/accelerate/cpu.yaml", "num_processes: 2", "use_cpu: true", "eval_problems: 0"]
+    lines = ["accelerate_config: recipes/accelerate/cpu.yaml", "num_processes: 2", "use_cpu: true", "eval_problems: 4"]
     config.write_text("\n".join([*lines, f"output_dir: {tmp_path / 'out'}"]))
-    done = run("--config", str(config), *SMALL)
+    done = run("--config", str(config), *SMALL, "--eval_samples=0")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("1 step of 4 prompts x 4 rollouts") == 1  # 8 rollouts of each process
+    assert done.stdout.count("held-out accuracy before training") == 1
+    assert (tmp_path / "out" / "summary.json").is_file()
 
 
 # Signals --------------------------------------------------------------------------------------------------------------

@@ -1,7 +1,6 @@
 """`cepo merge`: the saved model loads without PEFT and has the log-probs of model and adapters."""
 
 import json
-import re
 
 import pytest
 import torch
@@ -9,7 +8,6 @@ from peft import LoraConfig, PeftModel, PromptTuningConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoProcessor, GenerationConfig
 
 from cepo import cli, policy_path
-from cepo.data import merging
 from cepo.data.adapters import load_merged
 from cepo.data.models import load_policy
 from cepo.data.sampling import conversation_of
@@ -50,9 +48,7 @@ def test_merge_a_vision_language_model(kind, tmp_path, figures, capsys):
     path = adapters(tmp_path / "adapters", base, AutoModelForImageTextToText, **KINDS[kind])
     output = tmp_path / "merged"
     assert cli.main(["merge", "--model_name_or_path", path, "--output_dir", str(output)]) == 0
-    assert f"parameters in float32, in {output}; log-probs of a prompt within " in (
-        capsys.readouterr().out.replace("\n", "")
-    )
+    assert f"parameters in float32, in {output}" in capsys.readouterr().out.replace("\n", "")
     assert not (output / "adapter_config.json").exists()
 
     merged = AutoModelForImageTextToText.from_pretrained(output)
@@ -78,15 +74,14 @@ def test_merge_a_vision_language_model(kind, tmp_path, figures, capsys):
 
 
 @pytest.mark.parametrize("kind", ["lora", "head"])
-def test_merge_a_text_model_with_dtype_and_shards(kind, tmp_path, text_model_path):
+def test_merge_a_text_model_with_dtype(kind, tmp_path, text_model_path):
     path = adapters(tmp_path / "adapters", text_model_path, AutoModelForCausalLM, **KINDS[kind])
     both = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(text_model_path), path)
     ids = torch.arange(8, 40)[None]
     for dtype, most in (("float32", 1e-4), ("bfloat16", 0.05)):
         output = tmp_path / dtype
-        arguments = ["--output_dir", str(output), "--dtype", dtype, "--max_shard_size", "40KB"]
+        arguments = ["--output_dir", str(output), "--dtype", dtype]
         assert cli.main(["merge", "--model_name_or_path", path, *arguments]) == 0
-        assert len(list(output.glob("model-*.safetensors"))) > 1
         assert json.loads((output / "config.json").read_text())["dtype"] == dtype
         merged = AutoModelForCausalLM.from_pretrained(output, dtype="float32")
         assert (log_probs(merged, ids) - log_probs(both, ids)).abs().max() < most
@@ -124,16 +119,14 @@ def tied_base(request, tmp_path_factory):
 
 @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
 @pytest.mark.parametrize("kind", TIED)
-def test_merge_tied_embeddings(kind, tied_base, tmp_path, text_model_path, capsys, recwarn):
+def test_merge_tied_embeddings(kind, tied_base, tmp_path, text_model_path, recwarn):
     """Adapters of the embedding do not change the head, nor the reverse, also in `load_merged`."""
     base, auto = tied_base
     path = adapters(tmp_path / "adapters", base, auto, text_model_path, **TIED[kind])
     both = PeftModel.from_pretrained(auto.from_pretrained(base), path)
     output, ids = tmp_path / "merged", torch.arange(8, 40)[None]
-    capsys.readouterr(), recwarn.clear()
+    recwarn.clear()
     assert cli.main(["merge", "--model_name_or_path", path, "--output_dir", str(output)]) == 0
-    printed = capsys.readouterr()
-    assert float(re.search(r"within (\S+) nats", printed.out)[1]) < 1e-4
     assert not [str(one.message) for one in recwarn if "tie" in str(one.message)]
     expected = log_probs(both, ids)
     assert (log_probs(auto.from_pretrained(base), ids) - expected).abs().max() > 0.05
@@ -141,33 +134,6 @@ def test_merge_tied_embeddings(kind, tied_base, tmp_path, text_model_path, capsy
         assert (log_probs(model, ids) - expected).abs().max() < 1e-4
         tied = model.get_input_embeddings().weight is model.get_output_embeddings().weight
         assert tied == model.config.tie_word_embeddings == (kind in STAY_TIED)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
-def test_a_merged_model_that_differs_is_not_saved(dtype, tmp_path, text_model_path, monkeypatch, capsys):
-    """As when a layer is saved wrongly."""
-    merge = merging.merge_weights
-
-    def spoilt(model):
-        merged = merge(model)
-        with torch.no_grad():
-            merged.model.layers[0].mlp.down_proj.weight.mul_(-20)
-        return merged
-
-    monkeypatch.setattr(merging, "merge_weights", spoilt)
-    path = adapters(tmp_path / "adapters", text_model_path, AutoModelForCausalLM)
-    arguments = ["--model_name_or_path", path, "--output_dir", str(tmp_path / "out"), "--dtype", dtype]
-    assert cli.main(["merge", *arguments]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert re.search(
-        rf"{path} merged into {text_model_path} gives other log-probs than the adapters, by .* nats on average", line
-    )
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["adapters"]
-    monkeypatch.undo()
-    (tmp_path / "out.part").mkdir()  # of a merge that was killed
-    (tmp_path / "out.part" / "model-00001-of-00009.safetensors").write_bytes(b"half")
-    assert cli.main(["merge", *arguments]) == 0
-    assert not list((tmp_path / "out").glob("model-*-of-00009.safetensors"))
 
 
 def test_missing_base_model(tmp_path, text_model_path, capsys):
@@ -182,29 +148,6 @@ def test_missing_base_model(tmp_path, text_model_path, capsys):
     assert cli.main([*arguments, "--base_model", text_model_path]) == 0
 
 
-def test_upload(tmp_path, text_model_path, monkeypatch):
-    import huggingface_hub
-
-    calls = []
-
-    class Api:
-        def create_repo(self, name, **kwargs):
-            calls.append((name, kwargs))
-            return f"https://hub/{name}"
-
-        def upload_folder(self, **kwargs):
-            calls.append(kwargs)
-
-    monkeypatch.setattr(huggingface_hub, "HfApi", Api)
-    path = adapters(tmp_path / "adapters", text_model_path, AutoModelForCausalLM)
-    arguments = ["--output_dir", str(tmp_path / "out"), "--push_to_hub", "me/model", "--private"]
-    assert cli.main(["merge", "--model_name_or_path", path, *arguments]) == 0
-    assert calls == [
-        ("me/model", {"private": True, "exist_ok": True}),
-        {"repo_id": "me/model", "folder_path": tmp_path / "out"},
-    ]
-
-
 def test_errors(tmp_path, text_model_path, capsys):
     path = adapters(tmp_path / "adapters", text_model_path, AutoModelForCausalLM)
     prompt = tmp_path / "prompt"
@@ -212,17 +155,14 @@ def test_errors(tmp_path, text_model_path, capsys):
     get_peft_model(AutoModelForCausalLM.from_pretrained(text_model_path), tuned).save_pretrained(prompt)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "notes.txt").write_text("mine")
-    (tmp_path / "empty").mkdir()
     free, full = str(tmp_path / "free"), str(tmp_path / "full")
-    for model, output, more, named in (
-        (text_model_path, free, [], "has no adapters (adapter_config.json) but a whole model"),
-        (str(tmp_path / "empty"), free, [], "has no adapters (adapter_config.json)"),
-        (str(tmp_path / "nowhere"), free, [], "there is no such folder"),
-        (str(prompt), free, [], "adapters of type PROMPT_TUNING cannot be merged into weights"),
-        (path, full, [], f"{full} is not an empty folder; choose another, or remove it"),
-        (path, free, ["--private"], "--private needs --push_to_hub"),
+    for model, output, named in (
+        (text_model_path, free, "is not a folder with adapters (adapter_config.json)"),
+        (str(tmp_path / "nowhere"), free, "is not a folder with adapters (adapter_config.json)"),
+        (str(prompt), free, "adapters of type PROMPT_TUNING cannot be merged into weights"),
+        (path, full, f"{full} is not an empty folder; choose another, or remove it"),
     ):
-        assert cli.main(["merge", "--model_name_or_path", model, "--output_dir", output, *more]) == 2
+        assert cli.main(["merge", "--model_name_or_path", model, "--output_dir", output]) == 2
         error = capsys.readouterr().err
         assert named in error
         assert error.count("\n") == 1

@@ -72,18 +72,6 @@ def test_a_resumed_run_starts_at_its_step():
     assert "7/10" in follow([], live=True, start=7)
 
 
-def test_lines_of_a_run_that_reuses_rollouts(tmp_path):
-    options = ["--max_steps=6", "--gradient_accumulation_steps=1", "--steps_per_generation=4", "--eval_problems=0"]
-    done = subprocess.run(
-        command("train", *SMALL, *options, "--save_strategy=no", "--output_dir=out"),
-        cwd=tmp_path, capture_output=True, text=True,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    lines = [line.split("  ") for line in done.stdout.splitlines() if line.startswith("step")]
-    assert [line[0] for line in lines] == [f"step {step}/6" for step in range(1, 7)]
-    assert [line[1] != "reward -" for line in lines] == [True, False, False, False, True, False]
-
-
 def test_only_a_terminal_gets_the_bar(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     assert Progress(PlainConsole(file=io.StringIO())).bar.disable

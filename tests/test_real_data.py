@@ -1,4 +1,4 @@
-"""From the file to the token ids, on copies of public data sets, stage by stage.
+"""From the file to the token ids, on copies of public datasets, stage by stage.
 
 file -> columns -> prompt -> verdict -> r+ and r- -> hint -> token ids
 """

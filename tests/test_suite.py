@@ -19,7 +19,7 @@ from scipy.stats import binomtest
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from cepo import cli, policy_path
-from cepo.commands.benchmarks import BENCHMARKS, PAPER, SuiteError, average_of, read_score, select_benchmarks
+from cepo.commands.benchmarks import BENCHMARKS, SuiteError, average_of, read_score, select_benchmarks
 from cepo.commands.suite import lmms_eval_options, make_parser
 from cepo.compare.jobs import locked
 
@@ -92,9 +92,9 @@ def pairs(text: str) -> dict[str, str]:
 
 def test_all_five_with_vllm_and_the_papers_settings(stand_in, capsys):
     assert cli.main(arguments(stand_in)) == 0
-    asked = calls(stand_in)
-    assert [one["--tasks"] for one in asked] == [benchmark.task for benchmark in BENCHMARKS.values()]
-    for one, name in zip(asked, BENCHMARKS, strict=True):
+    called = calls(stand_in)
+    assert [one["--tasks"] for one in called] == [benchmark.task for benchmark in BENCHMARKS.values()]
+    for one, name in zip(called, BENCHMARKS, strict=True):
         assert one["--model"] == "vllm"
         assert pairs(one["--gen_kwargs"]) == {
             **{"temperature": "1.0", "top_p": "1.0", "top_k": "40", "presence_penalty": "2.0"},
@@ -110,12 +110,11 @@ def test_all_five_with_vllm_and_the_papers_settings(stand_in, capsys):
     assert [one["value"] for one in found["benchmarks"]] == [0.5, 0.25, 0.25, 0.5, 0.5]
     assert found["average"]["value"] == pytest.approx(0.4)
     assert found["average"]["low"] < 0.4 < found["average"]["high"]
-    assert "presence_penalty=2.0" in found["settings"]["mmmu"]["gen_kwargs"]
+    assert found["settings"]["mmmu"]["presence_penalty"] == 2.0
     table = (stand_in.parent / "out" / "suite.md").read_text()
     assert "| logicvista | 448 | 25.00 | [21.21, 29.21] |" in table
     assert "| average of 5 | 8402 | 40.00 |" in table
-    assert "temperature 1, top-p 1, top-k 40, presence penalty 2, at most 32,000 tokens" in table
-    assert "Paper, 2B: base 39.73, GRPO 41.17, OPSD 34.96, SDPO 35.70, RLSD 40.05, CEPO 43.43." in table
+    assert "- backend=vllm,temperature=1.0,top_p=1.0,top_k=40,presence_penalty=2.0,max_new_tokens=32000,seed=0" in table
     assert "average of 5" in capsys.readouterr().out
 
 
@@ -132,7 +131,6 @@ def test_finished_benchmarks_are_not_run_again(stand_in, capsys):
     table = (stand_in.parent / "out" / "suite.md").read_text()
     assert "| mmmu |" not in table
     assert "| average of 5 |" not in table
-    assert "No average of five without mmmu." in table
     assert "Failed: mmmu; the same command tries again." in table
     assert json.loads((stand_in.parent / "out" / "suite.json").read_text())["failed"] == ["mmmu"]
     assert len(calls(stand_in)) == 5
@@ -146,7 +144,7 @@ def test_finished_benchmarks_are_not_run_again(stand_in, capsys):
     assert cli.main(arguments(stand_in, "--batch_size", "3")) == 0
     capsys.readouterr()
     assert cli.main(arguments(stand_in, "--seed", "1")) == 2
-    assert "holds results with other settings (gen_kwargs, seed)" in capsys.readouterr().err
+    assert "holds results with other settings (seed)" in capsys.readouterr().err
     assert len(calls(stand_in)) == 6
 
 
@@ -201,7 +199,7 @@ def test_results_of_another_model_with_the_same_name_are_refused(stand_in, tmp_p
 
 def test_some_benchmarks_with_transformers(stand_in):
     more = ["--backend", "transformers", "--presence_penalty", "0", "--temperature", "0.5", "--top_k", "7"]
-    more += ["--max_new_tokens", "64", "--seed", "3", "--batch_size", "2", "--device", "cpu", "--limit", "9"]
+    more += ["--max_new_tokens", "64", "--seed", "3", "--batch_size", "2", "--limit", "9"]
     more += ["--include_path", str(stand_in), "--model_args", "max_pixels=1024", "--tasks", "mmmu=mine,logicvista"]
     wanted = {"mine": results("mine", {"mmmu_acc": 0.5}, 9), **ALL}
     (stand_in / "wanted.json").write_text(json.dumps(wanted))
@@ -218,9 +216,8 @@ def test_some_benchmarks_with_transformers(stand_in):
     assert (first["--seed"], first["--batch_size"], first["--limit"]) == ("3", "2", "9")
     assert first["--include_path"] == str(stand_in)
     table = (stand_in.parent / "out" / "suite.md").read_text()
-    assert "transformers; first 9 problems of each; temperature 0.5" in table
-    assert "mmmu: task mine." in table
-    assert "No average of five without dynamath, mathvision, wemath." in table
+    assert "backend=transformers,temperature=0.5" in table
+    assert "average of 5" not in table
 
 
 def test_adapters_are_merged_into_the_output_directory(stand_in, text_model_path, tmp_path, capsys):
@@ -240,11 +237,11 @@ def test_adapters_are_merged_into_the_output_directory(stand_in, text_model_path
     assert f"merged {path} into" in capsys.readouterr().out
     # A missing base model is an error before any run.
     config = tmp_path / "adapters" / "adapter_config.json"
-    asked = len(calls(stand_in))
+    called = len(calls(stand_in))
     config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": str(tmp_path / "gone")}))
     assert cli.main([word.replace("mmmu", "mathvision") for word in command]) == 2
-    assert "the base model of the adapters in" in capsys.readouterr().err
-    assert len(calls(stand_in)) == asked
+    assert f"the base model of the adapters in {path}: cannot load" in capsys.readouterr().err
+    assert len(calls(stand_in)) == called
 
 
 @pytest.mark.parametrize(
@@ -252,9 +249,6 @@ def test_adapters_are_merged_into_the_output_directory(stand_in, text_model_path
     [
         (["--backend", "transformers"], "ignores --presence_penalty 2; use --backend vllm"),
         (["--tasks", "mathvista"], "unknown benchmark 'mathvista'; choose from dynamath, logicvista"),
-        (["--tasks", "mmmu,mmmu=x"], "mmmu occurs twice"),
-        (["--tasks", "mmmu="], "mmmu= needs the name of a task"),
-        (["--include_path", "nowhere"], "--include_path: no such folder: nowhere"),
         (["--python", "/nowhere/python"], "--python: no such program: /nowhere/python"),
         (["--num_samples", "4"], "unknown option --num_samples"),
     ],
@@ -322,13 +316,6 @@ def test_the_average_of_independent_scores(tmp_path):
     same = [scores[1]] * 3
     assert average_of(same)[2] - 0.5 == pytest.approx((scores[1].high - 0.5) / 3**0.5)
     assert high - low < max(score.high - score.low for score in scores)
-
-
-def test_the_defaults_are_the_papers():
-    assert (PAPER["2B"]["CEPO"], PAPER["2B"]["base"], PAPER["4B"]["CEPO"]) == (43.43, 39.73, 60.56)
-    given = make_parser().parse_args(["--model_name_or_path", "m"])
-    assert (given.temperature, given.top_p, given.top_k, given.presence_penalty) == (1.0, 1.0, 40, 2.0)
-    assert (given.max_new_tokens, given.backend) == (32000, "vllm")
 
 
 def test_the_engine_gets_max_new_tokens():

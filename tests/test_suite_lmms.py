@@ -17,7 +17,7 @@ pytestmark = [
 ]
 
 # Greedy, by the way of sampling.
-SAMPLING = ["--presence_penalty", "0", "--top_k", "1", "--max_new_tokens", "160", "--device", "cpu"]
+SAMPLING = ["--presence_penalty", "0", "--top_k", "1", "--max_new_tokens", "160"]
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -68,11 +68,11 @@ def test_all_five_run_and_are_scored(tasks, tmp_path, capsys):
         (samples,) = (output / name).glob("*/*_samples_*.jsonl")
         first = json.loads(samples.read_text().split("\n")[0])[metric]
         assert (first if name == "logicvista" else first["scores"][0]) == 1, (name, first)
-    asked = {one["name"]: one["problems"] for one in found["benchmarks"]}
-    assert asked == {name: number for name, (_, number) in lmms_tasks.ROWS.items()}
+    called = {one["name"]: one["problems"] for one in found["benchmarks"]}
+    assert called == {name: number for name, (_, number) in lmms_tasks.ROWS.items()}
     # MMMU's prompts mention options that the problems do not have.
     for name in ("dynamath", "logicvista", "mathvision", "wemath"):
-        assert correct[name] >= asked[name] / 2, (name, correct)
+        assert correct[name] >= called[name] / 2, (name, correct)
     assert correct["mmmu"] >= 1
     assert found["average"]["low"] < found["average"]["value"] < found["average"]["high"]
     table = (output / "suite.md").read_text()
@@ -129,14 +129,14 @@ def test_vllm_gets_the_papers_settings(tasks, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("PYTHONPATH", ":".join([str(tmp_path / "site"), *filter(None, sys.path)]))
     status, found = evaluate(policy_path(), tasks, tmp_path / "out", "--seed", "5", names=["logicvista"])
     assert status == 0, capsys.readouterr().err
-    engine, *asked = [json.loads(line) for line in (tmp_path / "notes.jsonl").read_text().splitlines()]
+    engine, *called = [json.loads(line) for line in (tmp_path / "notes.jsonl").read_text().splitlines()]
     assert engine["engine"]["model"] == policy_path()
-    assert len(asked) == 8
-    for one in asked:
+    assert len(called) == 8
+    for one in called:
         assert one["sampling"] == {
             **{"temperature": 1.0, "top_p": 1.0, "top_k": 40, "presence_penalty": 2.0},
             **{"max_tokens": 32000, "seed": 5},
         }
     questions = [row["prompt"][0]["content"] for row in load_figures("test", 100)]
-    assert all(one["text"] in questions for one in asked)
+    assert all(one["text"] in questions for one in called)
     assert scores(found) == {"logicvista": 0}

@@ -10,9 +10,8 @@ from transformers import AutoTokenizer, TrainerState
 
 from cepo import CEPOConfig, CEPOTrainer, cli, load_figures, policy_path
 from cepo.data.checks import DatasetError, check_dataset
-from cepo.data.evaluation import VerdictError, evaluate
+from cepo.data.evaluation import evaluate
 from cepo.data.models import load_policy
-from cepo.data.rewards import load_reward_funcs
 from cepo.data.sampling import Sampling, verdicts
 from cepo.references.hints import add_hint
 from tests.support.training import QUICK, half_right, logged, train
@@ -73,7 +72,7 @@ def test_missing_verdicts_are_counted(policy):
     assert found.without_verdict == "2 of 4 without a verdict"
     assert found.as_dict()["missing_verdicts"] == 2
     assert evaluate(*policy, problems, sampling, reward_func=every_other, threshold=0.7).accuracy.value == 0
-    with pytest.raises(VerdictError, match="no_verdict gave no verdict on any of 4 completions"):
+    with pytest.raises(DatasetError, match="no_verdict gave no verdict on any of 4 completions"):
         evaluate(*policy, problems, sampling, reward_func=no_verdict)
 
 
@@ -96,49 +95,6 @@ def test_no_verdict_at_all_is_an_error(command, tmp_path, capsys):
     assert error.startswith("cepo: error: no_verdict gave no verdict on any of 4 completions")
 
 
-def test_missing_verdicts_are_printed_beside_the_accuracy(tmp_path, capsys):
-    options = [
-        "--reward_funcs",
-        f"{__name__}.every_other",
-        "--max_completion_length",
-        "8",
-        "--output_dir",
-        str(tmp_path),
-    ]
-    assert cli.main(["evaluate", "--num_problems", "4", "--temperatures", "0", *options]) == 0
-    assert "without a verdict" in capsys.readouterr().out
-    written = json.loads((tmp_path / "evaluation.json").read_text())
-    assert written["temperatures"][0]["missing_verdicts"] == 2
-    options += [
-        "--max_steps",
-        "1",
-        "--figures_problems",
-        "16",
-        "--eval_samples",
-        "0",
-        "--per_device_train_batch_size=8",
-    ]
-    assert cli.main(["train", "--eval_problems", "4", "--num_generations", "4", *options]) == 0
-    assert capsys.readouterr().out.count(", 2 of 4 without a verdict") == 2
-
-
-@pytest.mark.parametrize(
-    ("completion", "solution", "reward"),
-    [
-        (r"\boxed{A}", "A", 1.0),
-        ("<think>B?</think><answer>A</answer>", "A", 1.0),
-        (r"\boxed{B}", "A", 0.0),
-        ("I do not know", "A", 0.0),
-        (r"\boxed{0.5}", r"So \boxed{\frac{1}{2}}.", 1.0),
-        (r"\boxed{2024-01-05}", "2024-01-05", 1.0),
-        (r"\boxed{2024-01-05}", "2023-01-04", 0.0),
-    ],
-)
-def test_answer_reward(completion, solution, reward):
-    (verifier,) = load_reward_funcs(["answer_reward"])
-    assert verdicts(verifier, [{**ROWS[0], "solution": solution}], [completion], [(1,)]) == [reward]
-
-
 @pytest.mark.parametrize("adapters", [PromptTuningConfig, PromptEncoderConfig, PrefixTuningConfig])
 def test_prompt_learning_adapters_are_refused(tmp_path, text_figures, text_model_path, adapters):
     """Their virtual tokens would precede the prompts of teachers as well."""
@@ -149,7 +105,7 @@ def test_prompt_learning_adapters_are_refused(tmp_path, text_figures, text_model
         return CEPOTrainer(text_model_path, half_right, args, text_figures, peft_config=config)
 
     for method in ("cepo", "opsd"):
-        with pytest.raises(ValueError, match=r"reads rollouts again.*Use LoRA"):
+        with pytest.raises(ValueError, match=r"adds virtual tokens before each prompt.*Use LoRA"):
             make(method)
     make("grpo")
 

@@ -79,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
         status = _status_of(error, preparing)
         if status is None or "traceback" in options:
             raise
-        # Every process of a run raises errors of preparation and of gradients, and one of them prints it.
+        # All processes of a run raise errors of preparation and of gradients; the first one prints them.
         if not (preparing or status == 1) or os.environ.get("LOCAL_RANK", "0") == "0":
             print(f"cepo: error: {_message(error)}", file=sys.stderr)
         return status

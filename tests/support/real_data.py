@@ -1,4 +1,4 @@
-"""Copies of six public data sets: columns, features and notation as on the Hub, with other problems.
+"""Copies of six public datasets: columns, features and notation as on the Hub, with other problems.
 
 `tests/data/<name>.jsonl` holds 60 lines per dataset: `row` (the columns without images), `image_columns` (number of
 images in each image column), `completions` (`text` and `correct`) and `answer` (the reference answer).

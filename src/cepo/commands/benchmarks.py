@@ -38,47 +38,27 @@ BENCHMARKS = {
     "mmmu": Benchmark("mmmu_val", "mmmu_acc"),
     "wemath": Benchmark("wemath_testmini_reasoning", "acc_score"),
 }
-# The paper's averages over the five benchmarks [%], by size of Qwen3-VL-Instruct (arXiv 2605.19436).
-PAPER = {
-    "2B": {"base": 39.73, "GRPO": 41.17, "OPSD": 34.96, "SDPO": 35.70, "RLSD": 40.05, "CEPO": 43.43},
-    "4B": {"base": 58.36, "GRPO": 57.43, "OPSD": 56.23, "SDPO": 55.75, "RLSD": 58.51, "CEPO": 60.56},
-}
 
 
 def select_benchmarks(names: str | None) -> dict[str, Benchmark]:
-    """Benchmarks by comma-separated names; None: all five. `NAME=TASK` runs another task as NAME.
-
-    Raises:
-        SuiteError: For an unknown or repeated name.
-    """
+    """Benchmarks by comma-separated names; None: all five. `NAME=TASK` runs another task as NAME."""
     selected: dict[str, Benchmark] = {}
     for part in BENCHMARKS if names is None else names.split(","):
-        name, equals, task = (piece.strip() for piece in part.partition("="))
+        name, _, task = (piece.strip() for piece in part.partition("="))
         if name not in BENCHMARKS:
             raise SuiteError(f"--tasks: unknown benchmark {name!r}; choose from {', '.join(BENCHMARKS)}")
-        if name in selected:
-            raise SuiteError(f"--tasks: {name} occurs twice")
-        if equals and not task:
-            raise SuiteError(f"--tasks: {name}= needs the name of a task")
-        selected[name] = replace(BENCHMARKS[name], task=task, variants=1) if equals else BENCHMARKS[name]
+        selected[name] = replace(BENCHMARKS[name], task=task, variants=1) if task else BENCHMARKS[name]
     return selected
 
 
 def results_file(folder: Path) -> Path | None:
-    """lmms-eval's newest results file in a folder."""
-    return max(folder.glob("*/*_results.json"), default=None, key=lambda path: path.name)
+    """lmms-eval's results file in a folder."""
+    return next(folder.glob("*/*_results.json"), None)
 
 
 @dataclass(frozen=True)
 class Score:
-    """A benchmark's share of correct answers.
-
-    Attributes:
-        name: Of the benchmark.
-        value: The share, as lmms-eval reports it.
-        low, high: Wilson's 95 % interval, for one independent answer per question.
-        problems: Number of problems.
-    """
+    """A benchmark's share of correct answers, with Wilson's 95 % interval for one independent answer per question."""
 
     name: str
     value: float
@@ -88,11 +68,7 @@ class Score:
 
 
 def read_score(name: str, benchmark: Benchmark, folder: Path) -> Score:
-    """Read a benchmark's score from the newest results file in a folder.
-
-    Raises:
-        SuiteError: If the file or the score is missing.
-    """
+    """Read a benchmark's score from the results file in a folder."""
     path = results_file(folder)
     found = json.loads(path.read_text(encoding="utf-8")) if path else {}
     scores = {key.partition(",")[0]: value for key, value in found.get("results", {}).get(benchmark.task, {}).items()}

@@ -34,11 +34,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def prepare(arguments: list[str]) -> Callable[[Console], int]:
-    """Validate the arms and return the job that runs them.
-
-    Raises:
-        ValueError, OSError: For invalid options of an arm.
-    """
+    """Validate the arms and return the job that runs them."""
     options, flags = make_parser().parse_known_args(arguments)
     comparison = read_comparison(
         {} if options.config is None else read_yaml(options.config),
@@ -58,7 +54,7 @@ def _compare(comparison: Comparison, options: argparse.Namespace, console: Conso
     folder = options.output_dir
     if options.dry_run:
         count = sum(arm.seeds for arm in comparison.arms)
-        console.print(f"{count} runs in {folder}. Dry run: nothing was started. Memory: cepo train --dry_run.")
+        console.print(f"{count} runs in {folder}. Dry run: no run was started. Memory: cepo train --dry_run.")
         return 0
     with locked(folder) as lock:
         runs, failed = run_arms(comparison.arms, comparison.first_seed, folder, options.jobs, lock, console)

@@ -18,14 +18,7 @@ _CURVES = (
 def draw_curves(
     log_history: list[dict[str, Any]], path: Path, *, title: str, accuracy: Sequence[Mapping[str, Any]] = ()
 ) -> None:
-    """Draw the metrics of a run, and its held-out accuracy.
-
-    Args:
-        log_history: Of the trainer's state.
-        path: The PNG file.
-        title: Of the figure.
-        accuracy: ``step``, ``accuracy``, ``low`` and ``high`` of greedy answers to held-out problems.
-    """
+    """Draw the metrics in a `log_history`, and held-out accuracy (`step`, `accuracy`, `low`, `high`)."""
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, len(_CURVES), figsize=(14, 3.2), layout="constrained")

@@ -20,7 +20,6 @@ from trl import ModelConfig, get_peft_config
 from ..data.checks import check_dataset, check_image_sizes, check_method, check_size, check_verifier
 from ..data.embedded import EMBEDDED, policy_of
 from ..data.errors import LoadingError
-from ..data.formats import FORMATS
 from ..data.lengths import prompt_length
 from ..data.loading import looks_like_path
 from ..data.models import load_processor
@@ -59,11 +58,7 @@ class Findings:
 
 
 def prepare_dry_run(line: CommandLine) -> Callable[[Console], int]:
-    """Check the run and return the job that prints the findings; its exit status is 2 if there is a problem.
-
-    Raises:
-        ValueError: For options that cannot be parsed.
-    """
+    """Check the run and return the job that prints the findings; its exit status is 2 if there is a problem."""
     # The libraries read HF_HUB_OFFLINE when they are imported, before any option is parsed.
     constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
     findings = Findings()
@@ -147,7 +142,6 @@ def _check_data(script_args: TrainArguments, args: CEPOConfig, findings: Finding
             findings.problems.append(str(error))
         else:
             findings.lines.append(("not checked", f"data: {name} is not on this machine"))
-            rows = FORMATS[script_args.format_of(name)].rows.get(split)
     except ValueError as error:
         findings.problems.append(str(error))
     if isinstance(data, Dataset):

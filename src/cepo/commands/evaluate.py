@@ -46,11 +46,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def prepare(arguments: list[str]) -> Callable[[Console], int]:
-    """Load model and data and return the job that evaluates.
-
-    Raises:
-        ValueError, OSError: For invalid options, model or data.
-    """
+    """Load model and data and return the job that evaluates."""
     options = make_parser().parse_args(arguments)
     quiet_libraries()
     name = options.model_name_or_path or policy_path()

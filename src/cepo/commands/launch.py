@@ -3,6 +3,7 @@
 import os
 from argparse import Namespace
 from collections.abc import Callable
+from pathlib import Path
 from subprocess import CalledProcessError
 from typing import NoReturn
 
@@ -13,6 +14,7 @@ from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from trl.cli.accelerate_config import resolve_accelerate_config_argument
 
+from ..data.yaml_files import read_yaml
 from ..trainer.arguments import CommandLine, make_parser, unknown_option
 
 # Set in launched processes, whose YAML files still hold accelerate's options.
@@ -51,19 +53,12 @@ def accelerate_options(line: CommandLine, command: list[str]) -> Namespace:
     found = parser.parse_args([*resolve_accelerate_config_argument(given), "-m", "cepo.cli", *command])
     if found.training_script != "cepo.cli":
         raise ValueError(unknown_option([found.training_script], make_parser()))
+    read_yaml(Path(found.config_file), "--accelerate_config")  # accelerate fails on a file that holds no mapping
     return found
 
 
 def prepare_launch(line: CommandLine, arguments: list[str]) -> Callable[[Console], int]:
-    """The job that launches the processes and waits for them; accelerate and torchrun handle signals.
-
-    Args:
-        line: The command line of `cepo train`.
-        arguments: The same, as a list.
-
-    Raises:
-        ValueError: As `accelerate_options`.
-    """
+    """The job that launches the processes and waits for them; accelerate and torchrun handle signals."""
     launcher, training = list(line.more_flags), []
     for word in arguments:  # accelerate's options are an ordered subsequence of them
         if launcher and word == launcher[0]:

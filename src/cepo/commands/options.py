@@ -4,7 +4,6 @@ import argparse
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
-from difflib import get_close_matches
 from typing import Any, get_args
 
 from transformers.hf_argparser import string_to_bool
@@ -16,6 +15,7 @@ from ..methods.option_fields import option_fields
 from ..methods.registry import all_options, applicable_options, default_text, find_method, method_options
 from ..tasks.figures import NAME as FIGURES
 from ..tasks.figures import VARIANTS
+from ..trainer.arguments import unknown_option
 
 # --name and --name true, as options of cepo train are switched on.
 SWITCH: dict[str, Any] = {"type": string_to_bool, "nargs": "?", "const": True, "default": False}
@@ -33,11 +33,8 @@ class CommandParser(argparse.ArgumentParser):
     """A parser with one-line errors."""
 
     def error(self, message: str):
-        unknown = re.search(r"unrecognized arguments: (--\S+)", message)
-        if unknown:
-            name = unknown[1].partition("=")[0]
-            close = get_close_matches(name, self._option_string_actions, n=1)
-            message = f"unknown option {name}" + (f"; did you mean {close[0]}?" if close else "")
+        if unknown := re.search(r"unrecognized arguments: (--\S+)", message):
+            message = unknown_option([unknown[1]], self)
         raise ValueError(f"{message} ({self.prog} --help lists the options)")
 
 
@@ -86,11 +83,7 @@ def dataset_options(given: Mapping[str, Any]) -> DatasetOptions:
 
 
 def load_rows(options: argparse.Namespace, size: int) -> Any:
-    """The split that the options of `add_dataset` name; for the figures task, `size` problems.
-
-    Raises:
-        ValueError: If it is missing, or its format is not that of the options.
-    """
+    """The split that the options of `add_dataset` name; for the figures task, `size` problems."""
     return load_split(
         options.dataset_name,
         options.dataset_split,
@@ -127,13 +120,13 @@ def add_verifier(group: Any) -> None:
 
 
 def verifier_of(dataset_name: str) -> list[str]:
-    """The default verifier: that of an embedded task's recipe, or `answer_reward`."""
+    """The default verifier: from an embedded task's recipe, or `answer_reward`."""
     recipe = EMBEDDED[dataset_name].recipe() if dataset_name in EMBEDDED else {}
     return list(recipe.get("reward_funcs", ["answer_reward"]))
 
 
 def add_credit(parser: argparse.ArgumentParser, names: Sequence[str], method: str | None = None) -> None:
-    """Options of methods: those with these names, and those that only `method` has."""
+    """Add the named options of methods, and the options that only `method` has."""
     group = parser.add_argument_group("credit")
     for name in (*names, *own_option_names(method)):
         one = all_options()[name]
@@ -155,11 +148,7 @@ def own_option_names(method: str | None) -> list[str]:
 
 
 def credit_options(options: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
-    """The options of methods that the user gave, with `--method`.
-
-    Raises:
-        ValueError: Naming the option, if its value is invalid.
-    """
+    """The options of methods that the user gave, with `--method`."""
     names = (*names, *own_option_names(options.method))
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     method_options("cepo", **applicable_options(given, "cepo"))
@@ -170,11 +159,7 @@ def credit_options(options: argparse.Namespace, names: Sequence[str]) -> dict[st
 
 
 def check_group_size(num_generations: int) -> None:
-    """Refuse groups of one rollout.
-
-    Raises:
-        ValueError: Naming the option.
-    """
+    """Refuse groups of one rollout."""
     if num_generations < 2:
         raise ValueError("num_generations: a group of one rollout has no advantage; use at least 2")
 
@@ -194,11 +179,4 @@ def positive(text: str) -> int:
     number = int(text)
     if number < 1:
         raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
-    return number
-
-
-def not_negative(text: str) -> int:
-    number = int(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"must not be negative, got {number}")
     return number

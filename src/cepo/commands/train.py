@@ -9,7 +9,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import create_repo
 from rich.console import Console
 from rich.text import Text
 from transformers.trainer_callback import PrinterCallback
@@ -20,7 +19,6 @@ from ..data.adapters import holds_adapters, load_adapters
 from ..data.embedded import EMBEDDED
 from ..data.errors import loading_errors
 from ..data.files import write_whole
-from ..data.hub import HubError, hub_errors, upload_command
 from ..data.models import require_chat_template
 from ..data.saved import FOLDER
 from ..inspection.tables import counted
@@ -45,11 +43,7 @@ RUN_FILE = "run.json"
 
 
 def prepare(arguments: list[str]) -> Callable[[Console], int]:
-    """Validate options, model and data, and return the job that trains.
-
-    Raises:
-        ValueError, TypeError, OSError: For invalid options, model or data.
-    """
+    """Validate options, model and data, and return the job that trains."""
     quiet_libraries()
     line = read_command_line(arguments)
     if line.options.dry_run:
@@ -77,15 +71,6 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
         with loading_errors("model_name_or_path", sources.model_name):
             model = load_adapters(model, **{name: value for name, value in options.items() if value is not None})
         training_args.model_init_kwargs = quantization = peft_config = None
-    completions = training_args.log_completions_hub_repo if training_args.log_completions else None
-    if completions is not None and training_args.process_index == 0:  # TRL creates it during training
-        with hub_errors("log_completions_hub_repo: the dataset cannot be created on the Hub", "leave it out"):
-            create_repo(completions, private=training_args.hub_private_repo, repo_type="dataset", exist_ok=True)
-    if training_args.push_to_hub and training_args.process_index == 0:  # transformers creates it too
-        fix = f"leave it out and push later ({_push_command(training_args)}), or log in (hf auth login)"
-        with hub_errors("push_to_hub: the repository cannot be created on the Hub", fix):
-            token, private = training_args.hub_token, training_args.hub_private_repo
-            create_repo(_repository(training_args), token=token, private=private, exist_ok=True)
     with loading_errors("model_name_or_path", sources.model_name):
         trainer = CEPOTrainer(
             model,
@@ -155,22 +140,15 @@ def _train(
     if trainer.accelerator.is_main_process:
         _write_summary(trainer, accuracy, time.monotonic() - started)
         seconds = ", ".join(f"{name} {value:.0f}" for name, value in trainer.seconds.items())
-        console.print(f"{time.monotonic() - started:.0f} seconds, of which {seconds}")
+        console.print(f"{time.monotonic() - started:.0f} seconds ({seconds})")
         console.print(f"model, logs, summary.json and curves.png: {args.output_dir}")
         if explain := _explain_command(trainer, script_args):
             console.print(f"credit of each token: {explain}")
     trainer.create_model_card((args.hub_model_id or str(args.output_dir)).rstrip("/").split("/")[-1])
-    status = 0
     if args.push_to_hub:
-        fix = f"push it later: {_push_command(args)}"
-        try:
-            with hub_errors(f"the model is saved in {args.output_dir}, and was not pushed to the Hub", fix):
-                trainer.push_to_hub(commit_message="Model save", revision=args.hub_revision)
-        except HubError as error:
-            console.print(str(error))
-            status = 1
+        trainer.push_to_hub(commit_message="Model save", revision=args.hub_revision)
     trainer.accelerator.end_training()  # gloo's threads may abort a process that exits while they run
-    return status
+    return 0
 
 
 def _write_run(script_args: TrainArguments, folder: Path) -> None:
@@ -183,15 +161,6 @@ def _write_run(script_args: TrainArguments, folder: Path) -> None:
         **script_args.given(),
     }
     write_whole(folder / RUN_FILE, json.dumps(data, indent=2) + "\n")
-
-
-def _repository(args: Any) -> str:
-    """The repository of `push_to_hub`."""
-    return args.hub_model_id or Path(str(args.output_dir)).absolute().name
-
-
-def _push_command(args: Any) -> str:
-    return upload_command(_repository(args), str(args.output_dir), private=bool(args.hub_private_repo))
 
 
 def _headline(trainer: CEPOTrainer, script_args: TrainArguments) -> Text:

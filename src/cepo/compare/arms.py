@@ -90,9 +90,6 @@ def read_comparison(
         seeds: Number of seeds of each arm.
         first_seed: The first seed.
         against: Comma-separated further reference arms.
-
-    Raises:
-        ValueError: Naming the arm or the key.
     """
     if unknown := sorted(map(str, set(config) - CONFIG_KEYS)):
         raise ValueError(f"--config: unknown {', '.join(unknown)}; the keys are {', '.join(sorted(CONFIG_KEYS))}")

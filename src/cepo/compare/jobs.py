@@ -47,11 +47,7 @@ class Job:
 
 
 def job_of(folder: Path, name: str, options: dict[str, Any], seed: int) -> Job:
-    """The run of an arm with a seed, in `folder`/`name`/seed-`seed`.
-
-    Raises:
-        BusyError: If that folder holds a finished run with other options.
-    """
+    """The run of an arm with a seed, in `folder`/`name`/seed-`seed`."""
     job = Job(name, seed, {**options, "seed": seed}, folder / name / f"seed-{seed}")
     path = job.folder / "options.json"
     if job.done and path.is_file() and path.read_text() != _options_text(job.options):
@@ -68,9 +64,6 @@ def locked(folder: Path) -> Iterator[TextIO]:
     """Lock a folder against other commands, and raise KeyboardInterrupt on SIGTERM and SIGHUP, as on Ctrl-C.
 
     Runs inherit the lock, which they keep if they outlive this process.
-
-    Raises:
-        BusyError: If another command holds the lock.
     """
     with (folder / "lock").open("w") as lock:
         try:
@@ -92,10 +85,6 @@ def run_arms(
     arms: Sequence[Arm], first_seed: int, folder: Path, jobs: int, lock: TextIO, console: Console
 ) -> tuple[dict[str, list[Run]], list[Job]]:
     """Run each arm with its seeds, seed by seed.
-
-    Args:
-        arms, first_seed: Of the comparison.
-        folder, jobs, lock, console: As for `run_all`.
 
     Returns:
         The finished runs of each arm, and the failed jobs.

@@ -129,8 +129,8 @@ def comparison_table(rows: Sequence[Mapping[str, Any]], against: Against) -> Tab
         "means over seeds, 95 % intervals; differences: paired by seed; time: relative to GRPO\n"
         "final, early, average: greedy answers; sampled and pass@k: after training"
     )
-    for place, name in enumerate(heads):
-        table.add_column(Text(name), overflow="fold", no_wrap=place > 0 and not against)
+    for index, name in enumerate(heads):
+        table.add_column(Text(name), overflow="fold", no_wrap=index > 0 and not against)
     for line, following in zip(lines, [*lines[1:], [""]], strict=True):
         table.add_row(*map(Text, line), end_section=bool(following[0]))
     return table
@@ -138,13 +138,7 @@ def comparison_table(rows: Sequence[Mapping[str, Any]], against: Against) -> Tab
 
 @plain_text
 def draw_comparison(arms: Mapping[str, Sequence[Run]], rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw greedy accuracy over steps and paired differences to GRPO, with 95 % intervals.
-
-    Args:
-        arms: The finished runs of each arm.
-        rows: Of `summarize`.
-        path: The PNG file.
-    """
+    """Draw greedy accuracy over steps and paired differences to GRPO, with 95 % intervals."""
     from matplotlib import colormaps, pyplot
 
     figure, (curves, differences) = pyplot.subplots(1, 2, figsize=(14, 5), width_ratios=[1.3, 1], layout="constrained")
@@ -161,11 +155,11 @@ def draw_comparison(arms: Mapping[str, Sequence[Run]], rows: Sequence[Mapping[st
     figure.legend(*curves.get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside upper left", ncols=6)
     compared = [row for row in rows if row["paired_difference_to_grpo"]]
     for measure, shape, shift in zip(GREEDY, ("o", "s", "D"), (-0.22, 0.0, 0.22), strict=True):
-        for place, row in enumerate(compared):
+        for index, row in enumerate(compared):
             mean, low, high = (row["paired_difference_to_grpo"][measure][part] for part in ("mean", "low", "high"))
             error = None if low is None else [[100 * (mean - low)], [100 * (high - mean)]]
             style = {"fmt": shape, "markersize": 5, "capsize": 3, "color": colors.get(row["name"], "#000")}
-            differences.errorbar(100 * mean, place + shift, xerr=error, **style)
+            differences.errorbar(100 * mean, index + shift, xerr=error, **style)
         differences.plot([], [], shape, color="#555", markersize=5, label=measure)
     differences.axvline(0, color="#999", linewidth=1)
     title = "difference to GRPO, points (greedy answers), paired by seed, 95 % interval"

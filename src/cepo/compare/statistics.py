@@ -160,9 +160,6 @@ def paired_differences(runs: Sequence[Run], reference: Sequence[Run]) -> dict[st
 def summarize(arms: Mapping[str, Sequence[Run]]) -> list[dict[str, Any]]:
     """A row for each arm with runs, the untrained policy first.
 
-    Args:
-        arms: The finished runs of each arm.
-
     Returns:
         Rows with `name`, `seeds`, a mean of each of `MEASURES`, `k` (of pass@k), `seconds`, and, from the pairs of runs
         with GRPO's of the same seeds, `pairs`, `paired_difference_to_grpo` and `seconds_ratio` (None without pairs).

@@ -1,1 +1,1 @@
-"""Loading of models, data sets and reward functions; checks, sampling, evaluation. Imports scoring and below."""
+"""Loading of models, datasets and reward functions; checks, sampling, evaluation. Imports scoring and below."""

@@ -123,11 +123,7 @@ class Evaluation:
         return Accuracy(tuple(correct / self.samples for correct in self.correct), self.samples)
 
     def pass_at(self, k: int) -> Accuracy:
-        """The unbiased estimate of pass@k (Chen et al., 2021): 1 - C(n - c, k) / C(n, k) with c of n correct.
-
-        Raises:
-            ValueError: If there are fewer than k completions per problem.
-        """
+        """The unbiased estimate of pass@k (Chen et al., 2021): 1 - C(n - c, k) / C(n, k) with c of n correct."""
         if not 1 <= k <= self.samples:
             raise ValueError(f"pass@{k} needs at least {k} completions per problem, and there are {self.samples}")
         draws = math.comb(self.samples, k)

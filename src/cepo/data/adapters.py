@@ -45,23 +45,14 @@ def load_merged(path: str | Path, base: str | None = None, **options: Any) -> An
     """Load adapters and merge them into their base model. Arguments and errors as for `load_adapters`.
 
     Raises:
-        LoadingError: Also if the adapters cannot be merged.
-    """
-    check_mergeable(path)
-    return merge_weights(load_adapters(path, base, is_trainable=False, **options))
-
-
-def check_mergeable(path: str | Path) -> None:
-    """Refuse prompt-learning adapters, which have no weights to merge.
-
-    Raises:
-        LoadingError: Naming the PEFT type.
+        LoadingError: Also for prompt-learning adapters, which have no weights to merge.
     """
     from peft import PeftConfig
 
     config = PeftConfig.from_pretrained(path)
     if config.is_prompt_learning:
         raise LoadingError(f"{path}: adapters of type {config.peft_type.value} cannot be merged into weights")
+    return merge_weights(load_adapters(path, base, is_trainable=False, **options))
 
 
 def adapts_tied_embeddings(model: Any) -> bool:

@@ -1,8 +1,7 @@
-"""Checks of data sets before training. Each error names the column, the row and the fix."""
+"""Checks of datasets before training. Each error names the column, the row and the fix."""
 
 from collections.abc import Iterable
 from itertools import islice
-from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -20,12 +19,6 @@ _STREAM_ROWS = 8
 # A verifier is refused if it can parse fewer solutions than this.
 _LARGEST_UNREADABLE_SHARE = 0.1
 _VERIFIED_ROWS = 500
-_TEXT_COLUMNS = frozenset({"prompt", "solution"})
-_IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff"})
-# Arguments of reward functions in TRL besides the columns; `self` of reward functions that are methods.
-_REWARD_ARGUMENTS = frozenset(
-    {"prompts", "completions", "trainer_state", "log_extra", "log_metric", "environments", "self"}
-)
 
 
 def check_dataset(
@@ -36,18 +29,15 @@ def check_dataset(
     name: str = "the training set",
     extractor: str = "auto",
 ) -> None:
-    """Refuse a data set that would fail during training, or train on the wrong columns.
+    """Refuse a dataset that would fail during training, or train on the wrong columns.
 
     Args:
         dataset: With TRL's columns: `prompt`, `solution`, and `image` or `images` for vision-language models.
         needs_solution: Whether hints need the `solution`. Every row must then have a solution, and prompts must be
             conversations, since the hint goes into the last user turn.
         needs_prompt: Whether prompts are required; an environment may make them.
-        name: The data set's name in messages.
+        name: The dataset's name in messages.
         extractor: How the solution's answer is extracted; see `final_answer`.
-
-    Raises:
-        DatasetError: Naming the column, the row and the fix.
     """
     columns = dataset.column_names
     if columns is not None:
@@ -60,8 +50,6 @@ def check_dataset(
                 f"{name} has no column 'solution', which verifiers and hints need; it has {_listed(columns)}. Rename "
                 "the column with the reference answers to 'solution'."
             )
-        if taken := [column for column in columns if column in _REWARD_ARGUMENTS]:
-            raise DatasetError(f"{name} has a column {_listed(taken)}, which TRL passes to reward functions; rename it")
     if isinstance(dataset, IterableDataset):
         if needs_solution:
             _check_rows(islice(dataset, _STREAM_ROWS), name, extractor)
@@ -91,11 +79,7 @@ def _check_rows(rows: Iterable[dict[str, Any]], name: str, extractor: str) -> No
 
 
 def check_solution(row: dict[str, Any], place: str, extractor: str = "auto") -> str:
-    """The `solution` of a row.
-
-    Raises:
-        DatasetError: If it is missing, empty or without an answer.
-    """
+    """The `solution` of a row."""
     solution = row.get("solution")
     if isinstance(solution, str) and solution.strip():
         if not reference_answer(solution, extractor):
@@ -116,7 +100,7 @@ def _is_plain(feature: Any) -> bool:
 
 
 def _check_text(dataset: Dataset, name: str) -> None:
-    """Refuse text that is not UTF-8, which `datasets` loads and fails on when the row is taken."""
+    """Refuse text that is not UTF-8: `datasets` loads it, and fails when the row is accessed."""
     for column in set(dataset.column_names) - set(image_columns(dataset)):
         try:
             dataset.data.column(column).validate(full=True)
@@ -131,7 +115,7 @@ def _check_text(dataset: Dataset, name: str) -> None:
                     ) from error
 
 
-# Image sizes of checked data sets with their first row, by column. Headers of a large data set take minutes to read,
+# Image sizes of checked datasets with their first row, by column. Headers of a large dataset take minutes to read,
 # and its processor is known only later.
 _Sizes = dict[str, dict[tuple[int, int], int]]
 _SIZES: WeakKeyDictionary[Dataset, _Sizes] = WeakKeyDictionary()
@@ -166,16 +150,7 @@ def _check_images(dataset: Dataset, name: str) -> _Sizes:
 
 
 def check_image_sizes(dataset: Any, processing_class: Any, name: str = "the training set") -> None:
-    """Refuse images of a size that the processor refuses. Only headers are read.
-
-    Args:
-        dataset: With TRL's columns. Streams are not checked.
-        processing_class: The model's processor. A tokenizer refuses no image.
-        name: The data set's name in messages.
-
-    Raises:
-        DatasetError: Naming the row, the column and the processor's message.
-    """
+    """Refuse images of a size that the processor refuses. Only headers are read."""
     if not isinstance(dataset, Dataset):
         return
     sizes = _SIZES[dataset] if dataset in _SIZES else _check_images(dataset, name)
@@ -189,29 +164,14 @@ def check_image_sizes(dataset: Any, processing_class: Any, name: str = "the trai
 
 
 def unused_images(dataset: Any) -> str | None:
-    """A warning if a data set has images, or names of image files, in a column that TRL does not use."""
-    columns = dataset.column_names if isinstance(dataset, Dataset) else []
+    """A warning if a dataset has images in a column that TRL does not use."""
+    columns = image_columns(dataset) if isinstance(dataset, Dataset) else {}
     if not columns or {"image", "images"} & set(columns):
         return None
-    held = next(iter(image_columns(dataset)), None)
-    texts = [
-        column
-        for column, feature in dataset.features.items()
-        if type(feature) is Value and "string" in feature.dtype and column not in _TEXT_COLUMNS
-    ]
-    rows = list(islice(dataset.select_columns(texts), _STREAM_ROWS)) if texts else []
-    named = next((column for column in texts if _are_image_files([row[column] for row in rows])), None)
-    if held is None and named is None:
-        return None
     return (
-        f"The data set has no column 'image' or 'images', so the policy gets text only. '{held or named}' has "
-        f"{'images' if held else 'names of image files'}: rename it to 'image', or 'images' if it has lists."
+        f"The dataset has no column 'image' or 'images', so the policy gets text only. '{next(iter(columns))}' has "
+        "images: rename it to 'image', or 'images' if it has lists."
     )
-
-
-def _are_image_files(texts: list[str | None]) -> bool:
-    known = [text for text in texts if text]
-    return bool(known) and all("://" not in text and Path(text).suffix.lower() in _IMAGE_SUFFIXES for text in known)
 
 
 def _listed(columns: list[str]) -> str:
@@ -219,11 +179,7 @@ def _listed(columns: list[str]) -> str:
 
 
 def check_method(dataset: Any, options: MethodOptions) -> None:
-    """Refuse a data set that the method cannot train on.
-
-    Raises:
-        DatasetError: Naming the method and its reason.
-    """
+    """Refuse a dataset that the method cannot train on."""
     if reason := options.dataset_problem(dataset.column_names or []):
         raise DatasetError(f"method={options.method!r} cannot train on this dataset: {reason}")
 
@@ -237,7 +193,7 @@ def check_verifier(
         function: A reward function.
         dataset: With TRL's columns. At most 500 to 1,000 of its rows are used.
         extractor: See `final_answer`.
-        name: The data set's name in messages.
+        name: The dataset's name in messages.
 
     Returns:
         A line for the user, and the number of solutions that the verifier cannot parse; ("", 0) for reward functions
@@ -266,7 +222,7 @@ def check_verifier(
 
 
 def can_be_explained(dataset: Any) -> bool:
-    """Whether `cepo explain` can show the data set's rollouts: every row has a solution, and prompts are conversations.
+    """Whether `cepo explain` can show the dataset's rollouts: every row has a solution, and prompts are conversations.
     False for streams."""
     if not isinstance(dataset, Dataset) or "solution" not in dataset.column_names:
         return False
@@ -276,16 +232,7 @@ def can_be_explained(dataset: Any) -> bool:
 
 
 def check_size(dataset: Dataset, rollouts: int, group_size: int) -> None:
-    """Refuse a training set smaller than a generation batch. TRL drops incomplete batches, so it would not train.
-
-    Args:
-        dataset: The training set.
-        rollouts: Rollouts of a generation batch, over all processes.
-        group_size: Rollouts per prompt.
-
-    Raises:
-        DatasetError: With the numbers and the fix.
-    """
+    """Refuse a training set smaller than a generation batch. TRL drops incomplete batches, so it would not train."""
     prompts = rollouts // group_size
     if len(dataset) < prompts:
         raise DatasetError(

@@ -68,7 +68,7 @@ def find_choice_keys(
         problems: (solution, choices) of each row.
         given: The form that the user chose.
         columns: The columns of solutions and choices, for messages.
-        name: The data set, for messages.
+        name: The dataset, for messages.
         notes: Receives a line with the form.
 
     Returns:
@@ -95,7 +95,7 @@ def find_choice_keys(
                 )
     if notes is not None:
         unmatched, free = len(listed) - counts[best[0]], len(problems) - len(listed)
-        kept = f"; {unmatched} that match no choice are kept as they are" if unmatched else ""
+        other = f"; {unmatched} solutions match no choice and stay unchanged" if unmatched else ""
         rest = f"; {free} rows have no choices" if free else ""
-        notes.append(f"{name}: '{columns[0]}' is parsed as {CHOICE_KEYS[best[0]]}{kept}{rest}")
+        notes.append(f"{name}: '{columns[0]}' is parsed as {CHOICE_KEYS[best[0]]}{other}{rest}")
     return best[0]

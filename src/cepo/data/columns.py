@@ -1,4 +1,4 @@
-"""Map a data set's columns to TRL's: `prompt` (a conversation), `solution` and `images`."""
+"""Map a dataset's columns to TRL's: `prompt` (a conversation), `solution` and `images`."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
-from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, Json, List, Value
+from datasets import ClassLabel, Dataset, Features, Image, IterableDataset, List, Value
 
 from .choices import as_text, choice_letter, find_choice_keys, list_choices
 from .errors import DatasetError
@@ -20,7 +20,7 @@ _PLACEHOLDER = re.compile(r"\{([A-Za-z_][\w.]*)\}")
 
 @dataclass(frozen=True)
 class Columns:
-    """Columns of a data set for the parts of a problem.
+    """Columns of a dataset for the parts of a problem.
 
     Attributes:
         prompt, solution, choices: Columns, or paths into nested columns with dots. The prompt is text or a
@@ -42,11 +42,7 @@ class Columns:
     system: str | None = None
 
     def check(self, columns: Sequence[str], name: str) -> None:
-        """Refuse columns that do not exist, and templates that contain the solution.
-
-        Raises:
-            DatasetError: Naming the column.
-        """
+        """Refuse columns that do not exist, and templates that contain the solution."""
         parts = {"prompt": (self.prompt,), "solution": (self.solution,), "images": self.images}
         parts["choices"] = (self.choices,) if self.choices else ()
         for part, paths in parts.items():
@@ -75,17 +71,14 @@ def read_dataset(
     drop_incomplete: bool = False,
     notes: list[str] | None = None,
 ) -> Dataset | IterableDataset:
-    """Map a data set to TRL's columns. Other columns are kept, for reward functions.
+    """Map a dataset to TRL's columns. Other columns are kept, for reward functions.
 
     Args:
         dataset: With its original columns.
-        columns: The mapping. None: the data set has TRL's columns.
-        name: The data set's name in messages.
+        columns: The mapping. None: the dataset has TRL's columns.
+        name: The dataset's name in messages.
         drop_incomplete: Whether to drop rows without prompt, solution or image instead of refusing them.
         notes: Receives messages, such as the number of dropped rows. Dropped rows of a stream are not counted.
-
-    Raises:
-        DatasetError: Naming the column, the row and the fix; in a stream when the row arrives.
     """
     if columns is None and not drop_incomplete:
         return _with_text_solutions(dataset, name, notes)
@@ -114,7 +107,7 @@ def read_dataset(
 
 
 def map_rows(dataset: Any, function: Any, features: Features, removed: Sequence[str] = (), **options: Any) -> Any:
-    """`map` to new features, for data sets and streams."""
+    """`map` to new features, for datasets and streams."""
     if isinstance(dataset, Dataset):
         return dataset.map(function, remove_columns=list(removed), features=features, **options)
     # A stream's `map` would take `features` for those of its input, and decode no image.
@@ -122,7 +115,7 @@ def map_rows(dataset: Any, function: Any, features: Features, removed: Sequence[
 
 
 def with_features(dataset: Any) -> Any:
-    """The data set with known features; those of a stream come from its first rows."""
+    """The dataset with known features; those of a stream come from its first rows."""
     return dataset._resolve_features() if dataset.features is None else dataset
 
 
@@ -148,12 +141,10 @@ def _with_text_solutions(dataset: Any, name: str, notes: list[str] | None) -> An
     if not isinstance(dataset, Dataset):
         return dataset
     feature = dataset.features.get("solution")
-    if isinstance(feature, Json):  # numbers and texts mixed
-        known = [solution for solution in dataset["solution"] if solution is not None]
-        numbers = all(isinstance(value, (int, float, str)) and not isinstance(value, bool) for value in known)
-    else:
-        numbers = type(feature) is Value and feature.dtype.startswith(("int", "uint", "float"))
-    if not numbers:
+    if feature is None or isinstance(feature, ClassLabel) or "string" in str(getattr(feature, "dtype", "")):
+        return dataset
+    known = [solution for solution in dataset["solution"] if solution is not None]
+    if not all(isinstance(value, (int, float, str)) and not isinstance(value, bool) for value in known):
         return dataset
     if notes is not None:
         notes.append(f"{name}: solutions that are numbers are converted to text")

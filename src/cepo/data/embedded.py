@@ -1,4 +1,4 @@
-"""Data sets that come with cepo. A task registers its data set."""
+"""Datasets that come with cepo. A task registers its dataset."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -8,11 +8,11 @@ from typing import Any
 
 @dataclass(frozen=True)
 class EmbeddedDataset:
-    """A data set that a task generates.
+    """A dataset that a task generates.
 
     Attributes:
         name: Value of `--dataset_name`.
-        make: (split, size, options of the variant) -> the data set.
+        make: (split, size, options of the variant) -> the dataset.
         variants: Options by value of `--dataset_config`, including ``default``.
         policy: Returns the folder of the task's policy.
         recipe: Returns options of `cepo train`, which the user's options override.
@@ -29,7 +29,7 @@ EMBEDDED: dict[str, EmbeddedDataset] = {}
 
 
 def register_dataset(dataset: EmbeddedDataset) -> None:
-    """Register a task's data set under its name."""
+    """Register a task's dataset under its name."""
     EMBEDDED[dataset.name] = dataset
 
 

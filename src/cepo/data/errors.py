@@ -1,15 +1,15 @@
-"""Errors of data sets and models, each with the fix."""
+"""Errors of datasets and models, each with the fix."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 
 class DatasetError(ValueError):
-    """A data set that cannot be trained on. The message names the column, the row and the fix."""
+    """A dataset that cannot be trained on. The message names the column, the row and the fix."""
 
 
 class LoadingError(ValueError):
-    """A model, data set or reward function that cannot be loaded. The message names the option."""
+    """A model, dataset or reward function that cannot be loaded. The message names the option."""
 
 
 @contextmanager

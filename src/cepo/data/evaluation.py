@@ -1,7 +1,7 @@
 """Evaluate a policy on held-out problems: sample completions, judge them, and measure their entropy.
 
-Temperature 0 and sampling measure different things. A policy that only becomes sharper gains accuracy when sampled, as
-a lower temperature would give it; only a policy that has learned something gains at temperature 0.
+Greedy and sampled accuracy differ: training that only sharpens the policy raises sampled accuracy, as a lower
+temperature would, but not greedy accuracy.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -34,10 +34,6 @@ from .sampling import (
 )
 
 _CONTENT = ("mistake", "decision")
-
-
-class VerdictError(DatasetError):
-    """The verifier gave no verdict on any completion."""
 
 
 @dataclass(frozen=True)
@@ -104,8 +100,7 @@ def evaluate(
         Accuracy and, above temperature 0, entropy at the tokens of the first completion of each problem.
 
     Raises:
-        DatasetError: If the policy cannot take a problem.
-        VerdictError: If the verifier gave no verdict at all.
+        DatasetError: If the policy cannot take a problem, or the verifier gave no verdict at all.
     """
     judge = reward_func or answer_reward
     check_special_tokens(dataset["prompt"], processing_class, "the problems")
@@ -142,7 +137,7 @@ def evaluate(
     if found and missing == len(found):
         name = getattr(judge, "__name__", type(judge).__name__)
         solution = str(dataset[found[0].problem].get("solution"))
-        raise VerdictError(
+        raise DatasetError(
             f"{name} gave no verdict on any of {missing} completions, so there is no accuracy. The first solution is "
             f"{solution[:80]!r}, its completion ends with {found[0].text[-80:]!r}. Use --reward_funcs answer_reward or "
             "another function, or correct the solutions"
@@ -173,13 +168,7 @@ def entropy_of(
 ) -> tuple[Entropy | None, Entropy | None]:
     """The policy's entropy at one completion of each problem: at all tokens, and at those that carry the solution.
 
-    Args:
-        model: The policy.
-        processing_class: Its tokenizer or processor.
-        dataset: The problems.
-        completions: Token ids by index of the problem.
-        sampling: How they were sampled. Its temperature applies to the distributions, `top_p` and `top_k` do not.
-        share: This process's share.
+    The temperature of `sampling` applies to the distributions; `top_p` and `top_k` do not.
     """
     images = isinstance(processing_class, ProcessorMixin)
     encoder = PromptEncoder(processing_class, images, sampling.chat_template_kwargs or {})

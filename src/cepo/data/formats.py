@@ -1,4 +1,4 @@
-"""Formats of known data sets, and the options that describe others."""
+"""Formats of known datasets, and the options that describe others."""
 
 import json
 from collections.abc import Mapping
@@ -13,20 +13,18 @@ BOXED = "{prompt}\n\nReason step by step, and put your final answer in \\boxed{}
 
 @dataclass(frozen=True)
 class Format:
-    """Columns of a known data set.
+    """Columns of a known dataset.
 
     Attributes:
         names: Names on the Hub.
         columns: Value of the option `dataset_columns`.
         template: Value of the option `prompt_template`.
-        rows: Rows of each split, as far as known.
-        config: Configuration of the data set, if it needs one.
+        config: Configuration of the dataset, if it needs one.
     """
 
     names: tuple[str, ...]
     columns: Mapping[str, str]
     template: str = BOXED
-    rows: Mapping[str, int] = field(default_factory=dict)
     config: str | None = None
 
 
@@ -35,12 +33,10 @@ FORMATS: dict[str, Format] = {
     "geometry3k": Format(
         ("hiyouga/geometry3k",),
         {"prompt": "problem", "solution": "answer", "images": "images"},
-        rows={"train": 2101, "validation": 300, "test": 601},
     ),
     "gsm8k": Format(
         ("openai/gsm8k", "gsm8k"),
         {"prompt": "question", "solution": "answer"},
-        rows={"train": 7473, "test": 1319},
         config="main",
     ),
     "math": Format(
@@ -58,12 +54,10 @@ FORMATS: dict[str, Format] = {
     "mathvision": Format(
         ("MathLLMs/MathVision",),
         {"prompt": "question", "solution": "answer", "images": "decoded_image", "choices": "options"},
-        rows={"test": 3040, "testmini": 304},
     ),
     "wemath": Format(
         ("We-Math/We-Math",),
         {"prompt": "question", "solution": "answer", "images": "image_path", "choices": "option"},
-        rows={"testmini": 1740},
     ),
     # As in verl's examples: a conversation, and the answer among the arguments of the reward.
     "verl": Format((), {"prompt": "prompt", "solution": "reward_model.ground_truth"}, "{prompt}"),
@@ -72,12 +66,12 @@ FORMATS: dict[str, Format] = {
 
 @dataclass
 class DatasetOptions:
-    """Mapping from a data set's columns to TRL's. By default, the format follows from the data set's name."""
+    """Mapping from a dataset's columns to TRL's. By default, the format follows from the dataset's name."""
 
     dataset_format: str | None = field(
         default=None,
         metadata={
-            "help": f"Format of the data set: {', '.join(FORMATS)}. Default: by the data set's name, else trl (TRL's "
+            "help": f"Format of the dataset: {', '.join(FORMATS)}. Default: by the dataset's name, else trl (TRL's "
             "columns)."
         },
     )
@@ -107,7 +101,7 @@ class DatasetOptions:
         default=None,
         metadata={
             "help": "Folder that contains all image files; file names are relative to it. Default: the folder of the "
-            "data set's file."
+            "dataset's file."
         },
     )
     drop_incomplete_rows: bool = field(
@@ -121,11 +115,7 @@ class DatasetOptions:
         return {name: value for name, value in values.items() if value not in (None, False)}
 
     def format_of(self, dataset_name: str) -> str:
-        """Name of a data set's format.
-
-        Raises:
-            ValueError: If `dataset_format` is unknown.
-        """
+        """Name of a dataset's format."""
         if self.dataset_format is None:
             return next((name for name, known in FORMATS.items() if dataset_name in known.names), "trl")
         if self.dataset_format not in FORMATS:
@@ -133,11 +123,7 @@ class DatasetOptions:
         return self.dataset_format
 
     def columns_of(self, dataset_name: str) -> "Columns | None":
-        """A data set's mapping of columns. None if it has TRL's columns.
-
-        Raises:
-            ValueError: Naming the option.
-        """
+        """A dataset's mapping of columns. None if it has TRL's columns."""
         name = self.format_of(dataset_name)
         given = _mapping(self.dataset_columns)
         if name == "trl" and not given and self.prompt_template is None and self.system_prompt is None:

@@ -1,4 +1,4 @@
-"""The folder from which a data set's image files may be opened, and checks of the images of streams."""
+"""The folder from which a dataset's image files may be opened, and checks of the images of streams."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,31 +14,21 @@ from .images import as_list, check_header, check_nulls, check_parts, image_colum
 
 @dataclass(frozen=True)
 class ImageFolder:
-    """The folder that contains a data set's image files.
+    """The folder that contains a dataset's image files.
 
     Attributes:
         folder: The folder. File names are relative to it.
         caches: Further folders for absolute names: the caches of downloads.
-        by_option: Whether the folder is that of the option `image_folder`.
-        on_hub: Whether addresses on the Hub are allowed, as data sets of the Hub have them.
+        on_hub: Whether addresses on the Hub are allowed, as datasets of the Hub have them.
     """
 
     folder: Path
     caches: tuple[Path, ...] = ()
-    by_option: bool = False
     on_hub: bool = False
 
     @classmethod
     def of(cls, name: str, image_folder: str | None) -> "ImageFolder":
-        """The image folder of a data set.
-
-        Args:
-            name: The data set's file, folder or Hub name.
-            image_folder: Value of the option `image_folder`.
-
-        Raises:
-            DatasetError: If `image_folder` is not a folder.
-        """
+        """The image folder of a dataset."""
         path = Path(name).expanduser()
         named = (datasets.config.HF_DATASETS_CACHE, huggingface_hub.constants.HF_HUB_CACHE)
         caches = tuple(Path(cache).resolve() for cache in named)
@@ -46,17 +36,13 @@ class ImageFolder:
             folder = Path(image_folder).expanduser()
             if not folder.is_dir():
                 raise DatasetError(f"image_folder: there is no such folder: {image_folder}")
-            return cls(folder.resolve(), caches, by_option=True, on_hub=not path.exists())
+            return cls(folder.resolve(), caches, on_hub=not path.exists())
         if path.is_file():
             return cls(path.parent.resolve())
         return cls(path.resolve(), caches, on_hub=not path.exists())
 
     def find(self, name: str, place: str) -> str:
         """The absolute path of an image file, which need not exist.
-
-        Args:
-            name: The file name in the data set.
-            place: Row and column, for errors.
 
         Raises:
             DatasetError: If the name is an address, or the file lies outside of the folder, also through links.
@@ -69,20 +55,15 @@ class ImageFolder:
             raise DatasetError(f"{place} is not a file name: {name!r}")
         path = (self.folder / name).resolve()
         if not any(path.is_relative_to(folder) for folder in (self.folder, *self.caches)):
-            known = "image_folder" if self.by_option else "the data set's folder"
             raise DatasetError(
-                f"{place} is outside of {known}, {self.folder}: {name!r}. Set --image_folder to a folder that contains "
-                "all images"
+                f"{place} is outside of {self.folder}: {name!r}. Set --image_folder to a folder that contains all "
+                "images"
             )
         return str(path)
 
 
 def check_places(dataset: Dataset, folder: ImageFolder, name: str) -> None:
-    """Refuse a data set with image files outside of its folder. No image is opened.
-
-    Raises:
-        DatasetError: Naming the row and the column.
-    """
+    """Refuse a dataset with image files outside of its folder. No image is opened."""
     for column in image_columns(dataset):
         for number, row in enumerate(undecoded(dataset.select_columns([column]))):
             for image in as_list(row[column]):
@@ -91,11 +72,7 @@ def check_places(dataset: Dataset, folder: ImageFolder, name: str) -> None:
 
 
 def checked_stream(dataset: IterableDataset, folder: ImageFolder, name: str) -> IterableDataset:
-    """A stream whose rows are checked when they arrive, before images are decoded.
-
-    Raises:
-        DatasetError: Naming the row and the column.
-    """
+    """A stream whose rows are checked when they arrive, before images are decoded."""
     columns = image_columns(dataset)
 
     def check(row: dict[str, Any], number: int) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Checks of a data set's images before they are decoded: headers, sizes, and file names within prompts."""
+"""Checks of a dataset's images before they are decoded: headers, sizes, and file names within prompts."""
 
 import struct
 import warnings
@@ -16,7 +16,7 @@ from .errors import DatasetError
 
 # Pixels: 8,000 x 8,000, 192 MB as RGB. The header of a file of a few kilobytes can claim far more.
 LARGEST_IMAGE = 64_000_000
-# Pictures only, none of which runs code. MPO files are JPEG files.
+# Raster formats, which run no code. MPO files are JPEG files.
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000")
 # Formats of 16-bit gray that Pillow opens in mode I, with white as 65535.
 _GRAY_16 = ("PNG", "PPM")
@@ -38,7 +38,7 @@ def image_columns(dataset: Any) -> dict[str, bool]:
 
 
 def undecoded(dataset: Any) -> Any:
-    """The data set with images as `bytes` and `path`, so that no image is opened."""
+    """The dataset with images as `bytes` and `path`, so that no image is opened."""
     for column, several in image_columns(dataset).items():
         plain = Image(decode=False)
         dataset = dataset.cast_column(column, List(plain) if several else plain)
@@ -51,15 +51,7 @@ def as_list(value: Any) -> list[Any]:
 
 
 def check_nulls(value: Any, place: str) -> None:
-    """Refuse a list of images with a null.
-
-    Args:
-        value: An image, a list of images, or None.
-        place: Row and column, for errors.
-
-    Raises:
-        DatasetError: Naming the position in the list.
-    """
+    """Refuse a list of images with a null."""
     for position, image in enumerate(value if isinstance(value, list) else []):
         if image is None or (isinstance(image, dict) and not image.get("bytes") and not image.get("path")):
             raise DatasetError(
@@ -77,10 +69,6 @@ def check_header(image: dict[str, Any], place: str) -> tuple[int, int] | None:
 
     Returns:
         Width and height [pixels]; None for an address.
-
-    Raises:
-        DatasetError: If the file is missing, has an unknown format, more than `LARGEST_IMAGE` pixels, or pixel values
-            of unknown scale.
     """
     path = image["path"] or ""
     if not image["bytes"] and "://" in path:
@@ -152,15 +140,7 @@ def refused_size(processing_class: Any, sizes: Iterable[tuple[int, int]]) -> tup
 
 
 def check_parts(prompt: Any, place: str) -> None:
-    """Refuse a conversation with file names or addresses of images, which processors would open or download.
-
-    Args:
-        prompt: A conversation, or text.
-        place: The row, for errors.
-
-    Raises:
-        DatasetError: Naming the key.
-    """
+    """Refuse a conversation with file names or addresses of images, which processors would open or download."""
     for turn in prompt if isinstance(prompt, list) else []:
         content = turn.get("content")
         for part in content if isinstance(content, list) else []:
@@ -176,12 +156,9 @@ def broken_images_named(dataset: Any, name: str, rows: Sequence[int] | None = No
     """Name the row of an image that cannot be decoded, which its header does not show.
 
     Args:
-        dataset: The data set from which rows are taken within the context.
-        name: Name of the data set.
+        dataset: The dataset from which rows are taken within the context.
+        name: Name of the dataset.
         rows: The rows that are taken. None: any.
-
-    Raises:
-        DatasetError: Naming the row.
     """
     try:
         yield

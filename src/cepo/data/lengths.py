@@ -11,12 +11,7 @@ from .sampling import conversation_of
 
 
 def prompt_length(processing_class: Any, template_options: dict[str, Any]) -> Callable[[dict[str, Any]], int]:
-    """A function that counts the tokens of a row's prompt, including those of its images.
-
-    Args:
-        processing_class: The model's tokenizer or processor.
-        template_options: Arguments of the chat template.
-    """
+    """A function that counts the tokens of a row's prompt, including those of its images."""
     encoder = PromptEncoder(processing_class, isinstance(processing_class, ProcessorMixin), template_options)
 
     def count(row: dict[str, Any]) -> int:
@@ -31,17 +26,7 @@ def prompt_length(processing_class: Any, template_options: dict[str, Any]) -> Ca
 def without_long_prompts(
     dataset: Dataset | IterableDataset, limit: int, length: Callable[[dict[str, Any]], int], notes: list[str]
 ) -> Dataset | IterableDataset:
-    """Drop rows whose prompt is longer than `limit` tokens.
-
-    Args:
-        dataset: With TRL's columns.
-        limit: [tokens]
-        length: See `prompt_length`.
-        notes: Receives the number of dropped rows; those of a stream are not counted.
-
-    Raises:
-        ValueError: If every prompt is longer.
-    """
+    """Drop rows whose prompt is longer than `limit` tokens."""
     kept = dataset.filter(lambda row: length(row) <= limit)
     if isinstance(dataset, IterableDataset):
         notes.append(f"prompts longer than {limit} tokens are dropped when the stream reaches them")

@@ -1,4 +1,4 @@
-"""Load data sets by file, folder, Hub name or task name, in TRL's columns."""
+"""Load datasets by file, folder, Hub name or task name, in TRL's columns."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -40,20 +40,20 @@ def load_split(
     options: DatasetOptions | None = None,
     notes: list[str] | None = None,
 ) -> Dataset | IterableDataset:
-    """Load a split of a data set in TRL's columns.
+    """Load a split of a dataset in TRL's columns.
 
     Args:
         name: An embedded task (``figures``), a JSON, CSV or parquet file, a folder (of `save_to_disk`, or of data
             files), or a Hub name.
         split: Name of the split. A single file has one split, which serves for any name.
-        config: Configuration of the data set, or variant of the embedded task.
+        config: Configuration of the dataset, or variant of the embedded task.
         size: Number of problems of an embedded task.
-        streaming: Whether to stream rows instead of downloading the data set first.
-        options: How the data set's columns map to TRL's. None: by the data set's name.
+        streaming: Whether to stream rows instead of downloading the dataset first.
+        options: How the dataset's columns map to TRL's. None: by the dataset's name.
         notes: Receives messages for the user.
 
     Raises:
-        LoadingError: If the data set or the split does not exist.
+        LoadingError: If the dataset or the split does not exist.
         DatasetError: If the columns do not fit the options.
     """
     options = options or DatasetOptions()
@@ -83,7 +83,7 @@ def _embedded(name: str, split: str, config: str | None, size: int, options: Dat
 
 
 def _load(name: str, split: str, config: str | None, streaming: bool) -> Dataset | IterableDataset:
-    """A split of a file, folder or Hub data set in its original columns."""
+    """A split of a file, folder or Hub dataset in its original columns."""
     path = Path(name).expanduser()
     if not path.exists() and looks_like_path(name):
         raise LoadingError(f"dataset_name: there is no such file or folder: {name}")
@@ -112,11 +112,7 @@ def _loaded(name: str, load: Callable[[], Any]) -> Any:
 
 
 def _with_images(data: Any, folder: ImageFolder, columns: Iterable[str], name: str) -> Any:
-    """Turn columns of image file names, relative to the data set's file, into images.
-
-    Raises:
-        DatasetError: Naming the row whose image lies outside of the folder; in a stream when the row arrives.
-    """
+    """Turn columns of image file names, relative to the dataset's file, into images."""
     data = with_features(data)
     single = [column for column in columns if _is_text(data.features.get(column))]
     lists = [column for column in columns if _is_text(getattr(data.features.get(column), "feature", None))]

@@ -15,15 +15,11 @@ from .errors import LoadingError, loading_errors
 from .loading import looks_like_path
 
 # Names of the vision tower in transformers' vision-language models.
-_VISION_TOWERS = {"visual", "vision_model", "vision_tower"}
+VISION_TOWERS = {"visual", "vision_model", "vision_tower"}
 
 
 def resolve_model(name: str, option: str = "model_name_or_path") -> str:
-    """The model's folder or Hub name; the name of an embedded task stands for its policy.
-
-    Raises:
-        LoadingError: If the name is a path without a model.
-    """
+    """The model's folder or Hub name; of an embedded task's name, the folder of its policy."""
     name = policy_of(name)
     path = Path(name).expanduser()
     if path.exists():
@@ -76,11 +72,7 @@ def load_processor(name: str, *, trust_remote_code: bool = False) -> Any:
 
 
 def require_chat_template(processing_class: Any) -> None:
-    """Refuse a model without a chat template.
-
-    Raises:
-        LoadingError: If neither the processor nor its tokenizer has one.
-    """
+    """Refuse a model without a chat template."""
     if not getattr(processing_class, "chat_template", None) and not tokenizer_of(processing_class).chat_template:
         raise LoadingError(
             f"the model's {type(processing_class).__name__} has no chat template; use an instruction-tuned model, or "
@@ -110,12 +102,6 @@ def unsharded_loading() -> Iterator[None]:
 def load_teacher_model(name: str, processing_class: Any, dtype: Any, *, trust_remote_code: bool = False) -> Any:
     """Load a teacher with the policy's vocabulary, in eval mode and without gradients.
 
-    Args:
-        name: Folder or Hub name.
-        processing_class: The policy's tokenizer or processor.
-        dtype: Type of the weights.
-        trust_remote_code: Whether to run code of the model's repository.
-
     Raises:
         LoadingError: If the model is missing, has another vocabulary, or needs `trust_remote_code`.
     """
@@ -136,14 +122,10 @@ def load_teacher_model(name: str, processing_class: Any, dtype: Any, *, trust_re
 
 
 def freeze_vision_tower(model: nn.Module) -> None:
-    """Turn off gradients of the vision tower.
-
-    Raises:
-        ValueError: If the model has no vision tower.
-    """
-    frozen = [p for name, p in model.named_parameters() if _VISION_TOWERS & set(name.split("."))]
+    """Turn off gradients of the vision tower."""
+    frozen = [p for name, p in model.named_parameters() if VISION_TOWERS & set(name.split("."))]
     if not frozen:
-        names = " or ".join(sorted(_VISION_TOWERS))
+        names = " or ".join(sorted(VISION_TOWERS))
         raise ValueError(f"freeze_vision_tower: {type(model).__name__} has no module named {names}")
     for parameter in frozen:
         parameter.requires_grad_(False)

@@ -22,9 +22,6 @@ def opaque_image(image: Pictures.Image, place: str) -> Pictures.Image:
 
     Returns:
         The same object if the image is opaque and upright, with at most 8 bits; else an image in RGB or 8-bit gray.
-
-    Raises:
-        DatasetError: If its pixel values have an unknown scale.
     """
     if unscaled := unknown_scale(image):
         raise DatasetError(f"{place} {unscaled}")
@@ -44,11 +41,8 @@ def opaque_image(image: Pictures.Image, place: str) -> Pictures.Image:
 def with_opaque_images(row: dict[str, Any]) -> dict[str, Any]:
     """Apply `opaque_image` to the images of a row: in `image`, `images` and the turns of `prompt`.
 
-    Called where rows become conversations, which every row passes: of data sets, streams and data loader workers. A
-    transform of the data set would be lost by `map`, `cast_column` and `save_to_disk`.
-
-    Raises:
-        DatasetError: If a list of images has a null, or pixel values have an unknown scale.
+    Called where rows become conversations, which every row passes: of datasets, streams and data loader workers. A
+    transform of the dataset would be lost by `map`, `cast_column` and `save_to_disk`.
     """
     prompt = row.get("prompt")
     place = f"of the row with the prompt {str(prompt)[:200]}"

@@ -69,27 +69,19 @@ def validate_rewards(name: str, output: Any, prompts: Sequence[Any]) -> list[flo
             f"the reward function {name!r} returned {len(values)} rewards for {len(prompts)} completions; it must "
             "return one for each, a number or None"
         )
-    return [_reward(name, value, place, prompts[place]) for place, value in enumerate(values)]
+    return [_reward(name, value, index, prompts[index]) for index, value in enumerate(values)]
 
 
 def refuse_infinite(rewards: torch.Tensor, names: Sequence[str]) -> None:
-    """Refuse infinite rewards of reward models, which TRL calls without `validated`.
-
-    Args:
-        rewards: (rollouts of all processes, functions).
-        names: Names of the functions.
-
-    Raises:
-        RewardError: Naming the function and the rollout.
-    """
+    """Refuse infinite rewards of reward models, which TRL calls without `validated`."""
     for row, column in rewards.isinf().nonzero().tolist()[:1]:
         raise RewardError(f"the reward model {names[column]!r} gave rollout {row} of the batch {rewards[row, column]}")
 
 
-def _reward(name: str, value: Any, place: int, prompt: Any) -> float | None:
+def _reward(name: str, value: Any, index: int, prompt: Any) -> float | None:
     if getattr(value, "shape", None) == ():
         value = value.item()
-    where = f"the reward function {name!r} returned {_described(value)} for completion {place} of its batch"
+    where = f"the reward function {name!r} returned {_described(value)} for completion {index} of its batch"
     is_number = isinstance(value, Real)
     if value is not None and not is_number:
         raise RewardError(f"{where}; it must be a number or None")

@@ -40,11 +40,7 @@ def answer_reward(
 
 
 def load_reward_funcs(names: list[str]) -> list[Any]:
-    """Load reward functions: `answer_reward`, those of `trl.rewards` by their name, others by their import path.
-
-    Raises:
-        ValueError: If a function does not exist.
-    """
+    """Load reward functions: `answer_reward`, those of `trl.rewards` by their name, others by their import path."""
     from trl import rewards as trl_rewards
 
     known = {name: getattr(trl_rewards, name) for name in dir(trl_rewards) if name.endswith("_reward")}
@@ -108,4 +104,4 @@ def unreadable_solutions(function: Any, solutions: Sequence[str], extractor: str
     references = [_boxed(one, extractor) for one in solutions]
     completions = [[{"role": "assistant", "content": reference}] for reference in references]
     verdicts = prepared(function)(completions=completions, solution=references)
-    return [place for place, verdict in enumerate(verdicts) if verdict is None or verdict <= 0]
+    return [index for index, verdict in enumerate(verdicts) if verdict is None or verdict <= 0]

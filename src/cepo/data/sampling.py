@@ -110,16 +110,7 @@ def end_tokens(model: PreTrainedModel, processing_class: Any) -> set[int]:
 
 
 def check_special_tokens(prompts: Iterable[Any], processing_class: Any, name: str = "the training set") -> None:
-    """Refuse prompts with a special token of the model as text, which the tokenizer would parse as the token.
-
-    Args:
-        prompts: Conversations, or texts.
-        processing_class: The model's tokenizer or processor.
-        name: The data set's name in messages.
-
-    Raises:
-        DatasetError: Naming the row and the token.
-    """
+    """Refuse prompts with a special token of the model as text, which the tokenizer would parse as the token."""
     special = special_tokens(processing_class)
     if not special:
         return
@@ -199,9 +190,6 @@ def verdicts(
     """The rewards of one completion of each row, from a reward function called as in training.
 
     Values that the function logs by `log_extra` and `log_metric` are dropped.
-
-    Raises:
-        RewardError: If the function's output is invalid.
     """
     if not rows:
         return []

@@ -1,17 +1,19 @@
 """Save the rollouts of a training run to `rollouts/step-00012.parquet` in its output directory, and load them.
 
-A file has one row per rollout, with the token ids as sampled, and digests of the images, which stay in the data set.
+A file has one row per rollout, with the token ids as sampled, and digests of the images, which stay in the dataset.
 """
 
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-import pandas
+import pyarrow
 from datasets import Dataset
+from pyarrow import parquet
 
 from ..references.groups import Group, Messages, Rollout
 from .files import replacing
@@ -21,7 +23,7 @@ FOLDER = "rollouts"
 
 
 class SavedError(ValueError):
-    """Saved rollouts that are missing, or do not belong to the data set. The message has the fix."""
+    """Saved rollouts that are missing, or do not belong to the dataset. The message has the fix."""
 
 
 def rows_of(groups: Sequence[Group], first_index: int) -> list[dict[str, Any]]:
@@ -53,7 +55,7 @@ def save_rows(output_dir: str, step: int, rows: list[dict[str, Any]]) -> None:
     path = Path(output_dir) / FOLDER / f"step-{step:05d}.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as part:
-        pandas.DataFrame(rows).to_parquet(part)
+        parquet.write_table(pyarrow.Table.from_pylist(rows), part)
 
 
 @dataclass(frozen=True)
@@ -65,15 +67,7 @@ class Saved:
 
 
 def load_saved(output_dir: str, step: int | None = None) -> Saved:
-    """Load the rollouts of an optimizer step.
-
-    Args:
-        output_dir: The run's output directory.
-        step: The optimizer step. None: the last one that was saved.
-
-    Raises:
-        SavedError: If the run saved no rollouts, or none of this step.
-    """
+    """Load the rollouts of an optimizer step; None: of the last one that was saved."""
     folder = Path(output_dir) / FOLDER
     files = {int(path.stem.removeprefix("step-")): path for path in sorted(folder.glob("step-*.parquet"))}
     if not files:
@@ -81,16 +75,12 @@ def load_saved(output_dir: str, step: int | None = None) -> Saved:
     chosen = max(files) if step is None else step
     if chosen not in files:
         raise SavedError(f"{folder} has no step {step}; it has {_listed(files)}")
-    frame = pandas.read_parquet(files[chosen]).sort_values(["group", "position"])
-    return Saved(chosen, [part.to_dict("records") for _, part in frame.groupby("group")])
+    rows = parquet.read_table(files[chosen]).sort_by([("group", "ascending"), ("position", "ascending")]).to_pylist()
+    return Saved(chosen, [list(group) for _, group in groupby(rows, lambda row: row["group"])])
 
 
 def restore(saved: Sequence[list[dict[str, Any]]], dataset: Dataset, processing_class: Any) -> list[Group]:
-    """The groups of saved rows, with prompts and images from the data set that was trained on.
-
-    Raises:
-        SavedError: If the data set does not have one of the prompts.
-    """
+    """The groups of saved rows, with prompts and images from the dataset that was trained on."""
     wanted = {(rows[0]["prompt"], rows[0]["solution"], rows[0]["images"]) for rows in saved}
     found = _find(wanted, dataset, processing_class)
     groups = []
@@ -106,19 +96,19 @@ def restore(saved: Sequence[list[dict[str, Any]]], dataset: Dataset, processing_
             )
         rollouts = [
             Rollout(
-                _or_none(row["answer"]),
+                row["answer"],
                 row["reward"],
-                _verdict(row["correct"]),
+                row["correct"],
                 row["text"],
-                None if (error := _or_none(row.get("first_error"))) is None else int(error),
-                tuple(map(int, row["completion_ids"])),
+                row["first_error"],
+                tuple(row["completion_ids"]),
                 row["advantage"],
-                None if row["trained"] is None else tuple(map(bool, row["trained"])),
+                None if row["trained"] is None else tuple(row["trained"]),
             )
             for row in rows
         ]
         messages, row = found[key]
-        groups.append(Group(messages, head["solution"], rollouts, row, int(head["group"])))
+        groups.append(Group(messages, head["solution"], rollouts, row, head["group"]))
     return groups
 
 
@@ -152,16 +142,6 @@ def _digests(messages: Messages) -> str:
         picture = image.convert("RGB")
         digests.append(hashlib.sha256(repr(picture.size).encode() + picture.tobytes()).hexdigest()[:16])
     return " ".join(digests)
-
-
-def _or_none(value: Any) -> Any:
-    """A value of a data frame, in which None may have become NaN."""
-    return None if value is None or value != value else value
-
-
-def _verdict(value: Any) -> bool | None:
-    known = _or_none(value)
-    return None if known is None else bool(known)
 
 
 def _listed(steps: Iterable[int]) -> str:

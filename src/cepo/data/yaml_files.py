@@ -7,15 +7,7 @@ import yaml
 
 
 def read_yaml(path: Path, option: str = "--config") -> dict[str, Any]:
-    """The options in a YAML file of `name: value` lines.
-
-    Args:
-        path: The file.
-        option: The option that names the file, for errors.
-
-    Raises:
-        ValueError: If the file does not exist, or is not a YAML mapping.
-    """
+    """The options in a YAML file of `name: value` lines."""
     if not path.is_file():
         raise ValueError(f"{option}: there is no such file: {path}")
     try:

@@ -92,7 +92,7 @@ def memory_of(
         layout: Processes and sharding.
         lengths: Of the rollouts.
         mixed: Whether float32 weights are multiplied in bfloat16 (autocast).
-        device: Memory of the device [bytes], of which vLLM reserves a share; 0: unknown.
+        device: Memory of the device [bytes], for the share that vLLM reserves; 0: unknown.
         teacher: A further model that scores rollouts, held whole by each process.
         eval_batch: Number of held-out answers sampled at a time.
     """

@@ -10,7 +10,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from ..data.errors import LoadingError
-from ..data.models import freeze_vision_tower
+from ..data.models import VISION_TOWERS, freeze_vision_tower
 
 
 def _qwen3(hidden: int, intermediate: int, layers: int, heads: int) -> dict[str, Any]:
@@ -40,11 +40,7 @@ KNOWN: dict[str, dict[str, Any]] = {
 
 
 def find_config(name: str) -> tuple[Any, str]:
-    """A model's configuration and its source: a folder, the cache, or `KNOWN`.
-
-    Raises:
-        LoadingError: If it is in none of them.
-    """
+    """A model's configuration and its source: a folder, the cache, or `KNOWN`."""
     try:
         config = AutoConfig.from_pretrained(name, local_files_only=True, trust_remote_code=False)
         return config, "folder" if Path(name).is_dir() else "cache"
@@ -103,10 +99,8 @@ class Skeleton:
     @property
     def tower(self) -> Any:
         """The vision tower; None for a text model."""
-        names = ("visual", "vision_model", "vision_tower")
-        return next(
-            (getattr(self.model.base_model, name) for name in names if hasattr(self.model.base_model, name)), None
-        )
+        modules = dict(self.model.base_model.named_children())
+        return next((module for name, module in modules.items() if name in VISION_TOWERS), None)
 
     def count(self, *, trained: bool | None = None, module: nn.Module | None = None) -> int:
         """Number of parameters of a module (default: the model): all, trained, or frozen."""

@@ -1,4 +1,4 @@
-"""Tasks that come with cepo. The import registers their data sets and methods. Imports data and below."""
+"""Tasks that come with cepo. The import registers their datasets and methods. Imports data and below."""
 
 from . import figures
 

@@ -229,7 +229,7 @@ def config_of(arguments: list[str]) -> tuple[list[str], dict[str, Any]]:
     return left, given
 
 
-def unknown_option(unknown: list[str], parser: TrlParser) -> str:
+def unknown_option(unknown: list[str], parser: ArgumentParser) -> str:
     """The error message for arguments that are no options."""
     option = next((text for text in unknown if text.startswith("--")), "").partition("=")[0]
     if not option:

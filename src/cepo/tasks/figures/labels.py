@@ -9,7 +9,7 @@ from .mistakes import Mistake, Number, judged_numbers
 from .problem import Problem
 from .solutions import Span, annotate, token_spans
 
-# A mistake is a digit of one: in an incorrect rollout of its mistakes, in a correct one of those of other rollouts.
+# Mistakes: in an incorrect rollout its incorrect digits, in a correct rollout the digits that other rollouts got wrong.
 GroupKind = Literal[
     Mistake,
     "decision",  # another digit of a label or result
@@ -24,12 +24,7 @@ def group_kinds(
     """The kind of each token of each rollout of a group.
 
     A number is judged by the numbers before it in its rollout, so a mistake counts once, without its consequences.
-    Numbers that no rollout of the group got wrong decided nothing there.
-
-    Args:
-        row: Row of the data set.
-        completions: For each rollout, the text that each token adds.
-        correct: For each rollout, the verdict.
+    Numbers that every rollout of the group has correct are not marked.
     """
     problem = problem_of(row)
     by_place = [{number.place: number for number in _numbers(problem, tokens)} for tokens in completions]
@@ -78,12 +73,7 @@ def token_kinds(row: Mapping[str, Any], tokens: Sequence[str]) -> list[TokenKind
 
 
 def first_error(row: Mapping[str, Any], tokens: Sequence[str]) -> int | None:
-    """The number of tokens before a completion's first mistake; None without a mistake.
-
-    Args:
-        row: Row of the data set.
-        tokens: The text that each token adds.
-    """
+    """The number of tokens before a completion's first mistake; None without a mistake."""
     starts = [number.span.start for number in _numbers(problem_of(row), tokens) if not number.correct]
     if not starts:
         return None

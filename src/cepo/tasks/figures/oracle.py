@@ -35,7 +35,7 @@ class OracleOptions(ScheduleOptions, ClipOptions):
 
 
 def oracle_evidence(group: LabeledGroup, options: OracleOptions) -> list[list[float]]:  # noqa: ARG001
-    """Evidence that raises the weight of deciding tokens to its bound, and lowers that of filler."""
+    """Evidence that raises the weight of deciding tokens to its bound, and lowers the weight of filler."""
     labels = figures_labels(group.row, group.tokens, [rollout.correct for rollout in group.rollouts])
     signs = [(rollout.advantage > 0) - (rollout.advantage < 0) for rollout in group.rollouts]
     return [[LABEL_EVIDENCE * label * sign for label in line] for line, sign in zip(labels, signs, strict=True)]

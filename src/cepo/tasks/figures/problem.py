@@ -81,9 +81,6 @@ def make_problem(
         seed: Seed of the sequence of problems.
         steps: Smallest and largest number of unknown angles (2 to 5).
         wanted: Accepts a problem, which has no question yet; otherwise another one is drawn.
-
-    Raises:
-        ValueError: If the split is unknown or `steps` is out of range.
     """
     if split not in SPLITS:
         raise ValueError(f"dataset_split: the figures task has no {split!r}; choose one of {', '.join(SPLITS)}")

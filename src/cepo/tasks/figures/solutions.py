@@ -120,7 +120,7 @@ def write_solution(steps: list[tuple[int, int, int]], rng: Random, *, styled: bo
 
 
 def reference_solution(problem: Problem) -> str:
-    """The worked solution in the data set's `solution` column."""
+    """The worked solution in the dataset's `solution` column."""
     steps = list(zip((problem.start, *problem.angles), problem.labels, problem.angles, strict=False))
     return write_solution(steps, Random(problem.drawing_seed))
 
@@ -148,12 +148,7 @@ def annotate(problem: Problem, completion: str) -> list[Span]:
 
 
 def token_spans(spans: Sequence[Span], tokens: Sequence[str]) -> list[Span | None]:
-    """The number in which each token of a completion lies; None for filler.
-
-    Args:
-        spans: The numbers, from `annotate`.
-        tokens: The text that each token adds. Special tokens count as filler.
-    """
+    """The number in which each token of a completion lies; None for filler."""
     found: list[Span | None] = []
     start = 0
     for text in tokens:

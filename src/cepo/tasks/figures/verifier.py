@@ -10,11 +10,6 @@ def figures_reward(completions: list[list[dict[str, Any]]], solution: list[str],
     r"""1 if the boxes of a completion, such as ``\boxed{(62, 75, 43)}``, are those of the solution, else 0.
 
     A reward function in TRL's sense: ``reward_funcs: cepo.tasks.figures.figures_reward``.
-
-    Args:
-        completions: One conversation each.
-        solution: The data set's column.
-        kwargs: Other columns; ignored.
     """
     return [
         float(_boxes(completion[-1]["content"]) == _boxes(correct))
