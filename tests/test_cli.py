@@ -8,7 +8,6 @@ import subprocess
 import sys
 import threading
 import time
-import webbrowser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -275,8 +274,7 @@ def test_an_error_in_a_process(tmp_path):
             "evidence_clip",
         ),
         (["explain", "--output", "x.json"], "--output is for --statistics"),
-        (["explain", "--statistics", "--open"], "leave out --open and --terminal"),
-        (["explain", "--open", "--terminal"], "--open: --terminal writes no page"),
+        (["explain", "--statistics", "--terminal"], "leave out --terminal"),
         (["explain", "--statistics", "--show", "grpo"], "grpo has no teachers"),
         (["explain", "--evidence_clip", "1.5"], "evidence_clip"),
         (["explain", "--from", "./nowhere"], "--from: there is no such folder: ./nowhere"),
@@ -410,12 +408,7 @@ def test_ctrl_c_saves_a_checkpoint_that_can_be_resumed(tmp_path):
 def explained(tmp_path_factory):
     """The page of one group, sampled from the shipped policy."""
     path = tmp_path_factory.mktemp("explain") / "deep" / "explain.html"
-    arguments = ["explain", "--index=1", "--num_generations=4", "--output_dir", str(path.parent), "--open"]
-    opened = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(webbrowser, "open", lambda address: opened.append(address) or True)
-        assert cli.main(arguments) == 0
-    assert opened == [path.as_uri()]
+    assert cli.main(["explain", "--index=1", "--num_generations=4", "--output_dir", str(path.parent)]) == 0
     return path
 
 

@@ -58,7 +58,6 @@ def shown(texts, *, solution="(1, 2)", question="How many?"):
                 placed.advantages[0],
                 placed.shift[0],
                 placed.moved[0],
-                placed.at_bound[0],
                 float(placed.scale[0]),
                 float(placed.rollout_advantages[0]),
             )

@@ -101,7 +101,7 @@ def test_prepared_accuracy_reward_parses_the_solutions(copy):
 
 def test_references_hints_and_token_ids(copy, processor):
     _name, data, lines, _ = copy
-    encoder = PromptEncoder(processor, is_vlm=True)
+    encoder = PromptEncoder(processor)
     with_negatives = 0
     for place in range(0, 60, 5):
         row, line = data[place], lines[place]

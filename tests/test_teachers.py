@@ -33,7 +33,7 @@ def processor():
 
 @pytest.fixture(scope="module")
 def encoder(processor):
-    return PromptEncoder(processor, is_vlm=True)
+    return PromptEncoder(processor)
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def test_grafted_ids_of_text(text_figures, text_model_path, template):
 
     plain = text_figures[0]["prompt"]
     hinted = add_hint(plain, fill_hint(template, ANSWER))
-    assert PromptEncoder(tokenizer, is_vlm=False).with_hint(Prompt(ids(plain)), plain, hinted) == ids(hinted)
+    assert PromptEncoder(tokenizer).with_hint(Prompt(ids(plain)), plain, hinted) == ids(hinted)
 
 
 def test_the_processor_makes_the_ids_if_grafting_fails(processor, encoder, messages, prompts):

@@ -3,7 +3,6 @@
 import argparse
 import json
 import re
-import webbrowser
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -101,7 +100,6 @@ def make_parser(method: str | None = None) -> argparse.ArgumentParser:
     )
     add("--output_dir", type=Path, default=Path(), help="folder of explain.html")
     add("--terminal", action="store_true", help="print to the terminal instead of writing a page")
-    add("--open", action="store_true", help="open the page in the browser")
     return parser
 
 
@@ -132,10 +130,8 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
         ValueError, OSError: For errors in options, model or data.
     """
     options = make_parser(method_flag(arguments)).parse_args(arguments)
-    if options.open and options.terminal:
-        raise ValueError("--open: --terminal writes no page; leave out one of the two options")
-    if options.statistics and (options.open or options.terminal):
-        raise ValueError("--statistics prints a table and writes no page; leave out --open and --terminal")
+    if options.statistics and options.terminal:
+        raise ValueError("--statistics prints a table; leave out --terminal")
     if options.output is not None and not options.statistics:
         raise ValueError("--output is for --statistics; --output_dir is the folder of the page")
     if options.statistics:
@@ -347,6 +343,4 @@ def _explain(
         other = "--step" if options.run else "--index or --seed"
         console.print(f"No token has an advantage under {selected.name}; try another {other}.")
     console.print(f"written to {output}")
-    if options.open and not webbrowser.open(output.resolve().as_uri()):
-        console.print("--open: no browser on this machine; copy the page, which is one file")
     return 0

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 from datasets import Dataset, IterableDataset
-from transformers import ProcessorMixin
 
 from ..scoring.prompts import PromptEncoder
 from .sampling import conversation_of
@@ -17,7 +16,7 @@ def prompt_length(processing_class: Any, template_options: dict[str, Any]) -> Ca
         processing_class: The model's tokenizer or processor.
         template_options: Arguments of the chat template.
     """
-    encoder = PromptEncoder(processing_class, isinstance(processing_class, ProcessorMixin), template_options)
+    encoder = PromptEncoder(processing_class, template_options)
 
     def count(row: dict[str, Any]) -> int:
         prompt = row["prompt"]

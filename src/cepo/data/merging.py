@@ -114,7 +114,7 @@ def _prompt(processing_class: Any) -> Tensor:
     """Token ids of a question, (1, S), as a conversation if there is a chat template."""
     tokenizer = tokenizer_of(processing_class)
     if getattr(processing_class, "chat_template", None):
-        encoder = PromptEncoder(processing_class, processing_class is not tokenizer)
+        encoder = PromptEncoder(processing_class)
         return torch.tensor([encoder.prompt([{"role": "user", "content": _QUESTION}]).ids])
     return torch.tensor([tokenizer(_QUESTION)["input_ids"]])
 

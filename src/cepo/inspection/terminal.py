@@ -19,7 +19,6 @@ from .view_model import (
     Variant,
     explain_references,
     explain_variant,
-    share_not_moved,
 )
 
 _MORE, _LESS = (32, 102, 186), (204, 102, 0)
@@ -56,8 +55,9 @@ def print_credit(console: Console, groups: Sequence[InspectedGroup], variant: Va
             line(Text.assemble((f"rollout {inspected.number}", "bold"), f": {about}{against}{reason}"))
             pieces = zip(inspected.tokens, credit.shift.tolist(), strict=True)
             line(Text.assemble(*(_piece(text, shift) for text, shift in pieces)))
-            share = share_not_moved(credit.moved.tolist())
-            line(Text(f"unchanged advantage: {share:.0%} of the tokens", style="dim") if share is not None else "")
+            if inspected.tokens:
+                unchanged = 1 - credit.moved.double().mean().item()
+                line(Text(f"unchanged advantage: {unchanged:.0%} of the tokens", style="dim"))
             if credit.positive is not None and credit.shift.any():
                 console.print(_strongest(inspected, variant, strongest))
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedModel
 
 from ..methods.method import MethodOptions
 from ..methods.stages import OTHER_MODEL, STUDENT, Context, Evidence, LabeledGroup, StageContext, TokenValues
@@ -73,7 +73,6 @@ class Pipeline:
         *,
         max_tokens: int,
         temperature: float = 1.0,
-        **template_options: Any,
     ) -> "Pipeline":
         """The pipeline of a model outside a trainer. Wrap calls in `evaluating(model)`.
 
@@ -82,11 +81,9 @@ class Pipeline:
             processing_class: Tokenizer, or processor of a vision-language model.
             max_tokens: Maximum tokens of a forward pass, padding included.
             temperature: Temperature of the distributions; training uses the sampling temperature.
-            template_options: Further arguments of the chat template.
         """
-        encoder = PromptEncoder(processing_class, isinstance(processing_class, ProcessorMixin), template_options)
         scorer = Scorer(ScoringModel(model, model, temperature=temperature))
-        return cls(encoder, partial(scorer.log_probs, max_tokens=max_tokens))
+        return cls(PromptEncoder(processing_class), partial(scorer.log_probs, max_tokens=max_tokens))
 
     def plan(
         self, options: MethodOptions, groups: Sequence[Group], scored: Sequence[bool] | None = None
