@@ -179,25 +179,11 @@ def test_hostile_text_never_raises(text):
 
 _PIECES = st.sampled_from(
     [
-        *(
-            "\\boxed{",
-            "}",
-            "{",
-            "<answer>",
-            "</answer>",
-            "####",
-            "\n",
-            "$",
-            "7",
-            "x",
-            "\\(",
-            "\\)",
-            "**",
-            " ",
-            ".",
-            "-",
-        ),
-        *("A", "the answer is ", "\\frac{1}{2}", "\\text{", "^", "\u2212", "\u0663", "!"),
+        "the answer is ",
+        " ",
+        "\n",
+        *r"\boxed{ } { <answer> </answer> #### $ 7 x \( \) ** . - A \frac{1}{2} \text{ ^ ! −".split(),
+        "\u0663",
     ]
 )
 
@@ -211,13 +197,6 @@ def test_extraction_is_idempotent_and_equal_for_completions_and_solutions(text):
         assert normalized(answer) == answer
     else:
         assert reference_answer(text) in ("", normalized(text))  # an empty box has no answer
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.lists(_PIECES, max_size=8).map("".join), st.lists(_PIECES, max_size=8).map("".join))
-def test_equality_is_reflexive_and_symmetric(one, other):
-    assert same_answer(one, one)
-    assert same_answer(one, other) == same_answer(other, one)
 
 
 def test_nested_braces():

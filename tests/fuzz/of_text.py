@@ -22,7 +22,6 @@ from cepo.references.extraction import (
     last_box_place,
     normalized,
     reference_answer,
-    text_of_completion,
 )
 from cepo.references.groups import Rollout
 from cepo.references.hint_content import HintContent, with_contents
@@ -33,21 +32,8 @@ from .properties import examples
 
 PIECES = st.sampled_from(
     [
-        *(
-            "\\boxed{",
-            "\\boxed {",
-            "}",
-            "{",
-            "\\{",
-            "\\}",
-            "<answer>",
-            "</answer>",
-            "<ANSWER>",
-            "####",
-            "\n",
-            "\r",
-            "$",
-        ),
+        *("\\boxed{", "\\boxed {", "}", "{", "\\{", "\\}", "<answer>", "</answer>", "<ANSWER>", "####", "\n", "\r"),
+        "$",
         *("$$", "\\(", "\\)", "\\[", "\\]", "**", "`", " ", ".", ",", "-", "!", "^", "_", "/", "\\", "%", "&", "#"),
         *("the answer is ", "Answer: ", "answer equals", "because ", "7", "12", "0", "9" * 50, "1e999", "x", "A"),
         *("\\frac{1}{2}", "\\frac", "\\sqrt", "\\text{", "\\left(", "\\begin{pmatrix}", "\\end{pmatrix}", "\\input{"),
@@ -65,7 +51,7 @@ hostile = st.one_of(
 long = st.tuples(PIECES, PIECES, st.integers(1, 3000)).map(lambda drawn: (drawn[0] + drawn[1]) * drawn[2])
 
 
-@examples(1200, text=st.one_of(hostile, long), extractor=st.sampled_from(sorted(EXTRACTORS)))
+@examples(2000, text=st.one_of(hostile, long), extractor=st.sampled_from(sorted(EXTRACTORS)))
 def extraction(text, extractor):
     answer = final_answer(text, extractor)
     reference = reference_answer(text, extractor)
@@ -77,7 +63,7 @@ def extraction(text, extractor):
     assert normalized(normalized(text)) == normalized(normalized(normalized(text)))
 
 
-@examples(600, one=hostile, other=hostile)
+@examples(1000, one=hostile, other=hostile)
 def equality(one, other):
     assert same_answer(one, one)
     assert same_answer(one, other) is same_answer(other, one)
@@ -96,14 +82,6 @@ turns = st.fixed_dictionaries(
 )
 
 asking = st.fixed_dictionaries({"role": st.just("user"), "content": st.lists(parts, min_size=1, max_size=3)})
-
-
-@examples(300, completion=st.one_of(hostile, st.lists(turns, max_size=4)))
-def texts_of_completions(completion):
-    text = text_of_completion(completion)
-    assert isinstance(text, str)
-    if isinstance(completion, str):
-        assert text == completion
 
 
 @examples(
@@ -173,7 +151,7 @@ def references(rollouts, rule, most, solution):
     rejected = {place for place, rollout in enumerate(rollouts) if rollout.correct is False}
     for place, one in enumerate(found):
         assert one.positive == reference_answer(solution)
-        assert len(one.negatives) == len(one.sources) <= most
+        assert len(set(one.negatives)) == len(one.negatives) == len(one.sources) <= most
         assert set(one.sources) <= rejected
         assert bool(one.negatives) or one.fallback in ("no_rejected", "no_incorrect_answer")
         for negative, source in zip(one.negatives, one.sources, strict=True):
