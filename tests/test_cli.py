@@ -277,7 +277,7 @@ def test_an_error_in_a_process(tmp_path):
         (["explain", "--statistics", "--terminal"], "leave out --terminal"),
         (["explain", "--statistics", "--show", "grpo"], "grpo has no teachers"),
         (["explain", "--evidence_clip", "1.5"], "evidence_clip"),
-        (["explain", "--from", "./nowhere"], "--from: there is no such folder: ./nowhere"),
+        (["explain", "--from", "./nowhere"], "--from: no such folder: ./nowhere"),
         (["explain", "--statistics", "--num_generations", "1"], "at least 2"),
         (["explain", "--dataset_config", "odd"], "easy, default, long, hard, readings, arithmetic, blank"),
         (["evaluate", "--temperatures", "1,-1"], "must be 0"),

@@ -30,7 +30,7 @@ class Spy(CEPOTrainer):
         return share
 
 
-def half_right(completions, **kwargs):
+def half_correct(completions, **kwargs):
     return [0.0, 1.0] * (len(completions) // 2)
 
 
@@ -56,7 +56,7 @@ def test_a_training_page_shows_the_evidence_of_the_update(tmp_path, figures, mon
         report_to="none",
         bf16=False,
     )
-    trainer = Spy(policy_path(), half_right, args, figures)
+    trainer = Spy(policy_path(), half_correct, args, figures)
     trainer.train()
     ((inspected, options),) = drawn
     assert (tmp_path / "credit" / "step-00000.html").read_text() == "page"

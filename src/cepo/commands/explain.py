@@ -47,6 +47,7 @@ from .options import (
     dataset_options,
     load_rows,
     make_command_parser,
+    not_negative,
     positive,
     verifier_of,
 )
@@ -65,12 +66,12 @@ _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 def make_parser(method: str | None = None) -> argparse.ArgumentParser:
     parser = make_command_parser(
         "explain",
-        "Show the token advantages of a sampled group of rollouts, or of a run's rollouts, under every method. With "
-        "--statistics: size and location of the evidence, and hint following.",
+        "Compare the token advantages of methods on a sampled group, or on the rollouts of a run. With --statistics: "
+        "size and location of the evidence, and hint following.",
     )
     add_model(parser)
     data = add_dataset(parser)
-    data.add_argument("--index", type=int, default=0, help="first row of the dataset")
+    data.add_argument("--index", type=not_negative, default=0, help="first row of the dataset")
     data.add_argument(
         "--num_prompts",
         type=positive,
@@ -88,16 +89,8 @@ def make_parser(method: str | None = None) -> argparse.ArgumentParser:
     add("--statistics", action="store_true", help="print statistics of many groups under the method of --show")
     add("--output", type=Path, default=None, metavar="FILE", help="write the statistics as JSON")
     add = parser.add_argument_group("output").add_argument
-    add(
-        "--method",
-        default=None,
-        help="custom method, package.module:name, or a method whose options are set",
-    )
-    add(
-        "--show",
-        default=None,
-        help="method to show first, with its rule for r-: grpo, rlsd, 'cepo own' (none: --method, else cepo)",
-    )
+    add("--method", default=None, help="custom method, package.module:name, or a method whose options are set")
+    add("--show", default=None, help="method to show first: grpo, rlsd, 'cepo own' (none: --method, else cepo)")
     add("--output_dir", type=Path, default=Path(), help="folder of explain.html")
     add("--terminal", action="store_true", help="print to the terminal instead of writing a page")
     return parser
@@ -105,7 +98,11 @@ def make_parser(method: str | None = None) -> argparse.ArgumentParser:
 
 @dataclass(frozen=True)
 class _Job:
-    """A model, and either `rows` of a dataset to sample rollouts for, or `groups` that a run sampled."""
+    """A model with dataset rows to sample rollouts for, or with `groups` that a run sampled.
+
+    Attributes:
+        about: Properties to list on the page and in the statistics.
+    """
 
     model: Any
     processing_class: Any
@@ -121,10 +118,10 @@ class _Job:
 
 
 def prepare(arguments: list[str]) -> Callable[[Console], int]:
-    """Check the command line, and load model and data.
+    """Check the options, and load model and data.
 
     Returns:
-        Runs the command; returns the exit status.
+        A function that runs the command and returns the exit status.
 
     Raises:
         ValueError, OSError: For errors in options, model or data.
@@ -166,8 +163,6 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
 
 def _of_dataset(options: argparse.Namespace) -> _Job:
     first, last = options.index, options.index + options.num_prompts
-    if first < 0:
-        raise ValueError(f"--index must not be negative, got {first}")
     dataset, split = load_rows(options, last), f"the split {options.dataset_split!r}"
     if first >= len(dataset):
         raise ValueError(f"--index {first}: {split} has {len(dataset)} rows")
@@ -188,10 +183,10 @@ def _of_dataset(options: argparse.Namespace) -> _Job:
 
 
 def _of_run(options: argparse.Namespace) -> _Job:
-    """Rollouts saved by a run, and the model that it saved."""
+    """The rollouts that a run saved, and its model."""
     run = Path(options.run).expanduser()
     if not run.is_dir():
-        raise SavedError(f"--from: there is no such folder: {options.run}")
+        raise SavedError(f"--from: no such folder: {options.run}")
     saved = load_saved(str(run), options.step)
     name = options.model_name_or_path or _model_of(run, saved.step)
     data = {"dataset_name": options.dataset_name, "dataset_config": options.dataset_config}

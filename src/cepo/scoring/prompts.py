@@ -10,7 +10,7 @@ from transformers import ProcessorMixin
 from ..references.extraction import opens_thinking
 from ..references.groups import Ids, Messages
 from ..references.hint_content import Part
-from ..references.hints import MARK
+from ..references.hints import MARK, add_hint
 from .requests import TOKEN_TYPES, Prompt, common_length, end_of_images
 
 
@@ -73,21 +73,27 @@ class PromptEncoder:
         image_token = getattr(self.processing_class, "image_token_id", None)
         return Prompt(ids, fields, token_types, end_of_images(ids, token_types.values(), image_token))
 
-    def with_hint(self, prompt: Prompt, plain: Messages, hinted: Messages) -> Ids:
-        """Token ids of the conversation `hinted`, given the `prompt` of the conversation `plain`.
+    def with_hint(self, prompt: Prompt, messages: Messages, hint: str) -> Ids:
+        """Token ids of a conversation with a hint.
 
-        Only text is tokenized again, since processing images is slow: the hinted conversation's text after the common
-        prefix replaces the end of the prompt, whose images are expanded.
+        Only text is tokenized again, since processing images is slow: the hinted text after the common prefix replaces
+        the end of the prompt, whose images are expanded.
+
+        Args:
+            prompt: The prompt of the conversation.
+            messages: The conversation.
+            hint: The hint, from `fill_hint`.
 
         Raises:
             ValueError: If an image follows the hint.
         """
-        before, after = self._text_ids(plain), self._text_ids(hinted)
+        hinted = add_hint(messages, hint)
+        before, after = self._text_ids(messages), self._text_ids(hinted)
         shared = common_length([before, after])
         tail = before[shared:]
         if tail and prompt.ids[-len(tail) :] == tail:
             ids = prompt.ids[: -len(tail)] + after[shared:]
-        else:  # the text alone is tokenized differently from the text with images
+        else:  # the processor tokenizes the text differently
             ids = tuple(self._encoded(with_texts(hinted, without_marks))["input_ids"][0])
         if ids[: prompt.images_end] != prompt.ids[: prompt.images_end]:
             raise ValueError(

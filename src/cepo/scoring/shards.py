@@ -197,18 +197,14 @@ class ZeROShards(_Shards):
             persistent[0].all_gather(persistent)
 
 
-def _mean_over_processes(weight: DTensor) -> list[Partial]:
-    """Gradient placements: shards get the mean over processes."""
-    return [Partial("avg")] * weight.device_mesh.ndim
-
-
 def whole_with_gradient(weight: Tensor) -> Tensor:
     """A weight gathered on every process, with gradient, for use outside of its layer's forward pass.
 
     An unsharded weight is returned unchanged.
     """
     if isinstance(weight, DTensor):
-        return weight.full_tensor(grad_placements=_mean_over_processes(weight))
+        # The gradient of a shard is the mean over processes.
+        return weight.full_tensor(grad_placements=[Partial("avg")] * weight.device_mesh.ndim)
     if not hasattr(weight, "ds_id"):
         return weight
     from deepspeed.runtime.zero.partition_parameters import GatheredParameters, ZeroParamStatus
