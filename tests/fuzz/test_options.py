@@ -13,8 +13,8 @@ from cepo.methods.registry import METHODS, all_options
 from cepo.trainer.arguments import parse
 from cepo.trainer.cepo_config import option_docs
 
-from .of_text import hostile
 from .properties import examples
+from .test_text import hostile
 
 SHARED = ["method", *all_options()]
 CEPO_OPTIONS = [name for name in option_docs() if name != "answer_extractor"]
@@ -56,7 +56,7 @@ def check_message(error):
 
 
 @examples(1500, given=named(SHARED))
-def options_of_methods(given):
+def test_options_of_methods(given):
     try:
         made = method_options(**{"method": "cepo", **given})
     except ValueError as error:
@@ -68,7 +68,7 @@ def options_of_methods(given):
 
 
 @examples(700, given=named([*CEPO_OPTIONS, *TRL_OPTIONS]))
-def options_of_runs(given):
+def test_options_of_runs(given):
     # TRL's error messages for its options may have several lines.
     if any(not isinstance(given.get(name, 0), int) or abs(given.get(name, 0)) > 10**6 for name in TRL_OPTIONS):
         return
@@ -99,7 +99,7 @@ words = st.lists(
 
 
 @examples(150, arguments=words)
-def command_lines(arguments):
+def test_command_lines(arguments):
     if any(word.startswith("--config") for word in arguments):
         return
     try:

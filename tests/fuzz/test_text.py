@@ -52,7 +52,7 @@ long = st.tuples(PIECES, PIECES, st.integers(1, 3000)).map(lambda drawn: (drawn[
 
 
 @examples(2000, text=st.one_of(hostile, long), extractor=st.sampled_from(sorted(EXTRACTORS)))
-def extraction(text, extractor):
+def test_extraction(text, extractor):
     answer = final_answer(text, extractor)
     reference = reference_answer(text, extractor)
     assert answer is None or (isinstance(answer, str) and answer)
@@ -64,7 +64,7 @@ def extraction(text, extractor):
 
 
 @examples(1000, one=hostile, other=hostile)
-def equality(one, other):
+def test_equality(one, other):
     assert same_answer(one, one)
     assert same_answer(one, other) is same_answer(other, one)
 
@@ -90,7 +90,7 @@ asking = st.fixed_dictionaries({"role": st.just("user"), "content": st.lists(par
     template=st.tuples(hostile, hostile).map(lambda pair: f"{pair[0]}{{answer}}{pair[1]}"),
     answer=hostile,
 )
-def hints(messages, template, answer):
+def test_hints(messages, template, answer):
     """The last text of the last user turn ends with the hint, apart from marks."""
     hint = fill_hint(template, answer)
     assert answer.replace(MARK, "") in hint.replace(MARK, "")
@@ -145,7 +145,7 @@ plain_groups = st.lists(
 
 
 @examples(700, rollouts=groups, rule=st.sampled_from(RULES), most=st.integers(1, 4), solution=solutions)
-def references(rollouts, rule, most, solution):
+def test_references(rollouts, rule, most, solution):
     found = choose_references(rollouts, solution, rule=rule, max_negatives=most)
     assert found == choose_references(rollouts, solution, rule=rule, max_negatives=most)
     rejected = {place for place, rollout in enumerate(rollouts) if rollout.correct is False}
@@ -169,7 +169,7 @@ def permuted(draw):
 
 
 @examples(700, drawn=permuted(), rule=st.sampled_from(["own", "mixture", "own_or_mixture"]))
-def references_of_a_permutation(drawn, rule):
+def test_references_of_a_permutation(drawn, rule):
     """Under any order of rollouts, own answers and complete mixtures are the same."""
     rollouts, order = drawn
     plain = choose_references(rollouts, "7", rule=rule, max_negatives=8)
@@ -185,7 +185,7 @@ def references_of_a_permutation(drawn, rule):
 
 
 @examples(600, rollouts=groups, solution=hostile, seed=st.integers(), most=st.integers(1, 4))
-def siblings(rollouts, solution, seed, most):
+def test_siblings(rollouts, solution, seed, most):
     """RLCSD's draws depend on the seed, exclude the scored rollout, and use incorrect rollouts for r- only."""
     options = method_options("rlcsd", max_negatives=most)
 
@@ -210,7 +210,7 @@ def siblings(rollouts, solution, seed, most):
     negative=st.sampled_from(["answer", "rollout"]),
     part=st.sampled_from(["whole", "prefix", "suffix"]),
 )
-def contents(rollouts, solution, rule, positive, negative, part):
+def test_contents(rollouts, solution, rule, positive, negative, part):
     """A hint never contains the text of the scored rollout, unless it is an answer alone."""
 
     def cut(text, part, tokens):
@@ -237,7 +237,7 @@ def contents(rollouts, solution, rule, positive, negative, part):
 
 
 @examples(700, text=st.one_of(hostile, st.text(st.characters(), max_size=20)), columns=st.integers(20, 120))
-def shown_text(text, columns):
+def test_shown_text(text, columns):
     """The console writes no control characters except newlines; the page keeps the text."""
     out = io.StringIO()
     console = PlainConsole(file=out, width=columns, soft_wrap=True)
