@@ -182,7 +182,7 @@ def limited() -> Iterator[None]:
 
 
 def _try(library: str, compare: Callable[[], bool], one: str, other: str) -> bool:
-    """The result of a library call; False if it fails, so that no answer of a model ends a run."""
+    """The result of a comparison; False if the library raises, since a model's answer must not end a run."""
     began = getattr(_started, "at", None)
     if began is not None and time.monotonic() - began > _SECONDS_IN_ALL:
         return False

@@ -1,8 +1,7 @@
 """Weight layouts: whole weights, shards of FSDP2, shards of DeepSpeed's ZeRO-3.
 
-Teachers with other weights than the policy run in the policy's model, with their values swapped in. FSDP2 and ZeRO-3
-gather weights before use and may keep the gathered values; so gathered values are dropped after a swap, or the next
-pass would use stale ones.
+A teacher with other weights runs in the policy's model, with its values swapped in. FSDP2 and ZeRO-3 gather weights
+before use and may cache them, so a swap drops gathered weights; the next pass would use stale ones.
 """
 
 from collections.abc import Iterator, Mapping
