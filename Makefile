@@ -30,13 +30,13 @@ evaluate: $(READY)  ## accuracy of the model from `make train`
 	@$(VENV)/bin/cepo evaluate --model_name_or_path cepo-figures
 
 PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q
-QUICK := -n 2 --dist loadfile -m "not (integration or slow or browser or sharded or processes or kill or fuzz or lmms or smollm)"
+QUICK := -n 2 --dist loadfile -m "not (integration or browser or sharded or processes or kill or fuzz or lmms or smollm)"
 
 test: $(READY)  ## the quick tests: under 5 minutes on two cores
 	$(PYTEST) $(QUICK)
 
 test-integration: $(READY)  ## real training and commands, the long way: 20 minutes on two cores
-	$(PYTEST) -n 2 --dist loadfile -m "integration or slow"
+	$(PYTEST) -n 2 --dist loadfile -m integration
 
 test-browser: $(READY)  ## the HTML pages in Chromium
 	$(PYTEST) -m browser

@@ -256,7 +256,7 @@ def test_the_oracle_needs_token_labels(tmp_path, capsys):
     arguments = ["--methods", "grpo,oracle", "--dataset_name", str(tmp_path), "--model_name_or_path", policy_path()]
     assert cli.main(["compare", *arguments, "--output_dir", str(tmp_path / "out")]) == 2
     assert (
-        "arm oracle: method='oracle' cannot train on this data set: it needs the figures task"
+        "arm oracle: method='oracle' cannot train on this dataset: it needs the token labels of the figures task"
         in capsys.readouterr().err
     )
 
@@ -282,7 +282,7 @@ MISTAKES = [
     (["--methods", "grpo", "--max_steps", "3", "loose"], "unexpected 'loose'"),
     (["--methods", "grpo,cepo", "--against", "rlsd"], "against must be a list of arms, grpo, cepo, not ['rlsd']"),
     (["--methods", "grpo", "--eval_problems", "0"], "no held-out problems (eval_problems=0"),
-    (["--methods", "grpo", "--dataset_test_split", "best"], "unknown split 'best' of the figures task"),
+    (["--methods", "grpo", "--dataset_test_split", "best"], "dataset_split: the figures task has no 'best'"),
 ]
 
 
@@ -368,7 +368,7 @@ def test_the_reason_of_a_failed_run(tmp_path, fake_runs):
     assert three.failure is None
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_sigterm_stops_the_runs(tmp_path):
     arguments = ["--methods", "grpo", "--jobs=1", "--output_dir", str(tmp_path / "out")]
     command = subprocess.Popen(
@@ -386,7 +386,7 @@ def test_sigterm_stops_the_runs(tmp_path):
         assert not (log.parent / "summary.json").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_compare_runs_reports_resumes_and_survives_a_failure(tmp_path, capsys):
     config = tmp_path / "arms.yaml"
     config.write_text(
@@ -439,7 +439,7 @@ seeds: 2
     assert "holds a run with other options" in capsys.readouterr().err
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_comparison_of_adapters(tmp_path):
     """All arms, and the untrained policy, start from the output of a LoRA run."""
     small = ["--max_steps=1", "--per_device_train_batch_size=8", "--figures_problems=16", "--eval_problems=6"]

@@ -11,7 +11,7 @@ from cepo import evaluate, load_figures, policy_path
 from cepo.data.sampling import Sampling
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_the_default_run_learns(tmp_path):
     result = subprocess.run(
         [sys.executable, "-m", "cepo.cli", "train"], capture_output=True, text=True, cwd=tmp_path, check=True
@@ -23,7 +23,7 @@ def test_the_default_run_learns(tmp_path):
     assert after["accuracy"] < 0.9
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_problems_need_the_figure():
     model = AutoModelForImageTextToText.from_pretrained(policy_path())
     processor = AutoProcessor.from_pretrained(policy_path())

@@ -28,7 +28,7 @@ def reports(tmp_path_factory):
     return folder, [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in (0, 1)]
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_a_group_may_span_two_processes(reports):
     _, reports = reports
     for report in (report["spanning"] for report in reports):
@@ -38,7 +38,7 @@ def test_a_group_may_span_two_processes(reports):
     assert reports[0]["spanning"]["checksum"] == pytest.approx(reports[1]["spanning"]["checksum"], rel=1e-12)
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_an_idle_process_makes_the_same_passes(reports):
     """The same forward passes in the same order, and as many rows in the update."""
     busy, idle = (report["idle"] for report in reports[1])
@@ -49,7 +49,7 @@ def test_an_idle_process_makes_the_same_passes(reports):
     assert busy["checksum"] == pytest.approx(idle["checksum"], rel=1e-12)
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_a_process_without_a_teacher_makes_the_same_passes(reports):
     learner, idle = (report["taught"] for report in reports[1])
     assert learner["scored"] == idle["scored"] == [0.125, 0.125]  # one of eight rollouts
@@ -58,7 +58,7 @@ def test_a_process_without_a_teacher_makes_the_same_passes(reports):
     assert learner["checksum"] == pytest.approx(idle["checksum"], rel=1e-12)
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_saved_rollouts_and_credit_pages(reports):
     folder, _ = reports
     for name, groups, size in (("spanning", 1, 4), ("idle", 4, 2)):
@@ -73,7 +73,7 @@ def test_saved_rollouts_and_credit_pages(reports):
     assert [row["correct"] for row in rows] == [True, True, False, False]
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_only_the_main_process_logs(reports):
     folder, _ = reports
     scalars, texts = read_events(folder / "spanning")

@@ -209,7 +209,7 @@ def test_only_cepo_commands_run_here():
     assert not unused
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 @pytest.mark.parametrize(("page", "command"), RUN)
 def test_command_runs(page, command, reader_folder, tmp_path):
     words = shlex.split(command)[1:]

@@ -59,7 +59,7 @@ def test_own_loop_takes_any_method(method):
     assert max(moved) > 0
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_own_loop_improves_accuracy():
     printed = run_without_trl("own_loop.py")
     assert interval(printed, "after")[0] > interval(printed, "before")[1]

@@ -301,7 +301,7 @@ def test_models_run_no_code(own_code, rows, text_model_path, tmp_path, capsys):
         assert f"model_name_or_path: cannot load {folder}: " in error, command
         assert "--trust_remote_code true" in error
     assert cli.main(["train", *with_policy, *train_flags, "--dry_run"]) == 2
-    assert f"only code that comes with {folder} knows its sizes" in capsys.readouterr().out
+    assert f"sizes of {folder} need remote code, which is not run" in capsys.readouterr().out
     assert not done.exists()
 
 

@@ -57,8 +57,8 @@ def test_tensorboard_holds_metrics_and_credit(tmp_path, text_figures, text_model
     for step, text in texts["credit"]:
         assert f"step {step}" in text
         assert f"credit/step-{step:05d}.html`" in text
-        assert text.count("| right |") == 4  # of each of two groups
-        assert text.count("| wrong |") == 4
+        assert text.count("| correct |") == 4  # of each of two groups
+        assert text.count("| incorrect |") == 4
     assert pages_of(tmp_path).keys() == {"step-00000.html", "step-00002.html"}
 
 

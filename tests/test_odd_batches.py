@@ -271,7 +271,7 @@ def test_equal_contexts_have_no_evidence_in_bfloat16(
         assert row[mask].unique().numel() == 1
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_evidence_in_bfloat16_is_that_of_float32_to_rounding(tmp_path, figures, monkeypatch, loss_inputs):
     """The shipped policy on the same rollouts; docs/training.md has the tolerance."""
     sample, rollouts = CEPOTrainer._generate_single_turn, []

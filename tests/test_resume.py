@@ -161,7 +161,7 @@ def test_a_failed_save_keeps_the_checkpoint_before(tmp_path, monkeypatch, capsys
     assert [path.name for path in (tmp_path / "out").glob("checkpoint-*")] == ["checkpoint-4"]
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 @pytest.mark.parametrize("most", [5_000_000, 6_600_000])
 def test_a_file_that_is_cut_off(tmp_path, most):
     """A limit on file sizes cuts off the weights, or the optimizer state, of checkpoint 2."""
@@ -279,7 +279,7 @@ def test_sigterm_saves_and_ends_the_run(tmp_path):
     ended(process, 143, tmp_path / "out")
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 def test_ctrl_c_twice_stops_at_once(tmp_path):
     process = started(tmp_path / "out", per_device_train_batch_size=16, num_generations=16, max_completion_length=100)
     process.send_signal(signal.SIGINT)

@@ -243,7 +243,7 @@ def test_adapters_are_merged_into_the_output_directory(stand_in, text_model_path
     asked = len(calls(stand_in))
     config.write_text(json.dumps(json.loads(config.read_text()) | {"base_model_name_or_path": str(tmp_path / "gone")}))
     assert cli.main([word.replace("mmmu", "mathvision") for word in command]) == 2
-    assert "gone, the model of these adapters" in capsys.readouterr().err
+    assert "the base model of the adapters in" in capsys.readouterr().err
     assert len(calls(stand_in)) == asked
 
 

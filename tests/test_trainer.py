@@ -12,6 +12,7 @@ from trl import GRPOConfig, GRPOTrainer
 from trl.rewards import accuracy_reward
 
 import cepo.fast.prefix_cache
+import cepo.methods.stages
 import cepo.scoring.forward
 import cepo.trainer.cepo_trainer
 from cepo import CEPOConfig, CEPOTrainer, References, policy_path, reference_answer
@@ -47,7 +48,7 @@ def test_grpo_is_bit_identical_to_trl(tmp_path, task):
 def test_cepo_with_equal_references_is_bit_identical_to_grpo(tmp_path, task, monkeypatch):
     dataset, model = task
     monkeypatch.setattr(
-        cepo.methods.method,
+        cepo.methods.stages,
         "choose_references",
         lambda attempts, solution, **_: [References(solution, (solution,))] * len(attempts),
     )
@@ -318,9 +319,9 @@ def test_correctness_is_the_verdict_of_the_chosen_reward(tmp_path, figures, monk
     """A correct rollout with a low reward for its format never serves as r-."""
     wrong_answers(monkeypatch)
     groups = []
-    choose = cepo.methods.method.choose_references
+    choose = cepo.methods.stages.choose_references
     monkeypatch.setattr(
-        cepo.methods.method,
+        cepo.methods.stages,
         "choose_references",
         lambda attempts, *args, **kwargs: groups.append(attempts) or choose(attempts, *args, **kwargs),
     )

@@ -97,7 +97,7 @@ def with_room(group, model):
     return options
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 @pytest.mark.parametrize("group", [*EVERYWHERE, *IN_THE_LOSS])
 def test_cepo_with_equal_references_is_trls_trainer(tmp_path, text_figures, text_model_path, monkeypatch, group):
     options = with_room(group, text_model_path)
@@ -243,7 +243,7 @@ def test_tools_may_be_called_so_often(tmp_path, text_figures, text_model_path, m
         assert batch["teacher_tokens"] == own.sum()
 
 
-@pytest.mark.slow
+@pytest.mark.integration
 @pytest.mark.parametrize("method", ["cepo", "opsd"])
 @pytest.mark.parametrize("name", ["use_transformers_continuous_batching", "use_transformers_paged"])
 def test_continuous_batching(tmp_path, text_figures, text_model_path, monkeypatch, method, name):

@@ -156,11 +156,11 @@ def test_what_it_needs_is_said_before_training(tmp_path, text_figures, text_mode
     unknown = text_figures.remove_columns("labels")
     with pytest.raises(ValueError, match=r"needs first-error positions; set first_error_reward"):
         make(tmp_path, unknown, text_model_path, half_right, method="vppo")
-    with pytest.raises(ValueError, match="first_error_reward='other' is none of the reward functions"):
+    with pytest.raises(ValueError, match="first_error_reward='other' names no reward function"):
         make(tmp_path, unknown, text_model_path, half_right, method="vppo", first_error_reward="other")
     both = [half_right, first_errors]
-    with pytest.raises(ValueError, match="counts tokens, which are no reward: set its weight"):
+    with pytest.raises(ValueError, match="returns a token count, not a reward: set its weight"):
         make(tmp_path, unknown, text_model_path, both, method="vppo", first_error_reward="first_errors")
     turned = OWN | {"reward_weights": [0.0, 1.0]}
-    with pytest.raises(ValueError, match="decides what is right"):
+    with pytest.raises(ValueError, match="cannot decide correctness too"):
         make(tmp_path, unknown, text_model_path, [first_errors, half_right], method="vppo", **turned)

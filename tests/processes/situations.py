@@ -15,7 +15,7 @@ SIZES = (2, 3, 4, 6, 12)
 LABELED = ("oracle", "vppo")
 DISTILLING = ("opsd", "sdpo")
 METHODS = (
-    *("cepo", "cepo_additive", "rlsd", "grpo", "opsd", "sdpo", "rlcsd", "rlrt", "cscr", "pbsd", "distilled_rl"),
+    *("cepo", "cepo_additive", "rlsd", "grpo", "opsd", "sdpo", "rlcsd", "rlrt", "cscr", "pbsd", "distilled_rl", "sdar"),
     *LABELED,
 )
 # Distributions of rewards in a batch.
@@ -158,7 +158,7 @@ def _options(method: str, rng: Random) -> dict[str, Any]:
 def _loss(method: str, rng: Random) -> dict[str, Any]:
     """Options of TRL's loss."""
     found: dict[str, Any] = {"loss_type": rng.choice(("dapo", "grpo", "bnpo", "dr_grpo", "luspo", "cispo", "sapo"))}
-    if method == "rlcsd":
+    if method in ("rlcsd", "sdar"):  # their loss is a mean over all tokens
         found["loss_type"] = rng.choice(("dapo", "bnpo", "dr_grpo", "cispo"))
     if found["loss_type"] in ("grpo", "luspo", "dapo") and rng.random() < 0.5 and method == "grpo":
         found["importance_sampling_level"] = "sequence"
