@@ -51,7 +51,7 @@ test-kill: $(READY)  ## SIGKILL everywhere and at random moments; resumed runs a
 	$(PYTEST) -m kill
 
 test-fuzz: $(READY)  ## property tests with more than 10,000 examples
-	$(PYTEST) -m fuzz tests/test_fuzz.py
+	CEPO_FUZZ=1 $(PYTEST) -m fuzz tests/fuzz
 
 test-eval: $(READY) $(VENV)/.eval  ## the paper's five benchmarks on small problems, by lmms-eval
 	$(PYTEST) -m lmms

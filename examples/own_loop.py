@@ -9,7 +9,6 @@ prompt, and follows the gradient of sum_t A_t log P(y_t). Your engine does the f
 
 import argparse
 import random
-from functools import partial
 
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
@@ -17,9 +16,8 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from cepo import evaluate, load_figures, method_options, policy_path
 from cepo.data.models import freeze_vision_tower
 from cepo.data.sampling import Sampling, sampled_groups
-from cepo.scoring.forward import FullForward, Scorer, ScoringModel, evaluating
+from cepo.scoring.forward import FullForward, ScoringModel, evaluating
 from cepo.scoring.pipeline import Pipeline, assign_credit
-from cepo.scoring.prompts import PromptEncoder
 from cepo.tasks.figures import figures_reward
 
 
@@ -68,8 +66,7 @@ def main():
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, arguments.steps)
 
     options = method_options(arguments.method)
-    scorer = Scorer(ScoringModel(model, model))
-    pipeline = Pipeline(PromptEncoder(processor, is_vlm=True), partial(scorer.log_probs, max_tokens=16384))
+    pipeline = Pipeline.of(model, processor, max_tokens=16384)
     problems, held_out = load_figures("train", 2000), load_figures("test", arguments.problems)
     sampling = Sampling(max_completion_length=176, batch_size=128)
 

@@ -1,7 +1,5 @@
 """Answer extraction and answer equality."""
 
-import threading
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,7 +7,7 @@ from math_verify import parse, verify
 
 from cepo.data.sampling import text_of_messages
 from cepo.references.equality import _compared, same_answer
-from cepo.references.extraction import boxed, final_answer, normalized, reference_answer, text_of_completion
+from cepo.references.extraction import final_answer, normalized, reference_answer, text_of_completion
 from cepo.references.hints import add_hint
 
 
@@ -19,6 +17,7 @@ from cepo.references.hints import add_hint
         (r"So it is \boxed{42}", "42"),
         (r"first \boxed{1}, no: \boxed{2}", "2"),
         (r"\boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"\boxed{\sqrt{\frac{a}{b}}} end", r"\sqrt{\frac{a}{b}}"),
         (r"\boxed{(62, 75, 43)}", "(62, 75, 43)"),
         (r"\boxed{1} and then \boxed{2", "1"),  # the second box was cut off
         (r"\boxed{12", None),
@@ -179,25 +178,11 @@ def test_hostile_text_never_raises(text):
 
 _PIECES = st.sampled_from(
     [
-        *(
-            "\\boxed{",
-            "}",
-            "{",
-            "<answer>",
-            "</answer>",
-            "####",
-            "\n",
-            "$",
-            "7",
-            "x",
-            "\\(",
-            "\\)",
-            "**",
-            " ",
-            ".",
-            "-",
-        ),
-        *("A", "the answer is ", "\\frac{1}{2}", "\\text{", "^", "\u2212", "\u0663", "!"),
+        "the answer is ",
+        " ",
+        "\n",
+        *r"\boxed{ } { <answer> </answer> #### $ 7 x \( \) ** . - A \frac{1}{2} \text{ ^ ! −".split(),
+        "\u0663",
     ]
 )
 
@@ -211,28 +196,6 @@ def test_extraction_is_idempotent_and_equal_for_completions_and_solutions(text):
         assert normalized(answer) == answer
     else:
         assert reference_answer(text) in ("", normalized(text))  # an empty box has no answer
-
-
-@settings(max_examples=100, deadline=None)
-@given(st.lists(_PIECES, max_size=8).map("".join), st.lists(_PIECES, max_size=8).map("".join))
-def test_equality_is_reflexive_and_symmetric(one, other):
-    assert same_answer(one, one)
-    assert same_answer(one, other) == same_answer(other, one)
-
-
-def test_nested_braces():
-    assert boxed(r"\boxed{\sqrt{\frac{a}{b}}} end") == r"\sqrt{\frac{a}{b}}"
-
-
-def test_works_outside_the_main_thread():
-    """math-verify's time limits are signals, which only the main thread can set."""
-    results = []
-    thread = threading.Thread(
-        target=lambda: results.append((final_answer("The final answer is $9$."), same_answer("9", "9.0")))
-    )
-    thread.start()
-    thread.join()
-    assert results == [("9", True)]
 
 
 def test_long_texts_are_compared_and_not_cached():

@@ -1,4 +1,4 @@
-"""Growing cache layers and grouped attention give transformers' numbers without its copies."""
+"""A cache that grows in place, and attention without repeated keys, equal those of transformers."""
 
 import pytest
 import torch
@@ -12,7 +12,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from cepo.fast.kv_cache import GrowingLayer, grouped_decoding, grow_in_place
 from tests.support import tiny_models
 
-# What happens to a cache between two passes: (what, number).
+# Operations on a cache between two passes: (operation, number).
 CHANGES = st.lists(
     st.one_of(
         st.tuples(st.just("add"), st.integers(1, 40)),
@@ -30,34 +30,34 @@ CHANGES = st.lists(
 def test_a_growing_layer_equals_transformers_layer(changes, rows, tokens):
     draw = torch.Generator().manual_seed(0)
     keys, values = (torch.randn(rows, 2, tokens, 4, generator=draw) for _ in range(2))
-    theirs = DynamicLayer()
-    theirs.update(keys, values)
+    reference = DynamicLayer()
+    reference.update(keys, values)
     first = DynamicLayer()
     first.update(keys.clone(), values.clone())
-    ours = GrowingLayer(first)
-    for what, number in changes:
-        rows = theirs.keys.shape[0]
-        if what == "add":
+    growing = GrowingLayer(first)
+    for operation, number in changes:
+        rows = reference.keys.shape[0]
+        if operation == "add":
             new = [torch.randn(rows, 2, number, 4, generator=draw) for _ in range(2)]
-            for one, other in zip(theirs.update(*new), ours.update(*new), strict=True):
+            for one, other in zip(reference.update(*new), growing.update(*new), strict=True):
                 assert torch.equal(one, other)
-        elif what == "select":
+        elif operation == "select":
             picked = torch.randint(rows, (1 + number % rows,), generator=draw)
-            theirs.batch_select_indices(picked), ours.batch_select_indices(picked)
-        elif what == "cut" and theirs.get_seq_length() > number:
-            theirs.crop(-number), ours.crop(-number)
-        elif what == "repeat" and rows < 10:
-            theirs.batch_repeat_interleave(number), ours.batch_repeat_interleave(number)
-        elif what == "reorder":
+            reference.batch_select_indices(picked), growing.batch_select_indices(picked)
+        elif operation == "cut" and reference.get_seq_length() > number:
+            reference.crop(-number), growing.crop(-number)
+        elif operation == "repeat" and rows < 10:
+            reference.batch_repeat_interleave(number), growing.batch_repeat_interleave(number)
+        elif operation == "reorder":
             order = torch.randperm(rows, generator=draw)
-            theirs.reorder_cache(order), ours.reorder_cache(order)
-        assert ours.get_seq_length() == theirs.get_seq_length()
-        assert ours.get_mask_sizes(1) == theirs.get_mask_sizes(1)
-        assert torch.equal(ours.keys, theirs.keys)
-        assert torch.equal(ours.values, theirs.values)
+            reference.reorder_cache(order), growing.reorder_cache(order)
+        assert growing.get_seq_length() == reference.get_seq_length()
+        assert growing.get_mask_sizes(1) == reference.get_mask_sizes(1)
+        assert torch.equal(growing.keys, reference.keys)
+        assert torch.equal(growing.values, reference.values)
 
 
-def test_growing_copies_little():
+def test_growing_seldom_copies():
     """A buffer grows by a quarter, not by one token."""
     first = DynamicLayer()
     first.update(*torch.randn(2, 1, 2, 400, 4).unbind())
@@ -125,20 +125,20 @@ def test_with_gradient_transformers_attention_is_used(monkeypatch):
         "scaled_dot_product_attention",
         lambda query, key, value, **options: shapes.append(query.shape) or plain(query, key, value, **options),
     )
-    own, handed_on = ALL_ATTENTION_FUNCTIONS["sdpa"], []
+    own, passed_on = ALL_ATTENTION_FUNCTIONS["sdpa"], []
     monkeypatch.setitem(
-        ALL_ATTENTION_FUNCTIONS, "sdpa", lambda *args, **options: handed_on.append(1) or own(*args, **options)
+        ALL_ATTENTION_FUNCTIONS, "sdpa", lambda *args, **options: passed_on.append(1) or own(*args, **options)
     )
     mask = torch.ones(3, 1, 1, 11, dtype=torch.bool)
     attend(4, 2, 1, mask)
     with grouped_decoding():
         attend(4, 2, 1, mask)
-        assert len(handed_on) == 2
+        assert len(passed_on) == 2
         assert len(shapes) == 2
         assert shapes[0] == shapes[1]
         with torch.no_grad():
             attend(4, 2, 1, mask)
-        assert len(handed_on) == 2
+        assert len(passed_on) == 2
 
 
 def test_the_patch_is_undone():
@@ -158,11 +158,11 @@ def test_a_model_generates_the_same_tokens(name):
     mask = torch.ones_like(ids)
     mask[0, :5] = mask[1, :2] = 0
     logits = []
-    for ours in (False, True):
+    for in_place in (False, True):
         cache, found, seen = DynamicCache(config=model.config), [], mask
-        with torch.no_grad(), grouped_decoding() if ours else torch.no_grad():
+        with torch.no_grad(), grouped_decoding() if in_place else torch.no_grad():
             found.append(model(ids, attention_mask=mask, past_key_values=cache).logits[:, -1:])
-            if ours:
+            if in_place:
                 grow_in_place(cache)
             for token in range(20):
                 seen = torch.cat([seen, mask[:, -1:]], dim=1)

@@ -82,7 +82,7 @@ def test_token_entropies_at_a_temperature(policy):
     model, processor = policy
     rows = list(load_figures("test", 2))
     conversations = [conversation_of(row, processor) for row in rows]
-    encoder = PromptEncoder(processor, True)
+    encoder = PromptEncoder(processor)
     prompts = [encoder.prompt(messages) for messages in conversations]
     with seeded(0):
         completions = sample(model, processor, conversations, Sampling(12, 0.7))

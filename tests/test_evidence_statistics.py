@@ -112,8 +112,8 @@ def test_statistics_of_correct_rollouts_and_without_evidence():
 def cases_of(positive, negatives, contexts):
     rollouts = [Rollout("5", 1.0, True, "\\boxed{5}"), Rollout("15", 0.0, False, "so \\boxed{15}")]
     variant = make_variant("cepo", {"hint_template": "It is {answer}."}, {})
-    credit = Credit(References(positive, negatives), contexts, *[None] * 2, *[None] * 5, 1.0, 1.0)
-    unscored = Credit(References("5", ()), [], *[None] * 2, *[None] * 5, 1.0, 1.0)
+    credit = Credit(References(positive, negatives), contexts, *[None] * 2, *[None] * 4, 1.0, 1.0)
+    unscored = Credit(References("5", ()), [], *[None] * 2, *[None] * 4, 1.0, 1.0)
     inspected = [
         InspectedRollout(rollout, number, [], None, {variant: of_rollout})
         for number, (rollout, of_rollout) in enumerate(zip(rollouts, (unscored, credit), strict=True), 1)

@@ -132,7 +132,7 @@ NAMES = list(FILES)
 def pixels():
     """The pixels of a row's images from the shipped policy's processor, from 0 to 255."""
     processor = load_processor(policy_path())
-    encoder = PromptEncoder(processor, True)
+    encoder = PromptEncoder(processor)
 
     def of(row):
         return encoder.prompt(conversation_of(row, processor)).images["pixel_values"] * 127.5 + 127.5

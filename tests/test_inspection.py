@@ -30,7 +30,7 @@ class Spy(CEPOTrainer):
         return share
 
 
-def half_right(completions, **kwargs):
+def half_correct(completions, **kwargs):
     return [0.0, 1.0] * (len(completions) // 2)
 
 
@@ -56,7 +56,7 @@ def test_a_training_page_shows_the_evidence_of_the_update(tmp_path, figures, mon
         report_to="none",
         bf16=False,
     )
-    trainer = Spy(policy_path(), half_right, args, figures)
+    trainer = Spy(policy_path(), half_correct, args, figures)
     trainer.train()
     ((inspected, options),) = drawn
     assert (tmp_path / "credit" / "step-00000.html").read_text() == "page"
@@ -136,42 +136,8 @@ def test_token_kinds():
     """Two steps; one rollout has a mistake in the tens of the first result and continues from it."""
     row = {"start": 60, "labels": [58, 70], "angles": [62, 48], "prompt": [{"content": ""}]}
     problem = problem_of(row)
-    correct = [
-        "60",
-        " and",
-        " 5",
-        "8",
-        " leave",
-        " 6",
-        "2",
-        ". ",
-        "62",
-        " and ",
-        "70",
-        " leave",
-        " 4",
-        "8",
-        ".",
-        "<|im_end|>",
-    ]
-    incorrect = [
-        "60",
-        " and",
-        " 5",
-        "8",
-        " leave",
-        " 7",
-        "2",
-        ". ",
-        "72",
-        " and ",
-        "70",
-        " leave",
-        " 3",
-        "8",
-        ".",
-        "<|im_end|>",
-    ]
+    correct = "60/ and/ 5/8/ leave/ 6/2/. /62/ and /70/ leave/ 4/8/./<|im_end|>".split("/")
+    incorrect = "60/ and/ 5/8/ leave/ 7/2/. /72/ and /70/ leave/ 3/8/./<|im_end|>".split("/")
     start = ["decision", "filler", "decision", "decision", "filler"]
     middle = ["filler", "other", "filler", "decision", "filler"]
     after = ["decision", "decision", "filler", "other"]

@@ -55,7 +55,7 @@ def test_merge_a_vision_language_model(kind, tmp_path, figures, capsys):
     plain = AutoModelForImageTextToText.from_pretrained(base)
     both = PeftModel.from_pretrained(AutoModelForImageTextToText.from_pretrained(base), path)
     processor = AutoProcessor.from_pretrained(output)
-    prompt = PromptEncoder(processor, True).prompt(conversation_of(figures[0], processor))
+    prompt = PromptEncoder(processor).prompt(conversation_of(figures[0], processor))
     ids = torch.tensor([prompt.ids])
     types = prompt.token_types["mm_token_type_ids"][None]
     found, expected, unlike = (

@@ -52,7 +52,7 @@ def alone(model, prompts, request):
     return log_probs[len(request.context) - 1 :].float()
 
 
-def assert_right(model, prompts, requests, results, **tolerance):
+def assert_exact(model, prompts, requests, results, **tolerance):
     tolerance = {"atol": 2e-5, "rtol": 1e-4} | tolerance
     for request, result in zip(requests, results, strict=True):
         assert_close(result, alone(model, prompts, request), **tolerance)
@@ -67,7 +67,7 @@ def test_full_forward_equals_the_logits(name, max_tokens, fused):
     prompts, requests = a_batch(name)
     with evaluating(model):
         results = FullForward(policy_of(model, fused=fused), max_tokens).log_probs(prompts, requests)
-        assert_right(model, prompts, requests, results)
+        assert_exact(model, prompts, requests, results)
 
 
 @pytest.mark.parametrize("fused", [True, False])
@@ -79,7 +79,7 @@ def test_prefix_cached_forward_equals_the_logits(name, max_tokens, seed, fused):
     shared = PrefixCachedForward(policy_of(model, fused=fused), max_tokens)
     with evaluating(model):
         assert trial_reason(shared, prompts, requests) is None
-        assert_right(model, prompts, requests, shared.log_probs(prompts, requests))
+        assert_exact(model, prompts, requests, shared.log_probs(prompts, requests))
 
 
 def counted(policy):
@@ -152,8 +152,8 @@ def test_without_requests_there_are_no_passes():
     assert calls == []
 
 
-@pytest.mark.parametrize("way", [FullForward, PrefixCachedForward])
-def test_processes_run_the_same_number_of_passes(way):
+@pytest.mark.parametrize("forward_class", [FullForward, PrefixCachedForward])
+def test_processes_run_the_same_number_of_passes(forward_class):
     """Under FSDP every process takes part in each forward pass."""
     model = tiny_models.make("qwen3_vl")
     policy = policy_of(model)
@@ -161,22 +161,24 @@ def test_processes_run_the_same_number_of_passes(way):
     prompts, requests = a_batch("qwen3_vl")
     wanted = []
 
-    def busy(numbers):
+    def record(numbers):
         wanted.append(list(numbers))
         return list(numbers)
 
     with evaluating(model):
-        results = way(policy, 150, busy).log_probs(prompts, requests)
-        of_the_busy = len(calls)
+        results = forward_class(policy, 150, record).log_probs(prompts, requests)
+        expected_calls = len(calls)
         answers = iter(wanted)
         calls.clear()
-        assert way(policy, 150, lambda numbers: next(answers)).log_probs(prompts, []) == []
-        assert len(calls) == of_the_busy
+        assert forward_class(policy, 150, lambda numbers: next(answers)).log_probs(prompts, []) == []
+        assert len(calls) == expected_calls
         answers = iter(wanted)
         calls.clear()
-        few = way(policy, 150, lambda numbers: [max(pair) for pair in zip_longest(next(answers), numbers, fillvalue=0)])
-        assert_close(few.log_probs(prompts, requests[:1])[0], results[0], atol=2e-5, rtol=1e-4)
-        assert len(calls) == of_the_busy
+        other = forward_class(
+            policy, 150, lambda numbers: [max(pair) for pair in zip_longest(next(answers), numbers, fillvalue=0)]
+        )
+        assert_close(other.log_probs(prompts, requests[:1])[0], results[0], atol=2e-5, rtol=1e-4)
+        assert len(calls) == expected_calls
 
 
 @pytest.mark.parametrize("name", SHAREABLE)
@@ -253,7 +255,7 @@ def test_a_prompt_that_ends_with_images_is_run_whole(images_end):
         results = PrefixCachedForward(policy, 10_000).log_probs(unclear, requests)
         assert len(calls) == 4  # prompts, contexts, completions; and one whole
         if images_end is None:
-            assert_right(model, prompts, requests, results)
+            assert_exact(model, prompts, requests, results)
 
 
 @pytest.mark.parametrize("name", ["qwen3", "qwen3_vl", "gemma3"])
@@ -292,10 +294,10 @@ def test_adapters_and_gradient_checkpointing():
     policy = ScoringModel(adapted, model)
     with evaluating(adapted):
         assert trial_reason(PrefixCachedForward(policy, 150), prompts, requests) is None
-        assert_right(model, prompts, requests, PrefixCachedForward(policy, 150).log_probs(prompts, requests))
+        assert_exact(model, prompts, requests, PrefixCachedForward(policy, 150).log_probs(prompts, requests))
         with adapted.disable_adapter():
             base = PrefixCachedForward(policy, 150).log_probs(prompts, requests)
-            assert_right(model, prompts, requests, base)
+            assert_exact(model, prompts, requests, base)
     assert adapted.training
 
 
@@ -317,8 +319,8 @@ def test_scoring_holds_no_logits_of_the_vocabulary(monkeypatch):
             return out
 
     tokens = max(len(r.completion) for r in completions) * len(completions)
-    for way in (PrefixCachedForward, FullForward):
+    for forward_class in (PrefixCachedForward, FullForward):
         sizes.clear()
         with evaluating(model), Watch():
-            way(policy, 100_000).log_probs(prompts, completions)
+            forward_class(policy, 100_000).log_probs(prompts, completions)
         assert max(sizes) < 0.1 * tokens * vocabulary

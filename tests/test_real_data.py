@@ -18,7 +18,7 @@ from cepo.data.rewards import prepared
 from cepo.data.sampling import conversation_of
 from cepo.references.equality import accepted_by_any_grader
 from cepo.references.groups import Rollout
-from cepo.references.hints import DEFAULT_HINT_TEMPLATE, add_hint, fill_hint
+from cepo.references.hints import DEFAULT_HINT_TEMPLATE, fill_hint
 from cepo.scoring.prompts import PromptEncoder
 from cepo.tasks.figures import policy_path
 from tests.support.real_data import FEATURES, FOLDER, lines_of, load_copy
@@ -101,7 +101,7 @@ def test_prepared_accuracy_reward_parses_the_solutions(copy):
 
 def test_references_hints_and_token_ids(copy, processor):
     _name, data, lines, _ = copy
-    encoder = PromptEncoder(processor, is_vlm=True)
+    encoder = PromptEncoder(processor)
     with_negatives = 0
     for place in range(0, 60, 5):
         row, line = data[place], lines[place]
@@ -119,7 +119,7 @@ def test_references_hints_and_token_ids(copy, processor):
             with_negatives += bool(one.negatives)
             for answer in (one.positive, *one.negatives):
                 hint = fill_hint(DEFAULT_HINT_TEMPLATE, answer)
-                ids = encoder.with_hint(prompt, messages, add_hint(messages, hint))
+                ids = encoder.with_hint(prompt, messages, hint)
                 text = processor.tokenizer.decode(ids)
                 assert text.count(hint) == 1
                 assert text.index(hint) > text.index("put your final answer in")

@@ -101,5 +101,3 @@ def test_a_checkpoint_without_the_copy_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"teacher\.safetensors"):
         TeacherWeights(model(), "initial").load(str(tmp_path))
     TeacherWeights(model(), "policy").load(str(tmp_path))
-    with pytest.raises(ValueError, match="policy, initial, synced, ema"):
-        TeacherWeights(model(), "frozen")

@@ -33,7 +33,7 @@ def processor():
 
 @pytest.fixture(scope="module")
 def encoder(processor):
-    return PromptEncoder(processor, is_vlm=True)
+    return PromptEncoder(processor)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def pipeline_of(model, encoder, max_tokens=10_000):
 
 
 def test_the_hint_ends_the_last_user_turn(processor, encoder, messages, prompts):
-    ids = encoder.with_hint(prompts[0], messages[0], add_hint(messages[0], HINT))
+    ids = encoder.with_hint(prompts[0], messages[0], HINT)
     text = processor.tokenizer.decode(ids)
     hint = DEFAULT_HINT_TEMPLATE.replace("{answer}", ANSWER)
     assert text.endswith(f"{hint}<|im_end|>\n<|im_start|>assistant\n")
@@ -93,8 +93,9 @@ def test_grafted_ids_are_those_of_the_whole_conversation(processor, encoder, mes
     """Tokenizing only the text gives the processor's token ids, also where tokens merge at the hint."""
     monkeypatch.setattr(PromptEncoder, "_encoded", lambda *args: pytest.fail("images were processed again"))
     for prompt, conversation in zip(prompts, messages, strict=True):
-        hinted = add_hint(conversation, fill_hint(template, ANSWER))
-        assert encoder.with_hint(prompt, conversation, hinted) == encoded(processor, hinted).ids
+        hint = fill_hint(template, ANSWER)
+        expected = encoded(processor, add_hint(conversation, hint)).ids
+        assert encoder.with_hint(prompt, conversation, hint) == expected
 
 
 @pytest.mark.parametrize("template", HINTS)
@@ -105,21 +106,20 @@ def test_grafted_ids_of_text(text_figures, text_model_path, template):
         return tuple(tokenizer.apply_chat_template(conversation, add_generation_prompt=True)["input_ids"])
 
     plain = text_figures[0]["prompt"]
-    hinted = add_hint(plain, fill_hint(template, ANSWER))
-    assert PromptEncoder(tokenizer, is_vlm=False).with_hint(Prompt(ids(plain)), plain, hinted) == ids(hinted)
+    hint = fill_hint(template, ANSWER)
+    assert PromptEncoder(tokenizer).with_hint(Prompt(ids(plain)), plain, hint) == ids(add_hint(plain, hint))
 
 
 def test_the_processor_makes_the_ids_if_grafting_fails(processor, encoder, messages, prompts):
     """A prompt with one more token than its text."""
-    hinted = add_hint(messages[0], HINT)
     odd = Prompt((*prompts[0].ids, 7), prompts[0].images, prompts[0].token_types, prompts[0].images_end)
-    assert encoder.with_hint(odd, messages[0], hinted) == encoded(processor, hinted).ids
+    assert encoder.with_hint(odd, messages[0], HINT) == encoded(processor, add_hint(messages[0], HINT)).ids
 
 
 def test_an_image_after_the_hint_is_refused(encoder, messages, prompts):
     late = Prompt(prompts[0].ids, prompts[0].images, prompts[0].token_types, len(prompts[0].ids))
     with pytest.raises(ValueError, match="image"):
-        encoder.with_hint(late, messages[0], add_hint(messages[0], HINT))
+        encoder.with_hint(late, messages[0], HINT)
 
 
 @pytest.mark.parametrize(

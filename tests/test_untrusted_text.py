@@ -27,9 +27,9 @@ def test_special_tokens_in_a_hint_are_text(policy, answer):
     _, processor = policy
     tokenizer = tokenizer_of(processor)
     messages = conversation_of(load_figures("train", 1)[0], processor)
-    encoder = PromptEncoder(processor, is_vlm=True)
+    encoder = PromptEncoder(processor)
     prompt = encoder.prompt(messages)
-    ids = encoder.with_hint(prompt, messages, add_hint(messages, fill_hint("\n\nAnswer: {answer}.", answer)))
+    ids = encoder.with_hint(prompt, messages, fill_hint("\n\nAnswer: {answer}.", answer))
     assert f"Answer: {answer}." in tokenizer.decode(ids)
     special = tokenizer.convert_tokens_to_ids(special_tokens(tokenizer))
     for token in special:  # as many as before: none of them comes from the hint
@@ -39,10 +39,10 @@ def test_special_tokens_in_a_hint_are_text(policy, answer):
 def test_plain_hints_are_tokenized_as_usual(policy):
     _, processor = policy
     messages = conversation_of(load_figures("train", 1)[0], processor)
-    encoder = PromptEncoder(processor, is_vlm=True)
-    hinted = add_hint(messages, "\n\nThe correct answer is (62, 75, 43).")
-    whole = encoder.prompt(hinted).ids
-    assert encoder.with_hint(encoder.prompt(messages), messages, hinted) == whole
+    encoder = PromptEncoder(processor)
+    hint = "\n\nThe correct answer is (62, 75, 43)."
+    whole = encoder.prompt(add_hint(messages, hint)).ids
+    assert encoder.with_hint(encoder.prompt(messages), messages, hint) == whole
 
 
 def test_marks_separate_special_tokens():

@@ -58,20 +58,20 @@ def coefficient(step, initial, steps, schedule):
     return initial
 
 
-# The rivals -----------------------------------------------------------------------------------------------------------
+# Other methods --------------------------------------------------------------------------------------------------------
 
 
-def rlcsd(advantages, evidence, mask, read, tau, strength, threshold, lowest, highest):
+def rlcsd(advantages, evidence, mask, scored, tau, strength, threshold, lowest, highest):
     """Token advantages, and which tokens are selected."""
     table, selected = [], []
-    for advantage, row, row_mask, was_read in zip(advantages, evidence, mask, read, strict=True):
+    for advantage, row, row_mask, was_scored in zip(advantages, evidence, mask, scored, strict=True):
         out, picked = [], []
         for value, kept in zip(row, row_mask, strict=True):
             added = min(max(strength * math.tanh(value / tau), lowest), highest)
-            chosen = kept and was_read and abs(added) > threshold
-            if not kept or not was_read:
+            selected_terms = kept and was_scored and abs(added) > threshold
+            if not kept or not was_scored:
                 out.append(0.0)
-            elif not chosen:
+            elif not selected_terms:
                 out.append(advantage)
             elif advantage > 0:
                 out.append(max(advantage + added, 0.0))
@@ -79,26 +79,26 @@ def rlcsd(advantages, evidence, mask, read, tau, strength, threshold, lowest, hi
                 out.append(min(advantage + added, 0.0))
             else:
                 out.append(0.0)
-            picked.append(chosen)
+            picked.append(selected_terms)
         table.append(out)
         selected.append(picked)
     return table, selected
 
 
-def cepo_additive(advantages, evidence, mask, read, verdicts, prior, eta, tau, weight=1.0):
+def cepo_additive(advantages, evidence, mask, scored, verdicts, prior, eta, tau, weight=1.0):
     """Token advantages, `negative_advantage_weight` included."""
     table = []
-    for advantage, row, row_mask, was_read, verdict in zip(advantages, evidence, mask, read, verdicts, strict=True):
-        all_wrong = advantage == 0 and verdict < 0 and weight > 0
+    for advantage, row, row_mask, was_scored, verdict in zip(advantages, evidence, mask, scored, verdicts, strict=True):
+        no_correct_rollout = advantage == 0 and verdict < 0 and weight > 0
         out = []
         for value, kept in zip(row, row_mask, strict=True):
             if not kept:
                 out.append(0.0)
-            elif not was_read:
+            elif not was_scored:
                 out.append(advantage * (weight if advantage < 0 else 1.0))
             elif advantage > 0:
                 out.append(max(0.0, prior * advantage + eta * math.tanh(value / tau)))
-            elif advantage < 0 or all_wrong:
+            elif advantage < 0 or no_correct_rollout:
                 out.append(-weight * max(0.0, -prior * advantage + eta * math.tanh(-value / tau)))
             else:
                 out.append(0.0)
@@ -107,24 +107,26 @@ def cepo_additive(advantages, evidence, mask, read, verdicts, prior, eta, tau, w
 
 
 def rlcsd_loss(terms, selected, counted, eta):
-    """Mean of the terms of unselected tokens plus eta times the mean of those of selected ones."""
-    chosen = [t for row, picks in zip(terms, selected, strict=True) for t, pick in zip(row, picks, strict=True) if pick]
+    """Mean loss of unselected tokens plus eta times the mean loss of selected tokens."""
+    selected_terms = [
+        t for row, picks in zip(terms, selected, strict=True) for t, pick in zip(row, picks, strict=True) if pick
+    ]
     others = [
         t
         for row, picks, kept in zip(terms, selected, counted, strict=True)
         for t, pick, count in zip(row, picks, kept, strict=True)
         if count and not pick
     ]
-    return sum(others) / max(1, len(others)) + eta * sum(chosen) / max(1, len(chosen))
+    return sum(others) / max(1, len(others)) + eta * sum(selected_terms) / max(1, len(selected_terms))
 
 
-def rlrt(advantages, told, student, verdicts, mask, coefficient, clip):
+def rlrt(advantages, teacher_logps, student, verdicts, mask, coefficient, clip):
     table = []
-    for advantage, row_told, row_student, verdict, row_mask in zip(
-        advantages, told, student, verdicts, mask, strict=True
+    for advantage, row_teacher, row_student, verdict, row_mask in zip(
+        advantages, teacher_logps, student, verdicts, mask, strict=True
     ):
         out = []
-        for teacher, own, kept in zip(row_told, row_student, row_mask, strict=True):
+        for teacher, own, kept in zip(row_teacher, row_student, row_mask, strict=True):
             if not kept:
                 out.append(0.0)
             elif verdict <= 0:
@@ -137,13 +139,13 @@ def rlrt(advantages, told, student, verdicts, mask, coefficient, clip):
     return table
 
 
-def cscr(advantages, right, wrong, student, mask, rate, threshold, floor):
+def cscr(advantages, positive, negative, student, mask, rate, threshold, floor):
     table = []
-    for advantage, row_right, row_wrong, row_student, row_mask in zip(
-        advantages, right, wrong, student, mask, strict=True
+    for advantage, row_positive, row_negative, row_student, row_mask in zip(
+        advantages, positive, negative, student, mask, strict=True
     ):
         raw = []
-        for plus, minus, own, kept in zip(row_right, row_wrong, row_student, row_mask, strict=True):
+        for plus, minus, own, kept in zip(row_positive, row_negative, row_student, row_mask, strict=True):
             moved = max(abs(plus - own), abs(minus - own))
             raw.append(max(floor, math.exp(-rate * max(0.0, moved - threshold))) if kept else None)
         counted = [value for value in raw if value is not None]
@@ -188,7 +190,7 @@ def distilled_rl(advantages, teacher, student, mask, ratio_clip, normalize, roll
 
 
 def vppo(lengths, correct, errors, prefix_value, margin, nonnegative):
-    """Token advantages of a group's rollouts of these lengths; an error is how many tokens come before it."""
+    """Token advantages of a group's rollouts; an error is the number of tokens before it."""
     tokens, means = [], []
     for length, verdict, error in zip(lengths, correct, errors, strict=True):
         if verdict is True:

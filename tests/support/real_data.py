@@ -16,15 +16,18 @@ from PIL import ImageDraw
 FOLDER = Path(__file__).parents[1] / "data"
 TEXT = Value("string")
 
+
+def texts(*columns: str) -> dict[str, Value]:
+    return dict.fromkeys(columns, TEXT)
+
+
 # Columns in the order of the Hub.
 FEATURES = {
     "geometry3k": Features({"images": List(Image()), "problem": TEXT, "answer": TEXT}),  # hiyouga/geometry3k
-    "math": Features(dict.fromkeys(["problem", "level", "type", "solution"], TEXT)),  # EleutherAI/hendrycks_math
+    "math": Features(texts("problem", "level", "type", "solution")),  # EleutherAI/hendrycks_math
     "dapo_math": Features(  # open-r1/DAPO-Math-17k-Processed
         {
-            "prompt": TEXT,
-            "solution": TEXT,
-            "data_source": TEXT,
+            **texts("prompt", "solution", "data_source"),
             "source_prompt": List({"content": TEXT, "role": TEXT}),
             "ability": TEXT,
             "reward_model": {"ground_truth": TEXT, "style": TEXT},
@@ -33,36 +36,25 @@ FEATURES = {
     ),
     "deepmath": Features(  # zwhe99/DeepMath-103K
         {
-            "question": TEXT,
-            "final_answer": TEXT,
+            **texts("question", "final_answer"),
             "difficulty": Value("float64"),
-            "topic": TEXT,
-            "r1_solution_1": TEXT,
-            "r1_solution_2": TEXT,
-            "r1_solution_3": TEXT,
+            **texts("topic", "r1_solution_1", "r1_solution_2", "r1_solution_3"),
         }
     ),
     "mathvision": Features(  # MathLLMs/MathVision
         {
-            "id": TEXT,
-            "question": TEXT,
+            **texts("id", "question"),
             "options": List(TEXT),
             "image": TEXT,
             "decoded_image": Image(),
-            "answer": TEXT,
-            "solution": TEXT,
+            **texts("answer", "solution"),
             "level": Value("int64"),
             "subject": TEXT,
         }
     ),
     "wemath": Features(  # We-Math/We-Math
         {
-            "ID": TEXT,
-            "split": TEXT,
-            "knowledge concept": TEXT,
-            "question": TEXT,
-            "option": TEXT,
-            "answer": TEXT,
+            **texts("ID", "split", "knowledge concept", "question", "option", "answer"),
             "image_path": Image(),
             "key": TEXT,
             "question number": Value("int64"),

@@ -14,10 +14,6 @@ class Support(NamedTuple):
     divergence: str
 
 
-def read_table():
-    """Support for each of TRL's options by name."""
-    rows = re.findall(r"^\| (`.*`) \| (exact|refused|known) \| (exact|refused|known) \| .*\|$", DOCS.read_text(), re.M)
-    return {name: Support(*kinds) for names, *kinds in rows for name in re.findall(r"`(\w+)`", names)}
-
-
-TRL_OPTIONS = read_table()
+_ROWS = re.findall(r"^\| (`.*`) \| (exact|refused|known) \| (exact|refused|known) \| .*\|$", DOCS.read_text(), re.M)
+# Support for each of TRL's options by name.
+TRL_OPTIONS = {name: Support(*kinds) for names, *kinds in _ROWS for name in re.findall(r"`(\w+)`", names)}

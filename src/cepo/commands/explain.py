@@ -3,7 +3,6 @@
 import argparse
 import json
 import re
-import webbrowser
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -48,6 +47,7 @@ from .options import (
     dataset_options,
     load_rows,
     make_command_parser,
+    not_negative,
     positive,
     verifier_of,
 )
@@ -66,12 +66,12 @@ _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 def make_parser(method: str | None = None) -> argparse.ArgumentParser:
     parser = make_command_parser(
         "explain",
-        "Show the token advantages of a sampled group of rollouts, or of a run's rollouts, under every method. With "
-        "--statistics: size and location of the evidence, and hint following.",
+        "Compare the token advantages of methods on a sampled group, or on the rollouts of a run. With --statistics: "
+        "size and location of the evidence, and hint following.",
     )
     add_model(parser)
     data = add_dataset(parser)
-    data.add_argument("--index", type=int, default=0, help="first row of the dataset")
+    data.add_argument("--index", type=not_negative, default=0, help="first row of the dataset")
     data.add_argument(
         "--num_prompts",
         type=positive,
@@ -89,25 +89,20 @@ def make_parser(method: str | None = None) -> argparse.ArgumentParser:
     add("--statistics", action="store_true", help="print statistics of many groups under the method of --show")
     add("--output", type=Path, default=None, metavar="FILE", help="write the statistics as JSON")
     add = parser.add_argument_group("output").add_argument
-    add(
-        "--method",
-        default=None,
-        help="custom method, package.module:name, or a method whose options are set",
-    )
-    add(
-        "--show",
-        default=None,
-        help="method to show first, with its rule for r-: grpo, rlsd, 'cepo own' (none: --method, else cepo)",
-    )
+    add("--method", default=None, help="custom method, package.module:name, or a method whose options are set")
+    add("--show", default=None, help="method to show first: grpo, rlsd, 'cepo own' (none: --method, else cepo)")
     add("--output_dir", type=Path, default=Path(), help="folder of explain.html")
     add("--terminal", action="store_true", help="print to the terminal instead of writing a page")
-    add("--open", action="store_true", help="open the page in the browser")
     return parser
 
 
 @dataclass(frozen=True)
 class _Job:
-    """A model, and either `rows` of a dataset to sample rollouts for, or `groups` that a run sampled."""
+    """A model with dataset rows to sample rollouts for, or with `groups` that a run sampled.
+
+    Attributes:
+        about: Properties to list on the page and in the statistics.
+    """
 
     model: Any
     processing_class: Any
@@ -123,19 +118,17 @@ class _Job:
 
 
 def prepare(arguments: list[str]) -> Callable[[Console], int]:
-    """Check the command line, and load model and data.
+    """Check the options, and load model and data.
 
     Returns:
-        Runs the command; returns the exit status.
+        A function that runs the command and returns the exit status.
 
     Raises:
         ValueError, OSError: For errors in options, model or data.
     """
     options = make_parser(method_flag(arguments)).parse_args(arguments)
-    if options.open and options.terminal:
-        raise ValueError("--open: --terminal writes no page; leave out one of the two options")
-    if options.statistics and (options.open or options.terminal):
-        raise ValueError("--statistics prints a table and writes no page; leave out --open and --terminal")
+    if options.statistics and options.terminal:
+        raise ValueError("--statistics prints a table; leave out --terminal")
     if options.output is not None and not options.statistics:
         raise ValueError("--output is for --statistics; --output_dir is the folder of the page")
     if options.statistics:
@@ -170,8 +163,6 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
 
 def _of_dataset(options: argparse.Namespace) -> _Job:
     first, last = options.index, options.index + options.num_prompts
-    if first < 0:
-        raise ValueError(f"--index must not be negative, got {first}")
     dataset, split = load_rows(options, last), f"the split {options.dataset_split!r}"
     if first >= len(dataset):
         raise ValueError(f"--index {first}: {split} has {len(dataset)} rows")
@@ -192,10 +183,10 @@ def _of_dataset(options: argparse.Namespace) -> _Job:
 
 
 def _of_run(options: argparse.Namespace) -> _Job:
-    """Rollouts saved by a run, and the model that it saved."""
+    """The rollouts that a run saved, and its model."""
     run = Path(options.run).expanduser()
     if not run.is_dir():
-        raise SavedError(f"--from: there is no such folder: {options.run}")
+        raise SavedError(f"--from: no such folder: {options.run}")
     saved = load_saved(str(run), options.step)
     name = options.model_name_or_path or _model_of(run, saved.step)
     data = {"dataset_name": options.dataset_name, "dataset_config": options.dataset_config}
@@ -347,6 +338,4 @@ def _explain(
         other = "--step" if options.run else "--index or --seed"
         console.print(f"No token has an advantage under {selected.name}; try another {other}.")
     console.print(f"written to {output}")
-    if options.open and not webbrowser.open(output.resolve().as_uri()):
-        console.print("--open: no browser on this machine; copy the page, which is one file")
     return 0

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from datasets import Dataset
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedModel
 
 from ..methods.token_labels import token_labels_of
 from ..references.groups import Ids
@@ -170,8 +170,7 @@ def entropy_of(
 
     The temperature of `sampling` applies to the distributions; `top_p` and `top_k` do not.
     """
-    images = isinstance(processing_class, ProcessorMixin)
-    encoder = PromptEncoder(processing_class, images, sampling.chat_template_kwargs or {})
+    encoder = PromptEncoder(processing_class, sampling.chat_template_kwargs or {})
     indices = [index for index, ids in completions.items() if ids]
     rows = [dataset[index] for index in indices]
     prompts = [encoder.prompt(conversation_of(row, processing_class)) for row in rows]

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from typing import Any
 
 from datasets import Dataset, IterableDataset
-from transformers import ProcessorMixin
 
 from ..scoring.prompts import PromptEncoder
 from .sampling import conversation_of
@@ -12,7 +11,7 @@ from .sampling import conversation_of
 
 def prompt_length(processing_class: Any, template_options: dict[str, Any]) -> Callable[[dict[str, Any]], int]:
     """A function that counts the tokens of a row's prompt, including those of its images."""
-    encoder = PromptEncoder(processing_class, isinstance(processing_class, ProcessorMixin), template_options)
+    encoder = PromptEncoder(processing_class, template_options)
 
     def count(row: dict[str, Any]) -> int:
         prompt = row["prompt"]

@@ -1,1 +1,1 @@
-"""The credit of rollouts under many methods: pages, terminal, evidence statistics. Imports data and below."""
+"""Credit of rollouts by method: pages, terminal output, evidence statistics."""

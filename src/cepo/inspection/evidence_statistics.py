@@ -25,7 +25,7 @@ Kind = Literal["digit", "word", "symbol", "space", "end"]
 Position = Literal["before", "between", "box", "after", "unboxed"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 POSITIONS: tuple[Position, ...] = ("before", "between", "box")
-# Evidence below this size counts neither for nor against the verdict [nats].
+# Smaller evidence has no sign in `against` [nats].
 SIGN_TOLERANCE = 0.01
 
 
@@ -150,7 +150,7 @@ def statistics_of(rollouts: Sequence[RolloutEvidence], *, resamples: int = 1000,
 
     Returns:
         `moved`: share of tokens whose advantage differs from the rollout's. `abs_mean`: mean |evidence| [nats].
-        `against`: among tokens above `SIGN_TOLERANCE`, the share whose evidence contradicts the verdict.
+        `against`: share of tokens with evidence against the verdict, among those above `SIGN_TOLERANCE`.
         `abs_mean_POSITION`: mean |evidence| at a position [nats]. `evidence_KIND`, `tokens_KIND`: share of a kind in
         all |evidence| and in all tokens.
     """
@@ -184,7 +184,7 @@ def statistics_of(rollouts: Sequence[RolloutEvidence], *, resamples: int = 1000,
 def evidence_statistics(
     processing_class: Any, groups: Sequence[InspectedGroup], variant: Variant, *, seed: int = 0
 ) -> dict[str, dict[str, Any]]:
-    """`statistics_of` correct and of incorrect rollouts under one method, as JSON.
+    """`statistics_of` the correct and the incorrect rollouts under one method, as JSON.
 
     Args:
         processing_class: Tokenizer or processor of the model.

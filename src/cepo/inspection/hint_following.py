@@ -1,4 +1,4 @@
-"""Hint following: how often the model gives the answer of its hint. Without it, evidence is uninformative."""
+"""Hint following: how often the model gives its hint's answer. If it ignores hints, evidence is uninformative."""
 
 from collections.abc import Sequence
 from dataclasses import replace

@@ -24,14 +24,12 @@ def make_variant(method: str, given: Mapping[str, Any], own: Mapping[str, Any]) 
 
     Args:
         method: Name or import path of the method.
-        given: The user's options; options that the method does not read are left out.
-        own: Options of the variant, which take precedence.
+        given: The user's options; the method's are used.
+        own: Options of the variant, which override them.
     """
     options: Any = method_options(method, **{**applicable_options(given, method), **own})
-    words = [options.method, *map(str, own.values())]
-    variant = Variant(" ".join(words), options)
-    mixture = "mixture" in own.get("negative_reference", "")
-    return replace(variant, name=f"{variant.name} of {options.max_negatives}") if mixture else variant
+    size = f"of {options.max_negatives}" if "mixture" in own.get("negative_reference", "") else ""
+    return Variant(" ".join([options.method, *map(str, own.values()), size]).strip(), options)
 
 
 def all_variants(given: Mapping[str, Any] | None = None, *, columns: Sequence[str] | None = None) -> list[Variant]:
@@ -114,36 +112,33 @@ def inspect(
             if not rollout.local:
                 continue
             tokens = token_texts(pipeline.encoder.processing_class, rollout.ids)
-            of_variants = {variant: of_variant[row] for variant, of_variant in zip(variants, credit, strict=True)}
+            by_variant = {variant: rows[row] for variant, rows in zip(variants, credit, strict=True)}
             filler = filler_of(group, tokens) if filler_of else None
-            logps = student[row, : len(tokens)]
-            rollouts.append(InspectedRollout(rollout, number, tokens, logps, of_variants, filler))
+            rollouts.append(InspectedRollout(rollout, number, tokens, student[row, : len(tokens)], by_variant, filler))
             row += 1
         inspected.append(InspectedGroup(group, rollouts))
     return inspected
 
 
 def _credit_of(variant: Variant, batch: ScoredBatch, groups: Sequence[Group], step: int) -> list[Credit]:
+    """The credit of each rollout under one variant."""
     evidence = batch.evidence
     placed = assign_credit(evidence, variant.options, groups, step)
     values = evidence.values.masked_fill(~placed.mask, 0.0)
-    lengths = [len(rollout.ids) for group in groups for rollout in group.local]
     results = []
-    for row, length in enumerate(lengths):
-        contexts = batch.contexts[row]
-        sides = [evidence.positive, evidence.negative] if contexts else [None, None]
-        positive, negative = (None if side is None else side[row, :length] for side in sides)
+    for row, rollout in enumerate(rollout for group in groups for rollout in group.local):
+        at = row, slice(len(rollout.ids))
+        scored = bool(batch.contexts[row])
         results.append(
             Credit(
                 batch.references[row],
-                contexts,
-                positive,
-                negative,
-                values[row, :length],
-                placed.advantages[row, :length],
-                placed.shift[row, :length],
-                placed.moved[row, :length],
-                placed.at_bound[row, :length],
+                batch.contexts[row],
+                evidence.positive[at] if scored and evidence.positive is not None else None,
+                evidence.negative[at] if scored and evidence.negative is not None else None,
+                values[at],
+                placed.advantages[at],
+                placed.shift[at],
+                placed.moved[at],
                 float(placed.scale[row]),
                 float(placed.rollout_advantages[row]),
             )

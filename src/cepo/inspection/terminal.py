@@ -19,7 +19,6 @@ from .view_model import (
     Variant,
     explain_references,
     explain_variant,
-    share_not_moved,
 )
 
 _MORE, _LESS = (32, 102, 186), (204, 102, 0)
@@ -34,30 +33,27 @@ def print_credit(console: Console, groups: Sequence[InspectedGroup], variant: Va
         variant: The method and rule.
         strongest: Number of tokens per rollout to print numbers of.
     """
-
-    def line(text: Text | str = "") -> None:
-        console.print(text if isinstance(text, Text) else Text(text), highlight=False)  # not markup
-
-    line(Text.assemble((variant.name, "bold"), f": {explain_variant(variant)}"))
-    line(Text.assemble("more than GRPO: ", _piece("blue", 1.0), ", less: ", _piece("orange", -1.0)))
+    console.print(Text.assemble((variant.name, "bold"), f": {explain_variant(variant)}"))
+    console.print(Text.assemble("more than GRPO: ", _piece("blue", 1.0), ", less: ", _piece("orange", -1.0)))
     for one in groups:
-        line()
+        console.print()
         for role, text in text_of_messages(one.group.messages):
-            line(Text.assemble((f"{role}: ", "dim"), text))
+            console.print(Text.assemble((f"{role}: ", "dim"), text))
         for place, inspected in enumerate(one.rollouts):
             rollout, credit = inspected.rollout, inspected.credit[variant]
             if place == 0 and credit.references.positive:  # empty for a method without hints
-                line(f"r+ {credit.references.positive}")
+                console.print(Text(f"r+ {credit.references.positive}"))
             negatives, fallback = explain_references(credit)
-            line()
+            console.print()
             about = f"{VERDICT[rollout.correct]}, reward {rollout.reward:.2f}, advantage {rollout.advantage:+.2f}"
             against = f"; r- {'   '.join(negatives)}" if negatives else ""
             reason = f"; {fallback}" if fallback else ""
-            line(Text.assemble((f"rollout {inspected.number}", "bold"), f": {about}{against}{reason}"))
+            console.print(Text.assemble((f"rollout {inspected.number}", "bold"), f": {about}{against}{reason}"))
             pieces = zip(inspected.tokens, credit.shift.tolist(), strict=True)
-            line(Text.assemble(*(_piece(text, shift) for text, shift in pieces)))
-            share = share_not_moved(credit.moved.tolist())
-            line(Text(f"unchanged advantage: {share:.0%} of the tokens", style="dim") if share is not None else "")
+            console.print(Text.assemble(*(_piece(text, shift) for text, shift in pieces)))
+            if inspected.tokens:
+                unchanged = 1 - credit.moved.double().mean().item()
+                console.print(Text(f"unchanged advantage: {unchanged:.0%} of the tokens", style="dim"))
             if credit.positive is not None and credit.shift.any():
                 console.print(_strongest(inspected, variant, strongest))
 

@@ -1,10 +1,9 @@
-"""What pages and terminals show: inspected groups, and descriptions of methods and references.
+"""Data and descriptions for pages and terminals: credit of rollouts by method, and the text beside it.
 
 Dimensions: T completion tokens.
 """
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -31,7 +30,7 @@ _FALLBACKS: dict[Fallback, str] = {
     "no_correct_rollout": "the group has no other correct rollout for the hint, so the hint has the answer",
     "no_incorrect_rollout": "no other rollout has this incorrect answer, so the hint has the answer alone",
 }
-# The same for a rollout that the method does not score for this reason.
+# If the method does not score the rollout for this reason.
 _NOT_SCORED: dict[Fallback, str] = {
     "no_correct_rollout": "not scored: the group has no other correct rollout for the hint",
     "no_incorrect_rollout": "not scored: the group has no other incorrect rollout for the hint",
@@ -40,11 +39,11 @@ _NOT_SCORED: dict[Fallback, str] = {
 
 @dataclass(frozen=True)
 class Variant:
-    """A method with its options, to compare with others.
+    """A method with its options.
 
     Attributes:
         name: `grpo`, `cepo own`, `cepo mixture of 4`.
-        options: The `MethodOptions` of the method.
+        options: The method's `MethodOptions`.
     """
 
     name: str
@@ -59,11 +58,10 @@ class Variant:
 
     @property
     def rule(self) -> str | None:
-        """Rule for r-, for methods with this option."""
+        """The rule for r-; None for a method without this option."""
         return getattr(self.options, "negative_reference", None)
 
     def with_options(self, **options: Any) -> "Variant":
-        """The variant with other options."""
         return Variant(self.name, replace(self.options, **options))
 
     @property
@@ -78,13 +76,13 @@ class Credit:
 
     Attributes:
         references: r+ and r-, and the fallback.
-        contexts: Contexts of the scoring passes, that of r+ first; STUDENT (None) is the prompt without a hint. Empty:
-            the rollout is not scored.
-        positive, negative: (T,) log P_T+ and log P_T- (or what replaces it) [nats]; None if not scored.
+        contexts: Contexts of the scoring passes, that of r+ first; STUDENT (None) is the prompt without a hint. Empty
+            if the rollout is not scored.
+        positive, negative: (T,) log P_T+ and log P_T-, or log P_S in place of the latter [nats]; None if not scored.
         evidence: (T,) evidence [nats]; 0 if not scored.
         advantages: (T,) A_t.
         shift: (T,) (A_t - A) as a share of the scale, see `TokenAdvantages.shift`.
-        moved, at_bound: (T,) bool, see `TokenAdvantages`.
+        moved: (T,) bool, see `TokenAdvantages`.
         scale: |A_t - A| at a shift of 1.
         rollout_advantage: A, GRPO's or the method's own.
     """
@@ -97,7 +95,6 @@ class Credit:
     advantages: Tensor
     shift: Tensor
     moved: Tensor
-    at_bound: Tensor
     scale: float
     rollout_advantage: float
 
@@ -167,8 +164,3 @@ def explain_references(credit: Credit) -> tuple[list[str], str | None]:
     if reason and STUDENT in credit.contexts and not negatives:
         reason += "; the policy without a hint replaces r-"
     return negatives, reason
-
-
-def share_not_moved(moved: Sequence[bool]) -> float | None:
-    """Share of tokens that keep their rollout's advantage; None without tokens."""
-    return sum(not m for m in moved) / len(moved) if moved else None

@@ -1,1 +1,1 @@
-"""The data of a group: its rollouts, the answers r+ and r- of each, and the hints that carry them. Imports no room."""
+"""The data of a group: rollouts, the references r+ and r- of each, and hints with them."""

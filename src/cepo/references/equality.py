@@ -13,9 +13,7 @@ from .exact import IN_BASE, RANGE, matrix_of, rational, same_clock, squeezed
 from .extraction import normalized
 from .libraries import (
     DEEPEST,
-    FORMULA,
     LONGEST_FORMULA,
-    TRL,
     are_close,
     depth_of,
     is_light,
@@ -61,7 +59,7 @@ def accepted_by_any_grader(answer: str, reference: str) -> bool:
     if any(form.fullmatch(one) and form.fullmatch(other) for form in (_INTEGER, _INTEGERS)):
         return False
     return all(map(is_light, (plain(one), plain(other)))) and (
-        mathruler_accepts(one, other) or math_verify_accepts(one, other, TRL)
+        mathruler_accepts(one, other) or math_verify_accepts(one, other, units=True)
     )
 
 
@@ -229,4 +227,4 @@ def _same_value(one: str, other: str) -> bool:
         return shapes[0] == shapes[1] and all(_same(a, b) for a, b in zip(*cells, strict=True))
     if not (is_mathematics(one) and is_mathematics(other)):
         return same_words(one, other)
-    return math_verify_accepts(one, other, FORMULA)
+    return math_verify_accepts(one, other)

@@ -19,9 +19,9 @@ class HintContent:
     Attributes:
         positive: ``answer``, r+; ``solution``, the `solution` column; ``rollout``, another correct rollout of the
             group.
-        negative: ``answer``, r-; ``rollout``, the rejected rollout that r- comes from. For that rollout itself, another
-            rollout with the same answer and another text: a teacher conditioned on the text that it scores finds all of
-            it likely.
+        negative: ``answer``, r-; ``rollout``, the rejected rollout with the answer r-. For that rollout itself, another
+            rollout with this answer and another text: a teacher conditioned on the text that it scores gives every
+            token a high probability.
         positive_part, negative_part: Part of a solution or rollout: ``whole``, ``prefix`` or ``suffix``.
         tokens: Length of a prefix or suffix [tokens].
     """
@@ -40,10 +40,10 @@ def with_contents(
     content: HintContent,
     cut: Callable[[str, Part, int], str],
 ) -> list[References]:
-    """The references of a group, their answers replaced by the texts that the hints contain.
+    """Replace the answers in a group's references by the texts that the hints contain.
 
-    Where another rollout is needed and the group has none, the answer stays and the fallback is ``no_correct_rollout``
-    or ``no_incorrect_rollout``.
+    If the group lacks the other rollout that a hint needs, the hint has the answer, and the fallback is
+    ``no_correct_rollout`` or ``no_incorrect_rollout``.
 
     Args:
         references: References of each rollout of the group.

@@ -26,17 +26,6 @@ _SECONDS_IN_ALL = 8  # limit of all library calls for two answers
 _LOGARITHM = re.compile(r"\\(?:log|ln|lg)(?![a-z])")
 # Text that is safe for mathruler, which passes it to sympy's parser, which evaluates Python.
 _HARMLESS = re.compile(r"(?!.*\.(?!\d))[A-Za-z0-9\s+*/^()|<>,.%!\\{}_-]*")
-# math-verify's extraction, and that of TRL's `accuracy_reward`, which parses units (also the `t` of `2t`).
-FORMULA, TRL = (
-    [
-        LatexExtractionConfig(
-            normalization_config=NormalizationConfig(units=units),
-            boxed_match_priority=0,
-            try_extract_without_anchor=False,
-        )
-    ]
-    for units in (False, True)
-)
 _WORD = re.compile(r"[^\W\d_]{2,}")
 _FORMULA_WORDS = frozenset(
     "sin cos tan cot sec csc log ln exp max min mod pi sqrt gcd lcm inf deg degree or and pmatrix bmatrix vmatrix "
@@ -75,7 +64,7 @@ def is_light(answer: str) -> bool:
 
 
 def depth_of(text: str) -> int:
-    """Maximum nesting depth of braces and brackets."""
+    """Nesting depth of braces and brackets."""
     deepest = depth = 0
     for character in text:
         depth += 1 if character in "{([" else -1 if character in "})]" else 0
@@ -93,28 +82,38 @@ def _limit() -> int | None:
 
 
 @lru_cache(maxsize=4096)
-def parsed_formula(answer: str, units: bool) -> tuple[Any, ...]:
-    config = TRL if units else FORMULA
-    return tuple(parse(f"\\boxed{{{answer}}}", extraction_config=config, parsing_timeout=_limit()))
+def _parse(answer: str, units: bool = False) -> tuple[Any, ...]:
+    """The parsed formula and its text; empty if math-verify cannot parse it."""
+    config = LatexExtractionConfig(
+        normalization_config=NormalizationConfig(units=units), boxed_match_priority=0, try_extract_without_anchor=False
+    )
+    return tuple(parse(f"\\boxed{{{answer}}}", extraction_config=[config], parsing_timeout=_limit()))
 
 
-def math_verify_accepts(one: str, other: str, config: Any) -> bool:
+def math_verify_accepts(one: str, other: str, *, units: bool = False) -> bool:
+    """Whether math-verify finds two answers equal.
+
+    Args:
+        one, other: The answers.
+        units: Parse as TRL's `accuracy_reward`, which removes units (also the ``t`` of ``2t``) and rounds numbers.
+    """
     if any(_LOGARITHM.search(answer) for answer in (one, other)) and re.search(r"[0-9]{6}", one + other):
         return False  # sympy computes 5 ** 1000000 for \log_{10} 5 and 1000000
 
     def compare() -> bool:
-        parsed = [list(parsed_formula(answer, config is TRL)) for answer in (one, other)]
+        parsed = [list(_parse(answer, units)) for answer in (one, other)]
         if not all(parsed):
             return False
         # `verify` is not symmetric; its first argument is the gold answer.
         limit = _limit()
         same = verify(*parsed, timeout_seconds=limit) or verify(*reversed(parsed), timeout_seconds=limit)
-        return bool(same) and (config is TRL or not _far_apart(parsed[0][0], parsed[1][0]))
+        return bool(same) and (units or not _far_apart(parsed[0][0], parsed[1][0]))
 
     return _try("math-verify", compare, one, other)
 
 
 def mathruler_accepts(one: str, other: str) -> bool:
+    """Whether mathruler finds two answers equal; False off the main thread, where it has no time limit."""
     if not (_HARMLESS.fullmatch(one) and _HARMLESS.fullmatch(other)) or _limit() is None:
         return False
     from mathruler.grader import grade_answer
@@ -131,7 +130,7 @@ def same_equation(one: list[str], other: list[str]) -> bool:
     def compare() -> bool:
         from sympy import simplify
 
-        parsed = [[parsed_formula(side, False) for side in sides] for sides in (one, other)]
+        parsed = [[_parse(side) for side in sides] for sides in (one, other)]
         if not all(side for sides in parsed for side in sides):
             return False
         first, second = (sides[0][0] - sides[1][0] for sides in parsed)
@@ -147,7 +146,7 @@ def are_close(one: str, other: str) -> bool:
     """Whether two numbers differ by at most 1 %."""
 
     def compare() -> bool:
-        parsed = [parsed_formula(text, False) for text in (one, other)]
+        parsed = [_parse(text) for text in (one, other)]
         if not (parsed[0] and parsed[1]) or not all(getattr(found[0], "is_number", False) for found in parsed):
             return False
         values = [float(found[0].evalf()) for found in parsed]
@@ -183,7 +182,7 @@ def limited() -> Iterator[None]:
 
 
 def _try(library: str, compare: Callable[[], bool], one: str, other: str) -> bool:
-    """The result of a library call; False if it fails, so that no answer of a model ends a run."""
+    """The result of a comparison; False if the library raises, since a model's answer must not end a run."""
     began = getattr(_started, "at", None)
     if began is not None and time.monotonic() - began > _SECONDS_IN_ALL:
         return False

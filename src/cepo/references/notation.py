@@ -9,9 +9,9 @@ _SIGNS = {
     **{"°": r"\degree ", "º": r"\degree ", "˚": r"\degree ", "×": r"\times ", "÷": r"\div ", "·": r"\cdot "},
     **{"⋅": r"\cdot ", "∙": r"\cdot ", "√": r"\sqrt ", "∞": r"\infty ", "≤": r"\le ", "≥": r"\ge ", "≠": r"\ne "},
     **{"±": r"\pm ", "∓": r"\mp ", "∪": r"\cup ", "∩": r"\cap ", "∈": r"\in ", "∠": r"\angle ", "△": r"\triangle "},
-    **{"≈": r"\approx ", "′": "'", "″": "''", "’": "'", "∅": r"\emptyset ", "。": ".", "⟨": "("},
-    **{"⟩": ")", "ℝ": r"\mathbb{R}", "⌊": r"\lfloor ", "⌋": r"\rfloor ", "\u2044": "/", "∣": "|"},
-    **{"，": ",", "；": ";", "：": ":", "（": "(", "）": ")"},
+    **{"≈": r"\approx ", "∅": r"\emptyset ", "ℝ": r"\mathbb{R}", "⌊": r"\lfloor ", "⌋": r"\rfloor "},
+    **dict(zip("′’⟨⟩∣。，；：（）\u2044", "''()|.,;:()/", strict=True)),
+    "″": "''",
 }
 _TOKEN = re.compile(r"\\\\|\\[A-Za-z]+|\\.|\s+|.", re.DOTALL)
 _BLANKS = frozenset(("\\ ", *r"\, \; \: ~ \quad \qquad \thinspace \enspace \space".split()))
@@ -30,24 +30,11 @@ _RENAMED = {
     **{r"\leq": r"\le", r"\geq": r"\ge", r"\leqslant": r"\le", r"\geqslant": r"\ge", r"\neq": r"\ne", r"\lt": "<"},
     **{r"\gt": ">", r"\%": "%", r"\lbrace": r"\{", r"\rbrace": r"\}", r"\lparen": "(", r"\rparen": ")", r"\&": " and "},
     **{r"\lbrack": "[", r"\rbrack": "]", r"\lvert": "|", r"\rvert": "|", r"\vert": "|", r"\mid": "|", r"\colon": ":"},
-    **{
-        r"\lor": " or ",
-        r"\vee": " or ",
-        r"\land": " and ",
-        r"\varnothing": r"\emptyset",
-        r"\dots": "...",
-        r"\ldots": "...",
-    },
-    **{r"\cdots": "...", r"\ast": r"\cdot", r"\infin": r"\infty", r"\textdegree": r"\degree", r"\#": "", r"\_": "_"},
+    **{r"\lor": " or ", r"\vee": " or ", r"\land": " and ", r"\varnothing": r"\emptyset", r"\#": "", r"\_": "_"},
+    **{r"\dots": "...", r"\ldots": "...", r"\cdots": "...", r"\ast": r"\cdot", r"\infin": r"\infty"},
     **{r"\simeq": r"\approx", r"\thickapprox": r"\approx", r"\measuredangle": r"\angle", r"\langle": "("},
-    **{
-        r"\rangle": ")",
-        r"\textpm": r"\pm",
-        r"\$": r"\dollar",
-        r"\implies": r"\Rightarrow",
-        r"\union": r"\cup",
-        r"\bigcup": r"\cup",
-    },
+    **{r"\rangle": ")", r"\textpm": r"\pm", r"\$": r"\dollar", r"\implies": r"\Rightarrow", r"\union": r"\cup"},
+    **{r"\bigcup": r"\cup", r"\textdegree": r"\degree"},
 }
 COMMAND = re.compile(r"\\[A-Za-z]+")
 _LENGTH = re.compile(
@@ -68,7 +55,7 @@ def plain(answer: str) -> str:
     if not text.isascii():
         text = "".join(map(_ascii, text))
     tokens = [" " if token in _BLANKS or token.isspace() else token for token in _TOKEN.findall(text)]
-    return _tidy(_written(_Tokens([token for token in tokens if token not in _REMOVED]), 0))
+    return _tidy(_spell_group([token for token in reversed(tokens) if token not in _REMOVED], 0))
 
 
 _ENVIRONMENT = re.compile(r"\\(?:begin|end)\{(?:cases|aligned|align\*?|gathered|split)\}")
@@ -114,110 +101,83 @@ def _ascii(character: str) -> str:
     return folded if folded.isascii() else character
 
 
-class _Tokens:
-    """A cursor over tokens."""
+# Tokens are in reverse order, so the next token is the last of the list.
+def _skip_blanks(tokens: list[str]) -> None:
+    while tokens and tokens[-1] == " ":
+        tokens.pop()
 
-    def __init__(self, tokens: list[str]):
-        self._tokens, self._next = tokens, 0
 
-    def next(self) -> str | None:
-        if self._next >= len(self._tokens):
-            return None
-        self._next += 1
-        return self._tokens[self._next - 1]
-
-    def back(self) -> None:
-        self._next -= 1
-
-    def skip_blanks(self) -> None:
-        while self._next < len(self._tokens) and self._tokens[self._next] == " ":
-            self._next += 1
-
-    def in_parentheses(self) -> list[str] | None:
-        """The tokens up to the closing parenthesis, which is consumed; None without one, consuming no token."""
-        depth = 1
-        for place in range(self._next, len(self._tokens)):
-            depth += {"(": 1, ")": -1}.get(self._tokens[place], 0)
-            if depth == 0:
-                inside, self._next = self._tokens[self._next : place], place + 1
-                return inside
+def _take_parentheses(tokens: list[str]) -> list[str] | None:
+    """Remove a leading ``(...)`` and return the tokens inside; None, leaving the tokens, if there is none."""
+    depth = 0
+    for place in reversed(range(len(tokens))):
+        depth += (tokens[place] == "(") - (tokens[place] == ")")
+        if depth <= 0:
+            break
+    if depth or tokens[-1:] != ["("]:
         return None
-
-    def until(self, closing: str) -> list[str]:
-        """The tokens up to `closing`, which is consumed."""
-        found = []
-        while (token := self.next()) is not None and token != closing:
-            found.append(token)
-        return found
+    inside = tokens[place + 1 : -1]
+    del tokens[place:]
+    return inside
 
 
-def _written(tokens: _Tokens, depth: int) -> str:
+def _spell_group(tokens: list[str], depth: int) -> str:
     """The rest of a group in canonical spelling; consumes its closing brace."""
     parts: list[str] = []
-    while (token := tokens.next()) is not None and token != "}":
-        parts.append(_one(token, tokens, depth))
+    while tokens and (token := tokens.pop()) != "}":
+        parts.append(_spell(token, tokens, depth))
     return "".join(parts)
 
 
-def _one(token: str, tokens: _Tokens, depth: int) -> str:
+def _spell(token: str, tokens: list[str], depth: int) -> str:
+    """A token in canonical spelling; consumes its arguments."""
     if token == "{":
-        inside = _written(tokens, depth + 1) if depth < _DEEPEST else ""
+        inside = _spell_group(tokens, depth + 1) if depth < _DEEPEST else ""
         return inside if inside in (",", ":", ";", ".", "=", "-", "+") else "{" + inside + "}"  # 1{,}234, 3{:}45
     if token in _FRACTIONS:
-        above = _argument(tokens, depth)
+        above = _spell_argument(tokens, depth)
         token = r"\binom" if "binom" in token else r"\frac"
-        return rf"{token}{{{above}}}{{{_argument(tokens, depth)}}}"
+        return rf"{token}{{{above}}}{{{_spell_argument(tokens, depth)}}}"
     if token == r"\sqrt":
-        tokens.skip_blanks()
-        after = tokens.next()
-        if after == "[":
-            index = "".join(tokens.until("]")).strip()
-            return rf"\sqrt[{index}]{{{_argument(tokens, depth)}}}"
-        if after == "(" and (root := tokens.in_parentheses()) is not None:  # sqrt(3), as programs write it
-            return rf"\sqrt{{{_written(_Tokens(root), depth + 1)}}}"
-        if after is not None:
-            tokens.back()
-        return rf"\sqrt{{{_argument(tokens, depth, whole_number=True)}}}"
+        _skip_blanks(tokens)
+        if tokens[-1:] == ["["]:
+            tokens.pop()
+            index = ""
+            while tokens and (token := tokens.pop()) != "]":
+                index += token
+            return rf"\sqrt[{index.strip()}]{{{_spell_argument(tokens, depth)}}}"
+        if (root := _take_parentheses(tokens)) is not None:  # sqrt(3), as programs write it
+            return rf"\sqrt{{{_spell_group(root, depth + 1)}}}"
+        return rf"\sqrt{{{_spell_argument(tokens, depth, whole_number=True)}}}"
     if token in _TEXTS:
-        inside = _argument(tokens, depth)
+        inside = _spell_argument(tokens, depth)
         # `\mathbf{x = 3}` and `\textbf{31}` are formulas, `\mathrm{m/s^2}` is text.
         return inside if re.search(r"[=\\]|^[\s\d.,:;+-]*$", inside) else rf"\text{{{inside}}}"
     if token == "^":
-        tokens.skip_blanks()
-        after = tokens.next()
-        if after == "(" and (power_tokens := tokens.in_parentheses()) is not None:  # x^(n+1)
-            return f"^{{{_written(_Tokens(power_tokens), depth + 1)}}}"
-        if after is not None:
-            tokens.back()
-        power = _argument(tokens, depth, whole_number=True)
-        if power.strip() in (r"\circ", r"\degree", "o", r"\text{o}", "0 \\circ"):
+        _skip_blanks(tokens)
+        if (exponent := _take_parentheses(tokens)) is not None:  # x^(n+1)
+            return f"^{{{_spell_group(exponent, depth + 1)}}}"
+        power = _spell_argument(tokens, depth, whole_number=True).strip()
+        if power in (r"\circ", r"\degree", "o", r"\text{o}", "0 \\circ"):
             return r"\degree "
-        return "''" if power.strip() == r"\prime\prime" else "'" if power.strip() == r"\prime" else f"^{{{power}}}"
+        return {r"\prime\prime": "''", r"\prime": "'"}.get(power, f"^{{{power}}}")
     token = _RENAMED.get(token, token)
-    if not token:
-        return ""
-    return f"{token} " if token[0] == "\\" and token[-1].isalpha() else token
+    return f"{token} " if token[:1] == "\\" and token[-1].isalpha() else token
 
 
-def _argument(tokens: _Tokens, depth: int, *, whole_number: bool = False) -> str:
+def _spell_argument(tokens: list[str], depth: int, *, whole_number: bool = False) -> str:
     """The argument of a command: a group, a command with its arguments, or one character (or integer)."""
-    tokens.skip_blanks()
-    token = tokens.next()
-    if whole_number and token is not None and (token == "-" or token.isdigit()):
-        digits = [token]
-        while (token := tokens.next()) is not None and token.isdigit():
-            digits.append(token)
-        if token is not None:
-            tokens.back()
-        return "".join(digits)
-    if token is None or depth > _DEEPEST:
+    _skip_blanks(tokens)
+    if not tokens or tokens[-1] == "}":
         return ""
-    if token == "}":
-        tokens.back()
+    token = tokens.pop()
+    if whole_number and (token == "-" or token.isdigit()):
+        while tokens and tokens[-1].isdigit():
+            token += tokens.pop()
+        return token
+    if depth > _DEEPEST:
         return ""
-    if token == "{":
-        return _written(tokens, depth + 1).strip()
-    return _one(token, tokens, depth + 1).strip()
+    return (_spell_group(tokens, depth + 1) if token == "{" else _spell(token, tokens, depth + 1)).strip()
 
 
 _MULTIPLE = re.compile(r"(\d) ?(?:\\text\{\s?)?(thousand|million|billion|trillion)\b\}?", re.IGNORECASE)

@@ -1,1 +1,1 @@
-"""Log-probs of rollouts under other prompts; the pipeline from a group to its evidence. Imports methods and below."""
+"""Log-probs of rollouts under other prompts, and the pipeline from a group to its evidence."""

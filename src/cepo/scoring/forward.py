@@ -1,7 +1,7 @@
 """Forward passes: from requests to log-probs.
 
-`FullForward` runs every request whole: [prompt in its context + completion]. `fast/prefix_cache.py` runs each prompt
-once where the model's cache allows it, with the same result.
+`FullForward` runs each request whole: prompt, hint and completion. `fast/prefix_cache.py` runs each prompt once, with
+the same result, if the model's cache supports it.
 
 Dimensions: n rows of a pass, S tokens of a row.
 """
@@ -47,14 +47,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def has_dropout(model: nn.Module) -> bool:
-    """Whether a forward pass in train mode may differ from one in eval mode."""
+    """Whether a module of the model has a dropout rate above 0."""
     rates = (getattr(module, name, 0.0) for module in model.modules() for name in ("p", "attention_dropout"))
     return any(isinstance(rate, float) and rate > 0 for rate in rates)
 
 
 @dataclass(frozen=True)
 class ScoringModel:
-    """A model and how it is called for scoring.
+    """A model with its wrappers and precision, for scoring passes.
 
     Attributes:
         model: The model as training wraps it; forward passes call it.
@@ -107,12 +107,12 @@ class FullForward:
         """Log-probs [nats] of each request's completion, in the order of the requests."""
         order = sorted(range(len(requests)), key=lambda i: length_of(requests[i]))
         batches = [list(b) for b in batches_of(order, lambda i: length_of(requests[i]), self.max_tokens)]
-        # Agree before the first pass: a process must not gather numbers while another one gathers weights.
+        # Reduce before the first pass: collective calls of numbers and of weights must have one order on all processes.
         (calls,) = self.reduce_max([len(batches)])
         results: dict[int, Tensor] = {}
         for batch in batches:
             results |= dict(zip(batch, self._pass(prompts, [requests[i] for i in batch]), strict=True))
-        for _ in range(calls - len(batches)):  # passes that other processes need; the result is discarded
+        for _ in range(calls - len(batches)):  # join the passes of other processes
             self._pass(prompts, [spare_request(prompts)])
         return [results[i] for i in range(len(requests))]
 
@@ -160,13 +160,13 @@ def inputs_of(
 
 
 class Scorer:
-    """Runs requests, with a prefix cache for each prompt where `fast/` is installed and the model's cache supports it.
+    """Runs requests, with a prefix cache for each prompt if `fast/` is present and the model's cache supports it.
 
     Args:
         model: The model.
         reduce_max: As in `FullForward`.
-        shares: Whether to share prompts; None: decided by the model's structure and a trial on the first requests.
-        warns: Whether to warn where prompts are not shared; one process is enough.
+        shares: Whether to use the prefix cache; None: decide by the model and a trial on the first requests.
+        warns: Whether this process warns if the prefix cache cannot be used.
     """
 
     def __init__(

@@ -13,13 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, ProcessorMixin
+from transformers import PreTrainedModel
 
 from ..methods.method import MethodOptions
 from ..methods.stages import OTHER_MODEL, STUDENT, Context, Evidence, LabeledGroup, StageContext, TokenValues
 from ..methods.token_advantages import CreditInputs, TokenAdvantages
 from ..references.groups import Group, Ids, References
-from ..references.hints import add_hint
 from .forward import Scorer, ScoringModel
 from .prompts import PromptEncoder, cut_text, token_texts
 from .requests import Prompt, Request, text_length
@@ -73,7 +72,6 @@ class Pipeline:
         *,
         max_tokens: int,
         temperature: float = 1.0,
-        **template_options: Any,
     ) -> "Pipeline":
         """The pipeline of a model outside a trainer. Wrap calls in `evaluating(model)`.
 
@@ -82,11 +80,9 @@ class Pipeline:
             processing_class: Tokenizer, or processor of a vision-language model.
             max_tokens: Maximum tokens of a forward pass, padding included.
             temperature: Temperature of the distributions; training uses the sampling temperature.
-            template_options: Further arguments of the chat template.
         """
-        encoder = PromptEncoder(processing_class, isinstance(processing_class, ProcessorMixin), template_options)
         scorer = Scorer(ScoringModel(model, model, temperature=temperature))
-        return cls(encoder, partial(scorer.log_probs, max_tokens=max_tokens))
+        return cls(PromptEncoder(processing_class), partial(scorer.log_probs, max_tokens=max_tokens))
 
     def plan(
         self, options: MethodOptions, groups: Sequence[Group], scored: Sequence[bool] | None = None
@@ -96,7 +92,7 @@ class Pipeline:
         Args:
             options: Options of the method.
             groups: The groups.
-            scored: For each rollout, whether it gets contexts; None: all rollouts do.
+            scored: (N,) whether each rollout gets contexts; None: all rollouts.
         """
         method = options.method_spec
         references: list[References] = []
@@ -119,14 +115,13 @@ class Pipeline:
         return references, [contexts_of(row) for row in range(len(references))]
 
     def context_ids(self, groups: Sequence[Group], prompts: Sequence[Prompt]) -> Callable[[int, Context], Ids]:
-        """Token ids of a prompt in a context: (index of the group, context) -> ids, cached."""
+        """A cached function (index of the group, context) -> token ids of the group's prompt in the context."""
 
         @cache
         def ids(index: int, context: Context) -> Ids:
             if not isinstance(context, str):
                 return prompts[index].ids
-            messages = groups[index].messages
-            return self.encoder.with_hint(prompts[index], messages, add_hint(messages, context))
+            return self.encoder.with_hint(prompts[index], groups[index].messages, context)
 
         return ids
 
@@ -147,7 +142,7 @@ class Pipeline:
             all_options: Options of each method.
             groups: The groups.
             prompts: The prompts of the groups, as the student saw them.
-            scored: For each rollout, whether methods with teachers score it; None: all rollouts.
+            scored: (N,) whether methods with teachers score each rollout; None: all rollouts.
             student: (N, T) log P_S [nats] if already known.
             width: T; None: the length of the longest rollout.
             device: Device of the evidence.
@@ -202,26 +197,25 @@ class Pipeline:
             for row, (_, ids) in enumerate(rollouts):
                 if STUDENT in contexts[row]:
                     found[row][STUDENT] = student[row, : len(ids)]
-        for log_probs, serves in self._scorers():
+        for log_probs in filter(None, (self.log_probs, self.teacher_log_probs, self.other_log_probs)):
             requests = {
                 (row, context): Request(index, ids_of(index, context), ids)
                 for row, (index, ids) in enumerate(rollouts)
                 for context in contexts[row]
-                if ids and serves(context) and context not in found[row]
+                if ids and self._scorer_of(context) is log_probs and context not in found[row]
             }
             unique = list(dict.fromkeys(requests.values()))
-            # A scorer is called without requests as well: other processes may have some, and they run passes together.
+            # Also without requests: another process may have some, and all processes run the same number of passes.
             results = dict(zip(unique, log_probs(prompts, unique), strict=True))
             for (row, context), request in requests.items():
                 found[row][context] = results[request]
         return found
 
-    def _scorers(self) -> list[tuple[LogProbs, Callable[[Context], bool]]]:
-        """Forward passes and the contexts that they score. P_S is always scored by the policy."""
-        is_hint, is_other = (lambda c: isinstance(c, str)), (lambda c: c is OTHER_MODEL)
-        policy = (lambda c: c is STUDENT or is_hint(c)) if self.teacher_log_probs is None else lambda c: c is STUDENT
-        scorers = [(self.log_probs, policy), (self.teacher_log_probs, is_hint), (self.other_log_probs, is_other)]
-        return [(log_probs, serves) for log_probs, serves in scorers if log_probs is not None]
+    def _scorer_of(self, context: Context) -> LogProbs | None:
+        """The forward passes for a context. The policy scores P_S, whatever the teacher's weights are."""
+        if context is OTHER_MODEL:
+            return self.other_log_probs
+        return self.log_probs if context is STUDENT else self.teacher_log_probs or self.log_probs
 
     def _labeled(
         self,

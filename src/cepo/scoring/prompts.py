@@ -1,7 +1,7 @@
 """Token ids of prompts with and without hints, by the model's chat template, equal to those of TRL."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,42 +10,20 @@ from transformers import ProcessorMixin
 from ..references.extraction import opens_thinking
 from ..references.groups import Ids, Messages
 from ..references.hint_content import Part
-from ..references.hints import MARK
+from ..references.hints import MARK, add_hint
 from .requests import TOKEN_TYPES, Prompt, common_length, end_of_images
 
 
-def with_parts(messages: Messages, images: Sequence[Any] = ()) -> Messages:
-    """A conversation in typed parts with its images in place, equal to TRL's `prepare_multimodal_messages`.
-
-    Images fill the placeholders in order. Without placeholders they go before the text of the first user turn.
-
-    Args:
-        messages: Conversation whose `content` is text or a list of typed parts.
-        images: Images that are not yet in the conversation.
-
-    Raises:
-        ValueError: If the numbers of placeholders and images differ.
-    """
-    remaining, typed, placed = list(images), [], False
-    for message in messages:
-        content = message.get("content")
-        if isinstance(content, str):
-            placeholders = [{"type": "image"} for _ in images] if message["role"] == "user" and not placed else []
-            placed = placed or message["role"] == "user"
-            content = [*placeholders, {"type": "text", "text": content}]
-        typed.append({**message, "content": content} if "content" in message else message)
-
-    def empty(part: dict[str, Any]) -> bool:
-        return part["type"] == "image" and "image" not in part
-
-    turns = [message for message in typed if message.get("content") and message["role"] != "tool"]
-    count = sum(empty(part) for message in turns for part in message["content"])
-    if count != len(remaining):
-        raise ValueError(f"a conversation has {count} image placeholders, got {len(remaining)} images")
-    for message in turns:
-        parts = message["content"]
-        message["content"] = [{**part, "image": remaining.pop(0)} if empty(part) else part for part in parts]
-    return typed
+def typed(processing_class: Any, messages: Messages) -> Messages:
+    """A conversation for the chat template: a processor requires texts as typed parts."""
+    if not isinstance(processing_class, ProcessorMixin):
+        return messages
+    return [
+        {**turn, "content": [{"type": "text", "text": turn["content"]}]}
+        if isinstance(turn.get("content"), str)
+        else turn
+        for turn in messages
+    ]
 
 
 def special_tokens(processing_class: Any) -> list[str]:
@@ -78,12 +56,10 @@ class PromptEncoder:
 
     Attributes:
         processing_class: Tokenizer, or processor of a vision-language model.
-        is_vlm: Whether it is a processor.
         options: Further arguments of `apply_chat_template` (tools, chat_template, ...).
     """
 
     processing_class: Any
-    is_vlm: bool
     options: dict[str, Any] = field(default_factory=dict)
 
     def prompt(self, messages: Messages) -> Prompt:
@@ -97,21 +73,27 @@ class PromptEncoder:
         image_token = getattr(self.processing_class, "image_token_id", None)
         return Prompt(ids, fields, token_types, end_of_images(ids, token_types.values(), image_token))
 
-    def with_hint(self, prompt: Prompt, plain: Messages, hinted: Messages) -> Ids:
-        """Token ids of the conversation `hinted`, given the `prompt` of the conversation `plain`.
+    def with_hint(self, prompt: Prompt, messages: Messages, hint: str) -> Ids:
+        """Token ids of a conversation with a hint.
 
-        Only text is tokenized again, since processing images is slow: the hinted conversation's text after the common
-        prefix replaces the end of the prompt, whose images are expanded.
+        Only text is tokenized again, since processing images is slow: the hinted text after the common prefix replaces
+        the end of the prompt, whose images are expanded.
+
+        Args:
+            prompt: The prompt of the conversation.
+            messages: The conversation.
+            hint: The hint, from `fill_hint`.
 
         Raises:
             ValueError: If an image follows the hint.
         """
-        before, after = self._text_ids(plain), self._text_ids(hinted)
+        hinted = add_hint(messages, hint)
+        before, after = self._text_ids(messages), self._text_ids(hinted)
         shared = common_length([before, after])
         tail = before[shared:]
         if tail and prompt.ids[-len(tail) :] == tail:
             ids = prompt.ids[: -len(tail)] + after[shared:]
-        else:  # the text alone is tokenized differently from the text with images
+        else:  # the processor tokenizes the text differently
             ids = tuple(self._encoded(with_texts(hinted, without_marks))["input_ids"][0])
         if ids[: prompt.images_end] != prompt.ids[: prompt.images_end]:
             raise ValueError(
@@ -124,7 +106,7 @@ class PromptEncoder:
         """Token ids with one placeholder per image."""
         tokenizer = tokenizer_of(self.processing_class)
         text = self.processing_class.apply_chat_template(
-            self._typed(messages), add_generation_prompt=True, tokenize=False, **self.options
+            typed(self.processing_class, messages), add_generation_prompt=True, tokenize=False, **self.options
         )
         if MARK not in text:
             return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
@@ -139,16 +121,13 @@ class PromptEncoder:
 
     def _encoded(self, messages: Messages, **kwargs: Any) -> Any:
         return self.processing_class.apply_chat_template(
-            [self._typed(messages)],
+            [typed(self.processing_class, messages)],
             add_generation_prompt=True,
             tokenize=True,
             return_dict=True,
             **kwargs,
             **self.options,
         )
-
-    def _typed(self, messages: Messages) -> Messages:
-        return with_parts(messages) if self.is_vlm else messages
 
 
 def thinking_opening(processing_class: Any, options: dict[str, Any]) -> str:
@@ -160,8 +139,7 @@ def thinking_opening(processing_class: Any, options: dict[str, Any]) -> str:
     """
     if not (options.get("chat_template") or getattr(processing_class, "chat_template", None)):
         return ""
-    question = [{"role": "user", "content": "?"}]
-    messages = with_parts(question) if isinstance(processing_class, ProcessorMixin) else question
+    messages = typed(processing_class, [{"role": "user", "content": "?"}])
     with_header, without = (
         processing_class.apply_chat_template(messages, add_generation_prompt=add, tokenize=False, **options)
         for add in (True, False)

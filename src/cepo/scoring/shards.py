@@ -1,8 +1,7 @@
 """Weight layouts: whole weights, shards of FSDP2, shards of DeepSpeed's ZeRO-3.
 
-Teachers with other weights than the policy run in the policy's model, with their values swapped in. FSDP2 and ZeRO-3
-gather weights before use and may keep the gathered values; so gathered values are dropped after a swap, or the next
-pass would use stale ones.
+A teacher with other weights runs in the policy's model, with its values swapped in. FSDP2 and ZeRO-3 gather weights
+before use and may cache them, so a swap drops gathered weights; the next pass would use stale ones.
 """
 
 from collections.abc import Iterator, Mapping
@@ -197,18 +196,14 @@ class ZeROShards(_Shards):
             persistent[0].all_gather(persistent)
 
 
-def _mean_over_processes(weight: DTensor) -> list[Partial]:
-    """Gradient placements: shards get the mean over processes."""
-    return [Partial("avg")] * weight.device_mesh.ndim
-
-
 def whole_with_gradient(weight: Tensor) -> Tensor:
     """A weight gathered on every process, with gradient, for use outside of its layer's forward pass.
 
     An unsharded weight is returned unchanged.
     """
     if isinstance(weight, DTensor):
-        return weight.full_tensor(grad_placements=_mean_over_processes(weight))
+        # The gradient of a shard is the mean over processes.
+        return weight.full_tensor(grad_placements=[Partial("avg")] * weight.device_mesh.ndim)
     if not hasattr(weight, "ds_id"):
         return weight
     from deepspeed.runtime.zero.partition_parameters import GatheredParameters, ZeroParamStatus

@@ -6,7 +6,7 @@ The copy holds the trained parameters only. For scoring passes of the teacher th
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -43,8 +43,6 @@ class TeacherWeights:
         layout: WholeWeights | None = None,
         writes: bool = True,
     ):
-        if source not in get_args(WeightsSource):
-            raise ValueError(f"unknown teacher {source!r}; choose one of {', '.join(get_args(WeightsSource))}")
         self._layout, self._writes = layout or WholeWeights(), writes
         self._trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._source, self._sync_steps, self._decay = source, sync_steps, decay
@@ -56,7 +54,7 @@ class TeacherWeights:
 
     @property
     def lags(self) -> bool:
-        """Whether there is a copy."""
+        """Whether the teacher has a copy, whose weights may differ from the policy's."""
         return bool(self._copy)
 
     @contextmanager
@@ -72,7 +70,9 @@ class TeacherWeights:
     def after_step(self, step: int, *, made: bool = True) -> None:
         """Update the copy after `step` optimizer steps.
 
-        A skipped last step (`made` False) does not move the average of ``ema``; ``synced`` still copies.
+        Args:
+            step: Number of optimizer steps.
+            made: False if the last step was skipped, which leaves the average of ``ema`` unchanged.
         """
         if self._source == "synced" and step % self._sync_steps == 0:
             for name, copy in self._copy.items():

@@ -126,9 +126,7 @@ class CEPOTrainer(ResumingTrainer):
         for callback in (self._gradients, follow, HealthWarnings(), FailedUploads(self)):
             self.add_callback(callback)
         if self._needs_solution:
-            self._encoder = PromptEncoder(
-                self.processing_class, self._is_vlm, {"tools": self.tools or None, **template}
-            )
+            self._encoder = PromptEncoder(self.processing_class, {"tools": self.tools or None, **template})
         shortcuts = fast()
         self._sharing = None if shortcuts is None else shortcuts.share_prompts(self)
 

@@ -1,4 +1,4 @@
-"""Options, from code, flags and files: a configuration, or one line that says what is wrong."""
+"""Options from code and flags: a configuration, or an error message of one line."""
 
 from dataclasses import fields
 from functools import cache
@@ -6,19 +6,19 @@ from functools import cache
 from hypothesis import strategies as st
 
 from cepo import CEPOConfig
-from cepo.data.escape import one_line as shown_on_one_line
+from cepo.data.escape import one_line
 from cepo.data.formats import DatasetOptions
 from cepo.methods import method_options
 from cepo.methods.registry import METHODS, all_options
 from cepo.trainer.arguments import parse
 from cepo.trainer.cepo_config import option_docs
 
-from .of_text import hostile
 from .properties import examples
+from .test_text import hostile
 
 SHARED = ["method", *all_options()]
-OWN = [name for name in option_docs() if name != "answer_extractor"]
-THEIRS = (
+CEPO_OPTIONS = [name for name in option_docs() if name != "answer_extractor"]
+TRL_OPTIONS = (
     *("num_generations", "per_device_train_batch_size", "gradient_accumulation_steps", "num_iterations", "beta"),
     *("steps_per_generation", "generation_batch_size", "max_completion_length", "epsilon"),
 )
@@ -40,53 +40,50 @@ anything = st.one_of(
     hostile,
     st.lists(numbers, max_size=2),
 )
-# What is plausible of an option, more often than not.
-LIKELY = {"method": st.sampled_from(sorted(METHODS))}
 
 
 def named(names):
-    """Some of the options, each with a value that may be right."""
-    pairs = [st.tuples(st.just(name), st.one_of(LIKELY.get(name, anything), anything)) for name in names]
+    """Some of the options, each with a value that may be valid."""
+    valid = {"method": st.sampled_from(sorted(METHODS))}
+    pairs = [st.tuples(st.just(name), st.one_of(valid.get(name, anything), anything)) for name in names]
     return st.lists(st.one_of(pairs), max_size=5).map(dict)
 
 
-def one_line(error):
-    """What a person reads of a mistake."""
+def check_message(error):
     text = str(error).strip()
     assert text
     assert "\n" not in text, text
 
 
 @examples(1500, given=named(SHARED))
-def options_of_methods(given):
+def test_options_of_methods(given):
     try:
         made = method_options(**{"method": "cepo", **given})
     except ValueError as error:
-        one_line(error)
+        check_message(error)
         return
     for step in (0, 5, 1000):
         assert 0 <= made.coefficient_at(step) <= 1
     assert method_options(made.method, **made.as_dict()) == made
 
 
-@examples(700, given=named([*OWN, *THEIRS]))
-def options_of_runs(given):
-    # TRL's own options say what they like of values of other types.
-    if any(not isinstance(given.get(name, 0), int) or abs(given.get(name, 0)) > 10**6 for name in THEIRS):
+@examples(700, given=named([*CEPO_OPTIONS, *TRL_OPTIONS]))
+def test_options_of_runs(given):
+    # TRL's error messages for its options may have several lines.
+    if any(not isinstance(given.get(name, 0), int) or abs(given.get(name, 0)) > 10**6 for name in TRL_OPTIONS):
         return
-    theirs = set(given) & set(THEIRS)
     try:
         made = CEPOConfig("out", use_cpu=True, **given)
     except ValueError as error:
-        if not theirs:
-            one_line(error)
+        if not set(given) & set(TRL_OPTIONS):
+            check_message(error)
         return
     assert made.method in METHODS
 
 
 @cache
 def flags():
-    return sorted({f"--{name}" for name in (*OWN, *(one.name for one in fields(DatasetOptions)))})
+    return sorted({f"--{name}" for name in (*CEPO_OPTIONS, *(one.name for one in fields(DatasetOptions)))})
 
 
 words = st.lists(
@@ -102,10 +99,10 @@ words = st.lists(
 
 
 @examples(150, arguments=words)
-def command_lines(arguments):
+def test_command_lines(arguments):
     if any(word.startswith("--config") for word in arguments):
         return
     try:
         parse([*arguments, "--use_cpu", "true"])
     except (ValueError, OSError) as error:
-        one_line(shown_on_one_line(str(error)))
+        check_message(one_line(str(error)))
