@@ -56,7 +56,6 @@ INTEGRATION = {
         "text_example",
         "vision_language_example",
     ),
-    "test_hub": ("an_unreachable_hub_is_refused_before_training",),
     "test_image_files": ("training_sees_the_page",),
     "test_image_lists": ("training_runs_each_distinct_prompt_once",),
     "test_kill": ("killed_at_a_place",),
@@ -74,7 +73,6 @@ INTEGRATION = {
         "a_run_on_a_terminal",
         "ctrl_c_on_a_terminal",
         "lines_between_tables_of_completions",
-        "lines_of_a_run_that_reuses_rollouts",
     ),
     "test_resume": (
         "a_failed_save_keeps_the_checkpoint_before",
@@ -119,7 +117,6 @@ INTEGRATION = {
     "test_untrusted_text": ("training_with_an_image_token_as_answer",),
     "test_verdicts": (
         "clipped_completions_are_counted",
-        "missing_verdicts_are_printed_beside_the_accuracy",
         "prompt_learning_adapters_are_refused",
         "rows_with_and_without_images_are_refused_before_training",
         "warning_if_all_completions_are_clipped",
