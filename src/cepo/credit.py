@@ -12,8 +12,9 @@ one (A < 0), a token that is likelier under r- gets a larger share of the negati
 |A_t - A| <= lambda eps_w |A|. With P(y_t | x) in place of the negative teacher this is RLSD; with lambda = 0 or r+ = r-
 it is GRPO.
 
-All functions are pure and without gradients: r+ and r- enter the loss as constants at sampled tokens, so that no answer
-leaks into the policy through a sum over the vocabulary.
+All functions are pure. Evidence is a constant at the sampled tokens, so the loss has no gradient through r+ or r-. A
+divergence over the vocabulary, as in self-distillation, would pull the policy towards the teacher's distribution, in
+which the answer is known.
 
 Dimensions: B rollouts, T completion tokens, K negative references.
 """
@@ -28,7 +29,7 @@ Schedule = Literal["linear", "cosine", "constant"]
 
 
 def mean_probability(logps: Tensor, present: Tensor) -> Tensor:
-    """Log of the mean probability of several teachers: the negative teacher of the `mixture` rules.
+    """Log of the mean probability of several teachers: one negative teacher from several r-.
 
     Args:
         logps: (K, B, T) log-probs [nats]; any value, NaN included, where a teacher is not `present`.

@@ -13,11 +13,12 @@ from .stages import STUDENT, Context, correct_and_incorrect_answers
 
 @dataclass(kw_only=True)
 class CEPOOptions(ScheduleOptions, ClipOptions, ContrastOptions, TeacherOptions):
-    """Defaults are the paper's except `negative_reference`; the preset ``paper`` has that too."""
+    """Defaults are the paper's, except for `negative_reference`; the preset ``paper`` sets the paper's rule as well."""
 
 
 def contrast_contexts(references: References, options: ContrastOptions) -> list[Context]:
-    """r+, then every r-. Without r-, the student takes its place (RLSD) or the rollout keeps its advantage (GRPO)."""
+    """r+, then every r-. Without r-: the student takes its place, which is RLSD; with `missing_negative: uniform` the
+    rollout is not scored and keeps its advantage, which is GRPO."""
     if references.negatives:
         return [references.positive, *references.negatives]
     return [references.positive, STUDENT] if options.missing_negative == "student" else []
@@ -36,7 +37,7 @@ METHOD = Method(
     ),
     options=CEPOOptions,
     references=correct_and_incorrect_answers,
-    contexts=contrast_contexts,
+    contexts=contrast_contexts,  # their log-probs become evidence by `stages.contrast`, the default
     assign_credit=reweighted,
     presets={
         "paper": {
@@ -50,5 +51,6 @@ METHOD = Method(
             "epsilon_high": 0.28,
         }
     },
+    # `cepo explain` shows the method once for each rule.
     variants=tuple({"negative_reference": rule} for rule in get_args(NegativeRule)),
 )

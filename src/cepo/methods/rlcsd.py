@@ -142,7 +142,7 @@ def selected_bonus(inputs: CreditInputs, options: RLCSDOptions, step: int) -> To
 METHOD = Method(
     name="rlcsd",
     doc=MethodDoc(
-        summary="all of it, and a bonus where a correct sibling in the prompt makes it likelier than incorrect ones do",
+        summary="all of it, and a bonus if a token is likelier with a correct sibling in the prompt than with others",
         source="arXiv 2606.11709",
         formula="A + r where |r| > threshold, 0 in place of a change of sign; r = βλ tanh(log(P_T+ / mean P_T-) / τ)",
         hints="a whole correct sibling; each of K incorrect siblings",

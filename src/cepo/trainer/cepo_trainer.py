@@ -100,10 +100,11 @@ class CEPOTrainer(ResumingTrainer):
         self._name, self._paper = self.method.name.upper(), paper_of(self.method)
         self._needs_solution = uses_solution(args)
         saves = args.log_completions and (self._needs_solution or can_be_explained(train_dataset))
+        # Whether answers and verdicts of a generation batch are gathered, in a `CompletionBatch`.
         self._collects = self._needs_solution or self.method.changes_advantages or saves
         self._samples = Samples(self, saves=saves)
         self._stopwatch = Stopwatch("generation", "teachers", "update")
-        self._completion_batch: CompletionBatch | None = None  # from `_calculate_rewards` to the end of its caller
+        self._completion_batch: CompletionBatch | None = None  # while one is scored
         self._divergence_sums: list[Tensor] = []
         self._gradients = NonfiniteGradients(args.max_nonfinite_grad_steps)
         super().__init__(model, reward_funcs, args, train_dataset, *rest, **kwargs)
@@ -115,8 +116,10 @@ class CEPOTrainer(ResumingTrainer):
         ]
         validate_run(self)
         names = self.reward_func_names
+        # The first reward function decides which rollouts are correct, unless the option names another.
         self._correctness_index = reward_index(args, "correctness_reward", names) or 0
         self._first_error_index = first_error_index(args, names, self.reward_weights, self._correctness_index)
+        # Whether rollouts without a gradient are left out of the update.
         self._skips = args.skips and not self.aux_loss_enabled
         if args.freeze_vision_tower:
             freeze_vision_tower(self.model)
@@ -127,7 +130,7 @@ class CEPOTrainer(ResumingTrainer):
             self.add_callback(callback)
         if self._needs_solution:
             self._encoder = PromptEncoder(self.processing_class, {"tools": self.tools or None, **template})
-        shortcuts = fast()
+        shortcuts = fast()  # wraps methods of this trainer: each prompt is encoded once per group
         self._sharing = None if shortcuts is None else shortcuts.share_prompts(self)
 
     @property
@@ -161,7 +164,7 @@ class CEPOTrainer(ResumingTrainer):
             inputs = [with_opaque_images(row) for row in inputs]
         if not self.model.training:
             return super()._generate_and_score_completions(inputs)
-        with self._stopwatch.measure(None):
+        with self._stopwatch.measure(None):  # pauses `update`
             batch = super()._generate_and_score_completions(inputs)
             with self._stopwatch.measure("teachers"):
                 scored = 0.0
@@ -201,8 +204,9 @@ class CEPOTrainer(ResumingTrainer):
         inputs = self._with_token_advantages(inputs)
         if not self._skips:
             return super()._compute_loss(model, inputs)
-        common = self._distributed.all_reduce_max if self.accelerator.num_processes > 1 else None
-        rows, factor = rows_with_gradient(inputs, self.loss_type, common)
+        # Every process keeps as many rows as the one with most; the factor corrects the mean for the rows left out.
+        most = self._distributed.all_reduce_max if self.accelerator.num_processes > 1 else None
+        rows, factor = rows_with_gradient(inputs, self.loss_type, most)
         if rows is None:
             # As in GRPO, a loss of 0 has zero gradients rather than none, so that momentum still moves the weights.
             return sum(p.flatten()[:1].sum() * 0.0 for p in model.parameters() if p.requires_grad)
@@ -286,7 +290,7 @@ class CEPOTrainer(ResumingTrainer):
         advantages, mask = batch["advantages"], trained_tokens(batch)
         groups, prompts = self._groups(batch)
         verdicts = verdicts_of(groups).to(advantages)
-        if not self.method.needs_solution:  # without teachers and token values, evidence is 0
+        if not self.method.needs_solution:  # the method needs no evidence: it is 0
             self._add_evidence(batch, no_evidence(mask.shape, mask.device), verdicts)
             return 0.0
         wanted = (self.method.rollout_filter(advantages, verdicts, self.args.method_options) & mask.any(dim=1)).tolist()
@@ -305,7 +309,7 @@ class CEPOTrainer(ResumingTrainer):
         if not self.method.needs_teachers:
             return 0.0
         self._log_fallbacks(scored.references, wanted)
-        return self._distributed.mean(torch.tensor([bool(own) for own in scored.contexts], device=mask.device))
+        return self._distributed.mean(torch.tensor([bool(c) for c in scored.contexts], device=mask.device))
 
     def _add_evidence(self, batch: Batch, evidence: Evidence, verdicts: Tensor) -> None:
         """Add (B, ...) evidence to a generation batch, and log the token advantages that it gives at this step."""

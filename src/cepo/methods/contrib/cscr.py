@@ -82,7 +82,7 @@ def damped(inputs: CreditInputs, options: CSCROptions, step: int) -> TokenAdvant
 METHOD = Method(
     name="cscr",
     doc=MethodDoc(
-        summary="less where an asserted outcome, correct or wrong, shifts its log-prob; the sum is kept",
+        summary="less if an asserted verdict in the prompt shifts a token's log-prob; the rollout's total is kept",
         source="arXiv 2607.27888",
         formula="A u_t / mean(u), u_t = max(floor, exp(-rate c_t)), c_t = max(|log P_T+/P_S|, |log P_T-/P_S|)",
         hints="that the answer is correct; that it is wrong",

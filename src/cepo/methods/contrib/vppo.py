@@ -81,7 +81,7 @@ def prefix_advantages(group: LabeledGroup, options: VPPOOptions) -> list[list[fl
 METHOD = Method(
     name="vppo",
     doc=MethodDoc(
-        summary="no teacher: half of a correct rollout's value until a margin before the first error",
+        summary="no teacher: an incorrect rollout has half of a correct one's value until just before its first error",
         source="arXiv 2601.18984",
         formula="v_t - mean v; v_t = 1 if correct; if incorrect 1/2 up to a margin before the first error, then 0",
         hints="no teacher",
