@@ -19,13 +19,11 @@ INTEGRATION = {
         "a_run_whose_reward_function_raises_saves_a_checkpoint",
         "an_unscored_rollout_has_no_advantage",
     ),
-    "test_cepo_additive": ("a_real_step_with_a_group_that_is_all_wrong", "groups_without_variance_are_learned_from"),
+    "test_cepo_additive": ("a_real_step_with_a_group_without_correct_rollouts", "groups_without_variance_are_learned_from"),
     "test_cli": (
-        "a_model_missing_on_the_hub",
+        "a_model_neither_here_nor_in_the_cache",
         "accuracy_of_adapters_is_measured",
-        "an_error_in_a_process",
         "ctrl_c_saves_a_checkpoint_that_can_be_resumed",
-        "eval_batch_size",
         "explain_reports_groups_without_advantages",
     ),
     "test_comparison": (
@@ -41,7 +39,7 @@ INTEGRATION = {
         "micro_batches_add_up",
         "teacher_weights_after_resuming",
     ),
-    "test_distilled_rl": ("it_is_explained_with_its_model", "the_policy_as_its_own_teacher_is_grpo"),
+    "test_distilled_rl": ("explain_loads_the_other_model", "the_policy_as_its_own_teacher_is_grpo"),
     "test_evaluation": ("processes_together_return_what_one_returns",),
     "test_evidence_statistics": (
         "explain_statistics_of_a_custom_dataset",
@@ -82,15 +80,15 @@ INTEGRATION = {
         "sigterm_saves_and_ends_the_run",
     ),
     "test_resume_options": (
-        "a_batch_of_other_micro_batches_is_the_same_batch",
+        "the_size_of_micro_batches_may_change",
         "a_checkpoint_without_options",
-        "a_longer_run_follows_its_own_schedule",
+        "a_longer_run_follows_the_schedule_of_its_length",
         "adapters_of_another_rank",
         "rollouts_of_another_layout_are_sampled_anew",
         "the_shipped_policy_elsewhere_is_the_same",
-        "what_may_change_is_applied",
+        "other_options_are_applied",
     ),
-    "test_rlcsd": ("a_group_with_one_right_rollout",),
+    "test_rlcsd": ("a_group_with_one_correct_rollout",),
     "test_served": ("distillation_is_corrected", "token_advantages_are_corrected"),
     "test_shared_update": (
         "several_threads_give_the_same_gradient_each_time",
@@ -109,10 +107,11 @@ INTEGRATION = {
     ),
     "test_trl_option_steps": (
         "a_distillation",
-        "a_router_keeps_its_own_loss",
+        "the_auxiliary_loss_of_a_router",
         "a_step_with_evidence",
         "cepo_with_equal_references_is_trls_trainer",
-        "tools_may_be_called_so_often",
+        "max_tool_calling_iterations",
+        "continuous_batching",
     ),
     "test_untrusted_text": ("training_with_an_image_token_as_answer",),
     "test_verdicts": (
@@ -121,7 +120,7 @@ INTEGRATION = {
         "rows_with_and_without_images_are_refused_before_training",
         "warning_if_all_completions_are_clipped",
     ),
-    "test_vppo": ("a_batch_that_is_all_wrong_still_learns", "a_real_step_with_errors_from_the_task"),
+    "test_vppo": ("a_batch_without_correct_rollouts_still_learns", "a_real_step_with_errors_from_the_task"),
     "test_without_fast": ALL,
 }
 # Tests of the above that stay in the quick tier.
