@@ -47,6 +47,7 @@ from .options import (
     dataset_options,
     load_rows,
     make_command_parser,
+    not_negative,
     positive,
     verifier_of,
 )
@@ -70,7 +71,7 @@ def make_parser(method: str | None = None) -> argparse.ArgumentParser:
     )
     add_model(parser)
     data = add_dataset(parser)
-    data.add_argument("--index", type=int, default=0, help="first row of the dataset")
+    data.add_argument("--index", type=not_negative, default=0, help="first row of the dataset")
     data.add_argument(
         "--num_prompts",
         type=positive,
