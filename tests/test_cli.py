@@ -231,7 +231,7 @@ def test_an_invalid_option_is_an_error_on_one_line(
     [
         (["evaluate", "--model_name_or_path", "./nowhere"], "./nowhere"),
         (["evaluate", "--num_problems", "0"], "at least 1"),
-        (["explain", "--index", "-1"], "index must not be negative"),
+        (["explain", "--index", "-1"], "--index: must not be negative"),
         (["explain", "--show", "cepo best"], "choose one of grpo, 'cepo lowest_reward'"),
         (["explain", "--hint_template", "no place"], "{answer}"),
         (["explain", "--tau", "1"], "unknown option --tau"),

@@ -162,7 +162,6 @@ class Hub:
 def test_a_pushed_folder_holds_the_card(tmp_path, monkeypatch):
     hub = Hub()
     monkeypatch.setattr(transformers.trainer, "hf_api", lambda: hub)
-    monkeypatch.setattr("cepo.commands.train.create_repo", hub.create_repo)
     options = ["--push_to_hub", "--hub_model_id=me/figures", "--save_strategy=no"]
     assert cli.main(["train", *SMALL, *EVAL, *options, "--output_dir", str(tmp_path / "out")]) == 0
     ((name, message, card),) = hub.pushed

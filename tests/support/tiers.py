@@ -19,7 +19,10 @@ INTEGRATION = {
         "a_run_whose_reward_function_raises_saves_a_checkpoint",
         "an_unscored_rollout_has_no_advantage",
     ),
-    "test_cepo_additive": ("a_real_step_with_a_group_without_correct_rollouts", "groups_without_variance_are_learned_from"),
+    "test_cepo_additive": (
+        "a_real_step_with_a_group_without_correct_rollouts",
+        "groups_without_variance_are_learned_from",
+    ),
     "test_cli": (
         "a_model_neither_here_nor_in_the_cache",
         "accuracy_of_adapters_is_measured",
