@@ -167,7 +167,7 @@ def _loss(method: str, rng: Random) -> dict[str, Any]:
     elif rng.random() < 0.2:
         found["top_entropy_quantile"] = 0.5
     else:
-        found["skip_zero_advantage"] = rng.random() < 0.6
+        found["skip_zero_advantage"] = rng.random() < 0.6 and method not in DISTILLING
     if found.get("importance_sampling_level") == "sequence":
         found["use_bias_correction_kl"] = False
     if rng.random() < 0.3:

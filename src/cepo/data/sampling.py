@@ -14,13 +14,12 @@ from weakref import WeakKeyDictionary
 import torch
 from PIL import Image
 from transformers import GenerationConfig, PreTrainedModel, ProcessorMixin, TrainerState
-from trl.data_utils import prepare_multimodal_messages
 
 from ..acceleration import fast
 from ..references.extraction import final_answer
 from ..references.groups import Group, Ids, Messages, Rollout
 from ..scoring.forward import evaluating
-from ..scoring.prompts import left_padding, special_tokens, text_of, thinking_opening, tokenizer_of
+from ..scoring.prompts import left_padding, special_tokens, text_of, thinking_opening, tokenizer_of, with_parts
 from ..scoring.requests import TOKEN_TYPES, distinct_prompts
 from .errors import DatasetError
 from .pixels import with_opaque_images
@@ -70,7 +69,7 @@ def conversation_of(row: dict[str, Any], processing_class: Any) -> Messages:
         return row["prompt"]
     row = with_opaque_images(row)
     images = row.get("images") or ([row["image"]] if row.get("image") is not None else [])
-    return prepare_multimodal_messages(row["prompt"], images)
+    return with_parts(row["prompt"], images)
 
 
 def sample(

@@ -1,7 +1,7 @@
 """Token ids of prompts with and without hints, by the model's chat template, equal to those of TRL."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +24,40 @@ def typed(processing_class: Any, messages: Messages) -> Messages:
         else turn
         for turn in messages
     ]
+
+
+def with_parts(messages: Messages, images: Sequence[Any] = ()) -> Messages:
+    """A conversation in typed parts with its images in place, equal to TRL's `prepare_multimodal_messages`.
+
+    Images fill the placeholders in order. Without placeholders they go before the text of the first user turn.
+
+    Args:
+        messages: Conversation whose `content` is text or a list of typed parts.
+        images: Images that are not yet in the conversation.
+
+    Raises:
+        ValueError: If the numbers of placeholders and images differ.
+    """
+    remaining, typed, placed = list(images), [], False
+    for message in messages:
+        content = message.get("content")
+        if isinstance(content, str):
+            placeholders = [{"type": "image"} for _ in images] if message["role"] == "user" and not placed else []
+            placed = placed or message["role"] == "user"
+            content = [*placeholders, {"type": "text", "text": content}]
+        typed.append({**message, "content": content} if "content" in message else message)
+
+    def empty(part: dict[str, Any]) -> bool:
+        return part["type"] == "image" and "image" not in part
+
+    turns = [message for message in typed if message.get("content") and message["role"] != "tool"]
+    count = sum(empty(part) for message in turns for part in message["content"])
+    if count != len(remaining):
+        raise ValueError(f"a conversation has {count} image placeholders, got {len(remaining)} images")
+    for message in turns:
+        parts = message["content"]
+        message["content"] = [{**part, "image": remaining.pop(0)} if empty(part) else part for part in parts]
+    return typed
 
 
 def special_tokens(processing_class: Any) -> list[str]:
