@@ -108,7 +108,7 @@ def _loaded(name: str, load: Callable[[], Any]) -> Any:
         return load()
     except Exception as error:  # `datasets` has no common type for files and names that it cannot read
         cause = error.__cause__ or error
-        raise LoadingError(f"dataset_name: cannot load {name}: {cause or type(cause).__name__}") from error
+        raise LoadingError(f"dataset_name: cannot load {name}: {str(cause) or type(cause).__name__}") from error
 
 
 def _with_images(data: Any, folder: ImageFolder, columns: Iterable[str], name: str) -> Any:
