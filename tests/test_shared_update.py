@@ -15,18 +15,16 @@ from trl.trainer.utils import add_fused_lm_head
 
 from cepo import CEPOConfig, CEPOTrainer, policy_path
 from cepo.fast.generation import PrefixSharingGenerator, SharedPrompts
-from cepo.fast.prefix_cache import unsupported_reason
-from cepo.fast.shared_rows import Rows, branched, packed, packing_pays, packing_unsupported_reason
-from cepo.fast.trainer import rows_of
+from cepo.fast.kv_cache import cache_unsupported_reason
+from cepo.fast.trainer import tree_of_rows
+from cepo.fast.tree_attention import tree_unsupported_reason
+from cepo.fast.tree_forward import tree_log_probs
 from cepo.scoring.requests import distinct_prompts
 from cepo.trainer.batches import images_of_rows
 from tests.support import tiny_models
 from tests.support.prompts import SHAREABLE, prompt_for, words
 from tests.support.tiny_models import HYBRID_MODELS, IMAGE_MODELS
 from tests.support.training import QUICK, half_right, logged, weights_of
-
-PACKABLE = [name for name in SHAREABLE if not name.startswith("gemma3")]  # sliding windows
-CASES = [*((name, branched) for name in SHAREABLE), *((name, packed) for name in PACKABLE)]
 
 
 def batch_of(name, prompts, groups, draw):

@@ -1,7 +1,7 @@
 """Forward passes: from requests to log-probs.
 
-`FullForward` runs each request whole: prompt, hint and completion. `fast/prefix_cache.py` runs each prompt once, with
-the same result, if the model's cache supports it.
+`FullForward` runs each request whole: prompt, hint and completion. `fast/tree_forward.py` runs each prompt once, with
+the same result, if the model's attention supports it.
 
 Dimensions: n rows of a pass, S tokens of a row.
 """
@@ -78,14 +78,19 @@ class ScoringModel:
         return self.unwrapped.device
 
     def log_probs(self, labels: Tensor, **inputs: Any) -> Tensor:
-        """(n, S - 1) log-probs [nats] of the tokens after the first, 0 at labels of -100, without (n, S, V) logits."""
+        """(n, S) log-probs [nats], without (n, S, V) logits.
+
+        Args:
+            labels: (n, S) the token that each position predicts; -100 for a result of 0.
+            inputs: Inputs of the model.
+        """
         self.before_pass("completions")
         with self.autocast():
             if self.fused:
-                return self.model(labels=labels, fused_lm_head=True, **inputs).log_probs.float()
-            hidden = self.unwrapped.base_model(use_cache=False, **inputs).last_hidden_state[:, :-1]
-            kept = labels[:, 1:] != -100
-            found = sampled_log_probs(hidden[kept], Head.of(self.unwrapped), labels[:, 1:][kept], self.temperature)
+                return self.model(shift_labels=labels, fused_lm_head=True, **inputs).log_probs.float()
+            hidden = self.unwrapped.base_model(use_cache=False, **inputs).last_hidden_state
+            kept = labels != -100
+            found = sampled_log_probs(hidden[kept], Head.of(self.unwrapped), labels[kept], self.temperature)
         return found.new_zeros(kept.shape).masked_scatter(kept, found)
 
 
@@ -160,13 +165,13 @@ def inputs_of(
 
 
 class Scorer:
-    """Runs requests, with a prefix cache for each prompt if `fast/` is present and the model's cache supports it.
+    """Runs requests, those of a prompt as a prefix tree if `fast/` is present and the model's attention supports it.
 
     Args:
         model: The model.
         reduce_max: As in `FullForward`.
-        shares: Whether to use the prefix cache; None: decide by the model and a trial on the first requests.
-        warns: Whether this process warns if the prefix cache cannot be used.
+        shares: Whether to use prefix trees; None: decide by the model and a trial on the first requests.
+        warns: Whether this process warns if prefix trees cannot be used.
     """
 
     def __init__(
@@ -197,8 +202,8 @@ class Scorer:
         self.shares = reason is None
         if reason is not None and self.warns:
             _logger.warning(
-                "scoring runs each prompt again for every context and rollout, because %s does not support a prefix "
-                "cache: %s. This is slower; the numbers are the same.",
+                "scoring runs each prompt again for every context and rollout, because %s does not support prefix "
+                "trees: %s. This is slower; the numbers are the same.",
                 type(self.model.unwrapped).__name__,
                 reason,
             )
@@ -217,10 +222,10 @@ def padded(rows: Sequence[Ids], device: torch.device, *, left: bool = False) -> 
 
 
 def labels_of(ids: Tensor, starts: Sequence[int], lengths: Sequence[int]) -> Tensor:
-    """The ids at completion tokens, -100 elsewhere."""
+    """At the positions that predict completions the next token, -100 elsewhere."""
     labels = torch.full_like(ids, -100)
     for row, (start, length) in enumerate(zip(starts, lengths, strict=True)):
-        labels[row, start : start + length] = ids[row, start : start + length]
+        labels[row, start - 1 : start - 1 + length] = ids[row, start : start + length]
     return labels
 
 
