@@ -144,9 +144,10 @@ class PromptSharing:
             if tree is None:
                 return whole()
             with self._trainer.accelerator.autocast():
-                found = tree_log_probs(model, inner_model(self._trainer, model), *tree)
-            rows = [None if one is None else one.new_zeros(mask.shape).masked_scatter(mask, one) for one in found]
-            return rows[0], rows[1] if entropies else None
+                log_probs, entropy = tree_log_probs(model, inner_model(self._trainer, model), *tree)
+            zeros = log_probs.new_zeros(mask.shape)
+            rows = zeros.masked_scatter(mask, log_probs)
+            return rows, zeros.masked_scatter(mask, entropy) if entropies and entropy is not None else None
 
         if self.shares is None:
             self._decide(tree is not None, lambda: whole()[0][mask], lambda: shared()[0][mask])
@@ -264,9 +265,9 @@ def _stacked(values: Any) -> Tensor | None:
     """
     if not (isinstance(values, list | tuple) and values and isinstance(values[0], Tensor | np.ndarray | list | tuple)):
         return torch.as_tensor(values)
-    parts = [_stacked(one) for one in values]
-    shapes = {None if part is None else part.shape for part in parts}
-    return torch.stack(parts) if len(shapes) == 1 and None not in shapes else None
+    parts = [part for one in values if (part := _stacked(one)) is not None]
+    equal = len(parts) == len(values) and len({part.shape for part in parts}) == 1
+    return torch.stack(parts) if equal else None
 
 
 def _splits_by_row(batch: Batch, rows: int) -> bool:

@@ -70,7 +70,8 @@ class Tree:
 
     def continued(self) -> tuple[list[int], list[int]]:
         """For each token after the roots: index of its root, and number of tokens between the root and it."""
-        roots, distances = [], []
+        roots: list[int] = []
+        distances: list[int] = []
         for node in self.nodes[len(self.roots) :]:
             first, *rest = self.ancestors(node.parent)
             before = sum(len(self.nodes[index].tokens) for index in rest)

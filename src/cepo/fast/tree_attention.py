@@ -66,8 +66,7 @@ class TreeMask(BlockMask):
 
     def _mask(self, places: Tensor, longest: int, window: int | None) -> Tensor | None:
         width = places.shape[1]
-        windowed = window is not None and window < width
-        if longest == width and not windowed and self._images is None:
+        if longest == width and self._images is None and (window is None or window >= width):
             return None
         keys = torch.arange(width, device=places.device)
         distance = keys[width - longest :, None] - keys
@@ -76,7 +75,7 @@ class TreeMask(BlockMask):
             images = self._images[places][:, None]
             queries = images[..., width - longest :, None]
             seen = seen | ((queries == images[..., None, :]) & (queries >= 0))
-        return seen & (distance < window) if windowed else seen
+        return seen if window is None else seen & (distance < window)
 
 
 def _attend(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, tree: TreeMask, **kwargs: Any) -> Tensor:

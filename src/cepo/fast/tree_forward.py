@@ -79,7 +79,9 @@ def inputs_of_tree(model: PreTrainedModel, prompts: Sequence[Prompt], tree: Tree
     return {**row, **inputs, "attention_mask": TreeMask(tree, device, images)}
 
 
-def tree_log_probs(model: Any, inner: PreTrainedModel, prompts: Sequence[Prompt], tree: Tree) -> list[Tensor | None]:
+def tree_log_probs(
+    model: Any, inner: PreTrainedModel, prompts: Sequence[Prompt], tree: Tree
+) -> tuple[Tensor, Tensor | None]:
     """(N,) log-probs [nats] of the completions, and entropies [nats] if TRL's fused LM head computes them.
 
     Args:
@@ -88,7 +90,8 @@ def tree_log_probs(model: Any, inner: PreTrainedModel, prompts: Sequence[Prompt]
         prompts, tree: See `inputs_of_tree`.
     """
     output = model(shift_labels=_labels(tree, inner), fused_lm_head=True, **inputs_of_tree(inner, prompts, tree))
-    return [None if row is None else row[0, tree.first_leaf :] for row in (output.log_probs, output.entropy)]
+    entropies = None if output.entropy is None else output.entropy[0, tree.first_leaf :]
+    return output.log_probs[0, tree.first_leaf :], entropies
 
 
 def _labels(tree: Tree, model: PreTrainedModel) -> Tensor:
