@@ -11,6 +11,7 @@ from torch.testing import assert_close
 from trl.trainer.utils import add_fused_lm_head
 
 from cepo.fast.tree_forward import TreeForward, tree_states, trial_reason
+from cepo.fast.trial import products_dtype
 from cepo.scoring.forward import FullForward, ScoringModel, evaluating, hidden_states
 from cepo.scoring.requests import Prompt, Request, batches_of
 from tests.support import tiny_models
@@ -273,6 +274,23 @@ def test_bfloat16_passes_the_trial(name):
         off_whole = (torch.cat(whole.log_probs(rounded, requests)) - exact).abs().mean()
         assert trial_reason(shared, rounded, requests) is None
     assert off_shared < 1.5 * off_whole + 1e-3
+
+
+def test_the_tolerance_is_that_of_autocast():
+    """float32 weights, products in bfloat16: rounding alone exceeds the tolerance of float32."""
+    model = tiny_models.make("qwen3")
+    prompts, requests = a_batch("qwen3")
+    add_fused_lm_head(model)
+    policy = ScoringModel(model, model, lambda: torch.autocast("cpu", torch.bfloat16), fused=True)
+    shared = TreeForward(policy, 10_000)
+    with evaluating(model):
+        expected = FullForward(policy, 10_000).log_probs(prompts, requests)
+        off = (torch.cat(shared.log_probs(prompts, requests)) - torch.cat(expected)).abs().mean()
+        assert 1e-4 < off < 0.05
+        assert trial_reason(shared, prompts, requests) is None
+        assert products_dtype(model) is torch.float32
+        with policy.autocast():
+            assert products_dtype(model) is torch.bfloat16
 
 
 def _half(values):

@@ -1,6 +1,7 @@
 """The layout of prefix trees against plain loops over requests."""
 
 import random
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from cepo.fast.tree import shared_prefixes, tree_of, trees_of, two_contexts
 from cepo.fast.tree_attention import TreeMask
-from cepo.scoring.requests import Prompt, Request
+from cepo.scoring.requests import Prompt, Request, length_of
 
 SEEDS = st.integers(0, 10**6)
 
@@ -67,8 +68,8 @@ def test_each_path_is_its_request(seed):
 
 
 @settings(max_examples=200)
-@given(SEEDS)
-def test_tokens_attend_to_their_ancestors(seed):
+@given(SEEDS, st.sampled_from([0, 64]))
+def test_tokens_attend_to_their_ancestors(seed, padding):
     """The rows of attention, with their masks, against the paths; every token has one result; positions count on."""
     prompts, requests = some_requests(seed)
     prefixes = shared_prefixes(prompts, requests)
@@ -84,7 +85,8 @@ def test_tokens_attend_to_their_ancestors(seed):
             seen = [*before, *places[: count + 1]]
             expected[place] = seen if window is None else seen[-window:]
             depths[place] = len(seen) - 1
-    mask = TreeMask(tree, torch.device("cpu"))
+    with patch("cepo.fast.tree._PADDING", padding):
+        mask = TreeMask(tree, torch.device("cpu"))
     results = []  # of each row of attention, in the order of `back`
     for family, (places, longest) in enumerate(mask.families):
         seen = mask.mask(family, window)
@@ -136,3 +138,19 @@ def test_two_contexts_are_of_one_prompt():
     assert two_contexts([one, Request(0, (1, 4), (3,)), other]) == [one, other]
     assert two_contexts([one, Request(1, (1, 2), (5,))]) == [one]
     assert two_contexts([]) == []
+
+
+@settings(max_examples=200)
+@given(SEEDS, st.integers(1, 40))
+def test_a_tree_never_costs_more_than_whole_rows(seed, times):
+    """Tokens, and pairs of a query and a key, padding of both included; so prompts are shared wherever they can be."""
+    prompts, requests = some_requests(seed)
+    requests = [Request(r.prompt, r.context, r.completion * times) for r in requests]
+    prefixes = shared_prefixes(prompts, requests)
+    kept = [request for request in requests if request.prompt in prefixes]
+    if not kept:
+        return
+    tree = tree_of(kept, prefixes)
+    longest = max(map(length_of, kept))
+    assert len(tree.ids) < len(kept) * longest
+    assert TreeMask(tree, torch.device("cpu")).pairs <= len(kept) * longest**2

@@ -17,6 +17,9 @@ from functools import cached_property
 from ..references.groups import Ids
 from ..scoring.requests import Prompt, Request, common_length
 
+# Tokens of padding that cost less than another call of the attention kernel.
+_PADDING = 64
+
 
 @dataclass(frozen=True)
 class Node:
@@ -80,16 +83,24 @@ class Tree:
         return roots, distances
 
     def families(self) -> Iterator[tuple[list[int], list[range]]]:
-        """For each parent the positions of its path from the root, and those of its children; the roots are one family.
+        """Positions of a path from the root, and those of children at its end, whose attention is computed together.
 
-        A token attends to its node's path and, in its node, to itself and the tokens before it.
+        A token attends to its node's path and, in its node, to itself and the tokens before it. Roots have no path.
+        Children of a parent are apart where their lengths, and so the padding, differ much.
         """
         children: dict[int | None, list[range]] = {}
         for node, places in zip(self.nodes, self.ranges, strict=True):
             if places:
                 children.setdefault(node.parent, []).append(places)
         for parent, members in children.items():
-            yield [place for index in self.ancestors(parent) for place in self.ranges[index]], members
+            path = [place for index in self.ancestors(parent) for place in self.ranges[index]]
+            together: list[range] = []
+            for child in sorted(members, key=len, reverse=True):
+                if together and len(together[0]) - len(child) > max(_PADDING, len(together[0]) // 4):
+                    yield path, together
+                    together = []
+                together.append(child)
+            yield path, together
 
 
 def shared_prefixes(prompts: Sequence[Prompt], requests: Sequence[Request]) -> dict[int, Ids]:

@@ -53,6 +53,11 @@ class TreeMask(BlockMask):
     def shape(self) -> tuple[int, ...]:
         return 1, 1, self._length, self._length
 
+    @property
+    def pairs(self) -> int:
+        """Number of pairs of a query and a key, padding included."""
+        return sum(places.numel() * longest for places, longest in self.families)
+
     def mask(self, family: int, window: int | None) -> Tensor | None:
         """(1 or c, 1, t, p + t) bool mask of a family's attention; None for causal attention without a path.
 
