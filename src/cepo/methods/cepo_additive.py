@@ -8,7 +8,7 @@ A rollout that is not scored keeps A. In a zero-variance group of incorrect roll
 with evidence for the incorrect answer get a negative advantage; A is then the mean of A_t, so that
 `negative_advantage_weight` (0.3 by default) applies to these rollouts too.
 
-Chosen by gradient alignment among placements of evidence (experiments/gradients.md). In contrast to CEPO, the mean of
+Chosen by gradient alignment among several ways to use evidence (dev/LOG.md). In contrast to CEPO, the mean of
 A_t over a rollout is not near A, and evidence has the same strength in every group. No token changes the sign of its
 rollout's advantage.
 """
