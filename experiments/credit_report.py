@@ -69,7 +69,7 @@ def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
     heights = [1 + 0.27 * len(names[one]) for one in hints]
     figure = pyplot.figure(figsize=(10, sum(heights)), layout="constrained")
     marks = {"correct": ("#2066ba", "o", -0.16), "incorrect": ("#cc6600", "s", 0.16)}
-    lines = figure.subfigures(len(hints), 1, height_ratios=heights, squeeze=False)[:, 0]  # type: ignore[call-overload]
+    lines = figure.subfigures(len(hints), 1, height_ratios=heights, squeeze=False)[:, 0]
     for line, one in zip(lines, hints, strict=True):
         if len(hints) > 1:
             line.suptitle(f"hint: {one[0]}, {one[1]} wording", fontsize=10)

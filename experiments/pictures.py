@@ -129,15 +129,14 @@ def prediction(file: Path) -> None:
     for number, one in enumerate(found):
         x, y = one["predicted"], {key: 100 * value for key, value in one["difference"].items()}
         axis.errorbar(
-            *(x["value"], y["mean"]),
+            x["value"],
+            y["mean"],
             xerr=[[x["value"] - x["low"]], [x["high"] - x["value"]]],
             yerr=[[y["mean"] - y["low"]], [y["high"] - y["mean"]]],
-            **{
-                "fmt": "osD^vPX<>*h"[number],
-                "color": f"C{number}" if number < 10 else "black",
-                "elinewidth": 0.7,
-                "markersize": 7,
-            },
+            fmt="osD^vPX<>*h"[number],
+            color=f"C{number}" if number < 10 else "black",
+            elinewidth=0.7,
+            markersize=7,
             label=textwrap.fill(label(one["name"]), 30, break_on_hyphens=False),
         )
     ranks = rank_correlation(found)

@@ -152,9 +152,9 @@ def draw_comparison(arms: Mapping[str, Sequence[Run]], rows: Sequence[Mapping[st
     best_first = sorted(arms, key=lambda name: -band(arms[name])[-1][1].mean)
     for name in best_first:
         steps, means = zip(*((step, 100 * one.mean) for step, one in band(arms[name])), strict=True)
-        style = ("-", "--", "-.", ":")[list(arms).index(name) % 4]
+        line = ("-", "--", "-.", ":")[list(arms).index(name) % 4]
         label = textwrap.fill(f"{name} ({counted(len(arms[name]), 'seed')})", 36, break_on_hyphens=False)
-        curves.plot(steps, means, style, color=colors[name], label=label)
+        curves.plot(steps, means, line, color=colors[name], label=label)
     curves.set(xlabel="optimizer step", ylabel="greedy accuracy, mean over seeds, %")
     curves.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=9)
     differences = below.subplots()

@@ -33,7 +33,7 @@ class CEPOAdditiveOptions(ContrastOptions, TeacherOptions):
     negative_advantage_weight: float = 0.3
     uniform_share: float = option(0.2, "Share of A that every token keeps whatever its evidence.", bounds={">=": 0})
     evidence_bonus: float = option(0.5, "Most that evidence adds or takes away.", bounds={">=": 0})
-    tau: float = option(0.1, "Evidence at which tanh begins to saturate [nats].", bounds={">": 0})
+    tau: float = option(0.1, "Evidence at which the bonus begins to saturate [nats].", bounds={">": 0})
     learn_from_zero_variance_groups: bool = option(
         True, "Score incorrect rollouts of zero-variance groups and learn from them."
     )
