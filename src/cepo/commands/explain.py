@@ -89,7 +89,7 @@ def make_parser(method: str | None = None) -> argparse.ArgumentParser:
     add("--statistics", action="store_true", help="print statistics of many groups under the method of --show")
     add("--output", type=Path, default=None, metavar="FILE", help="write the statistics as JSON")
     add = parser.add_argument_group("output").add_argument
-    add("--method", default=None, help="custom method, package.module:name, or a method whose options are set")
+    add("--method", default=None, help="method whose own options are set, or a custom one, package.module:name")
     add("--show", default=None, help="method to show first: grpo, rlsd, 'cepo own' (none: --method, else cepo)")
     add("--output_dir", type=Path, default=Path(), help="folder of explain.html")
     add("--terminal", action="store_true", help="print to the terminal instead of writing a page")

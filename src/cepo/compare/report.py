@@ -44,13 +44,13 @@ def report(
     """Write compare.json, compare.md and compare.png, and print the table.
 
     Args:
-        folder: Of the files.
+        folder: Folder of the files.
         comparison: The comparison.
         runs: The finished runs of each arm.
         failed: The failed runs.
-        console: Where the table is printed.
-        notes: Further notes.
-        more: Further keys of compare.json.
+        console: Prints the table.
+        notes: Lines to add to the comparison's notes.
+        more: Keys to add to compare.json.
     """
     rows = summarize(runs)
     measures = [measure for measure in MEASURES if any(row[measure] for row in rows)]

@@ -75,7 +75,7 @@ def additive(inputs: CreditInputs, options: CEPOAdditiveOptions, step: int) -> T
 METHOD = Method(
     name="cepo_additive",
     doc=MethodDoc(
-        summary="a fifth of it, plus up to a half where evidence supports the verdict; also in groups of incorrect "
+        summary="a fifth of it, plus up to 0.5 where evidence supports the verdict; also in groups without a correct "
         "rollouts",
         formula="s max(0, share |A| + bonus tanh(s log(P_T+ / P_T-) / τ)), s = sign(A), or -1 for an incorrect rollout "
         "with A = 0",
