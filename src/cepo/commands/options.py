@@ -23,7 +23,7 @@ from ..tasks.figures import NAME as FIGURES
 from ..tasks.figures import VARIANTS
 from ..trainer.arguments import unknown_option
 
-# --name and --name true, as options of cepo train are switched on.
+# `--name` or `--name true`, as in cepo train.
 SWITCH: dict[str, Any] = {"type": string_to_bool, "nargs": "?", "const": True, "default": False}
 
 
@@ -61,7 +61,9 @@ def add_model(parser: argparse.ArgumentParser) -> Any:
     """Add the options of the model; returns their group."""
     group = parser.add_argument_group("model")
     group.add_argument(
-        "--model_name_or_path", default=None, help="folder or name of a model or PEFT adapter (none: the shipped one)"
+        "--model_name_or_path",
+        default=None,
+        help="folder or name of a model or PEFT adapter (default: the shipped one)",
     )
     group.add_argument(
         "--trust_remote_code",
@@ -118,7 +120,7 @@ def add_verifier(group: Any) -> None:
         "--reward_funcs",
         nargs=1,
         default=None,
-        help="the verifier: a name in trl.rewards, or module.function (none: answer_reward, or the task's verifier)",
+        help="the verifier: a name in trl.rewards, or module.function (default: answer_reward, or the task's verifier)",
     )
     group.add_argument(
         "--correctness_threshold", type=float, default=0.5, help="an answer is correct if its reward is at least this"

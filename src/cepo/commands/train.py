@@ -185,7 +185,7 @@ def _card_facts(script_args: TrainArguments, command: list[str], accuracy: Accur
 
 
 def _save_after_failure(trainer: CEPOTrainer, interrupt: StopOnInterrupt) -> None:
-    """Save a checkpoint, unless several processes, one of which has failed, would have to save together."""
+    """Save a checkpoint in a run of one process; several would have to save together, and one has failed."""
     args, step = trainer.args, trainer.state.global_step
     if step == 0 or trainer.accelerator.num_processes > 1:
         return

@@ -76,7 +76,7 @@ METHOD = Method(
     name="cepo_additive",
     doc=MethodDoc(
         summary="a fifth of it, plus up to 0.5 where evidence supports the verdict; also in groups without a correct "
-        "rollouts",
+        "rollout",
         formula="s max(0, share |A| + bonus tanh(s log(P_T+ / P_T-) / τ)), s = sign(A), or -1 for an incorrect rollout "
         "with A = 0",
         hints="r+; each r-",
