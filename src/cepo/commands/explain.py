@@ -76,7 +76,7 @@ def make_parser(method: str | None = None) -> argparse.ArgumentParser:
         "--num_prompts",
         type=positive,
         default=None,
-        help=f"maximum number of groups (default: 1; {_STATISTICS_PROMPTS} with --statistics; {_RUN_PROMPTS} with --from)",
+        help=f"most groups (default: 1; {_STATISTICS_PROMPTS} with --statistics; {_RUN_PROMPTS} with --from)",
     )
     verifier = add_sampling(parser)
     verifier.add_argument("--num_generations", type=positive, default=8, help="rollouts per group")
