@@ -103,7 +103,7 @@ def tree_states(model: PreTrainedModel, prompts: Sequence[Prompt], requests: Seq
     """(N, H) hidden states as by `hidden_states`, with each distinct context run once; see `shared_prefixes`."""
     images = [prompts[request.prompt].images for request in requests]
     firsts, owners = distinct_prompts(
-        [list(request.context) for request in requests],
+        [request.context for request in requests],
         lambda one, other: all(torch.equal(images[one][name], images[other][name]) for name in images[one]),
     )
     own = [Request(owner, r.context, r.completion) for owner, r in zip(owners, requests, strict=True)]
