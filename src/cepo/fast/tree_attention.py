@@ -22,6 +22,11 @@ from .kv_cache import cache_unsupported_reason
 from .tree import Tree
 
 
+def uploaded(numbers: Any, device: torch.device) -> Tensor:
+    """Integers as a tensor on a device, for which the host does not wait."""
+    return torch.tensor(numbers, dtype=torch.long).to(device, non_blocking=True)
+
+
 class TreeMask(BlockMask):
     """Which tokens of a tree's row attend to each other.
 
@@ -36,18 +41,18 @@ class TreeMask(BlockMask):
         # Without the block structure of the base class, which needs all n x n pairs.
         self._length, self._images = len(tree.ids), images
         self._masks: dict[tuple[int, int | None], Tensor | None] = {}
-        back, held = torch.zeros(self._length, dtype=torch.long), 0
+        back, held = [0] * self._length, 0
         self.families: list[tuple[Tensor, int]] = []
         for path, children in tree.families():
             longest = max(map(len, children))
             # Padding repeats the last token of a child, to which no token before it attends.
             rows = [[*path, *child, *[child[-1]] * (longest - len(child))] for child in children]
-            self.families.append((torch.tensor(rows).to(device), longest))
+            self.families.append((uploaded(rows, device), longest))
             for row, child in enumerate(children):
                 first = held + row * longest
-                back[child.start : child.stop] = torch.arange(first, first + len(child))
+                back[child.start : child.stop] = range(first, first + len(child))
             held += len(children) * longest
-        self.back = back.to(device)
+        self.back = uploaded(back, device)
 
     @property
     def shape(self) -> tuple[int, ...]:

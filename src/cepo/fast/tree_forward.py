@@ -19,7 +19,7 @@ from transformers import PreTrainedModel
 from ..scoring.forward import FullForward, ReduceMax, ScoringModel, inputs_of, single_process
 from ..scoring.requests import Prompt, Request, distinct_prompts, spare_request
 from .tree import Tree, shared_prefixes, tree_of, trees_of, two_contexts
-from .tree_attention import TreeMask, attend_to_trees, tree_unsupported_reason
+from .tree_attention import TreeMask, attend_to_trees, tree_unsupported_reason, uploaded
 from .trial import products_dtype, trial_failure
 
 
@@ -60,23 +60,25 @@ def inputs_of_tree(model: PreTrainedModel, prompts: Sequence[Prompt], tree: Tree
     device = model.device
     inputs = inputs_of([prompts[root.prompt] for root in tree.roots], [r.tokens for r in tree.roots], device, left=True)
     positions = model._prepare_position_ids_for_generation(inputs["input_ids"], dict(inputs))
-    there = inputs.pop("attention_mask").bool()
-    roots, distances = torch.tensor(tree.continued(), dtype=torch.long).to(device)
+    width = positions.shape[-1]
+    places = [row * width + c for row, r in enumerate(tree.roots) for c in range(width - len(r.tokens), width)]
+    index = uploaded(places, device)
+    roots, distances = uploaded(tree.continued(), device)
     after = positions[..., -1].index_select(-1, roots) + 1 + distances
+    before = positions.flatten(-2).index_select(-1, index)
     row = {
-        "input_ids": torch.tensor([tree.ids]).to(device),
-        "position_ids": torch.cat([positions[..., there], after], dim=-1).unsqueeze(-2),
+        "input_ids": uploaded([tree.ids], device),
+        "position_ids": torch.cat([before, after], dim=-1).unsqueeze(-2),
     }
     images = None
     for name in prompts[tree.roots[0].prompt].token_types:
-        types = inputs.pop(name)[there]
+        types = inputs.pop(name).flatten().index_select(0, index)
         row[name] = torch.cat([types, types.new_zeros(len(roots))])[None]
         if name == "token_type_ids":  # models with this input let the tokens of an image attend to each other
             shown = row[name][0] == 1
             starts = shown & ~nn.functional.pad(shown, (1, 0))[:-1]
             images = torch.where(shown, starts.cumsum(0), -1)
-    del inputs["input_ids"]
-    return {**row, **inputs, "attention_mask": TreeMask(tree, device, images)}
+    return {**inputs, **row, "attention_mask": TreeMask(tree, device, images)}
 
 
 def tree_log_probs(
@@ -96,7 +98,7 @@ def tree_log_probs(
 
 def _labels(tree: Tree, model: PreTrainedModel) -> Tensor:
     """(1, n) the token that each position of the row predicts, -100 before the leaves."""
-    return torch.tensor([[-100] * tree.first_leaf + list(tree.labels)]).to(model.device)
+    return uploaded([[-100] * tree.first_leaf + list(tree.labels)], model.device)
 
 
 def tree_states(model: PreTrainedModel, prompts: Sequence[Prompt], requests: Sequence[Request]) -> Tensor:
