@@ -114,7 +114,8 @@ def _samplings(model: Any, rows: Rows, length: int) -> dict[str, Callable[[], Te
     # One token in a hundred ends a rollout: random weights hardly ever sample the EOS token.
     ends = list(range(len(IDS), len(IDS) + model.config.text_config.vocab_size // 100))
     generator = PrefixSharingGenerator(print)
-    prompts = SharedPrompts([0], [0] * len(rows.own), rows.prompt.images)
+    images = {name: values.to(model.device) for name, values in rows.prompt.images.items()}
+    prompts = SharedPrompts([0], [0] * len(rows.own), images)
     options = {"max_new_tokens": length, "do_sample": True, "top_k": 0, "eos_token_id": ends, "pad_token_id": 0}
 
     def generate(shared: bool) -> Tensor:

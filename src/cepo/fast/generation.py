@@ -34,7 +34,7 @@ class SharedPrompts:
     Attributes:
         firsts: U row indices, one row for each prompt.
         owners: B prompt indices, one for each row.
-        images: Image inputs of the U prompts.
+        images: Image inputs of the U prompts, on the model's device.
     """
 
     firsts: Sequence[int]
@@ -172,8 +172,7 @@ class _Passes:
     def _distinct_inputs(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         assert self._prompts is not None
         firsts = torch.tensor(self._prompts.firsts, device=self._held.device)
-        images = {name: values.to(firsts.device) for name, values in self._prompts.images.items()}
-        inputs = {**_rows(kwargs, firsts), **images}
+        inputs = {**_rows(kwargs, firsts), **self._prompts.images}
         inputs.pop("mm_encoder_outputs", None)  # since transformers 5.24: the features of all rows
         return inputs
 

@@ -229,7 +229,8 @@ class PromptSharing:
         firsts, owners = distinct_prompts(prompt_ids, shown.same)
         if len(firsts) == len(owners):
             return None
-        return SharedPrompts(firsts, owners, shown.of(firsts))
+        device = self._model.device
+        return SharedPrompts(firsts, owners, {name: value.to(device) for name, value in shown.of(firsts).items()})
 
 
 def tree_of_rows(batch: Batch, width: int, image_token: int | None) -> tuple[list[Prompt], Tree] | None:
