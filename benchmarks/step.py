@@ -145,16 +145,29 @@ def paper_task(
     dtype: torch.dtype,
     completion: tuple[int, int] = (250, 60),
     peft_config: Any = None,
+    prompt: int = 500,
+    image: tuple[int, int] = (40, 38),
     **options: Any,
 ) -> Task:
-    """Prompts of 500 tokens with an image, random weights, some zero-variance groups; `options` are the trainer's."""
-    height, width = 40, 38
+    """Prompts with an image, random weights, some zero-variance groups.
+
+    Args:
+        groups: Prompts of a step, with 8 rollouts each.
+        zero_variance: Share of the groups without variance.
+        architecture, device, dtype: Of the model; see `models.build`.
+        completion: Mean and standard deviation of the lengths of canned rollouts [tokens].
+        peft_config: For adapters.
+        prompt: Length of a prompt [tokens].
+        image: Height and width of its image [patches].
+        options: Options of the trainer.
+    """
+    height, width = image
     processor = AutoProcessor.from_pretrained(policy_path(), padding_side="left")
     processor.image_processor.size = {"shortest_edge": PATCH**2, "longest_edge": PATCH**2 * height * width}
     picture = Image.effect_noise((width * PATCH, height * PATCH), 80).convert("RGB")
     words = load_figures("train", 1)[0]["prompt"][0]["content"]
     text = words
-    target = 500 - height * width // MERGE**2
+    target = prompt - height * width // MERGE**2
     while len(processor.tokenizer(text).input_ids) < target:
         text += " " + words
     text = processor.tokenizer.decode(processor.tokenizer(text).input_ids[:target])
