@@ -51,8 +51,9 @@ def run(
             }
             for size in SIZES:
                 large = truth.abs() > size
-                row[f"above_{size}"] = int(large.sum())
-                row[f"wrong_signs_above_{size}"] = int((found.sign() != truth.sign())[large].sum())
+                name = f"above_{size}".replace(".", "_")
+                row[name] = int(large.sum())
+                row[f"wrong_signs_{name}"] = int((found.sign() != truth.sign())[large].sum())
             results.append(row)
             say(row)
     return results
