@@ -1,4 +1,4 @@
-"""Measure scoring, update, sampling, steps and evidence in bfloat16; write benchmarks/results/*.json and print tables."""
+"""Measure scoring, update, sampling, steps, evidence in bfloat16; write benchmarks/results/*.json and print tables."""
 
 import argparse
 import json
