@@ -34,7 +34,7 @@ def main() -> int:
         prog="python -m benchmarks.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rehearse", action="store_true", help="every part with tiny models, in about two minutes")
-    parser.add_argument("--seconds", type=float, default=530, help="limit of all parts together")
+    parser.add_argument("--seconds", type=float, default=500, help="limit of all parts together")
     parser.add_argument("--parts", nargs="*", help="default: all")
     parser.add_argument("--output_dir", type=Path, default=ROOT / "benchmarks" / "results" / "gpu")
     options = parser.parse_args()
