@@ -17,7 +17,10 @@ from cepo.planning.models import KNOWN, Sizes, find_config
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 LINES = [
-    (re.findall(r"`([^`]+)`", line), int(re.search(r"(\d+) x", line)[1]), re.search(r"x (\d+) GB", line)[1])
+    (
+        re.findall(r"`([^`]+)`", line),
+        *re.search(r"\| (\d+) x (\d+) GB \| (.*?) \| (.*?) \|", line).groups(),
+    )
     for line in (RECIPES / "README.md").read_text().splitlines()
     if re.search(r"\| \d+ x \d+ GB \|", line)
 ]
@@ -46,9 +49,9 @@ def _cached_sizes():
 
 
 @pytest.mark.parametrize(
-    ("files", "processes", "memory"), [pytest.param(*line, id="+".join(line[0])) for line in LINES]
+    ("files", "processes", "memory", "phases", "batches"), [pytest.param(*line, id="+".join(line[0])) for line in LINES]
 )
-def test_every_recipe_passes(files, processes, memory, capsys, monkeypatch):
+def test_every_recipe_passes(files, processes, memory, phases, batches, capsys, monkeypatch):
     monkeypatch.chdir(RECIPES.parent)
     configs = [part for name in files for part in ("--config", f"recipes/{name}.yaml")]
     status = run(*configs, "--device_memory", memory)
@@ -57,7 +60,9 @@ def test_every_recipe_passes(files, processes, memory, capsys, monkeypatch):
     assert "no problem found" in printed
     assert re.search(rf"^processes +{processes}\b", printed, re.MULTILINE)
     assert "32 prompts x 8 rollouts = 256" in printed
-    assert re.search(r"total( +[\d.]+){4}", printed)
+    totals = re.search(r"total((?: +[\d.]+){4})", printed)[1].split()
+    assert " / ".join(f"{float(one):.1f}" for one in totals) == phases, "run scripts/recipe_memory.py"
+    assert f"per_device_train_batch_size {batches} on" in printed, "run scripts/recipe_memory.py"
 
 
 def test_every_recipe_file_is_in_the_list():

@@ -34,7 +34,7 @@ from ..trainer.validation import NO_FSDP1, check_whole_groups, validate_data
 from .launch import accelerate_options
 
 GIB = 2**30
-DEVICES = (24, 48, 80)  # GiB
+DEVICES = "24 / 48 / 80"  # GiB
 # Tokens of prompts that are not on this machine, and of the text in prompts with images.
 _ASSUMED_PROMPT, _ASSUMED_TEXT = 512, 128
 _ROWS = 100  # prompts that are tokenized
@@ -233,14 +233,18 @@ def _plan(
     found.say(
         "FLOPs", f"{flops['TRL']:.3g} in the update of TRL's GRPO, per step and process; in units of it: {shares}"
     )
-    batches = ", ".join(f"{plan.largest_batch(size * GIB)} on {size} GiB" for size in DEVICES)
-    found.say("fits", f"per_device_train_batch_size {batches}, with a tenth left free")
+    found.say("fits", f"per_device_train_batch_size {batches_that_fit(plan)} on {DEVICES} GiB, a tenth left free")
     if plan.device and peak(plan.memory()) > plan.device:
         found.problems.append(
             f"an estimated {peak(plan.memory()) / GIB:,.1f} GiB do not fit a device of {script_args.device_memory:g} "
             "GiB; lower per_device_train_batch_size, set gradient_checkpointing, or shard"
         )
     return plan
+
+
+def batches_that_fit(plan: Plan) -> str:
+    """The largest `per_device_train_batch_size` on each of `DEVICES`; 0: not even one rollout."""
+    return " / ".join(str(plan.largest_batch(float(size) * GIB)) for size in DEVICES.split(" / "))
 
 
 def _table(plan: Plan) -> Table:
