@@ -1,6 +1,6 @@
 """Writes the memory that `cepo train --dry_run` estimates into the tables of recipes/README.md.
 
-    python scripts/recipe_memory.py
+python scripts/recipe_memory.py
 """
 
 import os

@@ -1,7 +1,7 @@
 """`cepo train --dry_run`: check options and data, and estimate FLOPs and memory, without weights, GPU or network."""
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -74,27 +74,23 @@ class DryRun:
         return 2 if self.problems else 0
 
 
-def prepare_dry_run(line: CommandLine) -> Callable[[Console], int]:
-    """Check the run and return the job that prints the findings."""
-    return dry_run(line).report
-
-
 def dry_run(line: CommandLine) -> DryRun:
-    """Check a run."""
+    """Check a run, and estimate its FLOPs and memory."""
     # The libraries read HF_HUB_OFFLINE when they are imported, before any option is parsed.
     constants.HF_HUB_OFFLINE = datasets.config.HF_HUB_OFFLINE = True
     found = DryRun()
-    layout: dict[str, Any] = {"processes": int(os.environ.get("WORLD_SIZE", "1")), "shards": "none", "engine": "ddp"}
+    layout = int(os.environ.get("WORLD_SIZE", "1")), "none", "ddp"
     if line.more_flags or line.more_config:
         with found.collecting():
-            layout |= _layout(line, found)
+            layout = _layout(line, found)
     # A machine without GPU checks the options of a run on GPUs, whose default is bf16.
     on_gpu = line.options.bf16 is None and line.options.use_cpu is None and line.options.dataset_name not in EMBEDDED
     fallback = {} if torch.accelerator.is_available() or line.options.use_cpu is not None else {"use_cpu": True}
+    processes, shards, engine = layout
     known = replace(line, more_flags=[], more_config=[])
-    script_args, args, model_args = parse(known, processes=layout["processes"], fallback=fallback)
+    script_args, args, model_args = parse(known, processes=processes, fallback=fallback)
     args.bf16 = args.bf16 or on_gpu
-    found.say("processes", f"{layout['processes']} ({layout['engine']}), sharded: {layout['shards']}")
+    found.say("processes", f"{processes} ({engine}), sharded: {shards}")
     found.say("method", f"{args.method}, seed {args.seed}")
     found.say(
         "step",
@@ -103,35 +99,34 @@ def dry_run(line: CommandLine) -> DryRun:
         f"{args.gradient_accumulation_steps} per update",
     )
     with found.collecting():
-        check_whole_groups(args, layout["processes"])
-    if layout["engine"] == "fsdp1" and (args.method_spec.needs_teachers or args.uses_divergence_loss):
+        check_whole_groups(args, processes)
+    if engine == "fsdp1" and (args.method_spec.needs_teachers or args.uses_divergence_loss):
         found.problems.append(NO_FSDP1)
     if args.use_vllm:
         found.say("not checked", "vLLM")
     data = _check_data(script_args, args, found)
     prompt = _prompt_length(data, script_args, args, str(model_args.model_name_or_path), found)
     with found.collecting():
-        found.plan = _plan(script_args, args, model_args, layout, prompt, found)
+        found.plan = _plan((script_args, args, model_args), prompt, layout, found)
     return found
 
 
-def _layout(line: CommandLine, found: DryRun) -> dict[str, Any]:
-    """Processes and sharding of the accelerate configuration, as fields of `Plan`."""
+def _layout(line: CommandLine, found: DryRun) -> tuple[int, str, str]:
+    """Number of processes, what they share, and the engine, of the accelerate configuration."""
     launcher = accelerate_options(line, [])
     config = load_config_from_file(launcher.config_file)
     processes = int(launcher.num_processes or config.num_processes)
     machines = int(launcher.num_machines or config.num_machines or 1)
     if processes % machines:
         found.problems.append(f"num_processes={processes} is not a multiple of num_machines={machines}")
+    stage, engine = 0, "ddp"
     if config.distributed_type == DistributedType.FSDP:
-        engine = f"fsdp{int(config.fsdp_config.get('fsdp_version', 1))}"
-        return {"processes": processes, "shards": "weights", "engine": engine}
-    if config.distributed_type != DistributedType.DEEPSPEED:
-        return {"processes": processes}
-    stage = int(config.deepspeed_config.get("zero_stage", 2))
-    if stage == 3 and not config.deepspeed_config.get("zero3_save_16bit_model"):
-        found.problems.append("ZeRO-3 saves no model without zero3_save_16bit_model: true in its configuration")
-    return {"processes": processes, "shards": SHARDS[stage], "engine": "deepspeed"}
+        stage, engine = 3, f"fsdp{int(config.fsdp_config.get('fsdp_version', 1))}"
+    elif config.distributed_type == DistributedType.DEEPSPEED:
+        stage, engine = int(config.deepspeed_config.get("zero_stage", 2)), "deepspeed"
+        if stage == 3 and not config.deepspeed_config.get("zero3_save_16bit_model"):
+            found.problems.append("ZeRO-3 saves no model without zero3_save_16bit_model: true in its configuration")
+    return processes, SHARDS[stage], engine
 
 
 def _check_data(script_args: TrainArguments, args: CEPOConfig, found: DryRun) -> Any:
@@ -159,13 +154,13 @@ def _check_data(script_args: TrainArguments, args: CEPOConfig, found: DryRun) ->
     for note in notes:
         found.say("", note)
     found.say("rewards", ", ".join(script_args.reward_funcs))
-    steps, epochs = args.max_steps, "" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
-    if steps <= 0 and rows is not None:
+    length = f"{args.max_steps} optimizer steps" if args.max_steps > 0 else f"{args.num_train_epochs:g} epochs"
+    if args.max_steps <= 0 and rows is not None:
         # A generation batch serves for steps_per_generation micro-batches, num_iterations times.
         batches = rows // (args.generation_batch_size // args.num_generations)
         updates = args.steps_per_generation * args.num_iterations / args.gradient_accumulation_steps
-        steps = int(batches * updates * args.num_train_epochs)
-    found.say("length", ", ".join(filter(None, (f"{steps} optimizer steps" if steps > 0 else "", epochs))))
+        length = f"{int(batches * updates * args.num_train_epochs)} optimizer steps, {length}"
+    found.say("length", length)
     return data
 
 
@@ -191,21 +186,17 @@ def _prompt_length(data: Any, script_args: TrainArguments, args: CEPOConfig, mod
             if not kept:
                 raise ValueError(f"max_prompt_length={limit}: the first {len(lengths)} prompts are longer")
             longest, source = max(kept), f"longest of the first {len(lengths)}"
-    tokens = args.generation_batch_size * (longest + args.max_completion_length)
-    limit_text = f"completions of at most {args.max_completion_length}; {tokens:,} a step"
-    found.say("tokens", f"prompts of {longest} ({source}), {limit_text}")
+    completion = args.max_completion_length
+    tokens = f"{args.generation_batch_size * (longest + completion):,} a step"
+    found.say("tokens", f"prompts of {longest} ({source}), completions of at most {completion}; {tokens}")
     return longest
 
 
 def _plan(
-    script_args: TrainArguments,
-    args: CEPOConfig,
-    model_args: ModelConfig,
-    layout: dict[str, Any],
-    prompt: int,
-    found: DryRun,
+    options: tuple[TrainArguments, CEPOConfig, ModelConfig], prompt: int, layout: tuple[int, str, str], found: DryRun
 ) -> Plan:
     """The estimate; its summary goes to the lines."""
+    script_args, args, model_args = options
     config, source = find_config(str(model_args.model_name_or_path))
     dtype = getattr(torch, model_args.dtype) if model_args.dtype not in (None, "auto") else torch.float32
     model, teacher = Sizes.of(config, dtype, get_peft_config(model_args), freeze_tower=args.freeze_vision_tower), None
@@ -215,12 +206,12 @@ def _plan(
         model,
         args,
         prompt,
-        image=max(0, prompt - _ASSUMED_TEXT) if model.tower else 0,
-        completion=args.max_completion_length,
+        max(0, prompt - _ASSUMED_TEXT) if model.tower else 0,
+        args.max_completion_length,
+        *layout,
         device=(script_args.device_memory or 0.0) * GIB,
         teacher=teacher,
         eval_batch=script_args.eval_batch_size if script_args.eval_problems else 0,
-        **layout,
     )
     counts = {"": model.parameters, " trained": model.trained, " vision": model.tower.parameters if model.tower else 0}
     sizes = ", ".join(f"{count / 1e6:,.1f} M{name} parameters" for name, count in counts.items() if count)
@@ -228,16 +219,14 @@ def _plan(
     found.lines.insert(0, ("model", f"{model_args.model_name_or_path} ({source}): {sizes}; {precision}"))
     if model_args.load_in_4bit or model_args.load_in_8bit:
         found.say("not checked", "quantization: the estimate counts unquantized weights")
-    flops = plan.flops()
+    flops, most = plan.flops(), peak(plan.memory())
     shares = ", ".join(f"{part} {flops[part] / flops['TRL']:.2f}" for part in ("update", "teachers"))
-    found.say(
-        "FLOPs", f"{flops['TRL']:.3g} in the update of TRL's GRPO, per step and process; in units of it: {shares}"
-    )
+    found.say("FLOPs", f"per step and process, in units of the update of TRL's GRPO ({flops['TRL']:.3g}): {shares}")
     found.say("fits", f"per_device_train_batch_size {batches_that_fit(plan)} on {DEVICES} GiB, a tenth left free")
-    if plan.device and peak(plan.memory()) > plan.device:
+    if plan.device and most > plan.device:
         found.problems.append(
-            f"an estimated {peak(plan.memory()) / GIB:,.1f} GiB do not fit a device of {script_args.device_memory:g} "
-            "GiB; lower per_device_train_batch_size, set gradient_checkpointing, or shard"
+            f"an estimated {most / GIB:,.1f} GiB do not fit a device of {script_args.device_memory:g} GiB; lower "
+            "per_device_train_batch_size, set gradient_checkpointing, or shard"
         )
     return plan
 

@@ -18,8 +18,6 @@ from .models import Layers, Sizes
 
 PHASES = ("accuracy", "sampling", "teachers", "update")
 SHARDS = ("none", "optimizer", "gradients", "weights")
-# Positions and entries of a tile of TRL's fused head (`trl.kernels.chunked_logprob`).
-_TILE = (4096, 32768)
 # Name, size [bytes], and phases in which it is allocated.
 Part = tuple[str, float, Sequence[str]]
 
@@ -53,10 +51,6 @@ class Plan:
     eval_batch: int = 0
 
     @property
-    def length(self) -> int:
-        return self.prompt + self.completion
-
-    @property
     def half(self) -> int:
         """Bytes of an element in matrix products."""
         return 2 if self.args.bf16 else self.model.itemsize
@@ -72,7 +66,8 @@ class Plan:
         return max(1.0, rows / self.args.num_generations) if self.shares_update else rows
 
     def contexts(self) -> list[Context]:
-        """Contexts under which the rollouts of a group are scored, if half of them is correct and the others differ."""
+        """Contexts under which a group is scored, if half of it is correct and its incorrect answers differ; without
+        log P_S under vLLM, which TRL computes."""
         args, method, options = self.args, self.args.method_spec, self.args.method_options
         if method.contexts is None or not (args.uses_divergence_loss or args.coefficient_at(0) > 0):
             return []
@@ -81,10 +76,7 @@ class Plan:
         scored = method.rollout_filter(verdicts, verdicts, options).tolist()
         references = method.references(group, "0", options, StageContext(lambda text, *_: text, Random(0)))
         of_rollouts = [method.contexts(one, options) for one, kept in zip(references, scored, strict=True) if kept]
-        # With vLLM, TRL computes log P_S for its ratio.
         return [one for contexts in of_rollouts for one in contexts if not (args.use_vllm and one is STUDENT)]
-
-    # FLOPs ------------------------------------------------------------------------------------------------------------
 
     def flops(self) -> dict[str, float]:
         """FLOPs for a generation batch: ``update``, ``teachers``, and ``TRL``, the update of TRL's GRPO."""
@@ -120,13 +112,13 @@ class Plan:
 
         head = rows * self.completion * 2 * model.vocabulary * model.decoder.hidden
         total = head * (3 + (not model.adapted) if update else 1)
-        total += of(model.decoder, prompts * self.prompt + rows * self.completion, self.length, model.queries)
+        total += of(
+            model.decoder, prompts * self.prompt + rows * self.completion, self.prompt + self.completion, model.queries
+        )
         if model.tower:
             patches = self.image * model.patches
             total += of(model.tower, prompts * patches, patches, model.tower.hidden)
         return total
-
-    # Memory -----------------------------------------------------------------------------------------------------------
 
     def memory(self, rows: int | None = None) -> list[Part]:
         """The parts of the memory, for micro-batches of this many rows (default: the run's)."""
@@ -163,9 +155,8 @@ class Plan:
         yield "weights", (frozen + model.trained * weight) / weights, PHASES
         yield f"optimizer ({optim})", model.trained * moments / optimizer, PHASES
         yield "gradients", model.trained * gradient / gradients, ["update"]
-        if (
-            self.engine.startswith("fsdp") and args.gradient_accumulation_steps > 1
-        ):  # reduced after the last micro-batch
+        # FSDP reduces gradients after the last micro-batch.
+        if self.engine.startswith("fsdp") and args.gradient_accumulation_steps > 1:
             yield "gradients between micro-batches", model.trained * self.half, ["update"]
         if weights > 1:  # two layers at a time, and the embedding with the head
             gathered = 2 * model.decoder.parameters / model.decoder.number + model.vocabulary * model.decoder.hidden
@@ -182,7 +173,7 @@ class Plan:
     def _sampling(self) -> Iterator[Part]:
         """transformers holds a token's logits in the model's precision, in float32, as probabilities, and sorted."""
         args, model = self.args, self.model
-        row = self.length * self._cache_bytes + model.vocabulary * (self.half + 12)
+        row = (self.prompt + self.completion) * self._cache_bytes + model.vocabulary * (self.half + 12)
         sampled = 0 if args.use_vllm else args.generation_batch_size // self.processes
         for phase, rows in {"accuracy": self.eval_batch, "sampling": sampled}.items():
             gathered = model.parameters * self.half if rows and self.shards == "weights" else 0
@@ -197,15 +188,17 @@ class Plan:
         """Bytes of a token's keys and values."""
         return 2 * self.model.decoder.number * self.model.keys * self.half
 
-    def _tile(self, tokens: float) -> float:
-        """Logits that exist at a time; for smaller vocabularies, too, the kernel allocates the whole width."""
-        return min(tokens, _TILE[0]) * _TILE[1]
+    @staticmethod
+    def _tile(tokens: float) -> float:
+        """Logits that exist at a time: positions by entries of TRL's fused head (`trl.kernels.chunked_logprob`), of
+        whole width for smaller vocabularies, too."""
+        return min(tokens, 4096) * 32768
 
     def _teachers(self, rows: int) -> Iterator[Part]:
         """A scoring pass keeps one layer's tensors. The cache holds contexts; completions are not added to it."""
         contexts = self.contexts()
         if contexts and not self.args.uses_divergence_loss:
-            model, tokens = self.model, self.args.teacher_batch_tokens or rows * self.length
+            model, tokens = self.model, self.args.teacher_batch_tokens or rows * (self.prompt + self.completion)
             cached = min(tokens, len(set(contexts)) * self.prompt) * (self.args.shared_prompt != "never")
             layer = 3 * model.decoder.hidden + 3 * model.decoder.intermediate + model.queries + model.keys
             yield "KV cache of contexts", cached * self._cache_bytes, ["teachers"]
@@ -249,17 +242,16 @@ class Plan:
         """
         model, half, hidden, inner = self.model, self.half, self.model.decoder.hidden, self.model.decoder.intermediate
         kept = model.normed * (4 if model.adapted else 4 + model.itemsize)
-        kept += half * (4 * model.queries + 3 * inner + self.length)
+        kept += half * (4 * model.queries + 3 * inner + self.prompt + self.completion)
         if model.adapted:
             return kept + (2 if self.args.bf16 else 4) * (5 * hidden + model.queries + inner)
         return kept + half * (inner + hidden * (2 if half == model.itemsize else 5))
 
     def tower_bytes(self) -> float:
         """Bytes per patch that a block of a Qwen-VL tower keeps: float32 inputs of two LayerNorms, and a GELU MLP."""
-        assert self.model.tower is not None
-        return (
-            self.half * (9 * self.model.tower.hidden + 2 * self.model.tower.intermediate) + 8 * self.model.tower.hidden
-        )
+        tower = self.model.tower
+        assert tower is not None
+        return self.half * (9 * tower.hidden + 2 * tower.intermediate) + 8 * tower.hidden
 
 
 def at(parts: Sequence[Part], phase: str) -> float:
