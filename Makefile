@@ -122,8 +122,9 @@ pictures: $(READY)  ## the images of docs/ (with Chromium) and of experiments/co
 	$(VENV)/bin/python scripts/draw_pictures.py
 	$(VENV)/bin/python -m experiments.pictures
 
-docs: $(READY)  ## the generated parts of README.md and docs/, and the tables of experiments/comparison.md
+docs: $(READY)  ## the generated parts of README.md, docs/, recipes/ and experiments/comparison.md
 	$(VENV)/bin/python scripts/make_docs.py
+	$(VENV)/bin/python scripts/recipe_memory.py
 	$(VENV)/bin/python -m experiments.tables
 
 lint: $(READY)  ## ruff and mypy
