@@ -17,8 +17,7 @@ from functools import cached_property
 from ..references.groups import Ids
 from ..scoring.requests import Prompt, Request, common_length
 
-# Tokens of padding that cost less than another call of the attention kernel.
-_PADDING = 64
+_PADDING = 64  # tokens that cost less than another call of the attention kernel
 
 
 @dataclass(frozen=True)
