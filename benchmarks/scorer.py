@@ -1,4 +1,4 @@
-"""Teacher scoring in three ways: full logits (the reference), TRL's log-prob function, and cepo's prefix cache.
+"""Teacher scoring in three ways: full logits (the reference), TRL's log-prob function, and cepo's prefix trees.
 
 The reference and TRL run context + completion for all rows.
 """
@@ -16,7 +16,8 @@ from accelerate import Accelerator
 from transformers import Qwen3VLForConditionalGeneration
 from trl import GRPOTrainer
 
-from cepo.fast.prefix_cache import PrefixCachedForward, trial_reason
+from cepo.fast.tree_attention import TreeMask
+from cepo.fast.tree_forward import TreeForward, trial_reason
 from cepo.scoring.forward import ScoringModel, evaluating
 from cepo.scoring.requests import Ids, Prompt, Request
 
@@ -114,7 +115,7 @@ class Ways:
         self.concatenated = [self._all_rows(position) for position in range(len(batch.contexts[0]))]
         longest = max(len(request.context) for request in everything)
         longest += max(len(request.completion) for request in everything)
-        self.ours = PrefixCachedForward(ScoringModel(model, model), rows * longest)
+        self.ours = TreeForward(ScoringModel(model, model), rows * longest)
         self.wanted = batch.requests(zero_variance_too=False)
 
     def _all_rows(self, position: int) -> list[dict[str, Any]]:
@@ -196,8 +197,9 @@ class Ways:
         def count(_: Any, args: Any, kwargs: dict[str, Any]) -> None:
             rows, length = kwargs["input_ids"].shape
             done.tokens += rows * length
-            done.pairs += rows * length * kwargs["attention_mask"].shape[1]
-            done.predicted += rows * (1 if "logits_to_keep" in kwargs else length)
+            mask = kwargs["attention_mask"]
+            done.pairs += mask.pairs if isinstance(mask, TreeMask) else rows * length * mask.shape[1]
+            done.predicted += rows * length
             if kwargs.get("pixel_values") is not None:
                 done.patches += len(kwargs["pixel_values"])
 

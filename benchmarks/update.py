@@ -6,7 +6,7 @@ compared before anything is measured.
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,10 @@ from transformers import Qwen3VLForConditionalGeneration
 from trl.trainer.utils import add_fused_lm_head
 
 from cepo.fast.generation import PrefixSharingGenerator, SharedPrompts
-from cepo.fast.shared_rows import Rows, branched, packed
+from cepo.fast.tree import Tree, shared_prefixes, tree_of
+from cepo.fast.tree_forward import tree_log_probs
+from cepo.scoring.forward import padded
+from cepo.scoring.requests import Prompt, Request
 
 from .measure import in_random_order, median, seconds_and_memory
 from .models import IDS
@@ -28,45 +31,68 @@ SHAPES = [
 ]
 
 
-def rows_of(batch: Batch) -> tuple[Rows, dict[str, Tensor]]:
-    """A micro-batch with the rollouts of one prompt, and the image inputs repeated for every row."""
+@dataclass(frozen=True)
+class Rows:
+    """A micro-batch with the rollouts of one prompt, as TRL lays it out, and its tree.
+
+    Attributes:
+        inputs: Token ids, mask, token types, and the image inputs repeated for every row.
+        width: Tokens of the prompt.
+        prompt: The prompt.
+        tree: The tree of the rollouts.
+    """
+
+    inputs: dict[str, Tensor]
+    width: int
+    prompt: Prompt
+    tree: Tree
+
+    @property
+    def own(self) -> Tensor:
+        """(B, T) mask of the completions."""
+        return self.inputs["attention_mask"][:, self.width :].bool()
+
+
+def rows_of(batch: Batch, device: torch.device) -> Rows:
     (prompt,), (completions,) = batch.prompts, batch.completions
-    width, longest = len(prompt.ids), max(map(len, completions))
-    ids, mask = torch.zeros(2, len(completions), width + longest, dtype=torch.long).unbind()
-    for row, completion in enumerate(completions):
-        tokens = prompt.ids + completion
-        ids[row, : len(tokens)], mask[row, : len(tokens)] = torch.tensor(tokens), 1
+    ids, mask = padded([prompt.ids + completion for completion in completions], device)
     types = (ids == IDS["<|image_pad|>"]).long()
-    owners, firsts = torch.zeros(len(ids), dtype=torch.long), torch.zeros(1, dtype=torch.long)
-    images = {name: torch.cat([values] * len(ids)) for name, values in prompt.images.items()}
-    return Rows(ids, mask, width, owners, firsts, {"mm_token_type_ids": types}, prompt.images), images
+    images = {name: torch.cat([values] * len(ids)).to(device) for name, values in prompt.images.items()}
+    requests = [Request(0, prompt.ids, completion) for completion in completions]
+    tree = tree_of(requests, shared_prefixes([prompt], requests))
+    inputs = {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": types, **images}
+    return Rows(inputs, len(prompt.ids), prompt, tree)
 
 
-def whole(model: Qwen3VLForConditionalGeneration, rows: Rows, images: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    """Log-probs and entropies as TRL computes them."""
-    labels = rows.ids.masked_fill(rows.mask == 0, -100)
+def whole(model: Qwen3VLForConditionalGeneration, rows: Rows) -> Tensor:
+    """(N,) log-probs of the completions as TRL computes them."""
+    labels = rows.inputs["input_ids"].masked_fill(rows.inputs["attention_mask"] == 0, -100)
     labels[:, : rows.width] = -100
-    found = model(
-        input_ids=rows.ids, attention_mask=rows.mask, labels=labels, fused_lm_head=True, **rows.token_types, **images
-    )
-    return found.log_probs[:, rows.width - 1 :], found.entropy[:, rows.width - 1 :]
+    found = model(labels=labels, fused_lm_head=True, **rows.inputs)
+    return found.log_probs[:, rows.width - 1 :][rows.own]
 
 
-def _updates(model: Any, rows: Rows, images: dict[str, Tensor]) -> dict[str, Callable[[], Tensor]]:
-    ways: dict[str, Callable[[], Any]] = {
-        "whole": lambda: whole(model, rows, images),
-        "branched": lambda: branched(model, rows),
-        "packed": lambda: packed(model, rows),
+def _updates(model: Any, rows: Rows) -> dict[str, Callable[[], Tensor]]:
+    ways: dict[str, Callable[[], Tensor]] = {
+        "whole": lambda: whole(model, rows),
+        "tree": lambda: tree_log_probs(model, model, [rows.prompt], rows.tree)[0],
     }
-    mask = rows.mask[:, rows.width :]
 
-    def update(way: Callable[[], Any]) -> Tensor:
+    def update(way: Callable[[], Tensor], checkpointing: bool) -> Tensor:
+        if checkpointing:
+            model.gradient_checkpointing_enable()
+        else:
+            model.gradient_checkpointing_disable()
         model.zero_grad(set_to_none=True)
-        log_probs = way()[0] * mask
+        log_probs = way()
         log_probs.sum().backward()
         return log_probs.detach()
 
-    return {name: partial(update, way) for name, way in ways.items()}
+    return {
+        name + ", checkpointing" * checkpointing: partial(update, way, checkpointing)
+        for checkpointing in (False, True)
+        for name, way in ways.items()
+    }
 
 
 # Largest difference of a log-prob [nats], and of the gradient, relative to its norm, where bfloat16 reaches 0.015.
@@ -85,19 +111,22 @@ def _check(model: Any, updates: dict[str, Callable[[], Tensor]]) -> None:
         assert (own.float() - gradient.float()).norm() < share * gradient.float().norm(), name
 
 
-def _samplings(model: Any, rows: Rows, images: dict[str, Tensor], length: int) -> dict[str, Callable[[], Tensor]]:
-    inputs = {"input_ids": rows.ids[:, : rows.width], "attention_mask": rows.mask[:, : rows.width]}
-    inputs |= {name: types[:, : rows.width] for name, types in rows.token_types.items()}
+def _samplings(model: Any, rows: Rows, length: int) -> dict[str, Callable[[], Tensor]]:
+    inputs = dict(rows.inputs)
+    for name in ("input_ids", "attention_mask", "mm_token_type_ids"):
+        inputs[name] = inputs[name][:, : rows.width]
     # One token in a hundred ends a rollout: random weights hardly ever sample the EOS token.
     ends = list(range(len(IDS), len(IDS) + model.config.text_config.vocab_size // 100))
     generator = PrefixSharingGenerator(print)
-    prompts = SharedPrompts([0], [0] * len(rows.ids), rows.images)
+    images = {name: values.to(model.device) for name, values in rows.prompt.images.items()}
+    prompts = SharedPrompts([0], [0] * len(rows.own), images)
     options = {"max_new_tokens": length, "do_sample": True, "top_k": 0, "eos_token_id": ends, "pad_token_id": 0}
 
     def generate(shared: bool) -> Tensor:
+        model.gradient_checkpointing_disable()
         torch.manual_seed(0)
         with generator.generating(model, ends, prompts) if shared else nullcontext():
-            return model.generate(**inputs, **images, **options)
+            return model.generate(**inputs, **options)
 
     return {"whole": partial(generate, False), "shared": partial(generate, True)}
 
@@ -115,18 +144,11 @@ def run(
     results = []
     for shape in shapes:
         batch = make_batch(replace(shape, rollouts=rollouts), 0.0, model.config.text_config.vocab_size, model.dtype)
-        rows, images = rows_of(batch)
         device = model.device
-        rows = replace(
-            rows,
-            **{name: getattr(rows, name).to(device) for name in ("ids", "mask", "owners", "firsts")},
-            token_types={name: values.to(device) for name, values in rows.token_types.items()},
-            images={name: values.to(device) for name, values in rows.images.items()},
-        )
-        images = {name: values.to(device) for name, values in images.items()}
-        updates = _updates(model.train(), rows, images)
+        rows = rows_of(batch, device)
+        updates = _updates(model.train(), rows)
         _check(model, updates)
-        samplings = _samplings(model, rows, images, shape.completion[0])
+        samplings = _samplings(model, rows, shape.completion[0])
         with torch.no_grad():
             for _ in range(2):  # the first call includes the trial
                 same = torch.equal(samplings["whole"](), samplings["shared"]())
@@ -145,7 +167,7 @@ def run(
                     name: median([o / w for (o, _), (w, _) in zip(values, found["whole"], strict=True)])
                     for name, values in found.items()
                 },
-                "tokens": rows.tokens() if what == "update" else None,
+                "tokens": (len(rows.tree.ids), int(rows.inputs["attention_mask"].sum())) if what == "update" else None,
                 "peak_memory": {name: max(held for _, held in values) for name, values in found.items()},
             }
             results.append(result)

@@ -19,7 +19,7 @@ EVERYWHERE = [
     for layout in LAYOUTS
     for count in (2, 3)
 ]
-A_FEW = {name: CASES[name] for name in ("grpo-untied", "cepo-ema", "sdpo-idle")}
+A_FEW = {name: CASES[name] for name in ("grpo-untied", "cepo-ema", "cepo-checkpointing", "sdpo-idle")}
 
 
 @pytest.fixture(scope="session")
@@ -39,6 +39,8 @@ def folders(tmp_path_factory):
 
 def check(one, other):
     """Results equal those of one process to rounding."""
+    assert one.shares
+    assert other.shares
     assert other.advantages.keys() == one.advantages.keys()
     for key, expected in one.advantages.items():
         torch.testing.assert_close(other.evidence[key], one.evidence[key], atol=2e-4, rtol=1e-3)
@@ -57,7 +59,7 @@ def check(one, other):
 
 
 def test_fsdp_on_two_processes_equals_one_process(folders):
-    """TRL's untied head, a lagging teacher, a process without advantages."""
+    """TRL's untied head, a lagging teacher, gradient checkpointing, a process without advantages."""
     one, two = folders(A_FEW), folders(A_FEW, "fsdp2", 2)
     for name in A_FEW:
         check(outcome(one, name), outcome(two, name))

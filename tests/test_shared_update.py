@@ -15,18 +15,16 @@ from trl.trainer.utils import add_fused_lm_head
 
 from cepo import CEPOConfig, CEPOTrainer, policy_path
 from cepo.fast.generation import PrefixSharingGenerator, SharedPrompts
-from cepo.fast.prefix_cache import unsupported_reason
-from cepo.fast.shared_rows import Rows, branched, packed, packing_pays, packing_unsupported_reason
-from cepo.fast.trainer import rows_of
+from cepo.fast.kv_cache import cache_unsupported_reason
+from cepo.fast.trainer import tree_of_rows
+from cepo.fast.tree_attention import tree_unsupported_reason
+from cepo.fast.tree_forward import tree_log_probs
 from cepo.scoring.requests import distinct_prompts
 from cepo.trainer.batches import images_of_rows
 from tests.support import tiny_models
 from tests.support.prompts import SHAREABLE, prompt_for, words
 from tests.support.tiny_models import HYBRID_MODELS, IMAGE_MODELS
 from tests.support.training import QUICK, half_right, logged, weights_of
-
-PACKABLE = [name for name in SHAREABLE if not name.startswith("gemma3")]  # sliding windows
-CASES = [*((name, branched) for name in SHAREABLE), *((name, packed) for name in PACKABLE)]
 
 
 def batch_of(name, prompts, groups, draw):
@@ -61,6 +59,12 @@ def whole(model, batch, width):
     return output.log_probs[:, width - 1 :], output.entropy[:, width - 1 :]
 
 
+def shared(model, batch, width, tree):
+    """Log-probs and entropies by one pass over the tree."""
+    mask = batch["attention_mask"][:, width:].bool()
+    return [one.new_zeros(mask.shape).masked_scatter(mask, one) for one in tree_log_probs(model, model, *tree)]
+
+
 def evaluate(model, batch, width, way):
     """Log-probs, entropies and the gradient of a loss of both."""
     model.zero_grad()
@@ -85,20 +89,31 @@ def models():
     return of
 
 
-@pytest.mark.parametrize(("name", "way"), CASES)
+def tree_of_batch(batch, width):
+    return tree_of_rows(batch, batch["input_ids"].shape[1] - width, tiny_models.IMAGE)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize("name", SHAREABLE)
 @settings(max_examples=8)
 @given(groups=st.lists(st.integers(1, 4), min_size=1, max_size=3), seed=st.integers(0, 10**6))
-def test_shared_rows_equal_whole_rows(models, name, way, groups, seed):
+def test_a_tree_equals_whole_rows(models, name, checkpointing, groups, seed):
+    """Groups of different sizes, prompts padded on the left, completions on the right, sliding windows, M-RoPE."""
     model, draw = models(name), random.Random(seed)
     torch.manual_seed(seed)
     prompts = [prompt_for(name, draw, images=1) for _ in groups]
     batch, width = batch_of(name, prompts, groups, draw)
-    rows = rows_of(batch, width)
-    if rows is None:
+    tree = tree_of_batch(batch, width)
+    if tree is None:
         assert max(groups) == 1
         return
+    if checkpointing:
+        model.train().gradient_checkpointing_enable()
+    try:
+        found = evaluate(model, batch, width, lambda model: shared(model, batch, width, tree))
+    finally:
+        model.eval().gradient_checkpointing_disable()
     expected = evaluate(model, batch, width, lambda model: whole(model, batch, width))
-    found = evaluate(model, batch, width, lambda model: way(model, rows))
     for one, other in zip(found[:2], expected[:2], strict=True):
         assert_close(one, other, atol=3e-5, rtol=1e-4)
     assert (found[2] - expected[2]).norm() <= 1e-5 * expected[2].norm() + 1e-6
@@ -108,48 +123,42 @@ def test_prompts_with_different_images_are_distinct():
     draw = random.Random(0)
     first, second = (prompt_for("gemma3_vl", draw, images=1) for _ in range(2))
     second = type(first)(first.ids, second.images, first.token_types, first.images_end)
-    batch, width = batch_of("gemma3_vl", [first, second], [2, 2], draw)
-    rows = rows_of(batch, width)
-    assert len(rows.firsts) == 2
-    assert rows.images["pixel_values"].shape[0] == 2
-    same, _ = batch_of("gemma3_vl", [first, first], [2, 2], draw)
-    assert len(rows_of(same, width).firsts) == 1
+    prompts, tree = tree_of_batch(*batch_of("gemma3_vl", [first, second], [2, 2], draw))
+    assert len(prompts) == len(tree.roots) == 2
+    prompts, tree = tree_of_batch(*batch_of("gemma3_vl", [first, first], [2, 2], draw))
+    assert len(prompts) == len(tree.roots) == 1
 
 
 def test_rows_without_a_shared_prompt():
     ids = torch.tensor([[1, 2, 3], [1, 2, 4]])
-    assert rows_of({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, 1) is None  # a single prompt token
-    assert rows_of({"input_ids": ids.flip(1), "attention_mask": torch.ones_like(ids)}, 2) is None
+    assert tree_of_batch({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, 1) is None  # one prompt token
+    assert tree_of_batch({"input_ids": ids.flip(1), "attention_mask": torch.ones_like(ids)}, 2) is None
     masked = torch.tensor([[1, 1, 1, 1], [1, 1, 0, 1]])
-    assert rows_of({"input_ids": torch.ones_like(masked), "attention_mask": masked}, 3) is None
-
-
-def test_tokens_and_cost():
-    """Three rows, two of one prompt: prompts of 4 and 2 tokens, completions of 3, 1 and 2."""
-    ids = torch.zeros(3, 7, dtype=torch.long)
-    mask = torch.tensor([[1, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0, 0], [0, 0, 1, 1, 1, 1, 0]])
-    rows = Rows(ids, mask, 4, torch.tensor([0, 0, 1]), torch.tensor([0, 2]))
-    assert rows.tokens() == (3 + 1 + 4 + 2 + 3, 16)
-    model = tiny_models.make("qwen3")
-    assert packing_pays(model, rows)
-    long = torch.ones(64, 4 + 60, dtype=torch.long)  # 4,000 keys per query, to save 4 tokens
-    assert not packing_pays(model, Rows(long, long, 4, torch.zeros(64, dtype=torch.long), torch.tensor([0])))
+    assert tree_of_batch({"input_ids": torch.ones_like(masked), "attention_mask": masked}, 3) is None
 
 
 @pytest.mark.parametrize(
-    ("name", "of_model", "reason"),
+    ("name", "options", "reason"),
     [
-        ("qwen3_next", unsupported_reason, "its cache has layers other than keys and values"),
-        ("gemma3", packing_unsupported_reason, "not all of its layers have full attention"),
-        ("qwen3_next", packing_unsupported_reason, "not all of its layers have full attention"),
-        ("qwen3_vl", packing_unsupported_reason, None),
-        ("gemma3", unsupported_reason, None),
+        ("qwen3_next", {}, "its cache has layers other than keys and values"),
+        (
+            "qwen3",
+            {"layer_types": ["chunked_attention"] * 3, "attention_chunk_size": 8},
+            "it has layers of chunked_attention",
+        ),
+        ("qwen3", {"attn_logit_softcapping": 50.0}, "scaled_dot_product_attention does not support its attention"),
+        ("qwen3", {"_attn_implementation": "eager"}, "its attention is 'eager'"),
+        *((name, {}, None) for name in SHAREABLE),
     ],
 )
-def test_structure(name, of_model, reason):
-    found = of_model(tiny_models.make(name))
+def test_structure(name, options, reason):
+    model = tiny_models.make(name)
+    config = model.config.get_text_config()
+    for key, value in options.items():
+        setattr(config, key, value)
+    found = tree_unsupported_reason(model)
     assert found is None if reason is None else reason in found
-    assert name in SHAREABLE or name in HYBRID_MODELS
+    assert (cache_unsupported_reason(model) is None) == (name not in HYBRID_MODELS)
 
 
 # The real trainer -----------------------------------------------------------------------------------------------------
@@ -358,21 +367,19 @@ def test_a_failed_trial_is_not_shared(models):
     assert "in a trial, numbers differed by" in line
 
 
-@pytest.mark.parametrize("way", [branched, packed])
-def test_several_threads_give_the_same_gradient_each_time(way):
+def test_several_threads_give_the_same_gradient_each_time():
     """Bit-identical, for reproducible runs; at the size of the shipped policy, where threads share work."""
     model = AutoModelForImageTextToText.from_pretrained(policy_path())
     add_fused_lm_head(model, outputs=("log_probs", "entropy"))
     torch.manual_seed(0)
     owners = torch.tensor([0, 1] * 8)  # threads that share rows among them share prompts
     ids = torch.cat([torch.randint(40, 60, (2, 120))[owners], torch.randint(40, 60, (16, 40))], dim=1)
-    mask = torch.ones_like(ids)
-    rows = Rows(ids, mask, 120, owners, torch.tensor([0, 1]))
-    batch = {"attention_mask": mask}
+    batch = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    tree = tree_of_batch(batch, 120)
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        gradients = [evaluate(model, batch, 120, lambda model: way(model, rows))[2] for _ in range(12)]
+        gradients = [evaluate(model, batch, 120, lambda model: shared(model, batch, 120, tree))[2] for _ in range(12)]
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(gradient, gradients[0]) for gradient in gradients)

@@ -11,7 +11,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from trl import GRPOConfig, GRPOTrainer
 from trl.rewards import accuracy_reward
 
-import cepo.fast.prefix_cache
+import cepo.fast.tree_forward
 import cepo.methods.stages
 import cepo.scoring.forward
 import cepo.trainer.cepo_trainer
@@ -483,9 +483,9 @@ def test_shared_prompts_give_the_same_token_advantages(tmp_path, task, method, m
 
 def test_a_model_that_cannot_share_prompts_warns_once(tmp_path, text_figures, text_model_path, monkeypatch, caplog):
     wrong_answers(monkeypatch)
-    monkeypatch.setattr(cepo.fast.prefix_cache, "trial_reason", lambda *args: "it forgets")
+    monkeypatch.setattr(cepo.fast.tree_forward, "trial_reason", lambda *args: "it forgets")
     calls = []
-    monkeypatch.setattr(cepo.fast.prefix_cache.PrefixCachedForward, "log_probs", lambda *args: pytest.fail("shared"))
+    monkeypatch.setattr(cepo.fast.tree_forward.TreeForward, "log_probs", lambda *args: pytest.fail("shared"))
     whole = cepo.scoring.forward.FullForward.log_probs
     monkeypatch.setattr(cepo.scoring.forward.FullForward, "log_probs", lambda *args: calls.append(1) or whole(*args))
     train(tmp_path, text_figures, text_model_path, half_right)

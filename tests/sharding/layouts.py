@@ -77,6 +77,7 @@ class Outcome:
     Attributes:
         advantages, evidence: Token advantages and evidence by (step, index in the global batch).
         history: TRL's log.
+        shares: Whether the update shared prompts.
         weights: Saved weights.
         folder: Folder of the model.
     """
@@ -84,6 +85,7 @@ class Outcome:
     advantages: dict[tuple[int, int], torch.Tensor]
     evidence: dict[tuple[int, int], torch.Tensor]
     history: list[dict[str, Any]]
+    shares: bool
     weights: dict[str, torch.Tensor]
     folder: Path
 
@@ -117,11 +119,12 @@ def launch(script: str, arguments: list[str], layout: str, processes: int) -> su
 @cache
 def outcome(folder: Path, name: str) -> Outcome:
     """The results of a case."""
-    advantages, evidence, history = {}, {}, []
+    advantages, evidence, history, shares = {}, {}, [], True
     for file in sorted((folder / name).glob("rank-*.pt")):
         found = torch.load(file)
         history = history or found["history"]
+        shares &= found["shares"]
         for step, row, advantage, own in found["noted"]:
             advantages[step, row], evidence[step, row] = advantage, own
     saved = [*(folder / name).glob("adapter_model.safetensors"), *(folder / name).glob("model.safetensors")]
-    return Outcome(advantages, evidence, history, load_file(saved[0]), folder / name)
+    return Outcome(advantages, evidence, history, shares, load_file(saved[0]), folder / name)

@@ -142,7 +142,8 @@ def train(folder, name, case):
     trainer.save_model(args.output_dir)
     history = [entry for entry in trainer.state.log_history if "loss" in entry]
     rank = trainer.accelerator.process_index
-    torch.save({"noted": trainer.noted, "history": history}, folder / name / f"rank-{rank}.pt")
+    found = {"noted": trainer.noted, "history": history, "shares": trainer._sharing.shares}
+    torch.save(found, folder / name / f"rank-{rank}.pt")
     trainer.accelerator.wait_for_everyone()
     return trainer
 

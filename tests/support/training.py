@@ -6,7 +6,7 @@ import pytest
 import torch
 from trl import GRPOConfig, GRPOTrainer
 
-import cepo.fast.prefix_cache
+import cepo.fast.tree_forward
 import cepo.scoring.forward
 import cepo.trainer.cepo_trainer
 from cepo import CEPOConfig, CEPOTrainer, policy_path

@@ -28,7 +28,7 @@ class DistillationBatch:
         old: (N,) log-probs at sampling time [nats]; None if unknown.
         sampler_ratio: (N,) TRL's importance sampling ratio of the policy to vLLM, clipped; None without vLLM.
         empty: Whether no rollout has a teacher. One rollout is kept for the passes of the other processes.
-        states: Computes hidden states of requests: `hidden_states` or `branched_states`.
+        states: Computes hidden states of requests: `hidden_states` or `tree_states`.
     """
 
     prompts: list[Prompt]

@@ -3,7 +3,7 @@
 from typing import Any
 
 from .generation import PrefixSharingGenerator, SharedPrompts
-from .prefix_cache import forward_for
+from .tree_forward import forward_for
 
 __all__ = ["PrefixSharingGenerator", "SharedPrompts", "forward_for", "share_prompts"]
 

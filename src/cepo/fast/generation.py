@@ -20,8 +20,8 @@ from transformers import DynamicCache, PreTrainedModel
 
 from ..scoring.requests import TOKEN_TYPES
 from .image_features import ImageFeatures
-from .kv_cache import grouped_decoding, grow_in_place
-from .prefix_cache import cache_argument, trial_failure, unsupported_reason
+from .kv_cache import cache_argument, cache_unsupported_reason, grouped_decoding, grow_in_place
+from .trial import trial_failure
 
 # Ended rows are dropped from the cache, which copies it, once they are this share of its rows.
 _ENDED = 0.125
@@ -57,7 +57,11 @@ class PrefixSharingGenerator:
 
     @contextmanager
     def generating(
-        self, model: PreTrainedModel, ends: Collection[int], prompts: SharedPrompts | None = None
+        self,
+        model: PreTrainedModel,
+        ends: Collection[int],
+        prompts: SharedPrompts | None = None,
+        dtype: torch.dtype | None = None,
     ) -> Iterator[None]:
         """Context in which `model.generate` shares prompts and drops ended rows.
 
@@ -65,14 +69,15 @@ class PrefixSharingGenerator:
             model: Transformers model, without wrappers.
             ends: Ids of the end-of-sequence tokens.
             prompts: Which rows share a prompt; None if all prompts differ or are unknown.
+            dtype: Dtype of the matrix products, which sets the trial's tolerance; None: that of the weights.
         """
-        reason = unsupported_reason(model)
+        reason = cache_unsupported_reason(model)
         if reason is not None:
             if self.shares is None:
                 self._refuse(reason)
             yield
             return
-        passes = _Passes(self, model, torch.tensor(sorted(ends), device=model.device), prompts)
+        passes = _Passes(self, model, torch.tensor(sorted(ends), device=model.device), prompts, dtype or model.dtype)
         hooks = [
             model.register_forward_pre_hook(passes.before, with_kwargs=True),
             model.register_forward_hook(passes.after, with_kwargs=True),
@@ -91,7 +96,7 @@ class PrefixSharingGenerator:
         self._features = self._features or ImageFeatures(self.warn)
         return self._features.kept(model, sampling=True)
 
-    def decide(self, expected: Tensor, shared: Callable[[], Tensor], dtype: torch.dtype) -> None:
+    def decide(self, expected: Tensor, shared: Tensor, dtype: torch.dtype) -> None:
         """Share prompts if their logits equal those of whole prompts to rounding."""
         reason = trial_failure(expected, shared, dtype)
         if reason is None:
@@ -108,9 +113,15 @@ class _Passes:
     """Hooks around the forward passes of one call of `generate`."""
 
     def __init__(
-        self, generator: PrefixSharingGenerator, model: PreTrainedModel, ends: Tensor, prompts: SharedPrompts | None
+        self,
+        generator: PrefixSharingGenerator,
+        model: PreTrainedModel,
+        ends: Tensor,
+        prompts: SharedPrompts | None,
+        dtype: torch.dtype,
     ):
         self._generator, self._model, self._ends, self._prompts = generator, model, ends, prompts
+        self._dtype = dtype
         self._called = cache_argument(model)
         self._trying = False
         self._first = False  # whether the current pass runs prompts
@@ -148,7 +159,7 @@ class _Passes:
                 if self._generator.shares and len(output.logits) == len(self._prompts.firsts):
                     self._expand(output, cache)
                 elif self._generator.shares is None and self._fits(kwargs["input_ids"]):
-                    self._generator.decide(output.logits, lambda: self._try(kwargs), self._model.dtype)
+                    self._generator.decide(output.logits, self._try(kwargs), self._dtype)
             grow_in_place(cache)
         elif len(self._held) < len(self._ended) and len(output.logits) == len(self._held):
             whole = output.logits.new_zeros(len(self._ended), *output.logits.shape[1:])

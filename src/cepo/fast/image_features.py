@@ -165,7 +165,8 @@ def _images_of(original: Callable[..., Any], args: Any, kwargs: Any) -> _Images 
 
 
 def _same(one: list[Tensor], other: list[Tensor]) -> bool:
-    return all(a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b) for a, b in zip(one, other, strict=True))
+    pairs = zip(one, other, strict=True)
+    return all(a.shape == b.shape and a.dtype == b.dtype and torch.equal(a, b.to(a.device)) for a, b in pairs)
 
 
 def _split(output: Any, count: int, patches: list[int]) -> list[_Pieces] | None:

@@ -6,18 +6,37 @@ more for each query head. Both are avoided here; numbers change by rounding only
 Dimensions: B rows, H query heads, K key heads, S cached tokens, D of a head.
 """
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 # Room of a new buffer, as a share of the cached tokens and in tokens.
 _SHARE, _TOKENS = 0.25, 32
+
+
+def cache_argument(model: nn.Module) -> str:
+    """The name of a model's cache argument: `cache` since transformers 5.24, `past_key_values` before."""
+    return "cache" if "cache" in inspect.signature(model.forward).parameters else "past_key_values"
+
+
+def cache_unsupported_reason(model: PreTrainedModel) -> str | None:
+    """Why the structure of a model does not allow continuing a prompt in several rows; None if it does."""
+    if not hasattr(model, "_prepare_position_ids_for_generation"):
+        return "it cannot prepare position ids"
+    known = inspect.signature(model.forward).parameters
+    if missing := {"position_ids", cache_argument(model), "logits_to_keep"} - known.keys():
+        return f"its forward pass takes no {' or '.join(sorted(missing))}"
+    kinds = {type(layer) for layer in DynamicCache(config=model.config).layers}
+    if others := kinds - {DynamicLayer, DynamicSlidingWindowLayer}:
+        return f"its cache has layers other than keys and values: {', '.join(t.__name__ for t in others)}"
+    return None
 
 
 class GrowingLayer(DynamicLayer):

@@ -3,6 +3,7 @@
 `PromptSharing` wraps methods of a `CEPOTrainer`, which works without it.
 """
 
+import itertools
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -19,20 +20,23 @@ from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, uns
 from ..distillation.losses import DistillationBatch
 from ..scoring.forward import has_dropout
 from ..scoring.head import Head, sampled_log_probs
-from ..scoring.requests import TOKEN_TYPES, distinct_prompts
-from ..trainer.batches import Batch, images_of_rows, known_images, select_rows
-from ..trainer.sharding import checkpoints_activations, inner_model, is_sharded
+from ..scoring.requests import TOKEN_TYPES, Prompt, Request, distinct_prompts
+from ..trainer.batches import Batch, images_of_rows, known_images, prompt_of, select_rows
+from ..trainer.sharding import inner_model, is_sharded
 from .generation import PrefixSharingGenerator, SharedPrompts
 from .image_features import ImageFeatures
-from .prefix_cache import branched_states, trial_failure, unsupported_reason
-from .prefix_tree import prefix_cache_unsupported_reason
-from .shared_rows import Found, Rows, branched, packed, packing_pays, packing_unsupported_reason
+from .tree import Tree, shared_prefixes, tree_of
+from .tree_attention import tree_unsupported_reason
+from .tree_forward import tree_log_probs, tree_states
+from .trial import products_dtype, trial_failure
 
 _logger = logging.getLogger(__name__)
 
 # Losses that are means over rollouts or over the tokens of an optimizer step, whatever the order of rows.
 _ORDERLESS_LOSSES = ("grpo", "dapo", "dr_grpo", "cispo", "luspo", "sapo", "vespo")
 _SCALAR_ARGUMENTS = ("batch_size", "compute_entropy", "compute_aux_loss")
+# (B, T) log-probs and entropies.
+_Found = tuple[Tensor, Tensor | None]
 
 
 class PromptSharing:
@@ -127,51 +131,49 @@ class PromptSharing:
 
     def _log_probs_of(
         self, original: Callable[..., Any], model: Any, batch: Batch, kept: int, entropies: bool
-    ) -> Found:
-        """Log-probs and entropies of completions, with prompts shared where that is exact and pays."""
+    ) -> _Found:
+        """Log-probs and entropies of completions, with prompts shared where that is exact."""
 
-        def whole() -> Found:
+        def whole() -> _Found:
             return original(model, logits_to_keep=kept, compute_entropy=entropies, **batch)[:2]
 
-        rows = rows_of(batch, batch["input_ids"].shape[1] - kept)
-        if rows is None:
-            return whole()
-        inner = inner_model(self._trainer, model)
-        checkpoints = checkpoints_activations(inner) and torch.is_grad_enabled()
-        if checkpoints and not packing_pays(inner, rows):
-            return whole()
+        tree = tree_of_rows(batch, kept, self._trainer._image_token)
+        mask = batch["attention_mask"][:, -kept:].bool()
 
-        def shared_rows() -> Found:
+        def shared() -> _Found:
+            if tree is None:
+                return whole()
             with self._trainer.accelerator.autocast():
-                return packed(inner, rows) if checkpoints else branched(inner, rows)
-
-        def shared() -> Found:  # through the wrapper's forward, which DDP hooks into
-            return _ForwardRedirection()(model, self._trainer.accelerator.unwrap_model(model), shared_rows)
+                log_probs, entropy = tree_log_probs(model, inner_model(self._trainer, model), *tree)
+            zeros = log_probs.new_zeros(mask.shape)
+            rows = zeros.masked_scatter(mask, log_probs)
+            return rows, zeros.masked_scatter(mask, entropy) if entropies and entropy is not None else None
 
         if self.shares is None:
-            mask = batch["attention_mask"][:, -kept:].bool()
-            structure = packing_unsupported_reason(inner) if checkpoints else unsupported_reason(inner)
-            self._decide(structure, lambda: whole()[0][mask], lambda: shared()[0][mask])
+            self._decide(tree is not None, lambda: whole()[0][mask], lambda: shared()[0][mask])
         return shared() if self.shares else whole()
 
-    def _decide(self, structure: str | None, whole: Callable[[], Tensor], shared: Callable[[], Tensor]) -> None:
-        """Set `shares`, by the option, the model's structure and a trial.
+    def _decide(self, shareable: bool, whole: Callable[[], Tensor], shared: Callable[[], Tensor]) -> None:
+        """Set `shares`, by the option, the model's structure and a trial, on all processes together.
 
         Args:
-            structure: Why the model's structure does not allow shared prompts; None if it does.
+            shareable: Whether the rows of this process share prompts. Without any, the decision is left to later rows.
             whole, shared: Log-probs from whole and from shared prompts [nats].
         """
-        reason = structure
-        if is_sharded(self._trainer):
-            reason = "weights are sharded"
-        elif has_dropout(self._trainer.model):
+        most = self._trainer._distributed.all_reduce_max
+        if not most(shareable):
+            return
+        reason = tree_unsupported_reason(self._model)
+        if has_dropout(self._trainer.model):
             reason = "all rollouts of a prompt would share its dropout"
         if self._trainer.args.shared_prompt_update == "always":
             if reason is not None:
                 raise ValueError(f"shared_prompt_update='always': {reason}; use 'auto'")
         elif reason is None:
-            with torch.no_grad():
-                reason = trial_failure(whole(), shared, self._model.dtype)
+            with torch.no_grad(), self._trainer.accelerator.autocast():
+                reason = trial_failure(whole(), shared(), products_dtype(self._model))
+            if most(reason is not None):
+                reason = reason or "a trial failed on another process"
         self.shares = reason is None
         if reason is not None:
             self._warn(
@@ -183,20 +185,19 @@ class PromptSharing:
         batch = original(inputs)
         if self.shares is False:
             return batch
-        if prefix_cache_unsupported_reason(batch.prompts, [*batch.student, *batch.teacher]) is not None:
-            return batch
-        inner = self._model
-        shared = replace(batch, states=branched_states)
+        prefixes = shared_prefixes(batch.prompts, [*batch.student, *batch.teacher])
+        shareable = len(prefixes) == len(batch.prompts)
+        shared = replace(batch, states=tree_states) if shareable else batch
         if self.shares is None:
+            trainer, inner = self._trainer, self._model
 
             def log_probs(of: DistillationBatch) -> Tensor:
-                with self._trainer.accelerator.autocast():
-                    hidden = of.states(inner, of.prompts, of.teacher)[of.counted]
-                    return sampled_log_probs(hidden, Head.of(inner), of.tokens, self._trainer.temperature)
+                unwrapped = trainer.accelerator.unwrap_model(trainer.model)
+                run = _ForwardRedirection()  # through the wrapper's forward, which sharding hooks into
+                hidden = run(trainer.model_wrapped, unwrapped, of.states, inner, of.prompts, of.teacher)[of.counted]
+                return sampled_log_probs(hidden, Head.of(inner), of.tokens, trainer.temperature)
 
-            checkpoints = checkpoints_activations(inner)
-            structure = "gradient checkpointing leaves no cache" if checkpoints else unsupported_reason(inner)
-            self._decide(structure, lambda: log_probs(batch), lambda: log_probs(shared))
+            self._decide(shareable, lambda: log_probs(batch), lambda: log_probs(shared))
         return shared if self.shares else batch
 
     # Sampling ---------------------------------------------------------------------------------------------------------
@@ -208,16 +209,17 @@ class PromptSharing:
         if trainer.use_vllm or trainer.use_transformers_continuous_batching or is_sharded(trainer):
             return original(prompt_ids, images, multimodal_fields, *args, **kwargs)
         prompts = self._shared_prompts(prompt_ids, images, multimodal_fields)
-        with self.generator.generating(self._model, trainer.eos_token_ids, prompts):
+        with trainer.accelerator.autocast():
+            dtype = products_dtype(self._model)
+        with self.generator.generating(self._model, trainer.eos_token_ids, prompts, dtype):
             return original(prompt_ids, images, multimodal_fields, *args, **kwargs)
 
     def _shared_prompts(self, prompt_ids: list[list[int]], images: Any, fields: dict[str, Any]) -> SharedPrompts | None:
         """Which rows have the same prompt; None if all differ or the processor's fields are unknown."""
         if not known_images(fields):
             return None
-        try:
-            batch: Batch = {name: _stacked(value) for name, value in fields.items() if name not in TOKEN_TYPES}
-        except RuntimeError:  # images of different shapes, which TRL pads
+        batch: Batch = {name: _stacked(value) for name, value in fields.items() if name not in TOKEN_TYPES}
+        if any(value is None for value in batch.values()):  # images of different shapes, which TRL pads
             return None
         if images is not None:
             batch["num_images"] = [len(of_row or []) for of_row in images]
@@ -231,40 +233,42 @@ class PromptSharing:
         return SharedPrompts(firsts, owners, {name: value.to(device) for name, value in shown.of(firsts).items()})
 
 
-def rows_of(batch: Batch, width: int) -> Rows | None:
-    """Rows that share prompts; None if all prompts differ or cannot be shared.
+def tree_of_rows(batch: Batch, width: int, image_token: int | None) -> tuple[list[Prompt], Tree] | None:
+    """The prompts and the tree of a micro-batch; None if all prompts differ or cannot be shared.
 
     Args:
         batch: (B, P + T) `input_ids` and `attention_mask`, and the images and token types of TRL's batch.
-        width: P.
+        width: T.
+        image_token: See `prompt_of`.
     """
-    ids, mask = batch["input_ids"], batch["attention_mask"]
-    images = images_of_rows(batch)
-    firsts, owners = distinct_prompts(ids[:, :width].masked_fill(mask[:, :width] == 0, -1).tolist(), images.same)
-    if len(firsts) == len(ids):
-        return None
-    begin = int(mask[:, :width].any(0).int().argmax())  # the first column with a token
-    rows = Rows(
-        ids[:, begin:],
-        mask[:, begin:],
-        width - begin,
-        torch.tensor(owners, device=ids.device),
-        torch.tensor(firsts, device=ids.device),
-        {name: batch[name][:, begin:] for name in TOKEN_TYPES if name in batch},
-        images.of(firsts),
+    ids, mask = (batch[name].tolist() for name in ("input_ids", "attention_mask"))
+    contexts, completions = (
+        [list(itertools.compress(row[part], own[part])) for row, own in zip(ids, mask, strict=True)]
+        for part in (slice(-width), slice(-width, None))
     )
-    return rows if rows.unsupported_reason() is None else None
+    firsts, owners = distinct_prompts(contexts, images_of_rows(batch).same)
+    if len(firsts) == len(ids) or any(batch[name][:, -width:].any() for name in TOKEN_TYPES if name in batch):
+        return None
+    masked = {"prompt_ids": batch["input_ids"][:, :-width], "prompt_mask": batch["attention_mask"][:, :-width]}
+    prompts = [prompt_of(batch | masked, first, image_token) for first in firsts]
+    requests = [
+        Request(owner, prompts[owner].ids, tuple(completion))
+        for owner, completion in zip(owners, completions, strict=True)
+    ]
+    prefixes = shared_prefixes(prompts, requests)
+    return (prompts, tree_of(requests, prefixes)) if len(prefixes) == len(prompts) else None
 
 
-def _stacked(values: Any) -> Tensor:
+def _stacked(values: Any) -> Tensor | None:
     """A field of a processor's output as a tensor: processors return tensors, lists of tensors, or nested lists.
 
-    Raises:
-        RuntimeError: If shapes differ.
+    None if shapes differ.
     """
-    if isinstance(values, list | tuple) and values and isinstance(values[0], Tensor | np.ndarray | list | tuple):
-        return torch.stack([_stacked(one) for one in values])
-    return torch.as_tensor(values)
+    if not (isinstance(values, list | tuple) and values and isinstance(values[0], Tensor | np.ndarray | list | tuple)):
+        return torch.as_tensor(values)
+    parts = [part for one in values if (part := _stacked(one)) is not None]
+    equal = len(parts) == len(values) and len({part.shape for part in parts}) == 1
+    return torch.stack(parts) if equal else None
 
 
 def _splits_by_row(batch: Batch, rows: int) -> bool:

@@ -1,7 +1,7 @@
 """Forward passes: from requests to log-probs.
 
-`FullForward` runs each request whole: prompt, hint and completion. `fast/prefix_cache.py` runs each prompt once, with
-the same result, if the model's cache supports it.
+`FullForward` runs each request whole: prompt, hint and completion. `fast/tree_forward.py` runs each prompt once, with
+the same result, if the model's attention supports it.
 
 Dimensions: n rows of a pass, S tokens of a row.
 """
@@ -75,9 +75,13 @@ class ScoringModel:
         return self.unwrapped.device
 
     def log_probs(self, labels: Tensor, **inputs: Any) -> Tensor:
-        """(n, S - 1) log-probs [nats] of the tokens after the first, 0 at labels of -100, without (n, S, V) logits.
+        """(n, S) log-probs [nats], without (n, S, V) logits.
 
         Logits are float32 in half precision too; see `Head.log_probs`.
+
+        Args:
+            labels: (n, S) the token that each position predicts; -100 for a result of 0.
+            inputs: Inputs of the model.
         """
         self.before_pass("completions")
         with self.autocast(), self._forward_to_log_probs():  # in the wrappers' forward pass, which gathers shards
@@ -89,9 +93,9 @@ class ScoringModel:
         plain = vars(model).get("forward")
 
         def forward(labels: Tensor, **inputs: Any) -> Tensor:
-            hidden = model.base_model(**inputs | {"use_cache": False}).last_hidden_state[:, :-1]
-            kept = labels[:, 1:] != -100
-            found = sampled_log_probs(hidden[kept], Head.of(model), labels[:, 1:][kept], self.temperature)
+            hidden = model.base_model(**inputs | {"use_cache": False}).last_hidden_state
+            kept = labels != -100
+            found = sampled_log_probs(hidden[kept], Head.of(model), labels[kept], self.temperature)
             return found.new_zeros(kept.shape).masked_scatter(kept, found)
 
         model.forward = forward
@@ -175,13 +179,13 @@ def inputs_of(
 
 
 class Scorer:
-    """Runs requests, with a prefix cache for each prompt if `fast/` is present and the model's cache supports it.
+    """Runs requests, those of a prompt as a prefix tree if `fast/` is present and the model's attention supports it.
 
     Args:
         model: The model.
         reduce_max: As in `FullForward`.
-        shares: Whether to use the prefix cache; None: decide by the model and a trial on the first requests.
-        warns: Whether this process warns if the prefix cache cannot be used.
+        shares: Whether to use prefix trees; None: decide by the model and a trial on the first requests.
+        warns: Whether this process warns if prefix trees cannot be used.
     """
 
     def __init__(
@@ -212,8 +216,8 @@ class Scorer:
         self.shares = reason is None
         if reason is not None and self.warns:
             _logger.warning(
-                "scoring runs each prompt again for every context and rollout, because %s does not support a prefix "
-                "cache: %s. This is slower; the numbers are the same.",
+                "scoring runs each prompt again for every context and rollout, because %s does not support prefix "
+                "trees: %s. This is slower; the numbers are the same.",
                 type(self.model.unwrapped).__name__,
                 reason,
             )
@@ -232,10 +236,10 @@ def padded(rows: Sequence[Ids], device: torch.device, *, left: bool = False) -> 
 
 
 def labels_of(ids: Tensor, starts: Sequence[int], lengths: Sequence[int]) -> Tensor:
-    """The ids at completion tokens, -100 elsewhere."""
+    """At the positions that predict completions the next token, -100 elsewhere."""
     labels = torch.full_like(ids, -100)
     for row, (start, length) in enumerate(zip(starts, lengths, strict=True)):
-        labels[row, start : start + length] = ids[row, start : start + length]
+        labels[row, start - 1 : start - 1 + length] = ids[row, start : start + length]
     return labels
 
 

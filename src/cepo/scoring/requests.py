@@ -98,7 +98,7 @@ def spare_request(prompts: Sequence[Prompt]) -> Request:
     return Request(0, prompts[0].ids, prompts[0].ids[-1:])
 
 
-def distinct_prompts(prompts: Sequence[list[int]], same: Callable[[int, int], bool]) -> tuple[list[int], list[int]]:
+def distinct_prompts(prompts: Sequence[Sequence[int]], same: Callable[[int, int], bool]) -> tuple[list[int], list[int]]:
     """The distinct prompts among rows.
 
     Args:

@@ -68,8 +68,9 @@ class CEPOConfig(_MethodFields, GRPOConfig):
     )
     shared_prompt: SharedPrompt = _option(
         "auto",
-        "Whether teachers encode a prompt once for all of its contexts and rollouts: auto, if the model's cache can be "
-        "expanded and a trial on the first batch reproduces the log-probs of full forward passes; always; or never.",
+        "Whether teachers encode a prompt once for all of its contexts and rollouts: auto, if the model's attention "
+        "supports prefix trees and a trial on the first batch reproduces the log-probs of full forward passes; always; "
+        "or never.",
     )
     shared_prompt_update: SharedPrompt = _option(
         "auto",
@@ -79,8 +80,7 @@ class CEPOConfig(_MethodFields, GRPOConfig):
     )
     teacher_batch_tokens: int | None = _option(
         None,
-        "Most tokens of a teacher's forward pass, rows times (cached + new) tokens with padding; None: those of a "
-        "micro-batch of the update.",
+        "Most tokens of a teacher's forward pass, padding included; None: those of a micro-batch of the update.",
     )
     skip_zero_advantage: bool | None = _option(
         None,
