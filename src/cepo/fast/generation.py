@@ -25,6 +25,8 @@ from .prefix_cache import cache_argument, trial_failure, unsupported_reason
 
 # Ended rows are dropped from the cache, which copies it, once they are this share of its rows.
 _ENDED = 0.125
+# Passes between counts of the rows that have ended: for each count the host waits for the device.
+_COUNTED_EVERY = 8
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ class PrefixSharingGenerator:
                 self._refuse(reason)
             yield
             return
-        passes = _Passes(self, model, torch.tensor(sorted(ends), device=model.device), prompts)
+        passes = _Passes(self, model, _uploaded(sorted(ends), model.device), prompts)
         hooks = [
             model.register_forward_pre_hook(passes.before, with_kwargs=True),
             model.register_forward_hook(passes.after, with_kwargs=True),
@@ -114,6 +116,7 @@ class _Passes:
         self._called = cache_argument(model)
         self._trying = False
         self._first = False  # whether the current pass runs prompts
+        self._passes = 0
         self._held = self._ended = torch.zeros(0, dtype=torch.long)  # rows in the cache; (B,) bool, ended rows
 
     def before(self, model: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:  # noqa: ARG002
@@ -133,9 +136,11 @@ class _Passes:
             return None
         self._ended |= torch.isin(ids[:, 0], self._ends)
         active = ~self._ended[self._held]
-        if 0 < active.sum() <= (1 - _ENDED) * len(active):
-            cache.batch_select_indices(active.nonzero().flatten())
-            self._held = self._held[active]
+        self._passes += 1
+        if self._passes % _COUNTED_EVERY == 0 and 0 < int(active.sum()) <= (1 - _ENDED) * len(active):
+            kept = active.nonzero().flatten()
+            cache.batch_select_indices(kept)
+            self._held = self._held[kept]
         return None if len(self._held) == len(ids) else (args, _rows(kwargs, self._held))
 
     def after(self, model: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:  # noqa: ARG002
@@ -160,14 +165,14 @@ class _Passes:
 
     def _distinct_inputs(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         assert self._prompts is not None
-        firsts = torch.tensor(self._prompts.firsts, device=self._held.device)
+        firsts = _uploaded(self._prompts.firsts, self._held.device)
         inputs = {**_rows(kwargs, firsts), **self._prompts.images}
         inputs.pop("mm_encoder_outputs", None)  # since transformers 5.24: the features of all rows
         return inputs
 
     def _expand(self, output: Any, cache: DynamicCache) -> None:
         assert self._prompts is not None
-        owners = torch.tensor(self._prompts.owners, device=self._held.device)
+        owners = _uploaded(self._prompts.owners, self._held.device)
         cache.batch_select_indices(owners)
         output.logits = output.logits[owners]
 
@@ -180,6 +185,10 @@ class _Passes:
             return output.logits
         finally:
             self._trying = False
+
+
+def _uploaded(numbers: Sequence[int], device: torch.device) -> Tensor:
+    return torch.tensor(numbers).to(device, non_blocking=True)
 
 
 def _rows(kwargs: dict[str, Any], rows: Tensor) -> dict[str, Any]:
