@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 .DEFAULT_GOAL := help
 .PHONY: help setup train evaluate test test-integration test-browser test-sharded test-processes test-kill test-fuzz test-eval \
 	test-rehearsal test-smollm test-all test-newest soak smollm credit gradients ceiling comparison bench bench-quick \
-	rehearse pictures docs lint format policy clean
+	rehearse rehearse-recipes pictures docs lint format policy clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -119,6 +119,9 @@ bench-quick: $(READY)  ## a short version, in benchmarks/results/quick (five min
 
 rehearse: $(READY)  ## all methods and options on a simulated GPU, text and images (20 minutes); needs gcc
 	$(VENV)/bin/python -m rehearsal
+
+rehearse-recipes: $(READY)  ## recipes at their size on the simulated GPU: rehearsal/results.md (an hour)
+	$(VENV)/bin/python -m scripts.rehearse
 
 pictures: $(READY)  ## the images of docs/ (with Chromium) and of experiments/comparison.md
 	$(VENV)/bin/python scripts/draw_pictures.py

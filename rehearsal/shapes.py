@@ -131,10 +131,8 @@ def _flops(func: Any, name: str, args: Any, kwargs: dict[str, Any], found: Any) 
 
 def _is_large(args: Any, kwargs: dict[str, Any], on_device: list[Tensor]) -> bool:
     if on_device:
-        sizes = (
-            (t.numel(), LARGE if t.is_floating_point() else LARGE_BOOL) for t in on_device if t.dtype != torch.long
-        )
-        return any(size > limit for size, limit in sizes)
+        computed = [t for t in on_device if t.dtype != torch.long]
+        return any(t.numel() > (LARGE if t.is_floating_point() else LARGE_BOOL) for t in computed)
     if torch.device(kwargs.get("device") or "cpu").type != "cuda" or not args:
         return False
     created = args[0] if isinstance(args[0], (list, tuple, torch.Size)) else ()
@@ -173,9 +171,5 @@ def without_triton_kernels() -> None:
     """TRL's code for Triton, with kernels that do nothing."""
     chunked_logprob._forward_kernel = _NoKernel((3, 4))
     chunked_divergence._stats_kernel = _NoKernel((4, 5), (7, 8))
-    for module, names in (
-        (chunked_logprob, ["_backward_kernel"]),
-        (chunked_divergence, ["_backward_kernel", "_jsd_kernel"]),
-    ):
-        for name in names:
-            setattr(module, name, _NoKernel())
+    chunked_logprob._backward_kernel = chunked_divergence._backward_kernel = _NoKernel()
+    chunked_divergence._jsd_kernel = _NoKernel()

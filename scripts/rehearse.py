@@ -6,6 +6,7 @@ Adds a row to rehearsal/results.json, and writes rehearsal/results.md from all r
 import argparse
 import json
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,14 +15,40 @@ from rehearsal import stub
 
 RESULTS = Path("rehearsal/results.json")
 HEAD = """# Recipes on the simulated GPU
-Counted by `python -m scripts.rehearse` ([README](README.md)): the second step, of one micro-batch, of one rank. PFLOP are those of matrix
-products, attention (causal attention in full) and convolutions. Memory is what torch's allocator holds; the CUDA context, cuDNN, NCCL and
-vLLM come on top. Not a measurement: no recipe was run on a GPU.
+Counted by `make rehearse-recipes` ([README](README.md)): the second step, of one micro-batch, of one rank. PFLOP are
+those of matrix products, attention (causal attention in full) and convolutions. Memory is what torch's allocator holds;
+the CUDA context, cuDNN, NCCL and vLLM come on top. No recipe was run on a GPU. results.json has each row's command.
 
 | recipe | layout | rollouts | PFLOP: teachers | update | peak GiB: teachers | update | host waits | GiB sent |
 |---|---|---|---|---|---|---|---|---|
 """
-UPDATE = ("loss", "update", "gradient norm")
+UPDATE = ("loss", "update", "gradient norm", "optimizer")
+# The rows of the table.
+_VL2B, _VL4B, _TEXT = (
+    f"recipes/models/{name}.yaml" for name in ("qwen3-vl-2b-geometry3k", "qwen3-vl-4b-geometry3k", "qwen3-1.7b-math")
+)
+_METHOD = {name: f"recipes/methods/{name}.yaml" for name in ("grpo", "cepo", "rlsd", "opsd", "sdpo")}
+_ON = {name: f"recipes/hardware/{name}.yaml" for name in ("gpu-24gb", "node-8", "node-8-full", "nodes")}
+_ALL_WEIGHTS = ["use_peft=false", "learning_rate=1e-6"]
+RUNS = [
+    [_VL2B, _METHOD["grpo"], "--trl"],
+    [_VL2B, _METHOD["cepo"]],
+    [_VL4B, _METHOD["grpo"], _ON["node-8-full"], "--trl"],
+    [_VL4B, _METHOD["cepo"], _ON["node-8-full"]],
+    [_VL4B, _METHOD["grpo"], "--trl"],
+    [_VL4B, _METHOD["cepo"]],
+    [_VL2B, _METHOD["opsd"]],
+    [_VL2B, _METHOD["grpo"]],
+    [_VL4B, _METHOD["cepo"], _ON["node-8"]],
+    [_VL2B, _METHOD["cepo"], _ON["gpu-24gb"]],
+    [_TEXT, _METHOD["grpo"], "--trl"],
+    [_TEXT, _METHOD["cepo"]],
+    [_VL2B, _METHOD["rlsd"]],
+    [_VL2B, _METHOD["sdpo"]],
+    [_VL4B, _METHOD["cepo"], _ON["nodes"]],
+    [_VL2B, _METHOD["grpo"], *_ALL_WEIGHTS, "--trl"],
+    [_VL2B, _METHOD["cepo"], *_ALL_WEIGHTS],
+]
 
 
 def row(result: dict[str, Any]) -> str:
@@ -43,10 +70,13 @@ def row(result: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m scripts.rehearse", description=__doc__)
-    parser.add_argument("recipes", nargs="+", help="files of recipes/, and options over them as NAME=VALUE")
+    parser.add_argument("recipes", nargs="*", help="files of recipes/, and NAME=VALUE over them; none: all rows")
     parser.add_argument("--trl", action="store_true", help="TRL's GRPOTrainer with the same options")
     parser.add_argument("--lengths", type=float, nargs=2, default=(1500, 400), help="mean and deviation of completions")
     args = parser.parse_args()
+    if not args.recipes:
+        failed = [run for run in RUNS if subprocess.run([sys.executable, "-m", "scripts.rehearse", *run]).returncode]
+        raise SystemExit(f"failed: {failed}" if failed else 0)
     stub.restart("scripts.rehearse")
     import yaml
     from rehearsal.scale import rehearse
