@@ -56,11 +56,24 @@ API int cudaFree(void *p) { return release(p); }
 API int cudaHostAlloc(void **p, size_t n, unsigned flags) { *p = allocate(n, 1); return 0; }
 API int cudaFreeHost(void *p) { return release(p); }
 API int cudaMemGetInfo(size_t *f, size_t *t) { *f = total - used; *t = total; return 0; }
-API int cudaMemcpy(void *d, const void *s, size_t n, int kind) { waits++; memmove(d, s, n); return 0; }
-API int cudaMemcpyAsync(void *d, const void *s, size_t n, int kind, void *st) { memmove(d, s, n); return 0; }
+/* Within the device a copy is a kernel: without effect. */
+static int copy(void *d, const void *s, size_t n, int kind) {
+  if (kind != cudaMemcpyDeviceToDevice) memmove(d, s, n);
+  return 0;
+}
+API int cudaMemcpy(void *d, const void *s, size_t n, int kind) { waits++; return copy(d, s, n, kind); }
+API int cudaMemcpyAsync(void *d, const void *s, size_t n, int kind, void *st) { return copy(d, s, n, kind); }
 API int cudaMemcpyPeerAsync(void *d, int dd, const void *s, int sd, size_t n, void *st) { memmove(d, s, n); return 0; }
-API int cudaMemset(void *d, int v, size_t n) { memset(d, v, n); return 0; }
-API int cudaMemsetAsync(void *d, int v, size_t n, void *st) { memset(d, v, n); return 0; }
+static int set(char *p, int value, size_t n) {
+  char *start = (char *)(((uintptr_t)p + 4095) & ~(uintptr_t)4095), *end = (char *)((uintptr_t)(p + n) & ~(uintptr_t)4095);
+  if (value || n < 1 << 20) { memset(p, value, n); return 0; }
+  memset(p, 0, start - p);
+  madvise(start, end - start, MADV_DONTNEED);  /* zeros that take no memory */
+  memset(end, 0, p + n - end);
+  return 0;
+}
+API int cudaMemset(void *d, int v, size_t n) { return set(d, v, n); }
+API int cudaMemsetAsync(void *d, int v, size_t n, void *st) { return set(d, v, n); }
 API int cudaPointerGetAttributes(struct cudaPointerAttributes *a, const void *p) {
   memset(a, 0, sizeof *a);
   int i = find(p);
