@@ -74,7 +74,7 @@ class PrefixSharingGenerator:
                 self._refuse(reason)
             yield
             return
-        passes = _Passes(self, model, _uploaded(sorted(ends), model.device), prompts)
+        passes = _Passes(self, model, torch.tensor(sorted(ends), device=model.device), prompts)
         hooks = [
             model.register_forward_pre_hook(passes.before, with_kwargs=True),
             model.register_forward_hook(passes.after, with_kwargs=True),
@@ -165,14 +165,14 @@ class _Passes:
 
     def _distinct_inputs(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         assert self._prompts is not None
-        firsts = _uploaded(self._prompts.firsts, self._held.device)
+        firsts = torch.tensor(self._prompts.firsts, device=self._held.device)
         inputs = {**_rows(kwargs, firsts), **self._prompts.images}
         inputs.pop("mm_encoder_outputs", None)  # since transformers 5.24: the features of all rows
         return inputs
 
     def _expand(self, output: Any, cache: DynamicCache) -> None:
         assert self._prompts is not None
-        owners = _uploaded(self._prompts.owners, self._held.device)
+        owners = torch.tensor(self._prompts.owners, device=self._held.device)
         cache.batch_select_indices(owners)
         output.logits = output.logits[owners]
 
@@ -185,10 +185,6 @@ class _Passes:
             return output.logits
         finally:
             self._trying = False
-
-
-def _uploaded(numbers: Sequence[int], device: torch.device) -> Tensor:
-    return torch.tensor(numbers).to(device, non_blocking=True)
 
 
 def _rows(kwargs: dict[str, Any], rows: Tensor) -> dict[str, Any]:
