@@ -1,6 +1,7 @@
 """A recipe's training step at its real size, on the simulated GPU: operations, memory, host waits, bytes sent."""
 
 import logging
+import math
 import os
 import tempfile
 import time
@@ -52,7 +53,9 @@ _FSDP = {
 def rehearse(
     recipes: Sequence[Path], options: dict[str, Any], *, trl: bool, lengths: tuple[float, float]
 ) -> dict[str, Any]:
-    """Two steps of a recipe, each of one micro-batch; returns the numbers of the second, since the first has trials.
+    """Two steps of a recipe; returns the numbers of the second, since the first has trials.
+
+    A step has the fewest micro-batches that hold whole groups.
 
     Args:
         recipes: Files of `recipes/`, later ones first.
@@ -73,9 +76,10 @@ def rehearse(
     without_triton_kernels()
     torch.backends.cuda.enable_cudnn_sdp(False)  # its memory is cuDNN's to say
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
+        rows = recipe["per_device_train_batch_size"]
         recipe |= {
             "max_steps": 2,
-            "gradient_accumulation_steps": 1,
+            "gradient_accumulation_steps": math.lcm(rows * ranks, recipe["num_generations"]) // (rows * ranks),
             "log_completions": False,
             "eval_problems": 0,
             "save_strategy": "no",
@@ -97,22 +101,18 @@ def rehearse(
         heard = _Heard()
         logging.getLogger("cepo").addHandler(heard)
         with gpu:
-            model, processor, rows = _model_and_data(model_args)
+            model, processor, problems = _model_and_data(model_args)
             trainer = _trainer_class(gpu, trl, lengths)(
-                model, _half_right, args, rows, processing_class=processor, peft_config=get_peft_config(model_args)
+                model, _half_right, args, problems, processing_class=processor, peft_config=get_peft_config(model_args)
             )
             trainer.remove_callback(PrinterCallback)
             steps = _Steps(gpu)
             trainer.add_callback(steps)
             trainer.train()
     assert not gpu.refused, gpu.refused
-    return {
-        "rows": args.per_device_train_batch_size,
-        "ranks": ranks,
-        "layout": layout or "one device",
-        **steps.last,
-        "warnings": heard.lines,
-    }
+    rollouts = args.per_device_train_batch_size * args.gradient_accumulation_steps
+    shape = {"rollouts": rollouts, "ranks": ranks, "layout": layout or "one device"}
+    return {**shape, **steps.last, "warnings": heard.lines}
 
 
 def _layout(config: str | None) -> str | None:
@@ -158,6 +158,8 @@ def _repeat_this_rank(stack: ExitStack, ranks: int) -> None:
     stack.enter_context(patch.object(trl.trainer.grpo_trainer, "gather", tensors))
     stack.enter_context(patch.object(Accelerator, "gather", lambda self, tensor: tensors(tensor)))
     stack.enter_context(patch.object(Accelerator, "reduce", reduce))
+    ddp = torch.nn.parallel.distributed
+    stack.enter_context(patch.object(ddp, "_verify_param_shape_across_processes", lambda *args: None))
 
 
 def _model_and_data(model_args: Any) -> tuple[Any, Any, Dataset]:

@@ -15,7 +15,7 @@ from rehearsal import stub
 
 RESULTS = Path("rehearsal/results.json")
 HEAD = """# Recipes on the simulated GPU
-Counted by `make rehearse-recipes` ([README](README.md)): the second step, of one micro-batch, of one rank. PFLOP are
+Counted by `make rehearse-recipes` ([README](README.md)): the second step, of one rank, with the rollouts given. PFLOP are
 those of matrix products, attention (causal attention in full) and convolutions. Memory is what torch's allocator holds;
 the CUDA context, cuDNN, NCCL and vLLM come on top. No recipe was run on a GPU. results.json has each row's command.
 
@@ -88,7 +88,7 @@ def main() -> None:
     parts += [part for part in args.recipes if "=" in part]
     command = shlex.join(["python", "-m", "scripts.rehearse", *sys.argv[1:]])
     size = f"{args.lengths[0]:.0f} ± {args.lengths[1]:.0f}"
-    result = {"name": " ".join(parts), "command": command, "rollouts": f"{found.pop('rows')} x {size}", **found}
+    result = {"name": " ".join(parts), "command": command, "rollouts": f"{found.pop('rollouts')} x {size}", **found}
     print(json.dumps(result, indent=1))
     known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
     known[command] = result
