@@ -15,9 +15,9 @@ from rehearsal import stub
 
 RESULTS = Path("rehearsal/results.json")
 HEAD = """# Recipes on the simulated GPU
-Counted by `make rehearse-recipes` ([README](README.md)): the second step, of one rank, with the rollouts given. PFLOP are
-those of matrix products, attention (causal attention in full) and convolutions. Memory is what torch's allocator holds;
-the CUDA context, cuDNN, NCCL and vLLM come on top. No recipe was run on a GPU. results.json has each row's command.
+Counted by `make rehearse-recipes` ([README](README.md)): the second step, of one rank, with the rollouts given. PFLOP
+are those of matrix products, attention (causal attention in full) and convolutions. Memory is what torch's allocator
+holds; the CUDA context, cuDNN, NCCL and vLLM come on top. No recipe was run on a GPU. results.json has the commands.
 
 | recipe | layout | rollouts | PFLOP: teachers | update | peak GiB: teachers | update | host waits | GiB sent |
 |---|---|---|---|---|---|---|---|---|
