@@ -21,7 +21,7 @@ from rehearsal.device import INDEXING, WAITING, SimulatedGPU, is_on_device, on_h
 LARGE, LARGE_BOOL = 1 << 16, 1 << 22
 # Operators whose host code asks the device or cuDNN: their outputs are found on the meta device.
 _BY_META = {
-    *("embedding_dense_backward", "convolution", "convolution_backward"),
+    *("embedding_dense_backward", "convolution", "convolution_backward", "topk"),
     *("_scaled_dot_product_cudnn_attention", "_scaled_dot_product_cudnn_attention_backward"),
 }
 # Bytes that a rank of n sends, in (n - 1) / n of the larger side, with ring algorithms.
@@ -107,11 +107,13 @@ class ShapesOnly(SimulatedGPU):
             return args[0] if name.endswith("_") else torch.empty_like(args[0])
         if name in _BY_META:
             meta = tree_map_only(Tensor, lambda t: _like(t, "meta"), (args, kwargs))
-            return tree_map_only(Tensor, lambda t: _like(t, "cuda"), func(*meta[0], **meta[1]))
-        found = func(*args, **kwargs)
+            found = tree_map_only(Tensor, lambda t: _like(t, "cuda"), func(*meta[0], **meta[1]))
+        else:
+            found = func(*args, **kwargs)
         known = {tensor.untyped_storage().data_ptr() for tensor in on_device}
         for out in tree_leaves(found):
-            if is_on_device(out) and 0 < out.numel() <= LARGE and out.untyped_storage().data_ptr() not in known:
+            small = is_on_device(out) and (out.numel() <= LARGE or out.dtype == torch.long)
+            if small and out.untyped_storage().data_ptr() not in known:
                 on_host(out).zero_()  # small results are used: numbers rather than what was there
         return found
 

@@ -29,7 +29,7 @@ _VL2B, _VL4B, _TEXT = (
 )
 _METHOD = {name: f"recipes/methods/{name}.yaml" for name in ("grpo", "cepo", "rlsd", "opsd", "sdpo")}
 _ON = {name: f"recipes/hardware/{name}.yaml" for name in ("gpu-24gb", "node-8", "node-8-full", "nodes")}
-_ALL_WEIGHTS = ["use_peft=false", "learning_rate=1e-6"]
+_ALL_WEIGHTS = ["use_peft=false", "learning_rate=1.0e-6"]
 RUNS = [
     [_VL2B, _METHOD["grpo"], "--trl"],
     [_VL2B, _METHOD["cepo"]],
