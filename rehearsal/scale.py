@@ -67,11 +67,11 @@ def rehearse(
     for file in recipes:
         recipe |= yaml.safe_load(file.read_text())
     ranks = recipe.pop("num_processes", 1)
-    layout = _layout(recipe.pop("accelerate_config", None))
+    if config := recipe.pop("accelerate_config", None):
+        _check_layout(config)
+        _join_fake_group(ranks)
     recipe.pop("num_machines", None)
     recipe = {name: value for name, value in recipe.items() if "vllm" not in name}
-    if layout is not None:
-        _join_fake_group(ranks, layout)
     gpu = ShapesOnly(ranks)
     without_triton_kernels()
     torch.backends.cuda.enable_cudnn_sdp(False)  # its memory is cuDNN's to say
@@ -111,26 +111,21 @@ def rehearse(
             trainer.train()
     assert not gpu.refused, gpu.refused
     rollouts = args.per_device_train_batch_size * args.gradient_accumulation_steps
-    shape = {"rollouts": rollouts, "ranks": ranks, "layout": layout or "one device"}
+    shape = {"rollouts": rollouts, "ranks": ranks, "layout": "FSDP2" if ranks > 1 else "one device"}
     return {**shape, **steps.last, "warnings": heard.lines}
 
 
-def _layout(config: str | None) -> str | None:
-    if config is None:
-        return None
-    kind = "MULTI_GPU" if config == "multi_gpu" else yaml.safe_load(Path(config).read_text())["distributed_type"]
-    layouts = {"MULTI_GPU": "DDP", "FSDP": "FSDP2"}
-    if kind not in layouts:
-        raise SystemExit(f"{config}: {kind} is not rehearsed, {' and '.join(layouts.values())} are")
-    return layouts[kind]
+def _check_layout(config: str) -> None:
+    kind = config if config == "multi_gpu" else yaml.safe_load(Path(config).read_text())["distributed_type"]
+    if kind != "FSDP":
+        raise SystemExit(f"{config}: of several processes, FSDP2 alone is rehearsed; DDP's hold what one device holds")
 
 
-def _join_fake_group(ranks: int, layout: str) -> None:
+def _join_fake_group(ranks: int) -> None:
     """Make this process rank 0 of a group whose other ranks do not exist."""
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
     os.environ |= {"MASTER_ADDR": "localhost", "MASTER_PORT": "29511", "ACCELERATE_MIXED_PRECISION": "bf16"}
-    if layout == "FSDP2":
-        os.environ |= _FSDP
+    os.environ |= _FSDP
     torch.distributed.init_process_group("fake", store=FakeStore(), rank=0, world_size=ranks)
 
 
@@ -158,8 +153,6 @@ def _repeat_this_rank(stack: ExitStack, ranks: int) -> None:
     stack.enter_context(patch.object(trl.trainer.grpo_trainer, "gather", tensors))
     stack.enter_context(patch.object(Accelerator, "gather", lambda self, tensor: tensors(tensor)))
     stack.enter_context(patch.object(Accelerator, "reduce", reduce))
-    ddp = torch.nn.parallel.distributed
-    stack.enter_context(patch.object(ddp, "_verify_param_shape_across_processes", lambda *args: None))
 
 
 def _model_and_data(model_args: Any) -> tuple[Any, Any, Dataset]:

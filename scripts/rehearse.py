@@ -28,7 +28,7 @@ _VL2B, _VL4B, _TEXT = (
     f"recipes/models/{name}.yaml" for name in ("qwen3-vl-2b-geometry3k", "qwen3-vl-4b-geometry3k", "qwen3-1.7b-math")
 )
 _METHOD = {name: f"recipes/methods/{name}.yaml" for name in ("grpo", "cepo", "rlsd", "opsd", "sdpo")}
-_ON = {name: f"recipes/hardware/{name}.yaml" for name in ("gpu-24gb", "node-8", "node-8-full", "nodes")}
+_ON = {name: f"recipes/hardware/{name}.yaml" for name in ("gpu-24gb", "node-8-full", "nodes")}
 _ALL_WEIGHTS = ["use_peft=false", "learning_rate=1.0e-6"]
 RUNS = [
     [_VL2B, _METHOD["grpo"], "--trl"],
@@ -39,7 +39,6 @@ RUNS = [
     [_VL4B, _METHOD["cepo"]],
     [_VL2B, _METHOD["opsd"]],
     [_VL2B, _METHOD["grpo"]],
-    [_VL4B, _METHOD["cepo"], _ON["node-8"]],
     [_VL2B, _METHOD["cepo"], _ON["gpu-24gb"]],
     [_TEXT, _METHOD["grpo"], "--trl"],
     [_TEXT, _METHOD["cepo"]],
