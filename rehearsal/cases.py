@@ -218,7 +218,7 @@ def faults(case: Case, on_gpu: Outcome, on_cpu: Outcome, baseline: Outcome | Non
                 found.append(f"{name} of step {step}: {a} on the GPU, {b} on the CPU")
     if baseline is not None:
         waits, of_trl = sum(on_gpu.waits.values()), sum(baseline.waits.values())
-        limit = WAITS if case.name.startswith(("trl", "grpo", "opsd", "sdpo")) else WAITS_WITH_EVIDENCE
+        limit = WAITS_WITH_EVIDENCE if "teachers" in on_gpu.phases else WAITS
         if waits > limit * of_trl:
             found.append(f"the host waits {waits} times in a step, {waits / of_trl:.2f} times as often as TRL's")
     return found

@@ -4,7 +4,6 @@ import logging
 import math
 import os
 import tempfile
-import time
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -215,7 +214,6 @@ class _Steps(TrainerCallback):
         gpu.flops.clear()
         gpu.sent.clear()
         gpu.waits.clear()
-        self._started = time.perf_counter()
 
     def on_step_end(self, *args, **kwargs):
         gpu = self._gpu
@@ -228,7 +226,6 @@ class _Steps(TrainerCallback):
             "peak_gib": {phase: round(size / GIB, 2) for phase, size in gpu.peaks.items()},
             "sent_gib": {phase: round(size / GIB, 3) for phase, size in gpu.sent.items()},
             "waits": dict(waits),
-            "seconds_here": round(time.perf_counter() - self._started, 1),
         }
 
 

@@ -90,8 +90,8 @@ def main() -> None:
     result = {"name": " ".join(parts), "command": command, "rollouts": f"{found.pop('rollouts')} x {size}", **found}
     print(json.dumps(result, indent=1))
     known = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    known[command] = result
-    RESULTS.write_text(json.dumps(dict(sorted(known.items())), indent=1, ensure_ascii=False) + "\n")
+    known = dict(sorted({**known, command: result}.items()))
+    RESULTS.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n")
     RESULTS.with_suffix(".md").write_text(HEAD + "".join(map(row, known.values())))
 
 
