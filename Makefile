@@ -7,7 +7,7 @@ READY := $(VENV)/.ready
 .DEFAULT_GOAL := help
 .PHONY: help setup train evaluate test test-integration test-browser test-sharded test-processes test-kill test-fuzz test-eval \
 	test-rehearsal test-smollm test-all test-newest soak smollm credit gradients ceiling comparison bench bench-quick \
-	rehearse rehearse-recipes pictures docs lint format policy clean
+	gpu gpu-rehearse rehearse rehearse-recipes pictures docs lint format policy clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -117,18 +117,25 @@ bench: $(READY)  ## speed and memory beside TRL, in benchmarks/results (two hour
 bench-quick: $(READY)  ## a short version, in benchmarks/results/quick (five minutes)
 	$(VENV)/bin/python -m benchmarks --quick --output_dir benchmarks/results/quick
 
-rehearse: $(READY)  ## all methods and options on a simulated GPU, text and images (20 minutes); needs gcc
+rehearse: $(READY)  ## all methods and options on a simulated GPU, text and images (10 minutes); needs gcc
 	$(VENV)/bin/python -m rehearsal
 
-rehearse-recipes: $(READY)  ## recipes at their size on the simulated GPU: rehearsal/results.md (an hour)
+rehearse-recipes: $(READY)  ## recipes at their size on the simulated GPU: rehearsal/results.md (20 minutes)
 	$(VENV)/bin/python -m scripts.rehearse
+
+gpu: $(READY)  ## everything that needs a GPU, in nine minutes on an H200, in benchmarks/results/gpu
+	$(VENV)/bin/python -m benchmarks.gpu
+
+gpu-rehearse: $(READY)  ## the same with tiny models on a CPU, in build/gpu (two minutes)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m benchmarks.gpu --rehearse --output_dir build/gpu
 
 pictures: $(READY)  ## the images of docs/ (with Chromium) and of experiments/comparison.md
 	$(VENV)/bin/python scripts/draw_pictures.py
 	$(VENV)/bin/python -m experiments.pictures
 
-docs: $(READY)  ## the generated parts of README.md and docs/, and the tables of experiments/comparison.md
+docs: $(READY)  ## the generated parts of README.md, docs/, recipes/ and experiments/comparison.md
 	$(VENV)/bin/python scripts/make_docs.py
+	$(VENV)/bin/python scripts/recipe_memory.py
 	$(VENV)/bin/python -m experiments.tables
 
 lint: $(READY)  ## ruff and mypy

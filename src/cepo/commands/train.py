@@ -33,7 +33,7 @@ from ..trainer.resume_options import DATA_OPTIONS
 from . import quiet_libraries
 from .accuracy import AccuracyCallback
 from .curves import draw_curves
-from .dry_run import prepare_dry_run
+from .dry_run import dry_run
 from .launch import is_launched, prepare_launch
 from .progress import Progress, StopOnInterrupt
 
@@ -46,7 +46,7 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
     quiet_libraries()
     line = read_command_line(arguments)
     if line.options.dry_run:
-        return prepare_dry_run(line)
+        return dry_run(line).report
     launched = is_launched()
     if (line.more_flags or line.more_config) and not launched:
         return prepare_launch(line, arguments)
