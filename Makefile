@@ -6,8 +6,8 @@ READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train evaluate test test-integration test-browser test-sharded test-processes test-kill test-fuzz test-eval \
-	test-smollm test-all test-newest soak smollm credit gradients ceiling comparison bench bench-quick gpu gpu-rehearse pictures docs lint format \
-	policy clean
+	test-rehearsal test-smollm test-all test-newest soak smollm credit gradients ceiling comparison bench bench-quick \
+	gpu gpu-rehearse rehearse rehearse-recipes pictures docs lint format policy clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 20
@@ -30,7 +30,8 @@ evaluate: $(READY)  ## accuracy of the model from `make train`
 	@$(VENV)/bin/cepo evaluate --model_name_or_path cepo-figures
 
 PYTEST := OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q
-QUICK := -n 2 --dist loadfile -m "not (integration or browser or sharded or processes or kill or fuzz or lmms or smollm)"
+QUICK := -n 2 --dist loadfile -m "not (integration or browser or sharded or processes or kill or fuzz or lmms or rehearsal \
+	or smollm)"
 
 test: $(READY)  ## the quick tests: under 5 minutes on two cores
 	$(PYTEST) $(QUICK)
@@ -56,11 +57,15 @@ test-fuzz: $(READY)  ## property tests with more than 10,000 examples
 test-eval: $(READY) $(VENV)/.eval  ## the paper's five benchmarks on small problems, by lmms-eval
 	$(PYTEST) -m lmms
 
+test-rehearsal: $(READY)  ## training on a simulated GPU, 13 runs: 2 minutes on two cores; needs gcc
+	$(PYTEST) -m rehearsal
+
 test-smollm: $(READY) $(VENV)/.smollm  ## SmolLM2-135M from its PyPI package: one step
 	$(PYTEST) -m smollm
 
 test-all:  ## all tiers in order
-	@for tier in test test-integration test-browser test-sharded test-processes test-kill test-fuzz test-eval test-smollm; do \
+	@for tier in test test-integration test-browser test-sharded test-processes test-kill test-fuzz test-eval \
+		test-rehearsal test-smollm; do \
 		$(MAKE) $$tier || exit 1; done
 
 test-newest:  ## the quick tests with the newest libraries that pip finds, in .venv-newest
@@ -111,6 +116,12 @@ bench: $(READY)  ## speed and memory beside TRL, in benchmarks/results (two hour
 
 bench-quick: $(READY)  ## a short version, in benchmarks/results/quick (five minutes)
 	$(VENV)/bin/python -m benchmarks --quick --output_dir benchmarks/results/quick
+
+rehearse: $(READY)  ## all methods and options on a simulated GPU, text and images (10 minutes); needs gcc
+	$(VENV)/bin/python -m rehearsal
+
+rehearse-recipes: $(READY)  ## recipes at their size on the simulated GPU: rehearsal/results.md (20 minutes)
+	$(VENV)/bin/python -m scripts.rehearse
 
 gpu: $(READY)  ## everything that needs a GPU, in nine minutes on an H200, in benchmarks/results/gpu
 	$(VENV)/bin/python -m benchmarks.gpu

@@ -1,7 +1,11 @@
 """Small models with random weights."""
 
+import json
+from pathlib import Path
+
 import torch
 from transformers import (
+    AutoTokenizer,
     Gemma3Config,
     Gemma3ForCausalLM,
     Gemma3ForConditionalGeneration,
@@ -17,6 +21,8 @@ from transformers import (
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
 )
+
+from cepo import policy_path
 
 VOCABULARY = 60
 # Ids of image tokens and their delimiters; texts use the other ids.
@@ -149,3 +155,36 @@ HYBRID_MODELS = {"qwen3_next": qwen3_next}
 def make(name: str, seed: int = 0):
     torch.manual_seed(seed)
     return (TEXT_MODELS | IMAGE_MODELS | HYBRID_MODELS)[name]().eval()
+
+
+def save_text_model(folder: Path) -> str:
+    """Save a text-only model with the shipped policy's tokenizer; returns the folder."""
+    tokenizer = AutoTokenizer.from_pretrained(policy_path())
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=16,
+        max_position_embeddings=512,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # independent of the order of tests
+        Qwen3ForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    config_file = folder / "tokenizer_config.json"
+    settings = json.loads(config_file.read_text())
+    settings.pop("processor_class", None)  # a tokenizer, not part of a processor
+    config_file.write_text(json.dumps(settings))
+    return str(folder)
+
+
+def as_text(row):
+    """A problem of the figures task as text, with the printed numbers in the question."""
+    numbers = " ".join(str(number) for number in (row["start"], *row["labels"]))
+    return {"prompt": [{"role": "user", "content": f"{row['prompt'][0]['content']} {numbers}"}]}

@@ -43,7 +43,7 @@ def wrong_answers(monkeypatch):
 
 
 def make(tmp_path, dataset, model=None, reward=letters, trainer_class=CEPOTrainer, peft_config=None, **options):
-    config_class = CEPOConfig if trainer_class is CEPOTrainer else GRPOConfig
+    config_class = CEPOConfig if issubclass(trainer_class, CEPOTrainer) else GRPOConfig
     args = config_class(output_dir=str(tmp_path / "out"), **(QUICK | options))
     return trainer_class(model or policy_path(), reward, args, dataset, peft_config=peft_config)
 

@@ -25,6 +25,8 @@ from .trial import trial_failure
 
 # Ended rows are dropped from the cache, which copies it, once they are this share of its rows.
 _ENDED = 0.125
+# Passes between counts of the rows that have ended: for each count the host waits for the device.
+_COUNTED_EVERY = 8
 
 
 @dataclass(frozen=True)
@@ -125,6 +127,7 @@ class _Passes:
         self._called = cache_argument(model)
         self._trying = False
         self._first = False  # whether the current pass runs prompts
+        self._passes = 0
         self._held = self._ended = torch.zeros(0, dtype=torch.long)  # rows in the cache; (B,) bool, ended rows
 
     def before(self, model: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:  # noqa: ARG002
@@ -144,9 +147,11 @@ class _Passes:
             return None
         self._ended |= torch.isin(ids[:, 0], self._ends)
         active = ~self._ended[self._held]
-        if 0 < active.sum() <= (1 - _ENDED) * len(active):
-            cache.batch_select_indices(active.nonzero().flatten())
-            self._held = self._held[active]
+        self._passes += 1
+        if self._passes % _COUNTED_EVERY == 0 and 0 < int(active.sum()) <= (1 - _ENDED) * len(active):
+            kept = active.nonzero().flatten()
+            cache.batch_select_indices(kept)
+            self._held = self._held[kept]
         return None if len(self._held) == len(ids) else (args, _rows(kwargs, self._held))
 
     def after(self, model: nn.Module, args: Any, kwargs: dict[str, Any], output: Any) -> Any:  # noqa: ARG002

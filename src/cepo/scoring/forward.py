@@ -232,7 +232,7 @@ def padded(rows: Sequence[Ids], device: torch.device, *, left: bool = False) -> 
         where = slice(width - len(tokens), width) if left else slice(0, len(tokens))
         ids[row, where] = torch.tensor(tokens, dtype=torch.long)
         mask[row, where] = 1
-    return ids.to(device), mask.to(device)
+    return ids.to(device, non_blocking=True), mask.to(device, non_blocking=True)
 
 
 def labels_of(ids: Tensor, starts: Sequence[int], lengths: Sequence[int]) -> Tensor:

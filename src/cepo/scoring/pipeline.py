@@ -264,7 +264,7 @@ def _tabulate(
             table[position, row] = 0.0
             if (values := logps[row].get(context)) is not None:
                 table[position, row, : len(values)] = values
-    return table, present.to(device)
+    return table, present.to(device, non_blocking=True)
 
 
 def no_evidence(shape: tuple[int, ...], device: torch.device | str = "cpu") -> Evidence:

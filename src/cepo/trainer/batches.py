@@ -3,8 +3,10 @@
 Dimensions: B rollouts, T completion tokens, P prompt tokens.
 """
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -35,19 +37,38 @@ def trained_tokens(batch: Batch) -> Tensor:
     return mask & batch["tool_mask"].bool() if "tool_mask" in batch else mask
 
 
-def completions_of(batch: Batch) -> list[Ids]:
-    """Token ids of each completion, up to its last token in the completion mask."""
-    mask = batch["completion_mask"].bool()
-    lengths = (mask * torch.arange(1, mask.shape[1] + 1, device=mask.device)).amax(dim=1).tolist()
-    return [tuple(ids[:length]) for ids, length in zip(batch["completion_ids"].tolist(), lengths, strict=True)]
+def completions_of(batch: Batch) -> list[tuple[Ids, tuple[bool, ...]]]:
+    """Of each completion, up to its last token in the completion mask: token ids, and whether the loss counts them."""
+    found = []
+    fields = (batch["completion_ids"], batch["completion_mask"], trained_tokens(batch))
+    for ids, mask, trained in zip(*_on_host(*fields), strict=True):
+        length = max((end for end, kept in enumerate(mask, 1) if kept), default=0)
+        found.append((tuple(ids[:length]), tuple(map(bool, trained[:length]))))
+    return found
+
+
+def tokens_of(ids: Tensor, mask: Tensor) -> list[Ids]:
+    """The token ids of each row of (B, S) `ids` that are in the mask."""
+    return [tuple(itertools.compress(*row)) for row in zip(*_on_host(ids, mask), strict=True)]
+
+
+def _on_host(*fields: Tensor) -> list[Any]:
+    """Integer tensors of one shape as nested lists. The host waits for the device once."""
+    return torch.stack([values.long() for values in fields]).tolist()
 
 
 def select_rows(batch: Batch, rows: Sequence[int]) -> Batch:
     """Some rollouts of a batch, with their images. Values of the whole batch are kept."""
+    return _select(split_pixel_values_by_grid(batch), rows)
+
+
+def _select(split: Batch, rows: Sequence[int]) -> Batch:
     selected: Batch = {}
-    for name, values in split_pixel_values_by_grid(batch).items():
+    index = torch.tensor(rows, dtype=torch.long)
+    for name, values in split.items():
         if isinstance(values, Tensor) and values.ndim > 0:
-            selected[name] = values[list(rows)]
+            index = index.to(values.device, non_blocking=True)
+            selected[name] = values.index_select(0, index)
         elif isinstance(values, list):
             selected[name] = [values[row] for row in rows]
         else:
@@ -60,22 +81,36 @@ def select_rows(batch: Batch, rows: Sequence[int]) -> Batch:
 
 @dataclass(frozen=True)
 class RowImages:
-    """The images of the rows of a batch."""
+    """The images of the rows of a batch, split by rows."""
 
-    batch: Batch
     split: Batch
 
     def same(self, one: int, other: int) -> bool:
         """Whether two rows have equal images."""
-        return all(
-            torch.equal(torch.as_tensor(values[one]), torch.as_tensor(values[other]))
-            for name, values in self.split.items()
-            if name in (*_IMAGES, *_IMAGE_COUNTS, *TOKEN_TYPES)
-        )
+        if not self._fields or all(self._repeats[one:other]):
+            return True
+        return all(torch.equal(torch.as_tensor(v[one]), torch.as_tensor(v[other])) for v in self._fields)
+
+    @property
+    def _fields(self) -> list[Any]:
+        return [v for name, v in self.split.items() if name in (*_IMAGES, *_IMAGE_COUNTS, *TOKEN_TYPES)]
+
+    @cached_property
+    def _repeats(self) -> list[bool]:
+        """Whether each row but the first has the images of the row before. The host waits for the device once."""
+        equal: list[Tensor] = []
+        for values in self._fields:
+            rows = [torch.as_tensor(value) for value in values]
+            if any(row.shape != rows[0].shape for row in rows):
+                return [False] * (len(rows) - 1)
+            column = torch.stack(rows).unsqueeze(1).flatten(1)
+            equal.append((column[1:] == column[:-1]).all(dim=1))
+        equal.sort(key=lambda flags: flags.device.type == "cpu")
+        return torch.stack([flags.to(equal[0].device, non_blocking=True) for flags in equal]).all(0).tolist()
 
     def of(self, rows: Sequence[int]) -> dict[str, Tensor]:
         """The images of some rows, as the model takes them."""
-        return _images_of(select_rows(self.batch, rows))
+        return _images_of(_select(self.split, rows))
 
 
 def _images_of(batch: Batch) -> dict[str, Tensor]:
@@ -89,7 +124,7 @@ def known_images(fields: Iterable[str]) -> bool:
 
 def images_of_rows(batch: Batch) -> RowImages:
     """The images of the rows of TRL's batch."""
-    return RowImages(batch, split_pixel_values_by_grid(batch))
+    return RowImages(split_pixel_values_by_grid(batch))
 
 
 def refuse_mixed_images(rows: Sequence[dict[str, Any]]) -> None:
@@ -106,10 +141,9 @@ def refuse_mixed_images(rows: Sequence[dict[str, Any]]) -> None:
         )
 
 
-def without_padding(batch: Batch) -> Batch:
-    """The batch up to the end of its longest completion."""
+def without_padding(batch: Batch, kept: int) -> Batch:
+    """The batch up to completion token `kept`, where its longest completion ends."""
     before, width = batch["prompt_ids"].shape[1], batch["completion_ids"].shape[1]
-    kept = int((batch["completion_mask"].sum(dim=0) > 0).sum())
     if kept in (0, width):
         return batch
     trimmed = dict(batch)
@@ -138,43 +172,48 @@ def rows_with_gradient(
     """
     tokens, advantages = trained_tokens(batch), batch["advantages"]
     moves = (advantages != 0) & tokens.any(dim=1) if advantages.dim() == 1 else ((advantages != 0) & tokens).any(dim=1)
-    rows = moves.nonzero().flatten().tolist()
+    moving, lengths, counts = _on_host(moves, batch["completion_mask"].sum(dim=1), tokens.sum(dim=1))
+    rows = [row for row, moves_row in enumerate(moving) if moves_row]
     if not rows and reduce_max is None:
         return None, 0.0
     if reduce_max is not None:
         # Processes run forward passes together, and TRL gathers a number per row, so all take the same number of rows.
         # The shortest rows without a gradient fill up.
-        still = [row for row in tokens.sum(dim=1).argsort().tolist() if not moves[row]]
+        still = [row for row in sorted(range(len(counts)), key=counts.__getitem__) if not moving[row]]
         rows = sorted(rows + still[: reduce_max(max(1, len(rows))) - len(rows)])
-    kept = select_rows(batch, rows)
+    kept = batch if len(rows) == len(moving) else select_rows(batch, rows)
     if loss_type in ("cispo", "dapo", "vespo"):  # divided by the tokens of the whole batch
         factor = 1.0
     elif loss_type == "bnpo":
-        factor = float(trained_tokens(kept).sum().clamp(min=1) / tokens.sum().clamp(min=1))
+        factor = max(1, sum(counts[row] for row in rows)) / max(1, sum(counts))
     else:
-        factor = len(rows) / len(moves)
-    return without_padding(kept), factor
+        factor = len(rows) / len(moving)
+    return without_padding(kept, max(lengths[row] for row in rows)), factor
 
 
-def prompt_of(batch: Batch, row: int, image_token: int | None) -> Prompt:
-    """The prompt of one rollout.
+def prompts_of(batch: Batch, rows: Sequence[int], image_token: int | None) -> list[Prompt]:
+    """The prompts of some rollouts.
 
     Args:
         batch: TRL's generation batch.
-        row: The rollout.
+        rows: The rollouts.
         image_token: Id of the image token, if the model has one.
 
     Raises:
-        ValueError: If the completion contains images, returned by a tool.
+        ValueError: If a completion contains images, returned by a tool.
     """
-    one = select_rows(batch, [row])
-    mask = one["prompt_mask"][0].bool()
-    ids, width = tuple(one["prompt_ids"][0][mask].tolist()), len(mask)
-    token_types = {name: one[name][0, :width][mask] for name in TOKEN_TYPES if name in one}
-    if any(one[name][0, width:].any() for name in token_types):
+    width, shown = batch["prompt_ids"].shape[1], images_of_rows(batch)
+    ids_of = tokens_of(batch["prompt_ids"], batch["prompt_mask"])
+    types_of = {name: batch[name].cpu() for name in TOKEN_TYPES if name in batch}
+    mask = batch["prompt_mask"].bool().cpu() if types_of else None
+    if any(types[list(rows), width:].any() for types in types_of.values()):
         raise ValueError(
             "a tool returned an image; teachers support tools that return text. Use such tools, or method='grpo'"
         )
-    images = _images_of(one)
-    end = end_of_images(ids, token_types.values(), image_token) if images else 0
-    return Prompt(ids, images, token_types, end)
+    prompts = []
+    for row in rows:
+        images = shown.of([row])
+        token_types = {} if mask is None else {name: types[row, :width][mask[row]] for name, types in types_of.items()}
+        end = end_of_images(ids_of[row], token_types.values(), image_token) if images else 0
+        prompts.append(Prompt(ids_of[row], images, token_types, end))
+    return prompts

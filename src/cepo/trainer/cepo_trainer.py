@@ -32,11 +32,11 @@ from ..distillation.losses import DistillationBatch
 from ..methods.stages import Evidence
 from ..references.extraction import final_answer, text_of_completion
 from ..references.groups import Fallback, Group, References, Rollout
-from ..scoring.pipeline import no_evidence, verdicts_of
+from ..scoring.pipeline import advantages_of, no_evidence, verdicts_of
 from ..scoring.prompts import PromptEncoder, thinking_opening
 from ..scoring.requests import Prompt
 from .advantages import assign_credit, mask_unscored_rollouts, with_token_advantages
-from .batches import Batch, prompt_of, refuse_mixed_images, rows_with_gradient, trained_tokens
+from .batches import Batch, prompts_of, refuse_mixed_images, rows_with_gradient, trained_tokens
 from .cepo_config import CEPOConfig
 from .completion_batch import CompletionBatch
 from .distillation import distillation_batch, divergence_loss, find_teacher_prompts
@@ -183,7 +183,8 @@ class CEPOTrainer(ResumingTrainer):
             return super()._generate(prompts)
 
     def _calculate_rewards(self, inputs, prompts, completions, completion_ids_list):
-        rewards = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        found = super()._calculate_rewards(inputs, prompts, completions, completion_ids_list)
+        rewards = found.cpu()
         refuse_infinite(rewards, self.reward_func_names)
         if self.model.training:
             verdicts = rewards[:, self._correctness_index]
@@ -192,7 +193,7 @@ class CEPOTrainer(ResumingTrainer):
             self._log_cepo("verdicts/missing", missing)
             if self._collects:
                 self._completion_batch = self._collect(inputs, prompts, completions, rewards)
-        return mask_unscored_rollouts(rewards, self.reward_weights)
+        return mask_unscored_rollouts(rewards, self.reward_weights).to(found.device, non_blocking=True)
 
     def _compute_loss(self, model, inputs):
         if not self.model.training:
@@ -222,8 +223,7 @@ class CEPOTrainer(ResumingTrainer):
 
     def _get_grad_norm(self, model, grad_norm=None):
         norm = super()._get_grad_norm(model, grad_norm=grad_norm)
-        self._gradients.check(self, norm)
-        return norm
+        return self._gradients.check(self, norm)
 
     def log(self, logs, start_time=None):
         if self._is_vlm and "wandb" in self.args.report_to:
@@ -293,13 +293,16 @@ class CEPOTrainer(ResumingTrainer):
 
     def _find_evidence(self, batch: Batch) -> float:
         """Add evidence to a generation batch; returns the share of rollouts that teachers have scored."""
-        advantages, mask = batch["advantages"], trained_tokens(batch)
+        mask = trained_tokens(batch)
         groups, prompts = self._groups(batch)
-        verdicts = verdicts_of(groups).to(advantages)
+        advantages = advantages_of(groups)  # on the CPU, so that nothing here waits for the device
+        of_groups = verdicts_of(groups).to(advantages)
+        verdicts = of_groups.to(mask.device, non_blocking=True)
         if not self.method.needs_solution:  # the method needs no evidence: it is 0
             self._add_evidence(batch, no_evidence(mask.shape, mask.device), verdicts)
             return 0.0
-        wanted = (self.method.rollout_filter(advantages, verdicts, self.args.method_options) & mask.any(dim=1)).tolist()
+        counted = torch.tensor([any(rollout.trained or ()) for group in groups for rollout in group.local])
+        wanted = (self.method.rollout_filter(advantages, of_groups, self.args.method_options) & counted).tolist()
         pipeline = self._teachers.pipeline(self._encoder, batch)
         with self._teachers.scoring_mode():
             (scored,) = pipeline.find_evidence(  # references, hints, log-probs, evidence
@@ -315,7 +318,7 @@ class CEPOTrainer(ResumingTrainer):
         if not self.method.needs_teachers:
             return 0.0
         self._log_fallbacks(scored.references, wanted)
-        return self._distributed.mean(torch.tensor([bool(c) for c in scored.contexts], device=mask.device))
+        return self._distributed.share([bool(of_rollout) for of_rollout in scored.contexts])
 
     def _add_evidence(self, batch: Batch, evidence: Evidence, verdicts: Tensor) -> None:
         """Add (B, ...) evidence to a generation batch, and log the token advantages that it gives at this step."""
@@ -338,7 +341,7 @@ class CEPOTrainer(ResumingTrainer):
         return distillation_batch(inputs, self._image_token)
 
     def _prompts(self, batch: Batch, rows: Sequence[int]) -> list[Prompt]:
-        return [prompt_of(batch, row, self._image_token) for row in rows]
+        return prompts_of(batch, rows, self._image_token)
 
     @property
     def _image_token(self) -> int | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from ..references.groups import Group, Messages, Rollout
-from .batches import Batch, completions_of, trained_tokens
+from .batches import Batch, completions_of
 
 
 @dataclass(frozen=True)
@@ -33,11 +33,9 @@ class CompletionBatch:
         """The groups of this process's rollouts, and for each the batch row of its first local rollout."""
         size, first = self.group_size, self.first
         rollouts = list(self.rollouts)
-        fields = zip(completions_of(batch), batch["advantages"].tolist(), trained_tokens(batch).tolist(), strict=True)
-        for index, (ids, advantage, mask) in enumerate(fields, first):
-            rollouts[index] = replace(
-                rollouts[index], ids=ids, advantage=advantage, trained=tuple(mask[: len(ids)]), local=True
-            )
+        fields = zip(completions_of(batch), batch["advantages"].tolist(), strict=True)
+        for index, ((ids, trained), advantage) in enumerate(fields, first):
+            rollouts[index] = replace(rollouts[index], ids=ids, advantage=advantage, trained=trained, local=True)
         groups, rows = [], []
         for number in range(first // size, -(-(first + len(self.rows)) // size)):
             start = number * size

@@ -14,7 +14,7 @@ from trl.trainer.utils import pad
 from ..distillation.losses import DistillationBatch, student_divergence, teacher_states
 from ..references.groups import Ids
 from ..scoring.requests import Request
-from .batches import Batch, completions_of, prompt_of, trained_tokens
+from .batches import Batch, completions_of, prompts_of, tokens_of, trained_tokens
 
 
 def add_teacher_prompts(batch: Batch, prompts: Sequence[Ids | None]) -> Tensor:
@@ -30,9 +30,9 @@ def add_teacher_prompts(batch: Batch, prompts: Sequence[Ids | None]) -> Tensor:
     trained = trained_tokens(batch)
     ids = [torch.tensor(tokens or (), dtype=torch.long) for tokens in prompts]
     masks = [torch.ones_like(row) for row in ids]
-    batch["teacher_ids"] = pad(ids, padding_value=0, padding_side="left").to(trained.device)
-    batch["teacher_mask"] = pad(masks, padding_value=0, padding_side="left").to(trained.device)
-    return trained[batch["teacher_mask"].any(dim=1)].sum()
+    for name, rows in (("teacher_ids", ids), ("teacher_mask", masks)):
+        batch[name] = pad(rows, padding_value=0, padding_side="left").to(trained.device, non_blocking=True)
+    return (trained & batch["teacher_mask"].any(dim=1, keepdim=True)).sum()
 
 
 def find_teacher_prompts(trainer: Any, batch: Batch) -> float:
@@ -58,7 +58,7 @@ def find_teacher_prompts(trainer: Any, batch: Batch) -> float:
     ]
     tokens = add_teacher_prompts(batch, ids)
     batch["teacher_tokens"] = trainer._distributed.sum(tokens.float())
-    return trainer._distributed.mean(torch.tensor([one is not None for one in ids], device=tokens.device))
+    return trainer._distributed.share([one is not None for one in ids])
 
 
 def distillation_batch(batch: Batch, image_token: int | None) -> DistillationBatch:
@@ -66,19 +66,18 @@ def distillation_batch(batch: Batch, image_token: int | None) -> DistillationBat
 
     Args:
         batch: Micro-batch with teachers' prompts.
-        image_token: See `prompt_of`.
+        image_token: See `prompts_of`.
     """
     trained = trained_tokens(batch)
-    rows = (batch["teacher_mask"].any(dim=1) & trained.any(dim=1)).nonzero().flatten().tolist()
+    every, hinted = completions_of(batch), tokens_of(batch["teacher_ids"], batch["teacher_mask"])
+    rows = [row for row, (_, counts) in enumerate(every) if any(counts) and hinted[row]]
     empty, rows = not rows, rows or [0]
-    prompts = [prompt_of(batch, row, image_token) for row in rows]
-    every = completions_of(batch)
-    completions = [every[row] for row in rows]
+    prompts = prompts_of(batch, rows, image_token)
+    completions = [every[row][0] for row in rows]
     student, teacher = [], []
     for index, row in enumerate(rows):
-        ids = tuple(batch["teacher_ids"][row][batch["teacher_mask"][row].bool()].tolist())
         student.append(Request(index, prompts[index].ids, completions[index]))
-        teacher.append(Request(index, ids or prompts[index].ids, completions[index]))
+        teacher.append(Request(index, hinted[row] or prompts[index].ids, completions[index]))
 
     def flat(values: Tensor) -> Tensor:
         return torch.cat([values[row, : len(ids)] for row, ids in zip(rows, completions, strict=True)])

@@ -25,11 +25,14 @@ class Distributed:
 
     def sum_numbers(self, numbers: Sequence[float]) -> list[float]:
         """Elementwise sum of a list."""
+        if self._accelerator.num_processes == 1:
+            return list(map(float, numbers))
         return self.sum(torch.tensor(numbers, dtype=torch.float32, device=self._accelerator.device)).tolist()
 
-    def mean(self, values: Tensor) -> float:
-        """Mean over processes of the mean of a tensor; shapes have to agree."""
-        return self._accelerator.reduce(values.float().mean(), reduction="mean").item()
+    def share(self, flags: Sequence[bool]) -> float:
+        """Share of the flags of all processes that are set."""
+        of_set, total = self.sum_numbers([sum(flags), len(flags)])
+        return of_set / total
 
     def max_numbers(self, numbers: Sequence[int]) -> list[int]:
         """Elementwise maximum of lists of counts; shorter lists are padded with zeros."""

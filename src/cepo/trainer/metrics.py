@@ -37,24 +37,26 @@ def credit_sums(inputs: CreditInputs, result: TokenAdvantages) -> dict[str, floa
         result: Token advantages made of `inputs`.
     """
     mask = inputs.mask & inputs.scored.unsqueeze(-1)
-    values, verdicts = inputs.evidence, inputs.verdicts
+    values, verdicts = inputs.evidence.masked_fill(~mask, 0.0).double(), inputs.verdicts
     signed = signed_evidence(values, inputs.advantages)
     sums = {
         "tokens": mask.sum(),
         "unscorable": (inputs.unscorable & mask).sum(),
         "changed": (result.moved & mask).sum(),
         "clipped": (result.at_bound & mask).sum(),
-        "mass": values[mask].abs().sum(),
-        "mass_against": values[mask & (signed < 0)].abs().sum(),
+        "mass": values.abs().sum(),
+        "mass_against": values.abs().masked_fill(signed >= 0, 0.0).sum(),
     }
     for name, rows in (("correct", verdicts > 0), ("incorrect", verdicts < 0)):
-        of_rows = values[mask & rows.unsqueeze(-1)].double()
+        counted = mask & rows.unsqueeze(-1)
+        of_rows = values.masked_fill(~counted, 0.0)
         sums |= {
-            f"tokens_{name}": torch.tensor(of_rows.numel()),
+            f"tokens_{name}": counted.sum(),
             f"evidence_{name}": of_rows.sum(),
             f"squares_{name}": of_rows.square().sum(),
         }
-    return {key: float(value) for key, value in sums.items()}
+    # Stacked, so that the host waits for the device once.
+    return dict(zip(sums, torch.stack([value.double() for value in sums.values()]).tolist(), strict=True))
 
 
 def credit_metrics(sums: dict[str, float], *, signed: bool = True) -> dict[str, float]:

@@ -51,18 +51,21 @@ class NonfiniteGradients(TrainerCallback, ExportableState):
             control.should_save = control.should_training_stop = True
         return control
 
-    def check(self, trainer: Any, norm: Any) -> None:
+    def check(self, trainer: Any, norm: Any) -> float | None:
         """Skip the coming optimizer step if its gradient is not finite.
 
         Args:
             trainer: The trainer, before its optimizer step.
             norm: Gradient norm over all processes, which therefore decide alike; None if DeepSpeed reports no norm.
 
+        Returns:
+            The norm as a number.
+
         Raises:
             GradientError: If DeepSpeed has already applied the gradient.
         """
         if norm is None:
-            return
+            return None
         self._norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
         skips = not math.isfinite(self._norm) or self._norm < 0  # DeepSpeed reports -1 for an overflow
         if skips:
@@ -70,6 +73,7 @@ class NonfiniteGradients(TrainerCallback, ExportableState):
         self.in_a_row = self.in_a_row + 1 if skips else 0
         self.stops = self.in_a_row >= self.limit and not _searches_loss_scale(trainer)
         trainer._metrics["train"]["cepo/skipped_steps"].append(float(skips))
+        return self._norm
 
     def _skip(self, trainer: Any) -> None:
         step, accelerator = trainer.state.global_step + 1, trainer.accelerator
