@@ -3,7 +3,6 @@
 `PromptSharing` wraps methods of a `CEPOTrainer`, which works without it.
 """
 
-import itertools
 import logging
 from collections.abc import Callable
 from dataclasses import replace
@@ -21,7 +20,7 @@ from ..distillation.losses import DistillationBatch
 from ..scoring.forward import has_dropout
 from ..scoring.head import Head, sampled_log_probs
 from ..scoring.requests import TOKEN_TYPES, Prompt, Request, distinct_prompts
-from ..trainer.batches import Batch, images_of_rows, known_images, prompt_of, select_rows
+from ..trainer.batches import Batch, images_of_rows, known_images, prompts_of, select_rows, tokens_of
 from ..trainer.sharding import inner_model, is_sharded
 from .generation import PrefixSharingGenerator, SharedPrompts
 from .image_features import ImageFeatures
@@ -239,22 +238,17 @@ def tree_of_rows(batch: Batch, width: int, image_token: int | None) -> tuple[lis
     Args:
         batch: (B, P + T) `input_ids` and `attention_mask`, and the images and token types of TRL's batch.
         width: T.
-        image_token: See `prompt_of`.
+        image_token: See `prompts_of`.
     """
-    ids, mask = (batch[name].tolist() for name in ("input_ids", "attention_mask"))
-    contexts, completions = (
-        [list(itertools.compress(row[part], own[part])) for row, own in zip(ids, mask, strict=True)]
-        for part in (slice(-width), slice(-width, None))
-    )
+    ids, mask = batch["input_ids"], batch["attention_mask"]
+    contexts = tokens_of(ids[:, :-width], mask[:, :-width])
     firsts, owners = distinct_prompts(contexts, images_of_rows(batch).same)
     if len(firsts) == len(ids) or any(batch[name][:, -width:].any() for name in TOKEN_TYPES if name in batch):
         return None
-    masked = {"prompt_ids": batch["input_ids"][:, :-width], "prompt_mask": batch["attention_mask"][:, :-width]}
-    prompts = [prompt_of(batch | masked, first, image_token) for first in firsts]
-    requests = [
-        Request(owner, prompts[owner].ids, tuple(completion))
-        for owner, completion in zip(owners, completions, strict=True)
-    ]
+    masked = {"prompt_ids": ids[:, :-width], "prompt_mask": mask[:, :-width]}
+    prompts = prompts_of(batch | masked, firsts, image_token)
+    completions = tokens_of(ids[:, -width:], mask[:, -width:])
+    requests = [Request(owner, prompts[owner].ids, ids) for owner, ids in zip(owners, completions, strict=True)]
     prefixes = shared_prefixes(prompts, requests)
     return (prompts, tree_of(requests, prefixes)) if len(prefixes) == len(prompts) else None
 
