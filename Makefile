@@ -6,7 +6,7 @@ READY := $(VENV)/.ready
 
 .DEFAULT_GOAL := help
 .PHONY: help setup train evaluate test test-integration test-browser test-sharded test-processes test-kill test-fuzz test-eval \
-	test-smollm test-all test-newest soak smollm credit gradients ceiling comparison bench bench-quick pictures docs lint format \
+	test-smollm test-all test-newest soak smollm credit gradients ceiling comparison bench bench-quick gpu gpu-rehearse pictures docs lint format \
 	policy clean
 
 help:  ## list the targets
@@ -112,12 +112,19 @@ bench: $(READY)  ## speed and memory beside TRL, in benchmarks/results (two hour
 bench-quick: $(READY)  ## a short version, in benchmarks/results/quick (five minutes)
 	$(VENV)/bin/python -m benchmarks --quick --output_dir benchmarks/results/quick
 
+gpu: $(READY)  ## everything that needs a GPU, in nine minutes on an H200, in benchmarks/results/gpu
+	$(VENV)/bin/python -m benchmarks.gpu
+
+gpu-rehearse: $(READY)  ## the same with tiny models on a CPU, in build/gpu (two minutes)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m benchmarks.gpu --rehearse --output_dir build/gpu
+
 pictures: $(READY)  ## the images of docs/ (with Chromium) and of experiments/comparison.md
 	$(VENV)/bin/python scripts/draw_pictures.py
 	$(VENV)/bin/python -m experiments.pictures
 
-docs: $(READY)  ## the generated parts of README.md and docs/, and the tables of experiments/comparison.md
+docs: $(READY)  ## the generated parts of README.md, docs/, recipes/ and experiments/comparison.md
 	$(VENV)/bin/python scripts/make_docs.py
+	$(VENV)/bin/python scripts/recipe_memory.py
 	$(VENV)/bin/python -m experiments.tables
 
 lint: $(READY)  ## ruff and mypy

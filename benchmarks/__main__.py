@@ -1,4 +1,4 @@
-"""Measure scoring, update, sampling and whole steps side by side; write benchmarks/results/*.json and print tables."""
+"""Measure scoring, update, sampling, steps, evidence in bfloat16; write benchmarks/results/*.json and print tables."""
 
 import argparse
 import json
@@ -18,10 +18,10 @@ from rich.table import Table
 
 from cepo.commands import quiet_libraries
 
-from . import models, scorer, step, update
+from . import evidence, models, scorer, step, update
 from .measure import machine
 
-PARTS = ("scorer", "update", "step")
+PARTS = ("scorer", "update", "step", "evidence")
 LABELS = ("what", "shape", "method", "rule")  # columns of text
 RESULTS = Path(__file__).parent / "results"
 
@@ -36,7 +36,7 @@ def main() -> None:
     dtype = torch.bfloat16 if on_gpu else torch.float32
     small, tiny = ("qwen3-vl-2b",) * 2 if on_gpu else ("tiny",) * 2 if options.quick else ("small", "tiny")
     architectures = {"scorer": options.architecture or small, "update": options.architecture or tiny}
-    architectures["step"] = architectures["update"]
+    architectures |= {"step": architectures["update"], "evidence": "the shipped policy"}
     about = {"command": shlex.join(["python", "-m", "benchmarks", *sys.argv[1:]]), **machine(device, dtype)}
     console = Console(width=150)
     console.print(about)
@@ -47,6 +47,9 @@ def main() -> None:
         elif part == "update":
             repeats = options.repeats or (1 if options.quick else 5)
             rows = update.run(models.build(name, device, dtype), rollouts=8, repeats=repeats, say=say)
+        elif part == "evidence":
+            problems, rollouts, length = (2, 2, 8) if options.quick else (30, 4, 176)
+            rows = evidence.run(device, prompts=problems, rollouts=rollouts, length=length, say=say)
         else:
             rows = _step(options, name, device, dtype, options.canned_rollouts or on_gpu, say)
         report(part, about | {"architecture": name}, rows, options.output_dir, console)
@@ -124,6 +127,14 @@ COLUMNS = {
         "of whole": "{of_whole}",
         "peak MB": "{memory}",
     },
+    "evidence": {
+        "what": "{what}",
+        "prefix cache": "{prefix_cache}",
+        "tokens": "{tokens:,}",
+        "mean |difference|": "{mean_difference:.2g}",
+        "wrong signs > 0.01": "{wrong_signs_above_0_01:,} of {above_0_01:,}",
+        "wrong signs > 0.1": "{wrong_signs_above_0_1:,} of {above_0_1:,}",
+    },
     "step": {
         "shape": "{shape}",
         "zero variance": "{zero_variance:.0%}",
@@ -149,7 +160,7 @@ def report(part: str, about: dict[str, Any], rows: list[dict[str, Any]], folder:
     for column in COLUMNS[part]:
         table.add_column(column, justify="left" if column in LABELS else "right")
     for row in rows:
-        held, ratio = row["peak_memory"], row.get("ratio", {})
+        held, ratio = row.get("peak_memory", {}), row.get("ratio", {})
         memory = ", ".join(f"{size / 1e6:,.0f}" for size in (held.values() if isinstance(held, dict) else [held]))
         of_whole = ", ".join(f"{name} {value:.2f}" for name, value in ratio.items())
         table.add_row(*(form.format(**row, memory=memory, of_whole=of_whole) for form in COLUMNS[part].values()))

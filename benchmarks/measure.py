@@ -43,16 +43,16 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def seconds_of(work: Callable[[], Any], device: torch.device) -> float:
-    _wait(device)
-    started = time.perf_counter()
+    started = clock(device)
     work()
-    _wait(device)
-    return time.perf_counter() - started
+    return clock(device) - started
 
 
-def _wait(device: torch.device) -> None:
+def clock(device: torch.device) -> float:
+    """Seconds. Waits for a GPU, whose kernels run after the calls that launch them have returned."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def in_random_order(ways: dict[Any, Callable[[], Any]], repeats: int, seed: int = 0) -> dict[Any, list[Any]]:

@@ -114,7 +114,7 @@ class Ways:
         self.concatenated = [self._all_rows(position) for position in range(len(batch.contexts[0]))]
         longest = max(len(request.context) for request in everything)
         longest += max(len(request.completion) for request in everything)
-        self.ours = PrefixCachedForward(ScoringModel(model, model, fused=True), rows * longest)
+        self.ours = PrefixCachedForward(ScoringModel(model, model), rows * longest)
         self.wanted = batch.requests(zero_variance_too=False)
 
     def _all_rows(self, position: int) -> list[dict[str, Any]]:
@@ -192,22 +192,20 @@ class Ways:
     def counted(self) -> Iterator[Work]:
         """Count the work of the model's forward passes meanwhile."""
         done = Work()
-        forward = self.model.forward
 
-        def spy(*args: Any, **kwargs: Any) -> Any:
+        def count(_: Any, args: Any, kwargs: dict[str, Any]) -> None:
             rows, length = kwargs["input_ids"].shape
             done.tokens += rows * length
             done.pairs += rows * length * kwargs["attention_mask"].shape[1]
             done.predicted += rows * (1 if "logits_to_keep" in kwargs else length)
             if kwargs.get("pixel_values") is not None:
                 done.patches += len(kwargs["pixel_values"])
-            return forward(*args, **kwargs)
 
-        self.model.forward = spy
+        hook = self.model.register_forward_pre_hook(count, with_kwargs=True)
         try:
             yield done
         finally:
-            self.model.forward = forward
+            hook.remove()
 
     def measured(self, name: str) -> Measured:
         with self.counted() as done:

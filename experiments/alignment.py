@@ -1,6 +1,6 @@
 """Alignment of policy gradients with the true policy gradient, over batches.
 
-Each batch gives one gradient for each placement of credit, and an estimate of the true gradient: REINFORCE with a
+Each batch gives one gradient for each arm, and an estimate of the true gradient: REINFORCE with a
 leave-one-out baseline, whose mean is the gradient of the expected reward. A gradient is compared with the true gradient
 of *other* batches, so that they share no noise. Intervals are jackknife intervals over batches; a bootstrap is biased
 for Adam's step, which is not linear in the batches.
@@ -63,7 +63,7 @@ class Cuts:
 
 @dataclass(frozen=True)
 class Products:
-    """Dot products of one placement's gradients.
+    """Dot products of one arm's gradients.
 
     Attributes:
         with_truth: (B, B) dot products of its gradients (rows) with the true ones (columns).
@@ -78,7 +78,7 @@ class Products:
 
 
 def products(gradients: NDArray[np.float32], truth: NDArray[np.float32], cuts: Cuts) -> Products:
-    """Dot products of one placement's (B, D) gradients with the (B, D) true ones, in chunks of parameters."""
+    """Dot products of one arm's (B, D) gradients with the (B, D) true ones, in chunks of parameters."""
     batches, parameters = gradients.shape
     with_truth, with_itself = np.zeros((batches, batches)), np.zeros((batches, batches))
     sides = cuts.halves / cuts.halves.sum(-1, keepdims=True)
@@ -106,7 +106,7 @@ def _adam(gradients: NDArray[np.float32], truth: NDArray[np.float32], first: NDA
 
 @dataclass(frozen=True)
 class Alignment:
-    """The measures of one placement, each (1 + B,).
+    """The measures of one arm, each (1 + B,).
 
     Attributes:
         signal: Mean dot product with the true gradient.
@@ -133,15 +133,15 @@ class Alignment:
         return self.norm**2 - self.mean_square
 
 
-def align(placement: Products, truth: Products, cuts: Cuts) -> Alignment:
-    """The measures of a placement; `truth`: the products of the true gradient with itself."""
+def align(arm: Products, truth: Products, cuts: Cuts) -> Alignment:
+    """The measures of an arm; `truth`: the products of the true gradient with itself."""
     weights = cuts.whole
-    signal = _between(placement.with_truth, weights)
-    mean_square, true_square = _between(placement.with_itself, weights), _between(truth.with_itself, weights)
-    norm = np.sqrt(weights @ np.diag(placement.with_itself) / weights.sum(1))
+    signal = _between(arm.with_truth, weights)
+    mean_square, true_square = _between(arm.with_itself, weights), _between(truth.with_itself, weights)
+    norm = np.sqrt(weights @ np.diag(arm.with_itself) / weights.sum(1))
     lengths = np.sqrt(np.clip(mean_square, 0, None) * np.clip(true_square, 0, None))
     cosine = np.divide(signal, lengths, out=np.full_like(signal, np.nan), where=lengths > 0)
-    return Alignment(signal, norm, mean_square, placement.adam, np.degrees(np.arccos(np.clip(cosine, -1, 1))))
+    return Alignment(signal, norm, mean_square, arm.adam, np.degrees(np.arccos(np.clip(cosine, -1, 1))))
 
 
 def _between(matrix: Floats, weights: Floats) -> Floats:
@@ -151,18 +151,18 @@ def _between(matrix: Floats, weights: Floats) -> Floats:
     return np.einsum("rb,bc,rc->r", weights, matrix * others, weights) / pairs
 
 
-def absolute(placement: Alignment) -> dict[str, Estimate]:
+def absolute(arm: Alignment) -> dict[str, Estimate]:
     """The measures in the gradient's units; the angle in degrees."""
-    return {name: jackknife(getattr(placement, name)) for name in MEASURES}
+    return {name: jackknife(getattr(arm, name)) for name in MEASURES}
 
 
-def ratios(placement: Alignment, reference: Alignment) -> dict[str, Estimate]:
-    """Alignment, Adam's form and norm as ratios to another placement's; NaN if the reference is not significant."""
+def ratios(arm: Alignment, reference: Alignment) -> dict[str, Estimate]:
+    """Alignment, Adam's form and norm as ratios to another arm's; NaN if the reference is not significant."""
     nan = Estimate(np.nan, np.nan, np.nan)
-    found = {"norm": jackknife(placement.norm / reference.norm) if (reference.norm > 0).all() else nan}
+    found = {"norm": jackknife(arm.norm / reference.norm) if (reference.norm > 0).all() else nan}
     for name in ("alignment", "adam"):
         divisor = getattr(reference, name)
-        found[name] = jackknife(getattr(placement, name) / divisor) if jackknife(divisor).low > 0 else nan
+        found[name] = jackknife(getattr(arm, name) / divisor) if jackknife(divisor).low > 0 else nan
     return found
 
 

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from cepo.inspection.pictures import plain_text
 from cepo.inspection.tables import interval, markdown_table
 from cepo.tasks.figures import GroupKind
@@ -54,38 +56,43 @@ def tables(result: dict[str, Any]) -> str:
 
 @plain_text
 def draw(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Write credit.png: AUROC, evidence at filler and wrong signs of each variant."""
+    """Write credit.png: a line of panels for each content and wording of hints, a row in it for each rule."""
     from matplotlib import pyplot
 
     panels = {
-        "auroc": "AUROC, mistakes against filler",
-        "filler_abs_mean": "mean |evidence| at filler, nats",
-        "wrong_sign": "share of wrong signs at mistakes",
+        "auroc": "AUROC, decisive\ntokens against filler",
+        "filler_abs_mean": "mean |evidence|\nat filler, nats",
+        "wrong_sign": "share of wrong signs\nat decisive tokens",
     }
     hints = list(dict.fromkeys((row["content"], row["hint"]) for row in rows))
     names = {one: list(dict.fromkeys(r["name"] for r in rows if (r["content"], r["hint"]) == one)) for one in hints}
-    heights = [0.9 + 0.24 * len(names[one]) for one in hints]
-    layout: dict[str, Any] = {"height_ratios": heights, "layout": "constrained", "squeeze": False, "sharex": "col"}
-    figure, axes = pyplot.subplots(len(hints), len(panels), figsize=(14, sum(heights)), **layout)
-    marks = {"correct": ("#2066ba", "o", -0.14), "incorrect": ("#cc6600", "s", 0.14)}
-    for line, one in zip(axes, hints, strict=True):
-        for axis, (key, title) in zip(line, panels.items(), strict=True):
-            for row in rows:
-                if (row["content"], row["hint"]) != one or row[key]["value"] is None:
-                    continue
-                color, shape, shift = marks[row["rollouts"]]
-                value, low, high = (row[key][part] for part in ("value", "low", "high"))
-                error = [[max(0.0, value - low)], [max(0.0, high - value)]]
-                label = f"{row['rollouts']} rollouts" if row["name"] == names[one][0] else None
-                style = {"fmt": shape, "color": color, "capsize": 3, "markersize": 4, "label": label}
-                axis.errorbar(value, names[one].index(row["name"]) + shift, xerr=error, **style)
-            axis.set(title=f"{title} ({one[0]}, {one[1]} wording)", yticks=range(len(names[one])))
-            axis.set_yticklabels(names[one] if axis is line[0] else [])
-            axis.invert_yaxis()
+    heights = [1 + 0.27 * len(names[one]) for one in hints]
+    figure = pyplot.figure(figsize=(10, sum(heights)), layout="constrained")
+    marks = {"correct": ("#2066ba", "o", -0.16), "incorrect": ("#cc6600", "s", 0.16)}
+    lines = figure.subfigures(len(hints), 1, height_ratios=heights, squeeze=False)[:, 0]
+    for line, one in zip(lines, hints, strict=True):
+        if len(hints) > 1:
+            line.suptitle(f"hint: {one[0]}, {one[1]} wording", fontsize=10)
+        axes = line.subplots(1, len(panels), sharey=True)
+        for axis, (key, title) in zip(axes, panels.items(), strict=True):
+            for rollouts, (color, shape, shift) in marks.items():
+                found = [
+                    (names[one].index(row["name"]) + shift, *(row[key][part] for part in ("value", "low", "high")))
+                    for row in rows
+                    if (row["content"], row["hint"], row["rollouts"]) == (*one, rollouts)
+                    and row[key]["value"] is not None
+                ]
+                if found:
+                    places, values, lows, highs = map(np.array, zip(*found, strict=True))
+                    error = np.maximum([values - lows, highs - values], 0.0)
+                    style = {"color": color, "capsize": 3, "markersize": 4, "label": f"{rollouts} rollouts"}
+                    axis.errorbar(values, places, xerr=error, fmt=shape, **style)
+            axis.set_title(title, fontsize=10)
+            axis.set_yticks(range(len(names[one])), names[one])
+            axis.set_ylim(len(names[one]) - 0.5, -0.5)
             axis.grid(axis="x", color="#e3e6ea")
             axis.spines[["top", "right"]].set_visible(False)
-            axis.title.set_size(9)
-            axis.tick_params(labelsize=8)
-    axes[0][0].legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=130)
+            axis.tick_params(labelsize=9)
+        line.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=2, frameon=False)
+    figure.savefig(path, dpi=120)
     pyplot.close(figure)

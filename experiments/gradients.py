@@ -1,4 +1,4 @@
-"""Measure how well the gradient of each placement of credit aligns with the true policy gradient, at a fixed policy.
+"""Measure how well each arm's gradient aligns with the true policy gradient, before training.
 
     python -m experiments.gradients                                             # experiments/gradients.yaml
     python -m experiments.gradients --config experiments/gradients-long.yaml --dataset_config long
@@ -36,7 +36,7 @@ from cepo.scoring.pipeline import Pipeline
 from cepo.tasks.figures import figures_reward, policy_path
 
 from .alignment import MEASURES, Alignment, Cuts, absolute, align, jackknife, products, ratios, shares
-from .placement_gradients import batch_gradients, part_names
+from .batch_gradients import batch_gradients, part_names
 
 _SPLITS = 8  # ways to cut the batches into halves, for Adam's step
 _MAX_TOKENS = 16384  # in a forward pass
@@ -46,7 +46,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0], allow_abbrev=False)
     add = parser.add_argument
     default = Path(__file__).with_name("gradients.yaml")
-    add("--config", type=Path, default=default, help="YAML with `placements`: options of cepo train below each name")
+    add("--config", type=Path, default=default, help="YAML with `arms`: options of cepo train below each name")
     add("--dataset_config", default="default", help="variant of the figures task")
     add("--num_batches", type=int, default=20, help="batches, at least 4")
     add("--num_prompts", type=int, default=8, help="prompts of a batch")
@@ -57,18 +57,16 @@ def make_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def read_placements(path: Path) -> tuple[list[Variant], list[str]]:
-    """The placements of a YAML file, GRPO first, and the names of `against`, to which ratios are reported as well.
+def read_arms(path: Path) -> tuple[list[Variant], list[str]]:
+    """The arms of a YAML file, GRPO first, and the names of `against`, to which ratios are reported as well.
 
     Raises:
-        ValueError: Naming the placement and its mistake.
+        ValueError: Naming the arm and its mistake.
     """
     config = read_yaml(path)
-    if not isinstance(config, dict) or not {"placements"} <= set(config) <= {"placements", "against"}:
-        raise ValueError(
-            f"--config: {path} must have `placements`, with options below each name, and may have `against`"
-        )
-    named = {REFERENCE: {"method": REFERENCE}, **config["placements"]}
+    if not isinstance(config, dict) or not {"arms"} <= set(config) <= {"arms", "against"}:
+        raise ValueError(f"--config: {path} must have `arms`, with options below each name, and may have `against`")
+    named = {REFERENCE: {"method": REFERENCE}, **config["arms"]}
     against = [name for name in config.get("against") or [] if name != REFERENCE]
     if set(against) - set(named):
         raise ValueError(f"against: choose from {', '.join(named)}")
@@ -81,9 +79,9 @@ def read_placements(path: Path) -> tuple[list[Variant], list[str]]:
             known = {key: value for key, value in values.items() if key == "method" or key in all_options()}
             options = method_options(**{"method": REFERENCE, **known, **own})
         except (ValueError, TypeError) as error:
-            raise ValueError(f"placement {name!r}: {error}") from error
+            raise ValueError(f"arm {name!r}: {error}") from error
         if isinstance(options, OtherModelOptions):
-            raise ValueError(f"placement {name!r}: its teacher is another model, which this study does not load")
+            raise ValueError(f"arm {name!r}: its teacher is another model, which this study does not load")
         variants.append(Variant(str(name), options))
     return variants, against
 
@@ -100,7 +98,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     started = time.monotonic()
     if options.num_batches < 4:
         raise ValueError("num_batches: take at least 4; halves of the batches are compared with each other")
-    variants, against = read_placements(options.config)
+    variants, against = read_arms(options.config)
     model, processor = load_policy(policy_path())
     freeze_vision_tower(model)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -115,7 +113,7 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
             f"output_dir: gradients take {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free; "
             "take fewer --num_batches"
         )
-    print(f"{len(variants)} placements, {size:,} parameters", flush=True)
+    print(f"{len(variants)} arms, {size:,} parameters", flush=True)
     with tempfile.TemporaryDirectory(dir=options.output_dir) as folder:
         shape = (count, options.num_batches, size)
         store = np.memmap(Path(folder) / "gradients", dtype=np.float32, mode="w+", shape=shape)
@@ -124,8 +122,8 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         found = [products(one, store[0], cuts) for one in store]
         aligned = [align(one, found[0], cuts) for one in found]
         del store
-    truth, placements, parts = aligned[0], aligned[1 : 1 + len(variants)], aligned[1 + len(variants) :]
-    named = {variant.name: placement for variant, placement in zip(variants, placements, strict=True)}
+    truth, arms, parts = aligned[0], aligned[1 : 1 + len(variants)], aligned[1 + len(variants) :]
+    named = {variant.name: arm for variant, arm in zip(variants, arms, strict=True)}
     grpo = named[REFERENCE]
     return {
         "model": "shipped",
@@ -139,16 +137,16 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
         "correct": correct,
         # Square norm of the mean over the mean square norm of a batch's gradient.
         "signal_to_square_norm": {"truth": _signal(truth).as_dict(), REFERENCE: _signal(grpo).as_dict()},
-        "placements": {v.name: {"method": v.options.method, **v.options.as_dict()} for v in variants},
+        "arms": {v.name: {"method": v.options.method, **v.options.as_dict()} for v in variants},
         "rows": [
             {
                 "name": name,
-                **_listed(ratios(placement, grpo)),
-                "angle": absolute(placement)["angle"].as_dict(),
-                "absolute": _listed(absolute(placement)),
-                "against": {other: _listed(ratios(placement, named[other])) for other in against},
+                **_listed(ratios(arm, grpo)),
+                "angle": absolute(arm)["angle"].as_dict(),
+                "absolute": _listed(absolute(arm)),
+                "against": {other: _listed(ratios(arm, named[other])) for other in against},
             }
-            for name, placement in named.items()
+            for name, arm in named.items()
         ],
         "parts": [
             {"verdict": verdict, "kind": kind, "tokens": number, **_listed(share)}
@@ -176,7 +174,7 @@ def collect(
         # A method's random draws for a group depend on its number, which must differ between batches.
         groups = [replace(group, number=first + group.number) for group in groups]
         found = batch_gradients(model, pipeline, groups, variants, parameters, max_tokens=_MAX_TOKENS)
-        for place, gradient in enumerate((found.truth, *found.placements, *found.parts)):
+        for place, gradient in enumerate((found.truth, *found.arms, *found.parts)):
             store[place, batch] = gradient.numpy()
         correct += [bool(rollout.correct) for group in groups for rollout in group.rollouts]
         tokens += found.tokens
@@ -196,13 +194,13 @@ _HEADS = {"alignment": "alignment", "adam": "Adam", "norm": "norm", "angle": "an
 
 
 def tables(rows: Sequence[Mapping[str, Any]], parts: Sequence[Mapping[str, Any]]) -> str:
-    """Markdown tables: ratios to GRPO, ratios to each placement of `against`, and the parts of GRPO's gradient."""
+    """Markdown tables: ratios to GRPO, ratios to each arm of `against`, and the parts of GRPO's gradient."""
 
     def cell(estimate: Mapping[str, Any], measure: str) -> str:
         return interval(estimate, {"angle": ".0f", "signal": "+.2f"}.get(measure, ".2f"), nothing="-")
 
     lines = [[row["name"], *(cell(row[measure], measure) for measure in MEASURES)] for row in rows]
-    text = [markdown_table(("placement", *_HEADS.values()), lines)]
+    text = [markdown_table(("arm", *_HEADS.values()), lines)]
     for name in rows[0]["against"]:
         some = [measure for measure in MEASURES if measure != "angle"]
         lines = [[row["name"], *(cell(row["against"][name][measure], measure) for measure in some)] for row in rows]
@@ -215,55 +213,49 @@ def tables(rows: Sequence[Mapping[str, Any]], parts: Sequence[Mapping[str, Any]]
     return "\n".join(text)
 
 
-_PANELS = (
-    ("alignment", "alignment with the true gradient, ratio to GRPO"),
-    ("adam", "alignment after Adam's normalization, ratio to GRPO"),
-    ("norm", "norm, ratio to GRPO"),
-    ("angle", "angle between mean and true gradient, degrees"),
-)
+_PANELS = {
+    "alignment": "alignment,\nratio to GRPO",
+    "adam": "alignment after Adam,\nratio to GRPO",
+    "norm": "norm,\nratio to GRPO",
+    "angle": "angle to the true\ngradient, degrees",
+}
 
 
 @plain_text
 def draw(rows: list[dict[str, Any]], parts: list[dict[str, Any]], file: Path) -> None:
-    """Write gradients.png: the measures of each placement; below, the parts of GRPO's signal and noise."""
+    """Write gradients.png: the measures of each arm; below, the parts of GRPO's signal and noise."""
     from matplotlib import pyplot
 
-    heights = [0.28 * len(rows) + 0.9, 0.3 * len(parts) + 0.9]
-    figure = pyplot.figure(figsize=(15, sum(heights)), layout="constrained")
+    heights = [0.27 * len(rows) + 0.8, 0.27 * len(parts) + 0.8]
+    figure = pyplot.figure(figsize=(10, sum(heights)), layout="constrained")
     above, below = figure.subfigures(2, 1, height_ratios=heights)  # type: ignore[misc]
-    axes = [*above.subplots(1, len(_PANELS), sharey=True)]
-    names = [row["name"] for row in rows]
-    for axis, (measure, title) in zip(axes, _PANELS, strict=True):
-        for place, row in enumerate(rows):
-            _interval(axis, row[measure], place, "#2066ba")
-        if measure != "angle":
-            axis.axvline(1, color="#999", linewidth=1)
-        axis.set(title=title, yticks=range(len(names)), yticklabels=names)
-    axes[0].invert_yaxis()
-    of_parts = [*below.subplots(1, 2, sharey=True)]
-    labels = [f"{part['kind']}, {part['verdict']} rollouts" for part in parts]
-    for axis, measure in zip(of_parts, ("signal", "noise"), strict=True):
-        for place, part in enumerate(parts):
-            _interval(axis, part[measure], place, "#cc6600")
+    arms = [row["name"] for row in rows]
+    for axis, (measure, title) in zip(above.subplots(1, len(_PANELS), sharey=True), _PANELS.items(), strict=True):
+        _intervals(axis, arms, [row[measure] for row in rows], "#2066ba")
+        axis.axvline(0 if measure == "angle" else 1, color="#999", linewidth=1)
+        axis.set_title(title, fontsize=10)
+    kinds = [f"{part['kind']}, {part['verdict']} rollouts" for part in parts]
+    for axis, measure in zip(below.subplots(1, 2, sharey=True), ("signal", "noise"), strict=True):
+        _intervals(axis, kinds, [part[measure] for part in parts], "#cc6600")
         axis.axvline(0, color="#999", linewidth=1)
-        axis.set(title=f"share of GRPO's {measure}", yticks=range(len(labels)), yticklabels=labels)
-    of_parts[0].invert_yaxis()
-    for axis in (*axes, *of_parts):
-        axis.grid(axis="x", color="#e3e6ea")
-        axis.set_axisbelow(True)
-        axis.spines[["top", "right"]].set_visible(False)
-        axis.title.set_size(9)
-        axis.tick_params(labelsize=8)
+        axis.set_title(f"share of GRPO's {measure}", fontsize=10)
     figure.savefig(file, dpi=120)
     pyplot.close(figure)
 
 
-def _interval(axis: Any, estimate: dict[str, Any], place: int, color: str) -> None:
-    value, low, high = (estimate[part] for part in ("value", "low", "high"))
-    if value is None:
-        return
-    error = None if low is None or high is None else [[max(0.0, value - low)], [max(0.0, high - value)]]
-    axis.errorbar(value, place, xerr=error, fmt="o", color=color, capsize=3, markersize=4)
+def _intervals(axis: Any, names: list[str], estimates: list[dict[str, Any]], color: str) -> None:
+    """A row for each name, from the top; empty without a value."""
+    for place, estimate in enumerate(estimates):
+        value, low, high = (estimate[part] for part in ("value", "low", "high"))
+        if value is not None:
+            error = None if low is None or high is None else [[max(0.0, value - low)], [max(0.0, high - value)]]
+            axis.errorbar(value, place, xerr=error, fmt="o", color=color, capsize=3, markersize=4)
+    axis.set_yticks(range(len(names)), names)
+    axis.set_ylim(len(names) - 0.5, -0.5)
+    axis.tick_params(labelsize=9)
+    axis.grid(axis="x", color="#e3e6ea")
+    axis.set_axisbelow(True)
+    axis.spines[["top", "right"]].set_visible(False)
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -18,5 +18,5 @@ SHOWN = {  # name in the results: name in tables and figures
 
 
 def label(name: str) -> str:
-    """The name of an arm, placement or hint in tables and figures."""
+    """The name of an arm or hint in tables and figures."""
     return SHOWN.get(name, name)

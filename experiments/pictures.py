@@ -47,17 +47,16 @@ def outcome(comparison: dict, file: Path) -> None:
 
     runs = runs_of(comparison)
     colors = {CHOICE: "#c1271c", DOWN_WEIGHTED: "#d98a00", "grpo": "#2066ba"}
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 4.8), layout="constrained", width_ratios=(1.2, 1))
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(10, 4.4), layout="constrained")
     for name, color in colors.items():
         points = band(runs[name])
         steps = [step for step, _ in points]
         means, lows, highs = ([100 * getattr(one, key) for _, one in points] for key in ("mean", "low", "high"))
-        left.plot(steps, means, color=color, marker="o")
+        left.plot(steps, means, color=color, marker="o", label=label(name))
         left.fill_between(steps, lows, highs, color=color, alpha=0.15, linewidth=0)
-        left.annotate(label(name), (steps[-1], means[-1]), xytext=(6, -3), textcoords="offset points", color=color)
     left.set(xlabel="optimizer step", ylabel="greedy accuracy on held-out problems, %")
-    left.set_xlim(-1, 38)
     left.set_xticks((0, 12, 24))
+    left.legend(loc="lower right", frameon=False)
     rows = [
         row for row in comparison["arms"] if row["paired_difference_to_grpo"] and row["name"] not in (BASE, MATCHED)
     ]
@@ -68,7 +67,7 @@ def outcome(comparison: dict, file: Path) -> None:
         right.plot([final["low"], final["high"]], [place, place], color=color)
         right.plot(final["mean"], place, "o", color=color)
     right.axvline(0, color="#999", linewidth=1)
-    right.set_yticks(range(len(rows)), [textwrap.fill(label(row["name"]), 30) for row in rows])
+    right.set_yticks(range(len(rows)), [textwrap.fill(label(row["name"]), 30, break_on_hyphens=False) for row in rows])
     right.set(xlabel="final accuracy minus GRPO's, points, 95 % CI")
     for axis in (left, right):
         axis.spines[["top", "right"]].set_visible(False)
@@ -123,49 +122,36 @@ def prediction(file: Path) -> None:
     from matplotlib import pyplot
 
     found = predictions(read("gradients-long.json"), read("comparison.json"))
-    figure, axis = pyplot.subplots(figsize=(8, 5), layout="constrained")
+    found.sort(key=lambda one: -one["difference"]["mean"])
+    figure, axis = pyplot.subplots(figsize=(10, 4.8), layout="constrained")
     axis.axvline(1, color="#999", linewidth=1)
     axis.axhline(0, color="#999", linewidth=1)
-    for one in found:
-        x, y = one["predicted"], one["difference"]
-        x_error = [[x["value"] - x["low"]], [x["high"] - x["value"]]]
-        y_error = [[100 * (y["mean"] - y["low"])], [100 * (y["high"] - y["mean"])]]
-        axis.errorbar(x["value"], 100 * y["mean"], xerr=x_error, yerr=y_error, fmt="o", color="#2066ba", elinewidth=0.7)
+    for number, one in enumerate(found):
+        x, y = one["predicted"], {key: 100 * value for key, value in one["difference"].items()}
+        axis.errorbar(
+            x["value"],
+            y["mean"],
+            xerr=[[x["value"] - x["low"]], [x["high"] - x["value"]]],
+            yerr=[[y["mean"] - y["low"]], [y["high"] - y["mean"]]],
+            fmt="osD^vPX<>*h"[number],
+            color=f"C{number}" if number < 10 else "black",
+            elinewidth=0.7,
+            markersize=7,
+            label=textwrap.fill(label(one["name"]), 30, break_on_hyphens=False),
+        )
     ranks = rank_correlation(found)
     axis.set(
-        xlabel="before training: alignment after Adam's normalization, ratio to GRPO",
-        ylabel="after training: greedy accuracy minus GRPO's, points",
+        xlabel="before training: alignment after Adam, ratio to GRPO",
+        ylabel="after training: accuracy minus GRPO's, points",
         title=f"rank correlation over {len(found)} arms {ranks.statistic:.2f}, p = {ranks.pvalue:.2g}",
     )
     axis.spines[["top", "right"]].set_visible(False)
-    annotate(axis, [(label(one["name"]), one["predicted"]["value"], 100 * one["difference"]["mean"]) for one in found])
+    axis.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     figure.savefig(file, dpi=120)
     print(f"{len(found)} arms, Spearman's rank correlation {ranks.statistic:.2f}, p = {ranks.pvalue:.2g}")
     for left_out in found:
         ranks = rank_correlation([one for one in found if one is not left_out])
         print(f"  without {label(left_out['name'])}: {ranks.statistic:.2f}, p = {ranks.pvalue:.2g}")
-
-
-def annotate(axis: Any, points: list[tuple[str, float, float]]) -> None:
-    """Write a name beside each point, without overlaps."""
-    offsets = [
-        (5, 4, "left"),
-        (5, -11, "left"),
-        (-5, 4, "right"),
-        (-5, -11, "right"),
-        (5, 14, "left"),
-        (5, -21, "left"),
-    ]
-    taken: list[Any] = []
-    axis.figure.canvas.draw()
-    for name, x, y in points:
-        text = axis.annotate(name, (x, y), xytext=offsets[0][:2], textcoords="offset points", fontsize=8)
-        for across, up, side in offsets:
-            text.set(position=(across, up), horizontalalignment=side)
-            box = text.get_window_extent()
-            if not any(box.overlaps(other) for other in taken):
-                break
-        taken.append(box)
 
 
 def credit(file: Path) -> None:
@@ -184,7 +170,9 @@ if __name__ == "__main__":
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     results = read("comparison.json")
     outcome(results, FOLDER / "outcome.png")
-    draw_comparison(runs_of(results), results["arms"], FOLDER / "comparison.png")
+    labeled = {label(arm): runs for arm, runs in runs_of(results).items()}
+    rows = [{**row, "name": label(row["name"])} for row in results["arms"]]
+    draw_comparison(labeled, rows, FOLDER / "comparison.png")
     print("\n".join(seed_counts(results)))
     prediction(FOLDER / "prediction.png")
     credit(FOLDER / "credit.png")

@@ -162,7 +162,7 @@ def credit() -> str:
 
 
 def alignment() -> str:
-    """Alignment on `default` and `long` of the placements that the results discuss."""
+    """Alignment on `default` and `long` of the arms that the results discuss."""
     short = {row["name"]: row for row in result_of("gradients")["rows"]}
     sparse = {row["name"]: row for row in result_of("gradients-long")["rows"]}
     pairs = [
@@ -187,7 +187,7 @@ def alignment() -> str:
                 _cell(there["against"][DOWN_WEIGHTED]["adam"], ".2f") if there else "",
             ]
         )
-    head = ["placement", "`default`: Adam alignment", "angle, °", "`long`: Adam alignment"]
+    head = ["arm", "`default`: Adam alignment", "angle, °", "`long`: Adam alignment"]
     return table([*head, f"`long`: against {label(DOWN_WEIGHTED)}"], lines)
 
 

@@ -30,8 +30,12 @@ def credit_map(picture: Path) -> None:
             options.add_argument(flag)
         browser = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
         browser.get(page.as_uri())
-        browser.execute_script("document.getElementById('details').remove()")
-        first, last = (browser.find_element("id", name).rect for name in ("rollout-0-0", "rollout-0-3"))
+        browser.execute_script(
+            "document.getElementById('details').remove();"
+            "document.getElementById('rollout-0-0').before(document.querySelector('.legend'))"
+        )
+        first = browser.find_element("class name", "legend").rect
+        last = browser.find_element("id", "rollout-0-3").rect
         whole = Path(folder) / "whole.png"
         browser.save_screenshot(str(whole))
         browser.quit()

@@ -28,7 +28,7 @@ STARTS = ("cepo", "make", "python", "pip", "accelerate", "torchrun")
 # Patterns of commands that the slow test does not run, and the reason, or the test that covers them.
 ELSEWHERE = {
     r"^make (train|test)$": "test_default_run.py; the test suite",
-    r"^make (bench|bench-quick|smollm)$|^python -m benchmarks": "test_benchmarks.py",
+    r"^make (bench|bench-quick|gpu|smollm)$|^python -m benchmarks": "test_benchmarks.py",
     r"^pip install": "the tests run in such an environment; extras are checked below",
     r"--config experiments/|^python -m experiments": "minutes to hours; tests/experiments",
     r"^cepo suite": "a download; test_suite.py",

@@ -172,3 +172,13 @@ def test_a_page_of_masked_truncated_rollouts(policy, figures):
     for one in inspected.rollouts:
         assert one.student.numel() == 0
         assert all(one.credit[variant].advantages.numel() == 0 for variant in variants)
+
+
+def test_own_options_of_a_method_do_not_reach_others():
+    """`tau` of RLCSD and of `cepo_additive` are different options."""
+    tau = {
+        variant.name: variant.options.tau
+        for variant in all_variants({"method": "rlcsd", "tau": 0.5, "max_negatives": 2})
+        if hasattr(variant.options, "tau")
+    }
+    assert tau == {"rlcsd": 0.5, "cepo_additive": 0.1}

@@ -112,6 +112,9 @@ def test_a_card_from_python(tmp_path, text_figures, text_model_path):
     assert "@misc{cepo," not in text
     assert "Not measured." in text
     assert "Command" not in text
+    assert "None" not in text
+    assert f"a fine-tuned version of `{Path(text_model_path).name}`" in text
+    assert 'model="out"' in text
     trainer.state.max_steps = 3
     trainer.create_model_card()
     assert "Training has not ended: 1 of 3 steps." in card_of(tmp_path / "out")[0]

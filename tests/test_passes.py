@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import replace
+from functools import partial
 from itertools import zip_longest
 
 import pytest
@@ -33,10 +34,8 @@ def a_batch(name, seed=0, images=(1, 2, 1)):
     return prompts, requests
 
 
-def policy_of(model, *, fused=True):
-    if fused:
-        add_fused_lm_head(model)
-    return ScoringModel(model, model, fused=fused)
+def policy_of(model):
+    return ScoringModel(model, model)
 
 
 def alone(model, prompts, request):
@@ -58,25 +57,22 @@ def assert_exact(model, prompts, requests, results, **tolerance):
         assert_close(result, alone(model, prompts, request), **tolerance)
 
 
-@pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("name", [*SHAREABLE, *HYBRID_MODELS])
 @pytest.mark.parametrize("max_tokens", [1, 150, 10_000])
-def test_full_forward_equals_the_logits(name, max_tokens, fused):
-    """With TRL's fused head and without."""
+def test_full_forward_equals_the_logits(name, max_tokens):
     model = tiny_models.make(name)
     prompts, requests = a_batch(name)
     with evaluating(model):
-        results = FullForward(policy_of(model, fused=fused), max_tokens).log_probs(prompts, requests)
+        results = FullForward(policy_of(model), max_tokens).log_probs(prompts, requests)
         assert_exact(model, prompts, requests, results)
 
 
-@pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("name", SHAREABLE)
 @pytest.mark.parametrize(("max_tokens", "seed"), [(1, 0), (150, 1), (10_000, 2)])
-def test_prefix_cached_forward_equals_the_logits(name, max_tokens, seed, fused):
+def test_prefix_cached_forward_equals_the_logits(name, max_tokens, seed):
     model = tiny_models.make(name, seed)
     prompts, requests = a_batch(name, seed)
-    shared = PrefixCachedForward(policy_of(model, fused=fused), max_tokens)
+    shared = PrefixCachedForward(policy_of(model), max_tokens)
     with evaluating(model):
         assert trial_reason(shared, prompts, requests) is None
         assert_exact(model, prompts, requests, shared.log_probs(prompts, requests))
@@ -85,13 +81,9 @@ def test_prefix_cached_forward_equals_the_logits(name, max_tokens, seed, fused):
 def counted(policy):
     """Tokens of each pass with padding, and number of attended tokens."""
     calls = []
-    forward = policy.model.forward
-
-    def spy(*args, **kwargs):
-        calls.append(kwargs["input_ids"].shape)
-        return forward(*args, **kwargs)
-
-    policy.model.forward = spy
+    policy.model.register_forward_pre_hook(
+        lambda _, args, kwargs: calls.append(kwargs["input_ids"].shape), with_kwargs=True
+    )
     return calls
 
 
@@ -123,8 +115,9 @@ def test_a_pass_respects_max_tokens(max_tokens):
     prompts, requests = a_batch("llama")
     policy = policy_of(model)
     held = []
-    forward = model.forward
-    model.forward = lambda *args, **kwargs: held.append(kwargs["attention_mask"].shape) or forward(*args, **kwargs)
+    model.register_forward_pre_hook(
+        lambda _, args, kwargs: held.append(kwargs["attention_mask"].shape), with_kwargs=True
+    )
     with evaluating(model):
         PrefixCachedForward(policy, max_tokens).log_probs(prompts, requests)
         FullForward(policy, max_tokens).log_probs(prompts, requests)
@@ -277,6 +270,29 @@ def test_bfloat16_passes_the_trial(name):
     assert off_shared < 1.5 * off_whole + 1e-3
 
 
+@pytest.mark.parametrize("autocast", [False, True])
+def test_logits_are_not_rounded_in_half_precision(autocast):
+    """Log-probs are those of exact products of the rounded inputs; TRL's, of rounded logits, are 100 times as far."""
+    model = tiny_models.make("qwen3")
+    torch.nn.init.normal_(model.lm_head.weight, std=0.5)
+    if not autocast:
+        model.bfloat16()
+    add_fused_lm_head(model)
+    ids = torch.randint(3, 60, (2, 12))
+    labels = ids.masked_fill(torch.arange(12) < 5, -100)
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    precision = partial(torch.autocast, "cpu", torch.bfloat16, enabled=autocast)
+    with evaluating(model):
+        found = ScoringModel(model, model, precision).log_probs(labels, **inputs)
+        with precision():
+            hidden = model.base_model(**inputs).last_hidden_state.bfloat16().double()
+            rounded = model(labels=labels, fused_lm_head=True, **inputs).log_probs
+    exact = (hidden @ model.lm_head.weight.bfloat16().double().T)[:, :-1].log_softmax(-1)
+    exact = exact.gather(-1, ids[:, 1:, None]).squeeze(-1).float().masked_fill(labels[:, 1:] == -100, 0.0)
+    assert_close(found, exact, atol=1e-5, rtol=1e-5)
+    assert (rounded - exact).abs().max() > 100 * (found - exact).abs().max()
+
+
 def _half(values):
     return values.bfloat16() if values.is_floating_point() else values
 
@@ -301,9 +317,7 @@ def test_adapters_and_gradient_checkpointing():
     assert adapted.training
 
 
-def test_scoring_holds_no_logits_of_the_vocabulary(monkeypatch):
-    """TRL's fused head computes tiles of fixed size."""
-    monkeypatch.setattr("trl.trainer.utils._CHUNKED_LOGPROB_CHUNK_SIZE", 1024)
+def test_scoring_holds_no_logits_of_the_vocabulary():
     vocabulary = 20_000
     config = tiny_models.TEXT | {"vocab_size": vocabulary}
     model = tiny_models.LlamaForCausalLM(tiny_models.LlamaConfig(**config)).eval()

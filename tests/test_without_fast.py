@@ -14,7 +14,7 @@ import json, sys
 import torch
 from cepo import CEPOConfig, CEPOTrainer, evaluate, load_figures, policy_path
 from cepo.acceleration import fast
-from cepo.data.loading import load_policy
+from cepo.data.models import load_policy
 from cepo.data.sampling import Sampling
 
 assert (fast() is None) == (sys.argv[2] == "without")

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 from experiments.alignment import Cuts, align, products, ratios
-from experiments.placement_gradients import leave_one_out, part_names
+from experiments.batch_gradients import leave_one_out, part_names
 
 from experiments import gradients
 
@@ -47,9 +47,9 @@ def test_measures_equal_plain_loops():
 
 
 def test_study_on_four_batches(tmp_path, capsys):
-    config = tmp_path / "placements.yaml"
+    config = tmp_path / "arms.yaml"
     config.write_text(
-        "placements:\n  control: {negative_advantage_weight: 0.05}\n  opsd: {method: opsd}\n"
+        "arms:\n  control: {negative_advantage_weight: 0.05}\n  opsd: {method: opsd}\n"
         "  mistakes: {method: oracle, evidence_coefficient: 1.0, only_mistakes: true}\n"
         "against: [control]\n"
     )

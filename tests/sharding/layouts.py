@@ -37,8 +37,9 @@ LAYOUTS: dict[str, dict[str, str]] = {
 }
 
 _EMA = {"teacher": "ema", "teacher_ema_decay": 0.5, "max_steps": 3}
+_METHODS = ("grpo", "cepo", "cepo_additive", "rlsd", "rlcsd", "sdar", "rlrt", "cscr", "pbsd", "distilled_rl")
 CASES: dict[str, dict[str, Any]] = {
-    **{name: {"method": name} for name in ("grpo", "cepo", "rlsd", "rlcsd", "rlrt", "cscr", "pbsd", "distilled_rl")},
+    **{name: {"method": name} for name in _METHODS},
     "grpo-untied": {"method": "grpo", "untied": True},
     "cepo-lora": {"lora": True},
     "cepo-untied-lora": {"untied": True, "lora": True},

@@ -19,6 +19,7 @@ INTEGRATION = {
         "a_run_whose_reward_function_raises_saves_a_checkpoint",
         "an_unscored_rollout_has_no_advantage",
     ),
+    "test_benchmarks": ("every_part_for_a_gpu_runs_in_a_rehearsal",),
     "test_cepo_additive": (
         "a_real_step_with_a_group_without_correct_rollouts",
         "groups_without_variance_are_learned_from",

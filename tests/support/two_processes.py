@@ -6,7 +6,6 @@ so that process 1 has no rollout to score or train on, and makes the same passes
 one rollout of process 0 has a teacher.
 """
 
-import functools
 import json
 import os
 import sys
@@ -38,13 +37,7 @@ class Spy(CEPOTrainer):
         super().__init__(*args, **kwargs)
 
     def _find_evidence(self, batch):
-        forward = self.model.forward
         calls = []
-
-        @functools.wraps(forward)
-        def counted(*args, **kwargs):
-            calls.append("pixel_values" in kwargs)
-            return forward(*args, **kwargs)
 
         def noted(pipeline, *args):
             found = plan(pipeline, *args)
@@ -52,11 +45,14 @@ class Spy(CEPOTrainer):
             return found
 
         plan, Pipeline.plan = Pipeline.plan, noted
-        self.model.forward = counted
+        hook = self.model.register_forward_pre_hook(
+            lambda _, args, kwargs: calls.append("pixel_values" in kwargs), with_kwargs=True
+        )
         try:
             return super()._find_evidence(batch)
         finally:
-            self.model.forward, Pipeline.plan = forward, plan
+            Pipeline.plan = plan
+            hook.remove()
             self.passes.append(calls)
 
     def _get_per_token_logps_and_entropies(self, model, input_ids, *args, **kwargs):

@@ -20,10 +20,10 @@ class AccuracyCallback(TrainerCallback, ExportableState):
     """Measures accuracy before training and every `accuracy_every` steps; results travel in checkpoints.
 
     Args:
-        trainer: Holds the policy and the verifier.
-        script_args: Number of problems, samples and steps.
+        trainer: The trainer, with policy and verifier.
+        script_args: Numbers of problems and samples, and `accuracy_every`.
         held_out: The held-out problems; None: accuracy is not measured.
-        console: Where results are printed.
+        console: Prints the results.
 
     Attributes:
         before, after: ``greedy`` and, if sampled, ``sampled`` results as `Evaluation.as_dict`; None: not measured.

@@ -23,8 +23,8 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("arms").add_argument
     add("--methods", help=f"comma-separated methods, an arm each: {', '.join(METHODS)}, or package.module:name")
     add("--config", type=Path, help=f"YAML file with {', '.join(sorted(CONFIG_KEYS))}; an arm has options and `seeds`")
-    add("--seeds", type=positive, help="number of seeds of each arm (none: of the config, or 3)")
-    add("--first_seed", type=int, help="the first seed (none: of the config, or 0)")
+    add("--seeds", type=positive, help="number of seeds of each arm (default: of the config, or 3)")
+    add("--first_seed", type=int, help="the first seed (default: of the config, or 0)")
     add("--against", help="comma-separated arms to compare the others with, beside grpo")
     add = parser.add_argument_group("runs").add_argument
     add("--jobs", type=positive, default=1, help="runs at a time; they share the CPU cores")

@@ -41,7 +41,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add_verifier(sampling)
     add = parser.add_argument_group("output").add_argument
-    add("--output_dir", type=Path, help="folder of evaluation.json (none: the model's folder, or the current one)")
+    add("--output_dir", type=Path, help="folder of evaluation.json (default: the model's folder, or the current one)")
     return parser
 
 

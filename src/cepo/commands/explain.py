@@ -76,21 +76,21 @@ def make_parser(method: str | None = None) -> argparse.ArgumentParser:
         "--num_prompts",
         type=positive,
         default=None,
-        help=f"maximum number of groups (none: 1; {_STATISTICS_PROMPTS} with --statistics; {_RUN_PROMPTS} with --from)",
+        help=f"most groups (default: 1; {_STATISTICS_PROMPTS} with --statistics; {_RUN_PROMPTS} with --from)",
     )
     verifier = add_sampling(parser)
     verifier.add_argument("--num_generations", type=positive, default=8, help="rollouts per group")
     add_verifier(verifier)
     run = parser.add_argument_group("rollouts of a run")
     run.add_argument("--from", dest="run", default=None, metavar="DIR", help="output_dir of a run with log_completions")
-    run.add_argument("--step", type=int, default=None, help="optimizer step (none: the last saved step)")
+    run.add_argument("--step", type=int, default=None, help="optimizer step (default: the last saved step)")
     add_credit(parser, CREDIT, method)
     add = parser.add_argument_group("statistics").add_argument
     add("--statistics", action="store_true", help="print statistics of many groups under the method of --show")
     add("--output", type=Path, default=None, metavar="FILE", help="write the statistics as JSON")
     add = parser.add_argument_group("output").add_argument
-    add("--method", default=None, help="custom method, package.module:name, or a method whose options are set")
-    add("--show", default=None, help="method to show first: grpo, rlsd, 'cepo own' (none: --method, else cepo)")
+    add("--method", default=None, help="method whose own options are set, or a custom one, package.module:name")
+    add("--show", default=None, help="method to show first: grpo, rlsd, 'cepo own' (default: --method, else cepo)")
     add("--output_dir", type=Path, default=Path(), help="folder of explain.html")
     add("--terminal", action="store_true", help="print to the terminal instead of writing a page")
     return parser

@@ -17,7 +17,7 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument_group("model").add_argument
     add("--model_name_or_path", required=True, help="folder of the adapters, as written by cepo train --use_peft")
-    add("--base_model", help="folder or Hub name of the base model (none: as named by the adapters)")
+    add("--base_model", help="folder or Hub name of the base model (default: as named by the adapters)")
     add = parser.add_argument_group("output").add_argument
     add("--output_dir", type=Path, required=True, help="folder of the merged model; must be empty or not exist")
     add("--dtype", choices=list(DTYPES), default="auto", help="of the saved weights; auto: of the base model")

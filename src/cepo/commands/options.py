@@ -11,13 +11,19 @@ from transformers.hf_argparser import string_to_bool
 from ..data.embedded import EMBEDDED
 from ..data.formats import DatasetOptions
 from ..data.loading import load_split
-from ..methods.option_fields import option_fields
-from ..methods.registry import all_options, applicable_options, default_text, find_method, method_options
+from ..methods.registry import (
+    all_options,
+    applicable_options,
+    default_text,
+    find_method,
+    method_options,
+    own_options,
+)
 from ..tasks.figures import NAME as FIGURES
 from ..tasks.figures import VARIANTS
 from ..trainer.arguments import unknown_option
 
-# --name and --name true, as options of cepo train are switched on.
+# `--name` or `--name true`, as in cepo train.
 SWITCH: dict[str, Any] = {"type": string_to_bool, "nargs": "?", "const": True, "default": False}
 
 
@@ -55,7 +61,9 @@ def add_model(parser: argparse.ArgumentParser) -> Any:
     """Add the options of the model; returns their group."""
     group = parser.add_argument_group("model")
     group.add_argument(
-        "--model_name_or_path", default=None, help="folder or name of a model or PEFT adapter (none: the shipped one)"
+        "--model_name_or_path",
+        default=None,
+        help="folder or name of a model or PEFT adapter (default: the shipped one)",
     )
     group.add_argument(
         "--trust_remote_code",
@@ -112,7 +120,7 @@ def add_verifier(group: Any) -> None:
         "--reward_funcs",
         nargs=1,
         default=None,
-        help="the verifier: a name in trl.rewards, or module.function (none: answer_reward, or the task's verifier)",
+        help="the verifier: a name in trl.rewards, or module.function (default: answer_reward, or the task's verifier)",
     )
     group.add_argument(
         "--correctness_threshold", type=float, default=0.5, help="an answer is correct if its reward is at least this"
@@ -126,30 +134,22 @@ def verifier_of(dataset_name: str) -> list[str]:
 
 
 def add_credit(parser: argparse.ArgumentParser, names: Sequence[str], method: str | None = None) -> None:
-    """Add the named options of methods, and the options that only `method` has."""
+    """Add the named options of methods, and the own options of `method`, which apply to this method alone."""
     group = parser.add_argument_group("credit")
-    for name in (*names, *own_option_names(method)):
-        one = all_options()[name]
+    own = own_options(method)
+    for name, one in {**{name: all_options()[name] for name in names}, **own}.items():
         kinds = {*get_args(one.type), one.type}
         kind: Any = next((kind for kind in (int, float) if kind in kinds), string_to_bool if bool in kinds else str)
-        default = default_text(name) or one.default
+        default = one.default if name in own else default_text(name)
         group.add_argument(f"--{name}", type=kind, default=None, help=f"{one.help} (default: {default})")
     group.add_argument(
         "--teacher_batch_tokens", type=positive, default=16384, help="most tokens in a teacher's forward pass"
     )
 
 
-def own_option_names(method: str | None) -> list[str]:
-    """The options of a method beside the shared groups."""
-    if method is None:
-        return []
-    known = option_fields(find_method(method).options)
-    return [name for name, one in known.items() if one.group == "method" and name != "negative_advantage_weight"]
-
-
 def credit_options(options: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
     """The options of methods that the user gave, with `--method`."""
-    names = (*names, *own_option_names(options.method))
+    names = (*names, *own_options(options.method))
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     method_options("cepo", **applicable_options(given, "cepo"))
     if options.method is not None:

@@ -21,11 +21,11 @@ class Progress(TrainerCallback):
     TRL logs no reward for steps that reuse rollouts; the bar then keeps the last one.
 
     Args:
-        console: Where to print.
+        console: The terminal.
         live: Whether to draw the bar; None: on a terminal.
 
     Attributes:
-        bar: To be entered around training.
+        bar: A context manager around training.
     """
 
     def __init__(self, console: Console, live: bool | None = None):

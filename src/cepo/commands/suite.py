@@ -52,12 +52,15 @@ def make_parser() -> argparse.ArgumentParser:
         help="transformers ignores the presence penalty and therefore requires --presence_penalty 0",
     )
     add("--model_args", help="further arguments of lmms-eval's model: tensor_parallel_size=4,max_model_len=40960")
-    add("--batch_size", type=positive, help="problems per batch (none: 256 with vllm, 1 with transformers)")
+    add("--batch_size", type=positive, help="problems per batch (default: 256 with vllm, 1 with transformers)")
     add("--python", default=sys.executable, help="interpreter of an environment with lmms-eval")
     add = parser.add_argument_group("benchmarks").add_argument
-    add("--tasks", help="comma-separated benchmarks; NAME=TASK runs a task of --include_path as NAME (none: all five)")
+    add(
+        "--tasks",
+        help="comma-separated benchmarks; NAME=TASK runs a task of --include_path as NAME (default: all five)",
+    )
     add("--include_path", help="folder of further lmms-eval tasks")
-    add("--limit", type=positive, help="number of problems per benchmark (none: all)")
+    add("--limit", type=positive, help="number of problems per benchmark (default: all)")
     add = parser.add_argument_group("sampling (defaults: the paper's)").add_argument
     add("--temperature", type=temperature, default=1.0, help="sampling temperature; 0: greedy")
     add("--top_p", type=float, default=1.0, help="nucleus sampling probability")

@@ -22,7 +22,7 @@ from ..data.files import write_whole
 from ..data.models import require_chat_template
 from ..data.saved import FOLDER
 from ..inspection.tables import counted
-from ..methods.registry import METHODS
+from ..methods.registry import METHODS, own_options
 from ..tasks.figures import NAME as FIGURES
 from ..trainer.arguments import Sources, TrainArguments, check_sources, parse, read_command_line
 from ..trainer.cepo_trainer import CEPOTrainer
@@ -33,9 +33,8 @@ from ..trainer.resume_options import DATA_OPTIONS
 from . import quiet_libraries
 from .accuracy import AccuracyCallback
 from .curves import draw_curves
-from .dry_run import prepare_dry_run
+from .dry_run import dry_run
 from .launch import is_launched, prepare_launch
-from .options import own_option_names
 from .progress import Progress, StopOnInterrupt
 
 # The data of a run, for `cepo explain --from`.
@@ -47,7 +46,7 @@ def prepare(arguments: list[str]) -> Callable[[Console], int]:
     quiet_libraries()
     line = read_command_line(arguments)
     if line.options.dry_run:
-        return prepare_dry_run(line)
+        return dry_run(line).report
     launched = is_launched()
     if (line.more_flags or line.more_config) and not launched:
         return prepare_launch(line, arguments)
@@ -186,7 +185,7 @@ def _card_facts(script_args: TrainArguments, command: list[str], accuracy: Accur
 
 
 def _save_after_failure(trainer: CEPOTrainer, interrupt: StopOnInterrupt) -> None:
-    """Save a checkpoint, unless several processes, one of which has failed, would have to save together."""
+    """Save a checkpoint in a run of one process; several would have to save together, and one has failed."""
     args, step = trainer.args, trainer.state.global_step
     if step == 0 or trainer.accelerator.num_processes > 1:
         return
@@ -239,7 +238,7 @@ def _explain_command(trainer: CEPOTrainer, script_args: TrainArguments) -> str |
         words = ["--model_name_or_path", str(folder), *(["--dataset_config", config] if config else [])]
     else:
         return None
-    own = {name: args.given[name] for name in own_option_names(args.method) if name in args.given}
+    own = {name: args.given[name] for name in own_options(args.method) if name in args.given}
     if args.method not in METHODS or own:
         words += ["--method", args.method, *command_line(own)]
     return shlex.join(["cepo", "explain", *words])

@@ -39,10 +39,10 @@ class Arm:
     """A training configuration.
 
     Attributes:
-        name: Also of the arm's folder.
-        options: Of `cepo train`.
+        name: Name of the arm and of its folder.
+        options: Options of `cepo train`.
         seeds: Number of seeds.
-        unread: Options of the base that the arm's method does not read; they are left out of `options`.
+        unread: Options of the base that the arm's method does not have; they are left out of `options`.
     """
 
     name: str
@@ -136,7 +136,7 @@ def _arms(
             for key, reason in _REFUSED.items():
                 if key in {**base, **options}:
                     raise ValueError(f"{key} is {reason}")
-            # An arm's method need not read the options of all arms, but must read the arm's own.
+            # The method need not have all options of the base, but must have all options of the arm.
             read = applicable_options(base, options.get("method", base.get("method", CEPOConfig.method)))
             arms.append(Arm(name, {**read, **options}, count, tuple(option for option in base if option not in read)))
     return arms
@@ -203,7 +203,7 @@ def _check(arms: Sequence[Arm]) -> tuple[dict[str, dict[str, Any]], list[str]]:
     unread = {option: [arm.name for arm in arms if option in arm.unread] for arm in arms for option in arm.unread}
     if unread:
         listed = "; ".join(f"{option}: {', '.join(names)}" for option, names in unread.items())
-        notes.append(f"Options of all arms that the method of an arm does not read are left out ({listed}).")
+        notes.append(f"Options of all arms are left out where the arm's method does not have them ({listed}).")
     if REFERENCE not in parsed:
         notes.append(f"Without an arm {REFERENCE!r} there are no differences to it.")
     return differences, notes

@@ -106,8 +106,8 @@ def run_all(work: list[Job], jobs: int, lock: TextIO, console: Console) -> None:
     Args:
         work: The jobs.
         jobs: Number of runs at a time; they share the CPU cores.
-        lock: Of the output directory, see `locked`.
-        console: Where progress is printed.
+        lock: The output directory's lock, from `locked`.
+        console: Prints the progress.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     waiting = [job for job in work if not job.done]

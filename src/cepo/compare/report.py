@@ -1,6 +1,7 @@
 """The report of a comparison: compare.json, tables and a figure."""
 
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,13 +44,13 @@ def report(
     """Write compare.json, compare.md and compare.png, and print the table.
 
     Args:
-        folder: Of the files.
+        folder: Folder of the files.
         comparison: The comparison.
         runs: The finished runs of each arm.
         failed: The failed runs.
-        console: Where the table is printed.
-        notes: Further notes.
-        more: Further keys of compare.json.
+        console: Prints the table.
+        notes: Lines to add to the comparison's notes.
+        more: Keys to add to compare.json.
     """
     rows = summarize(runs)
     measures = [measure for measure in MEASURES if any(row[measure] for row in rows)]
@@ -138,22 +139,25 @@ def comparison_table(rows: Sequence[Mapping[str, Any]], against: Against) -> Tab
 
 @plain_text
 def draw_comparison(arms: Mapping[str, Sequence[Run]], rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Draw greedy accuracy over steps and paired differences to GRPO, with 95 % intervals."""
+    """Draw each arm's greedy accuracy over steps and, below, its paired differences to GRPO with 95 % intervals."""
     from matplotlib import colormaps, pyplot
 
-    figure, (curves, differences) = pyplot.subplots(1, 2, figsize=(14, 5), width_ratios=[1.3, 1], layout="constrained")
+    compared = [row for row in rows if row["paired_difference_to_grpo"]]
+    heights = [max(3.5, 0.2 * len(arms) + 0.8), 0.42 * len(compared) + 0.9]
+    figure = pyplot.figure(figsize=(10, sum(heights)), layout="constrained")
+    above, below = figure.subfigures(2, 1, height_ratios=heights)  # type: ignore[misc]
     # tab20: ten saturated colors, then ten light ones. The untrained policy has no curve.
     colors = {name: colormaps["tab20"](2 * (number % 10) + number // 10 % 2) for number, name in enumerate(arms)}
-    for number, (name, runs) in enumerate(arms.items()):
-        points = band(runs)
-        steps = [step for step, _ in points]
-        means, lows, highs = ([100 * getattr(one, part) for _, one in points] for part in ("mean", "low", "high"))
-        label = f"{name} ({counted(len(runs), 'seed')})"
-        curves.plot(steps, means, label=label, color=colors[name], linestyle=("-", "--", "-.", ":")[number % 4])
-        curves.fill_between(steps, lows, highs, color=colors[name], alpha=0.08, linewidth=0)
-    curves.set(title="greedy held-out accuracy, %: mean and 95 % interval over seeds", xlabel="optimizer step")
-    figure.legend(*curves.get_legend_handles_labels(), frameon=False, fontsize=8, loc="outside upper left", ncols=6)
-    compared = [row for row in rows if row["paired_difference_to_grpo"]]
+    curves = above.subplots()
+    best_first = sorted(arms, key=lambda name: -band(arms[name])[-1][1].mean)
+    for name in best_first:
+        steps, means = zip(*((step, 100 * one.mean) for step, one in band(arms[name])), strict=True)
+        line = ("-", "--", "-.", ":")[list(arms).index(name) % 4]
+        label = textwrap.fill(f"{name} ({counted(len(arms[name]), 'seed')})", 36, break_on_hyphens=False)
+        curves.plot(steps, means, line, color=colors[name], label=label)
+    curves.set(xlabel="optimizer step", ylabel="greedy accuracy, mean over seeds, %")
+    curves.legend(loc="center left", bbox_to_anchor=(1, 0.5), frameon=False, fontsize=9)
+    differences = below.subplots()
     for measure, shape, shift in zip(GREEDY, ("o", "s", "D"), (-0.22, 0.0, 0.22), strict=True):
         for index, row in enumerate(compared):
             mean, low, high = (row["paired_difference_to_grpo"][measure][part] for part in ("mean", "low", "high"))
@@ -162,12 +166,13 @@ def draw_comparison(arms: Mapping[str, Sequence[Run]], rows: Sequence[Mapping[st
             differences.errorbar(100 * mean, index + shift, xerr=error, **style)
         differences.plot([], [], shape, color="#555", markersize=5, label=measure)
     differences.axvline(0, color="#999", linewidth=1)
-    title = "difference to GRPO, points (greedy answers), paired by seed, 95 % interval"
-    differences.set(title=title, yticks=range(len(compared)), yticklabels=[row["name"] for row in compared])
-    differences.invert_yaxis()
-    differences.legend(frameon=False, fontsize=8)
+    differences.set_xlabel("greedy accuracy minus GRPO's, points, paired by seed, 95 % CI")
+    differences.set_yticks(
+        range(len(compared)), [textwrap.fill(row["name"], 36, break_on_hyphens=False) for row in compared]
+    )
+    differences.set_ylim(len(compared) - 0.5, -0.5)
+    below.legend(*differences.get_legend_handles_labels(), loc="outside upper center", ncols=3, frameon=False)
     for axis in (curves, differences):
         axis.spines[["top", "right"]].set_visible(False)
-        axis.title.set_fontsize(10)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=120)
     pyplot.close(figure)

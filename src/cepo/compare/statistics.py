@@ -52,10 +52,10 @@ class Run:
     """A training run.
 
     Attributes:
-        seed: Of the run.
+        seed: Seed of the run.
         accuracy: (optimizer step, accuracy of greedy answers to held-out problems), from step 0 on.
         seconds: Duration of the steps, without evaluation and saving.
-        versions: Of the libraries.
+        versions: Versions of the libraries.
         before, after: Sampled answers before and after training.
     """
 

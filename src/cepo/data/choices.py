@@ -26,7 +26,7 @@ def _letters(choices: Sequence[Any]) -> list[str]:
 
 
 def choice_letter(solution: Any, choices: Any, keys: str | None) -> str | None:
-    """The letter of the correct choice. None if there is no list of choices, or the solution is none of them."""
+    """The letter of the correct choice. None if there is no list of choices, or no choice matches the solution."""
     if not isinstance(choices, list) or not choices:
         return None
     text = as_text(solution).strip()

@@ -58,7 +58,7 @@ class Share:
 
 @dataclass(frozen=True)
 class _Completion:
-    """The completion number `sample` of a problem."""
+    """One completion of a problem; `sample` counts from 0."""
 
     problem: int
     sample: int

@@ -46,7 +46,7 @@ def undecoded(dataset: Any) -> Any:
 
 
 def as_list(value: Any) -> list[Any]:
-    """The images in a value of a column of images, or of lists of images."""
+    """The images of a row, from a column of images or of lists of images."""
     return [image for image in (value if isinstance(value, list) else [value]) if image]
 
 

@@ -89,7 +89,7 @@ def _load(name: str, split: str, config: str | None, streaming: bool) -> Dataset
         raise LoadingError(f"dataset_name: there is no such file or folder: {name}")
     if path.is_file():
         if path.suffix not in _BUILDERS:
-            raise LoadingError(f"dataset_name: {name} has none of the suffixes {', '.join(_BUILDERS)}")
+            raise LoadingError(f"dataset_name: {name} must have one of the suffixes {', '.join(_BUILDERS)}")
         builder = _BUILDERS[path.suffix]
         return _loaded(name, lambda: load_dataset(builder, data_files=str(path), split="train", streaming=streaming))
     if path.is_dir() and ((path / "dataset_info.json").exists() or (path / "dataset_dict.json").exists()):

@@ -41,7 +41,7 @@ def opaque_image(image: Pictures.Image, place: str) -> Pictures.Image:
 def with_opaque_images(row: dict[str, Any]) -> dict[str, Any]:
     """Apply `opaque_image` to the images of a row: in `image`, `images` and the turns of `prompt`.
 
-    Called where rows become conversations, which every row passes: of datasets, streams and data loader workers. A
+    Called where rows become conversations, which happens to rows of datasets, streams and data loader workers. A
     transform of the dataset would be lost by `map`, `cast_column` and `save_to_disk`.
     """
     prompt = row.get("prompt")

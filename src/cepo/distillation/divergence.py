@@ -57,10 +57,9 @@ def divergence(
         )
 
     def of_chunk(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
-        # Not rounded to the model's dtype: most differences are smaller than its rounding.
-        log_s = student_head.log_probs(student, temperature, rounded=False)
+        log_s = student_head.log_probs(student, temperature)
         with torch.no_grad():
-            log_t = teacher_head.log_probs(teacher, temperature, rounded=False)
+            log_t = teacher_head.log_probs(teacher, temperature)
         kept = log_s.detach().topk(top_k, dim=-1).indices
         values = jensen_shannon(_with_tail(log_s, kept), _with_tail(log_t, kept), beta)
         return values, -(log_s.detach().exp() * log_s.detach()).nan_to_num().sum(-1)

@@ -86,7 +86,7 @@ def student_divergence(
     weights = torch.ones_like(values)
     if batch.old is not None and importance_clip is not None:
         with torch.no_grad():
-            now = sampled_log_probs(hidden, head, batch.tokens, temperature)
+            now = sampled_log_probs(hidden, head, batch.tokens, temperature, rounded=True)
         weights = (now - batch.old).exp().clamp(max=importance_clip)
     if batch.sampler_ratio is not None:
         weights = weights * batch.sampler_ratio

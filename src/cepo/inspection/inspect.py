@@ -10,7 +10,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from ..methods.options import OtherModelOptions
-from ..methods.registry import METHODS, applicable_options, find_method, method_options
+from ..methods.registry import METHODS, applicable_options, find_method, method_options, own_options
 from ..references.groups import Group
 from ..scoring.forward import evaluating
 from ..scoring.pipeline import Pipeline, ScoredBatch, assign_credit
@@ -36,7 +36,8 @@ def all_variants(given: Mapping[str, Any] | None = None, *, columns: Sequence[st
     """GRPO, then every other method with each of its variants.
 
     Args:
-        given: The user's method options. A custom `method` among them is included.
+        given: The user's method options. A custom `method` among them is included; the options that only this method
+            declares do not reach other methods, in which the same name may mean something else.
         columns: Columns of the dataset, for methods with token labels; None: leave these methods out.
 
     Raises:
@@ -44,6 +45,7 @@ def all_variants(given: Mapping[str, Any] | None = None, *, columns: Sequence[st
     """
     given = dict(given or {})
     chosen = given.pop("method", None)
+    shared = {name: value for name, value in given.items() if name not in own_options(chosen)}
     names = [*METHODS, *([chosen] if chosen and chosen not in METHODS else [])]
     variants = []
     for name in sorted(names, key=lambda name: find_method(name).changes_advantages):
@@ -58,7 +60,7 @@ def all_variants(given: Mapping[str, Any] | None = None, *, columns: Sequence[st
                 raise ValueError(f"method {method.name!r} does not support this dataset: {reason}")
             if reason:
                 continue
-        variants += [make_variant(name, given, own) for own in method.variants]
+        variants += [make_variant(name, given if name == chosen else shared, one) for one in method.variants]
     return variants
 
 
@@ -123,8 +125,8 @@ def inspect(
 def _credit_of(variant: Variant, batch: ScoredBatch, groups: Sequence[Group], step: int) -> list[Credit]:
     """The credit of each rollout under one variant."""
     evidence = batch.evidence
-    placed = assign_credit(evidence, variant.options, groups, step)
-    values = evidence.values.masked_fill(~placed.mask, 0.0)
+    assigned = assign_credit(evidence, variant.options, groups, step)
+    values = evidence.values.masked_fill(~assigned.mask, 0.0)
     results = []
     for row, rollout in enumerate(rollout for group in groups for rollout in group.local):
         at = row, slice(len(rollout.ids))
@@ -136,11 +138,11 @@ def _credit_of(variant: Variant, batch: ScoredBatch, groups: Sequence[Group], st
                 evidence.positive[at] if scored and evidence.positive is not None else None,
                 evidence.negative[at] if scored and evidence.negative is not None else None,
                 values[at],
-                placed.advantages[at],
-                placed.shift[at],
-                placed.moved[at],
-                float(placed.scale[row]),
-                float(placed.rollout_advantages[row]),
+                assigned.advantages[at],
+                assigned.shift[at],
+                assigned.moved[at],
+                float(assigned.scale[row]),
+                float(assigned.rollout_advantages[row]),
             )
         )
     return results

@@ -76,9 +76,9 @@ class Credit:
 
     Attributes:
         references: r+ and r-, and the fallback.
-        contexts: Contexts of the scoring passes, that of r+ first; STUDENT (None) is the prompt without a hint. Empty
-            if the rollout is not scored.
-        positive, negative: (T,) log P_T+ and log P_T-, or log P_S in place of the latter [nats]; None if not scored.
+        contexts: Contexts of the scoring passes, the one with r+ first; STUDENT (None) is the prompt without a hint.
+            Empty if the rollout is not scored.
+        positive, negative: (T,) log P_T+, and log P_T- or log P_S [nats]; None if not scored.
         evidence: (T,) evidence [nats]; 0 if not scored.
         advantages: (T,) A_t.
         shift: (T,) (A_t - A) as a share of the scale, see `TokenAdvantages.shift`.

@@ -8,7 +8,7 @@ A rollout that is not scored keeps A. In a zero-variance group of incorrect roll
 with evidence for the incorrect answer get a negative advantage; A is then the mean of A_t, so that
 `negative_advantage_weight` (0.3 by default) applies to these rollouts too.
 
-Chosen by gradient alignment among placements of evidence (experiments/gradients.md). In contrast to CEPO, the mean of
+Chosen by gradient alignment among several ways to use evidence (dev/LOG.md). In contrast to CEPO, the mean of
 A_t over a rollout is not near A, and evidence has the same strength in every group. No token changes the sign of its
 rollout's advantage.
 """
@@ -33,7 +33,7 @@ class CEPOAdditiveOptions(ContrastOptions, TeacherOptions):
     negative_advantage_weight: float = 0.3
     uniform_share: float = option(0.2, "Share of A that every token keeps whatever its evidence.", bounds={">=": 0})
     evidence_bonus: float = option(0.5, "Most that evidence adds or takes away.", bounds={">=": 0})
-    tau: float = option(0.1, "Evidence at which tanh begins to saturate [nats].", bounds={">": 0})
+    tau: float = option(0.1, "Evidence at which the bonus begins to saturate [nats].", bounds={">": 0})
     learn_from_zero_variance_groups: bool = option(
         True, "Score incorrect rollouts of zero-variance groups and learn from them."
     )
@@ -75,8 +75,8 @@ def additive(inputs: CreditInputs, options: CEPOAdditiveOptions, step: int) -> T
 METHOD = Method(
     name="cepo_additive",
     doc=MethodDoc(
-        summary="a fifth of it, plus up to a half where evidence supports the verdict; also in groups of incorrect "
-        "rollouts",
+        summary="a fifth of it, plus up to 0.5 where evidence supports the verdict; also in groups without a correct "
+        "rollout",
         formula="s max(0, share |A| + bonus tanh(s log(P_T+ / P_T-) / τ)), s = sign(A), or -1 for an incorrect rollout "
         "with A = 0",
         hints="r+; each r-",

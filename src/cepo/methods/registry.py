@@ -88,6 +88,12 @@ def applicable_options(values: Mapping[str, Any], method: str) -> dict[str, Any]
     return {name: value for name, value in values.items() if name in has or name not in known}
 
 
+def own_options(method: str | None) -> dict[str, OptionField]:
+    """The options that a method declares beside the shared groups, by name; none without a method."""
+    known = {} if method is None else option_fields(find_method(method).options)
+    return {name: one for name, one in known.items() if one.group == "method" and name != "negative_advantage_weight"}
+
+
 def presets() -> dict[str, dict[str, Any]]:
     """The presets of all methods by name, each with its method."""
     return {

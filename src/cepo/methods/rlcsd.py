@@ -49,7 +49,7 @@ class RLCSDOptions(CoefficientOptions, MixtureOptions, TemplateOptions, TeacherO
 
     hint_template: str = HINT_TEMPLATE
     teacher: TeacherSource = "synced"
-    tau: float = option(0.02, "Evidence at which tanh begins to saturate [nats].", bounds={">": 0})
+    tau: float = option(0.02, "Evidence at which the bonus begins to saturate [nats].", bounds={">": 0})
     evidence_beta: float = option(1.0, "Strength of the bonus r, beside evidence_coefficient.")
     selection_threshold: float = option(0.02, "Tokens with |r| above this are selected.", bounds={">=": 0})
     selected_loss_weight: float = option(1.0, "Weight of the selected tokens' mean in the loss.", bounds={">=": 0})

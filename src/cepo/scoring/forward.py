@@ -60,16 +60,13 @@ class ScoringModel:
         model: The model as training wraps it; forward passes call it.
         unwrapped: The transformers model inside.
         autocast: Context manager of mixed precision.
-        fused: Whether the model has TRL's fused LM head (`trl.trainer.utils.add_fused_lm_head`), which returns
-            log-probs from the wrapped model's forward pass. Otherwise log-probs are computed from hidden states.
-        temperature: Temperature of the distributions; a fused head has its own.
+        temperature: Temperature of the distributions.
         before_pass: Called before each pass with its kind, ``completions`` or ``cache``.
     """
 
     model: nn.Module
     unwrapped: PreTrainedModel
     autocast: Callable[[], AbstractContextManager] = nullcontext
-    fused: bool = False
     temperature: float = 1.0
     before_pass: Callable[[str], None] = lambda kind: None  # noqa: ARG005
 
@@ -78,15 +75,33 @@ class ScoringModel:
         return self.unwrapped.device
 
     def log_probs(self, labels: Tensor, **inputs: Any) -> Tensor:
-        """(n, S - 1) log-probs [nats] of the tokens after the first, 0 at labels of -100, without (n, S, V) logits."""
+        """(n, S - 1) log-probs [nats] of the tokens after the first, 0 at labels of -100, without (n, S, V) logits.
+
+        Logits are float32 in half precision too; see `Head.log_probs`.
+        """
         self.before_pass("completions")
-        with self.autocast():
-            if self.fused:
-                return self.model(labels=labels, fused_lm_head=True, **inputs).log_probs.float()
-            hidden = self.unwrapped.base_model(use_cache=False, **inputs).last_hidden_state[:, :-1]
+        with self.autocast(), self._forward_to_log_probs():  # in the wrappers' forward pass, which gathers shards
+            return self.model(labels=labels, **inputs)
+
+    @contextmanager
+    def _forward_to_log_probs(self) -> Iterator[None]:
+        model = self.unwrapped
+        plain = vars(model).get("forward")
+
+        def forward(labels: Tensor, **inputs: Any) -> Tensor:
+            hidden = model.base_model(**inputs | {"use_cache": False}).last_hidden_state[:, :-1]
             kept = labels[:, 1:] != -100
-            found = sampled_log_probs(hidden[kept], Head.of(self.unwrapped), labels[:, 1:][kept], self.temperature)
-        return found.new_zeros(kept.shape).masked_scatter(kept, found)
+            found = sampled_log_probs(hidden[kept], Head.of(model), labels[:, 1:][kept], self.temperature)
+            return found.new_zeros(kept.shape).masked_scatter(kept, found)
+
+        model.forward = forward
+        try:
+            yield
+        finally:
+            if plain is None:
+                del model.forward
+            else:
+                model.forward = plain
 
 
 @dataclass(frozen=True)

@@ -3,10 +3,10 @@
 Dimensions: N positions, H hidden width, V vocabulary.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from .shards import detached, whole_with_gradient
@@ -59,28 +59,47 @@ class Head:
         bias = None if self.bias is None else detached(self.bias, copied=copied)
         return Head(detached(self.weight, copied=copied), bias, self.scale, self.softcap)
 
-    def log_probs(self, hidden: Tensor, temperature: float, *, rounded: bool = True) -> Tensor:
+    def log_probs(self, hidden: Tensor, temperature: float, *, rounded: bool = False) -> Tensor:
         """(N, V) log-probs [nats] of (N, H) hidden states.
 
-        In half precision the logits are rounded as a model's forward pass rounds them; near a logit of 20 the step is
-        1/8. With `rounded` False only the inputs of the matrix product are rounded, which needs a float32 copy of the
-        head.
+        In half precision the inputs of the matrix product are rounded, its result is not: near a logit of 20, bfloat16
+        has steps of 1/8 nat, which would flip the sign of small evidence. With `rounded` the logits are rounded as
+        well, as a model's forward pass rounds them.
         """
         if rounded:
-            logits = torch.nn.functional.linear(hidden, self.weight, self.bias).float()
+            logits = nn.functional.linear(hidden, self.weight, self.bias).float()
         else:
-            device = hidden.device.type
-            dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype
-            bias = None if self.bias is None else self.bias.float()
-            with torch.autocast(device, enabled=False):
-                logits = torch.nn.functional.linear(hidden.to(dtype).float(), self.weight.to(dtype).float(), bias)
+            dtype = _dtype_of_products(hidden, self.weight)
+            with torch.autocast(hidden.device.type, enabled=False):
+                logits = _float32_product(hidden.to(dtype), self.weight.to(dtype))
+                logits = logits if self.bias is None else logits + self.bias.float()
         logits = logits * self.scale
         if self.softcap is not None:
             logits = self.softcap * torch.tanh(logits / self.softcap)
         return (logits / temperature).log_softmax(-1)
 
 
-def sampled_log_probs(hidden: Tensor, head: Head, tokens: Tensor, temperature: float) -> Tensor:
-    """(N,) log-probs [nats] of the (N,) tokens, with the rounding of TRL's log-probs."""
+def _dtype_of_products(hidden: Tensor, weight: Tensor) -> torch.dtype:
+    """Dtype of the inputs; TRL's `cast_lm_head_to_fp32` leaves a float32 head after hidden states of half precision."""
+    device = hidden.device.type
+    if torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return torch.promote_types(hidden.dtype, weight.dtype)
+
+
+def _float32_product(hidden: Tensor, weight: Tensor) -> Tensor:
+    """(N, V) float32 product of (N, H) and (V, H)."""
+    if hidden.is_cuda and hidden.dtype in (torch.bfloat16, torch.float16) and not torch.is_grad_enabled():
+        return torch.mm(hidden, weight.t(), out_dtype=torch.float32)  # needs no float32 copies; has no gradient
+    return nn.functional.linear(hidden.float(), weight.float())
+
+
+def sampled_log_probs(
+    hidden: Tensor, head: Head, tokens: Tensor, temperature: float, *, rounded: bool = False
+) -> Tensor:
+    """(N,) log-probs [nats] of the (N,) tokens; `rounded` as in `Head.log_probs`, as TRL's log-probs are."""
+    head = replace(head, weight=head.weight.to(_dtype_of_products(hidden, head.weight)))  # once, not for each chunk
     parts = zip(hidden.split(CHUNK), tokens.split(CHUNK), strict=True)
-    return torch.cat([head.log_probs(h, temperature).gather(-1, t.unsqueeze(-1)).squeeze(-1) for h, t in parts])
+    return torch.cat(
+        [head.log_probs(h, temperature, rounded=rounded).gather(-1, t.unsqueeze(-1)).squeeze(-1) for h, t in parts]
+    )

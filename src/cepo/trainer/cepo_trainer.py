@@ -243,7 +243,13 @@ class CEPOTrainer(ResumingTrainer):
             model_name or Path(self.args.output_dir).name, dataset_name or facts.hub_dataset, tags
         )
         card = Path(self.args.output_dir) / "README.md"
-        write_whole(card, f"{card.read_text(encoding='utf-8').rstrip()}\n\n{run_section(self, facts)}")
+        text = card.read_text(encoding="utf-8").rstrip()
+        # TRL writes None for a base model from a folder, and for a model without a name on the Hub.
+        base, name = (Path(path).name for path in (self.model.config._name_or_path, self.args.output_dir))
+        text = text.replace("[None](https://huggingface.co/None)", f"`{base}`").replace(
+            'model="None"', f'model="{name}"'
+        )
+        write_whole(card, f"{text}\n\n{run_section(self, facts)}")
 
     def _save_extra(self, folder):
         self._teachers.weights.save(folder)

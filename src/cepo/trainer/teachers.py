@@ -124,7 +124,7 @@ class Teachers:
                     trainer.model,
                     self.inner(),
                     trainer.accelerator.autocast,
-                    fused=True,
+                    temperature=trainer.temperature,
                     before_pass=layout_of(trainer).before_pass,
                 ),
                 reduce_max=self._distributed.max_numbers,

@@ -1,4 +1,4 @@
-"""Policy gradients of every placement of credit on the same rollouts.
+"""Policy gradients of every arm on the same rollouts.
 
 Dimensions: N rollouts, T completion tokens, D parameters.
 """
@@ -29,13 +29,13 @@ class BatchGradients:
 
     Attributes:
         truth: (D,) REINFORCE with a leave-one-out baseline: its mean is the gradient of the expected reward.
-        placements: (D,) gradient of minus each variant's loss.
+        arms: (D,) gradient of minus each variant's loss.
         parts: (D,) parts of GRPO's gradient, one for each verdict and kind of token.
         tokens: Number of tokens of each part.
     """
 
     truth: Tensor
-    placements: list[Tensor]
+    arms: list[Tensor]
     parts: list[Tensor]
     tokens: list[int]
 
@@ -56,7 +56,7 @@ def batch_gradients(
 ) -> BatchGradients:
     """The gradients of one batch at the policy that sampled it, at temperature 1, where PPO's ratios are 1.
 
-    A placement's gradient is divided by the tokens of the batch, as in TRL's default loss; a divergence loss by the
+    An arm's gradient is divided by the tokens of the batch, as in TRL's default loss; a divergence loss by the
     tokens with a teacher, as in training. The true gradient is a mean over rollouts: the number of tokens is random,
     and dividing by it would bias the mean.
 
@@ -64,7 +64,7 @@ def batch_gradients(
         model: The policy.
         pipeline: Scores the rollouts with the same model.
         groups: The batch.
-        variants: The placements, at optimizer step 0.
+        variants: The arms, at optimizer step 0.
         parameters: D elements in all.
         max_tokens: Most tokens of a forward pass, padding included.
     """
