@@ -222,6 +222,15 @@ def test_a_rollout_without_tokens_is_not_scored(requests):
     assert requests == []
 
 
+def test_tokens_after_the_last_trained_one_are_not_scored(requests):
+    calls_a_tool = Rollout("", 0.0, None, ids=(7, 8, 9, 5), trained=(True, False, True, False))
+    truncated = Rollout("", 0.0, None, ids=(7, 8), trained=(False, False))
+    group = Group([], "", [calls_a_tool, truncated])
+    result = numbered(requests).student_log_probs([group], [Prompt((1, 2))])
+    assert [request.completion for request in requests] == [(7, 8, 9)]
+    assert result.tolist() == [[-1, -1, -1, 0], [0, 0, 0, 0]]
+
+
 def test_known_student_log_probs_are_not_scored_again(requests):
     student = torch.tensor([[-0.5, -0.25, 9.0]])
     (found,) = numbered(requests).score([[None]], [group_of([], (7, 8))], [Prompt((1, 2))], student)

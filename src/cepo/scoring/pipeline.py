@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from ..methods.method import MethodOptions
 from ..methods.stages import OTHER_MODEL, STUDENT, Context, Evidence, LabeledGroup, StageContext, TokenValues
 from ..methods.token_advantages import CreditInputs, TokenAdvantages
-from ..references.groups import Group, Ids, References
+from ..references.groups import Group, Ids, References, Rollout
 from .forward import Scorer, ScoringModel
 from .prompts import PromptEncoder, cut_text, token_texts
 from .requests import Prompt, Request, text_length
@@ -188,9 +188,10 @@ class Pipeline:
             student: (N, T) log P_S [nats] if already known.
 
         Returns:
-            For each rollout the (T,) log-probs [nats] by context. A rollout without tokens has none.
+            For each rollout the log-probs [nats] by context of its tokens up to the last one that the loss counts. A
+            rollout without such tokens has none.
         """
-        rollouts = [(index, rollout.ids) for index, group in enumerate(groups) for rollout in group.local]
+        rollouts = [(index, _scored_ids(rollout)) for index, group in enumerate(groups) for rollout in group.local]
         ids_of = self.context_ids(groups, prompts)
         found: list[ContextLogProbs] = [{} for _ in rollouts]
         if student is not None:
@@ -241,6 +242,13 @@ class Pipeline:
                 values[row, : len(found)] = torch.tensor(found)
                 row += 1
         return replace(no_evidence(shape, device), values=values.to(device))
+
+
+def _scored_ids(rollout: Rollout) -> Ids:
+    """The tokens up to the last one that the loss counts: no other token's log-prob depends on those after it."""
+    if rollout.trained is None:
+        return rollout.ids
+    return rollout.ids[: max((place + 1 for place, trained in enumerate(rollout.trained) if trained), default=0)]
 
 
 def _width(groups: Sequence[Group]) -> int:
