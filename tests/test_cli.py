@@ -346,7 +346,7 @@ def explained(tmp_path_factory):
 
 def test_explain_writes_a_page(explained):
     page = explained.read_text(encoding="utf-8")
-    assert "cepo own_or_mixture of 4" in page
+    assert "cepo own_or_mixture of 2" in page
     assert "data:image/png;base64," in page
     assert page.count('"advantage":') == 4
 
@@ -393,7 +393,7 @@ def test_explain_reports_groups_without_advantages(tmp_path, monkeypatch, capsys
     assert cli.main(common) == 0
     printed = capsys.readouterr().out
     assert "0 of 2 rollouts are correct" in printed
-    assert "No token has an advantage under cepo own_or_mixture of 4; try another --index or --seed." in printed
+    assert "No token has an advantage under cepo own_or_mixture of 2; try another --index or --seed." in printed
     own = [*common, "--method", "examples.new_method:METHOD", "--penalty=0.2"]
     assert cli.main([*own, "--show", "grpo"]) == 0
     assert "No token has an advantage under grpo" in capsys.readouterr().out

@@ -142,7 +142,7 @@ def test_explain_statistics_of_a_custom_dataset(own_data, tmp_path, monkeypatch,
     arguments = ["explain", "--statistics", *own_data, "--num_prompts=9", "--num_generations=4"]
     assert cli.main([*arguments, "--output", "made/statistics.json"]) == 0
     result = json.loads((tmp_path / "made" / "statistics.json").read_text())
-    assert (result["groups"], result["method"]) == (6, "cepo own_or_mixture of 4")  # there are no more rows
+    assert (result["groups"], result["method"]) == (6, "cepo own_or_mixture of 2")  # there are no more rows
     assert 0 < result["correct"] < 1
     printed = capsys.readouterr().out
     for side in ("correct", "incorrect"):

@@ -38,7 +38,7 @@ def test_own_is_the_own_answer_of_incorrect_rollouts():
 def test_a_mixture_has_all_distinct_incorrect_answers_by_frequency():
     answers = ("1", "2", "2", "0.5", r"\frac{1}{2}", "1/2")
     rollouts = [correct(), *map(incorrect, answers)]
-    assert negatives(rollouts, "mixture") == [("0.5", "2", "1")] * 7
+    assert negatives(rollouts, "mixture", max_negatives=4) == [("0.5", "2", "1")] * 7
     assert negatives(rollouts, "mixture", max_negatives=2) == [("0.5", "2")] * 7
 
 

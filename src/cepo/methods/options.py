@@ -109,8 +109,9 @@ class MixtureOptions(MethodOptions):
     """The number of negatives."""
 
     max_negatives: int = option(
-        4,
-        "K: most incorrect answers, or rollouts, in a mixture; each adds one scoring pass.",
+        2,
+        "K: most incorrect answers, or rollouts, in a mixture; each adds one scoring pass (experiments/credit.md has "
+        "quality by K).",
         group="references",
         bounds={">=": 1},
     )

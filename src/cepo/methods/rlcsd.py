@@ -49,6 +49,7 @@ class RLCSDOptions(CoefficientOptions, MixtureOptions, TemplateOptions, TeacherO
 
     hint_template: str = HINT_TEMPLATE
     teacher: TeacherSource = "synced"
+    max_negatives: int = 4
     tau: float = option(0.02, "Evidence at which the bonus begins to saturate [nats].", bounds={">": 0})
     evidence_beta: float = option(1.0, "Strength of the bonus r, beside evidence_coefficient.")
     selection_threshold: float = option(0.02, "Tokens with |r| above this are selected.", bounds={">=": 0})

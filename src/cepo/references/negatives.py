@@ -17,7 +17,7 @@ def choose_references(
     solution: str,
     *,
     rule: NegativeRule = DEFAULT_RULE,
-    max_negatives: int = 4,
+    max_negatives: int = 2,
     extractor: str = "auto",
 ) -> list[References]:
     """The references of every rollout of a group (paper, algorithm step 2).
