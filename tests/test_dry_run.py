@@ -97,20 +97,26 @@ def test_sizes_of_known_models(name, total, tower, lora):
 
 
 # Steps of Qwen3-VL with a prompt of 513 tokens, 380 of them of an image, and 8 rollouts of 2,048: options; PFLOP of the
-# update and of teachers; GiB in the update and in scoring. Counted with torch's CUDA allocator and kernels' shapes.
-LORA, FULL = {"gradient_checkpointing": True}, {"gradient_checkpointing": True, "full": True}
+# update and of teachers; GiB in the update and in scoring. Counted with torch's CUDA allocator and kernels' shapes, as
+# `python -m scripts.rehearse RECIPE --lengths 2048 0` does.
+CHECKPOINTING, WHOLE, FOUR = {"gradient_checkpointing": True}, {"shared_prompt_update": "never"}, {"max_negatives": 4}
+LORA, FULL = CHECKPOINTING | WHOLE, CHECKPOINTING | WHOLE | {"full": True}
 PAPER = {"negative_reference": "lowest_reward"}
 SHARDED = {**FULL, **PAPER, "per_device_train_batch_size": 4, "processes": 8}
+MICRO = {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 2}
 COUNTED = {
+    "grpo, tree": ("2B", CHECKPOINTING | {"method": "grpo"}, 0.2233, 0, 9.21, 4.47),
+    "cepo, tree": ("2B", CHECKPOINTING, 0.2233, 0.1749, 9.21, 5.9),
+    "4B, tree": ("4B", CHECKPOINTING | MICRO, 0.5429, 0.4204, 12.96, 10.03),
     "grpo": ("2B", LORA | {"method": "grpo"}, 0.2927, 0, 10.97, 4.47),
-    "cepo": ("2B", LORA, 0.2927, 0.2364, 10.97, 5.79),
+    "cepo": ("2B", LORA | FOUR, 0.2927, 0.2364, 10.97, 5.79),
     "cepo, paper": ("2B", LORA | PAPER, 0.2927, 0.1362, 10.97, 5.63),
     "rlsd": ("2B", LORA | {"method": "rlsd", "teacher": "synced"}, 0.2927, 0.1388, 11.06, 5.81),
-    "float32 weights": ("2B", LORA | {"dtype": torch.float32}, 0.2927, 0.2364, 17.49, 10.24),
-    "no checkpointing, shared": ("2B", {}, 0.1641, 0.2364, 62.5, 5.79),
-    "no checkpointing": ("2B", {"shared_prompt_update": "never"}, 0.2129, 0.2364, 79.54, 5.8),
-    "4B": ("4B", LORA, 0.6614, 0.5584, 18.48, 10.9),
-    "all weights": ("2B", FULL | {"gradient_accumulation_steps": 2}, 0.6968, None, 22.62, 13.46),
+    "float32 weights": ("2B", LORA | FOUR | {"dtype": torch.float32}, 0.2927, 0.2364, 17.49, 10.24),
+    "no checkpointing, shared": ("2B", FOUR, 0.1641, 0.2364, 62.5, 5.79),
+    "no checkpointing": ("2B", WHOLE | FOUR, 0.2129, 0.2364, 79.54, 5.8),
+    "4B": ("4B", LORA | FOUR, 0.6614, 0.5584, 18.48, 10.9),
+    "all weights": ("2B", FULL | FOUR | {"gradient_accumulation_steps": 2}, 0.6968, None, 22.62, 13.46),
     "FSDP2 of 8": ("2B", SHARDED, 0.1742, 0.0689, 7.84, 4.71),
     "FSDP2 of 8, accumulated": ("2B", SHARDED | {"gradient_accumulation_steps": 2}, 0.3485, 0.135, 11.84, 4.78),
 }

@@ -58,8 +58,7 @@ class Plan:
     @property
     def shares_update(self) -> bool:
         """Whether the update runs a prompt once for its rollouts in a micro-batch."""
-        args = self.args
-        return args.shared_prompt_update != "never" and not args.gradient_checkpointing and self.shards != "weights"
+        return self.args.shared_prompt_update != "never"
 
     def _prompts(self, rows: float) -> float:
         """Number of prompts that run in an update of some rollouts."""
@@ -98,26 +97,26 @@ class Plan:
 
         A matrix takes 2 FLOPs per weight and token, in the backward pass as many for the gradient of its input, and as
         many for its own if it is trained (Kaplan et al., arXiv 2001.08361, section 2.1). Attention takes 4 per element
-        of the queries and attended token, counted as dense, and in the backward pass, which recomputes the scores, 2.5
-        times as many (Dao, arXiv 2307.08691, section 4). Gradient checkpointing adds a forward pass; the fused head
+        of the queries and attended token, counted as dense in a row and in a prompt, and in the backward pass, which
+        recomputes the scores, 2.5 times as many (Dao, arXiv 2307.08691, section 4). Gradient checkpointing adds a forward pass; the fused head
         recomputes its logits.
         """
         model = model or self.model
 
-        def of(layers: Layers, tokens: float, attended: int, queries: int) -> float:
+        def of(layers: Layers, tokens: float, pairs: float, queries: int) -> float:
             trained = update * layers.trained
             forward = 1 + update * self.args.gradient_checkpointing if trained else 1
             matrices = 2 * (layers.parameters * (forward + (trained > 0)) + trained)
-            return tokens * (matrices + 4 * attended * queries * layers.number * (forward + 2.5 * (trained > 0)))
+            return tokens * matrices + 4 * pairs * queries * layers.number * (forward + 2.5 * (trained > 0))
 
         head = rows * self.completion * 2 * model.vocabulary * model.decoder.hidden
         total = head * (3 + (not model.adapted) if update else 1)
-        total += of(
-            model.decoder, prompts * self.prompt + rows * self.completion, self.prompt + self.completion, model.queries
-        )
+        width = self.prompt + self.completion
+        pairs = prompts * self.prompt * (width if prompts == rows else self.prompt) + rows * self.completion * width
+        total += of(model.decoder, prompts * self.prompt + rows * self.completion, pairs, model.queries)
         if model.tower:
             patches = self.image * model.patches
-            total += of(model.tower, prompts * patches, patches, model.tower.hidden)
+            total += of(model.tower, prompts * patches, prompts * patches**2, model.tower.hidden)
         return total
 
     def memory(self, rows: int | None = None) -> list[Part]:
@@ -195,14 +194,13 @@ class Plan:
         return min(tokens, 4096) * 32768
 
     def _teachers(self, rows: int) -> Iterator[Part]:
-        """A scoring pass keeps one layer's tensors. The cache holds contexts; completions are not added to it."""
+        """A scoring pass keeps one layer's tensors, and three float32 tensors of a chunk's logits."""
         contexts = self.contexts()
         if contexts and not self.args.uses_divergence_loss:
             model, tokens = self.model, self.args.teacher_batch_tokens or rows * (self.prompt + self.completion)
-            cached = min(tokens, len(set(contexts)) * self.prompt) * (self.args.shared_prompt != "never")
-            layer = 3 * model.decoder.hidden + 3 * model.decoder.intermediate + model.queries + model.keys
-            yield "KV cache of contexts", cached * self._cache_bytes, ["teachers"]
-            yield "scoring pass", (tokens * layer + self._tile(tokens)) * self.half, ["teachers"]
+            # Keys and values are repeated to as many heads as queries.
+            layer = 3 * model.decoder.hidden + 3 * model.decoder.intermediate + 3 * model.queries + model.keys
+            yield "scoring pass", max(tokens * layer * self.half, 3 * CHUNK * model.vocabulary * 4), ["teachers"]
 
     def _update(self, rows: int) -> Iterator[Part]:
         """Activations of a micro-batch and its logits.
