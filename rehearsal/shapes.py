@@ -72,6 +72,9 @@ class ShapesOnly(SimulatedGPU):
             return func(*args, **kwargs)
         tensors = list(tensors_in(args, kwargs))
         on_device = [tensor for tensor in tensors if is_on_device(tensor)]
+        if name == "equal" and _is_large(args, kwargs, on_device):
+            self._note_wait(func, name, args, kwargs)
+            return args[0].shape == args[1].shape  # images, which are all alike here
         if not _is_large(args, kwargs, on_device) or name == "_local_scalar_dense" or name in WAITING - INDEXING:
             found = super().__torch_dispatch__(func, types, args, kwargs)
         else:
