@@ -30,7 +30,8 @@ def drawn(rollouts: Sequence[Rollout], solution: str, options: CEPOOptions, cont
     for references in every:
         number = min(options.max_negatives, len(references.negatives))
         chosen = context.random.sample(range(len(references.negatives)), number)
-        answers, sources = (tuple(of[place] for place in chosen) for of in (references.negatives, references.sources))
+        answers = tuple(references.negatives[place] for place in chosen)
+        sources = tuple(references.sources[place] for place in chosen)
         found.append(replace(references, negatives=answers, sources=sources))
     return found
 

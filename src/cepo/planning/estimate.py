@@ -95,11 +95,11 @@ class Plan:
     def _flops(self, model: Sizes | None, prompts: float, rows: float, *, update: bool = False) -> float:
         """FLOPs of a forward pass over prompts and completions, or of their update.
 
-        A matrix takes 2 FLOPs per weight and token, in the backward pass as many for the gradient of its input, and as
-        many for its own if it is trained (Kaplan et al., arXiv 2001.08361, section 2.1). Attention takes 4 per element
-        of the queries and attended token, counted as dense in a row and in a prompt, and in the backward pass, which
-        recomputes the scores, 2.5 times as many (Dao, arXiv 2307.08691, section 4). Gradient checkpointing adds a forward pass; the fused head
-        recomputes its logits.
+        A matrix takes 2 FLOPs per weight and token, in the backward pass as many for the gradient of its input, and
+        as many for its own if it is trained (Kaplan et al., arXiv 2001.08361, section 2.1). Attention takes 4 per
+        element of the queries and attended token, counted as dense in a row and in a prompt, and in the backward
+        pass, which recomputes the scores, 2.5 times as many (Dao, arXiv 2307.08691, section 4). Gradient
+        checkpointing adds a forward pass; the fused head recomputes its logits.
         """
         model = model or self.model
 
