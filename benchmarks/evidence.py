@@ -34,7 +34,7 @@ SIZES = (0.01, 0.1)  # of evidence whose sign is compared [nats]
 def run(
     device: torch.device, *, prompts: int, rollouts: int, length: int, say: Callable[[Any], None]
 ) -> list[dict[str, Any]]:
-    """One row of results for each precision, with the prefix cache and without; the CPU in float32 is the truth."""
+    """One row of results for each precision, with prefix trees and without; the CPU in float32 is the truth."""
     batch = _requests(device, prompts, rollouts, length)
     truth = _evidence(torch.device("cpu"), *batch, torch.float32, autocast=False, rounded=False, shares=False)
     results = []

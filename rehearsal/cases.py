@@ -19,7 +19,7 @@ from trl.kernels import chunked_divergence, chunked_logprob
 import cepo.trainer.cepo_trainer
 from cepo import CEPOTrainer, load_figures, policy_path
 from cepo.methods.registry import METHODS
-from rehearsal.device import SimulatedGPU, label_phases
+from rehearsal.device import Heard, SimulatedGPU, label_phases
 
 NEVER = {"shared_prompt_update": "never", "shared_prompt": "never"}
 BF16 = {"bf16": True, "model_init_kwargs": {"dtype": "bfloat16"}}
@@ -162,7 +162,7 @@ class Rehearsal:
         adapters = LoraConfig(r=4, target_modules=["q_proj", "v_proj"]) if options.pop("lora", False) else None
         if options.get("teacher_model_name_or_path"):
             options["teacher_model_name_or_path"] = path
-        heard = _Heard()
+        heard = Heard()
         logging.getLogger("cepo").addHandler(heard)
         try:
             with tempfile.TemporaryDirectory() as folder:
@@ -197,15 +197,6 @@ class _Waits(TrainerCallback):
         if self._gpu is not None:
             found = self._gpu.waits - self._before
             self.of_step = {" | ".join(key): number for key, number in found.most_common()}
-
-
-class _Heard(logging.Handler):
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(record.getMessage())
 
 
 def faults(case: Case, on_gpu: Outcome, on_cpu: Outcome, baseline: Outcome | None) -> list[str]:

@@ -1,6 +1,7 @@
 """What CUDA kernels would compute on the device of `cuda_stub.c`, computed by the CPU on the same bytes."""
 
 import ctypes
+import logging
 import math
 import sys
 from collections import Counter
@@ -300,3 +301,14 @@ def label_phases(gpu: SimulatedGPU, trainer_class: type) -> None:
     for name, phase in PHASES.items():
         if hasattr(trainer_class, name):
             setattr(trainer_class, name, labeled(getattr(trainer_class, name), phase))
+
+
+class Heard(logging.Handler):
+    """Keeps the warnings of a logger."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.lines: list[str] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.lines.append(record.getMessage())

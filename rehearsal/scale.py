@@ -25,7 +25,7 @@ import cepo.trainer.cepo_trainer
 from cepo import CEPOTrainer, load_figures, policy_path
 from cepo.planning.models import find_config
 from cepo.trainer.arguments import parse
-from rehearsal.device import label_phases
+from rehearsal.device import Heard, label_phases
 from rehearsal.shapes import ShapesOnly, without_triton_kernels
 
 GIB = 2**30
@@ -97,7 +97,7 @@ def rehearse(
         if ranks > 1:
             _repeat_this_rank(stack, ranks)
         stack.enter_context(patch.object(cepo.trainer.cepo_trainer, "final_answer", lambda text, _: str(len(text) % 6)))
-        heard = _Heard()
+        heard = Heard()
         logging.getLogger("cepo").addHandler(heard)
         with gpu:
             model, processor, problems = _model_and_data(model_args)
@@ -227,12 +227,3 @@ class _Steps(TrainerCallback):
             "sent_gib": {phase: round(size / GIB, 3) for phase, size in gpu.sent.items()},
             "waits": dict(waits),
         }
-
-
-class _Heard(logging.Handler):
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self.lines: list[str] = []
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(record.getMessage())
