@@ -61,14 +61,12 @@ class ScoringModel:
         unwrapped: The transformers model inside.
         autocast: Context manager of mixed precision.
         temperature: Temperature of the distributions.
-        before_pass: Called before each pass with its kind, ``completions`` or ``cache``.
     """
 
     model: nn.Module
     unwrapped: PreTrainedModel
     autocast: Callable[[], AbstractContextManager] = nullcontext
     temperature: float = 1.0
-    before_pass: Callable[[str], None] = lambda kind: None  # noqa: ARG005
 
     @property
     def device(self) -> torch.device:
@@ -83,7 +81,6 @@ class ScoringModel:
             labels: (n, S) the token that each position predicts; -100 for a result of 0.
             inputs: Inputs of the model.
         """
-        self.before_pass("completions")
         with self.autocast(), self._forward_to_log_probs():  # in the wrappers' forward pass, which gathers shards
             return self.model(labels=labels, **inputs)
 

@@ -29,9 +29,6 @@ class WholeWeights:
         """This process's part of a whole tensor."""
         return whole
 
-    def before_pass(self, kind: str) -> None:
-        """Called before a pass over `completions`, or for a `cache`."""
-
     @contextmanager
     def all_gathered(self) -> Iterator[None]:
         """Gather every weight on every process, for passes that processes run independently."""
@@ -155,22 +152,12 @@ class ZeROShards(_Shards):
 
     def __init__(self, engine: Any):
         self._offload = engine.optimizer.parameter_offload
-        self._kind: str | None = None
 
     def forget_order(self) -> None:
         """Reset DeepSpeed's record of the module order, by which it prefetches weights."""
         coordinator = self._offload.get_param_coordinator()
         if not coordinator.is_invalid_trace():
             coordinator._invalidate_trace()
-
-    def before_pass(self, kind: str) -> None:
-        """Reset the module order if the previous pass was of another kind: only some passes run the head's module.
-
-        TRL gathers the head itself, and fails if DeepSpeed is prefetching it.
-        """
-        if kind != self._kind:
-            self.forget_order()
-        self._kind = kind
 
     def local(self, parameter: nn.Parameter) -> Tensor:
         return parameter.ds_tensor.data  # type: ignore[attr-defined]

@@ -125,7 +125,6 @@ class Teachers:
                     self.inner(),
                     trainer.accelerator.autocast,
                     temperature=trainer.temperature,
-                    before_pass=layout_of(trainer).before_pass,
                 ),
                 reduce_max=self._distributed.max_numbers,
                 shares=_SHARES[self._args.shared_prompt],
