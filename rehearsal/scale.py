@@ -7,6 +7,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -50,17 +51,23 @@ _FSDP = {
 
 
 def rehearse(
-    recipes: Sequence[Path], options: dict[str, Any], *, trl: bool, lengths: tuple[float, float]
+    recipes: Sequence[Path],
+    options: dict[str, Any],
+    *,
+    trl: bool,
+    lengths: tuple[float, float],
+    zero_variance: tuple[int, int] = (0, 1),
 ) -> dict[str, Any]:
     """Two steps of a recipe; returns the numbers of the second, since the first has trials.
 
-    A step has the fewest micro-batches that hold whole groups.
+    A step has the fewest micro-batches that hold whole groups, times the number of groups in `zero_variance`.
 
     Args:
         recipes: Files of `recipes/`, later ones first.
         options: Options over those of the files.
         trl: Run TRL's `GRPOTrainer` with the same options.
         lengths: Mean and standard deviation of completion lengths [tokens].
+        zero_variance: Number of zero-variance groups, all of whose rollouts are incorrect, and of all groups, in turn.
     """
     recipe: dict[str, Any] = {}
     for file in recipes:
@@ -78,7 +85,8 @@ def rehearse(
         rows = recipe["per_device_train_batch_size"]
         recipe |= {
             "max_steps": 2,
-            "gradient_accumulation_steps": math.lcm(rows * ranks, recipe["num_generations"]) // (rows * ranks),
+            "gradient_accumulation_steps": zero_variance[1]
+            * (math.lcm(rows * ranks, recipe["num_generations"]) // (rows * ranks)),
             "log_completions": False,
             "eval_problems": 0,
             "save_strategy": "no",
@@ -99,10 +107,12 @@ def rehearse(
         stack.enter_context(patch.object(cepo.trainer.cepo_trainer, "final_answer", lambda text, _: str(len(text) % 6)))
         heard = Heard()
         logging.getLogger("cepo").addHandler(heard)
+        reward = partial(_half_right, recipe["num_generations"], *zero_variance)
+        reward.__name__ = "half_right"  # type: ignore[attr-defined]  # of which TRL makes names of metrics
         with gpu:
             model, processor, problems = _model_and_data(model_args)
             trainer = _trainer_class(gpu, trl, lengths)(
-                model, _half_right, args, problems, processing_class=processor, peft_config=get_peft_config(model_args)
+                model, reward, args, problems, processing_class=processor, peft_config=get_peft_config(model_args)
             )
             trainer.remove_callback(PrinterCallback)
             steps = _Steps(gpu)
@@ -181,8 +191,9 @@ def _model_and_data(model_args: Any) -> tuple[Any, Any, Dataset]:
     return model, processor if sees else processor.tokenizer, data
 
 
-def _half_right(completions: list[Any], **kwargs: Any) -> list[float]:
-    return [float(index % 2) for index in range(len(completions))]
+def _half_right(size: int, alike: int, every: int, completions: list[Any], **kwargs: Any) -> list[float]:
+    """1 for every other rollout, but 0 in the first `alike` of each `every` groups of `size`."""
+    return [float(index % 2 and index // size % every >= alike) for index in range(len(completions))]
 
 
 def _trainer_class(gpu: ShapesOnly, trl: bool, lengths: tuple[float, float]) -> type:

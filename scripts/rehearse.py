@@ -47,6 +47,8 @@ RUNS = [
     [_VL4B, _METHOD["cepo"], _ON["nodes"]],
     [_VL2B, _METHOD["grpo"], *_ALL_WEIGHTS, "--trl"],
     [_VL2B, _METHOD["cepo"], *_ALL_WEIGHTS],
+    [_VL2B, _METHOD["grpo"], "--trl", "--zero_variance", "2", "5"],
+    [_VL2B, _METHOD["cepo"], "--zero_variance", "2", "5"],
 ]
 
 
@@ -72,6 +74,7 @@ def main() -> None:
     parser.add_argument("recipes", nargs="*", help="files of recipes/, and NAME=VALUE over them; none: all rows")
     parser.add_argument("--trl", action="store_true", help="TRL's GRPOTrainer with the same options")
     parser.add_argument("--lengths", type=float, nargs=2, default=(1500, 400), help="mean and deviation of completions")
+    parser.add_argument("--zero_variance", type=int, nargs=2, default=(0, 1), help="zero-variance groups, and all groups")
     args = parser.parse_args()
     if not args.recipes:
         failed = [run for run in RUNS if subprocess.run([sys.executable, "-m", "scripts.rehearse", *run]).returncode]
@@ -82,9 +85,11 @@ def main() -> None:
 
     files = [Path(part) for part in args.recipes if "=" not in part]
     options = {name: yaml.safe_load(value) for name, _, value in (p.partition("=") for p in args.recipes if "=" in p)}
-    found = rehearse(files, options, trl=args.trl, lengths=tuple(args.lengths))
+    found = rehearse(files, options, trl=args.trl, lengths=tuple(args.lengths), zero_variance=tuple(args.zero_variance))
     parts = [*(file.relative_to("recipes").with_suffix("").as_posix() for file in files), *(["TRL"] * args.trl)]
     parts += [part for part in args.recipes if "=" in part]
+    if args.zero_variance[0]:
+        parts.append("({} of {} groups without variance)".format(*args.zero_variance))
     command = shlex.join(["python", "-m", "scripts.rehearse", *sys.argv[1:]])
     size = f"{args.lengths[0]:.0f} ± {args.lengths[1]:.0f}"
     result = {"name": " ".join(parts), "command": command, "rollouts": f"{found.pop('rollouts')} x {size}", **found}

@@ -7,10 +7,13 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+import cepo.fast.image_features
+from cepo import policy_path
 from cepo.fast.image_features import ImageFeatures, cacheable_tower
 from tests.support import tiny_models
 from tests.support.prompts import image_for
 from tests.support.tiny_models import IMAGE_MODELS
+from tests.support.training import half_right, logged, make, wrong_answers
 
 
 @pytest.fixture(params=IMAGE_MODELS)
@@ -149,3 +152,48 @@ def test_an_output_that_cannot_be_split_is_not_cached(case, monkeypatch):
                 assert_close(a, b, atol=1e-6, rtol=1e-5)
     assert len(said) == 1
     assert "vision tower runs in each pass" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("options", "runs"),
+    [
+        ({"method": "cepo"}, 1),
+        # log P_S by the policy, log P_T by the lagging teacher
+        ({"method": "rlsd", "teacher": "ema", "teacher_ema_decay": 0.5}, 2),
+    ],
+)
+def test_scoring_passes_of_the_same_weights_run_the_tower_once(tmp_path, figures, monkeypatch, ran, options, runs):
+    """Also a tower that is trained; the evidence is that of passes which run it each time."""
+    wrong_answers(monkeypatch)
+    found = []
+    for kept in (True, False):
+        with monkeypatch.context() as patch:
+            if not kept:
+                patch.setattr(cepo.fast.image_features, "cacheable_tower", lambda model, frozen=True: None)
+            torch.manual_seed(0)
+            trainer = make(
+                tmp_path,
+                figures,
+                policy_path(),
+                half_right,
+                per_device_train_batch_size=4,
+                teacher_batch_tokens=1,
+                **options,
+            )
+            counts = ran(trainer.model)
+            in_teachers = []
+
+            def watched(*args, own=trainer._find_evidence, counts=counts, in_teachers=in_teachers, **kwargs):
+                before = len(counts)
+                result = own(*args, **kwargs)
+                in_teachers.append(len(counts) - before)
+                return result
+
+            trainer._find_evidence = watched
+            trainer.train()
+        found.append((in_teachers, logged(trainer, "cepo/evidence/correct_mean")))
+    (once, values), (each, expected) = found
+    assert once == [runs] * 2
+    assert min(each) > runs
+    assert values == pytest.approx(expected, rel=1e-4)
+    assert any(expected)

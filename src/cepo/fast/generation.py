@@ -96,7 +96,7 @@ class PrefixSharingGenerator:
         if "mm_encoder_outputs" not in inspect.signature(model.forward).parameters:
             return nullcontext()
         self._features = self._features or ImageFeatures(self.warn)
-        return self._features.kept(model, sampling=True)
+        return self._features.kept(model, only_here=True)
 
     def decide(self, expected: Tensor, shared: Tensor, dtype: torch.dtype) -> None:
         """Share prompts if their logits equal those of whole prompts to rounding."""

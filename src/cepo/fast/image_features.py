@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from ..scoring.forward import has_dropout
+from ..scoring.shards import is_shard
 
 # Arguments without an effect on image features.
 _IGNORED = ("use_cache",)
@@ -26,7 +27,9 @@ _Pieces = dict[str, Any]
 
 
 def cacheable_tower(model: PreTrainedModel, *, frozen: bool = True) -> nn.Module | None:
-    """The module that computes image features; None without one, with dropout, or with weights that are not frozen.
+    """The module that computes image features; None without one, with dropout, with sharded or with changing weights.
+
+    All processes together gather shards, so each has to run the tower as often as the others.
 
     Args:
         model: The model.
@@ -36,7 +39,8 @@ def cacheable_tower(model: PreTrainedModel, *, frozen: bool = True) -> nn.Module
     if not hasattr(base, "get_image_features") or getattr(base, "language_model", None) is None:
         return None
     parts = [child for child in base.children() if child is not base.language_model]
-    if any(map(has_dropout, parts)) or (frozen and any(p.requires_grad for part in parts for p in part.parameters())):
+    weights = [weight for part in parts for weight in part.parameters()]
+    if any(map(has_dropout, parts)) or any(map(is_shard, weights)) or (frozen and any(w.requires_grad for w in weights)):
         return None
     return base
 
@@ -59,15 +63,15 @@ class ImageFeatures:
         self._known.clear()
 
     @contextmanager
-    def kept(self, model: PreTrainedModel, *, sampling: bool = False) -> Iterator[None]:
+    def kept(self, model: PreTrainedModel, *, only_here: bool = False) -> Iterator[None]:
         """Context in which `model` runs its vision tower once per image.
 
         Args:
             model: A model with a frozen tower; others run as ever.
-            sampling: Whether weights stay the same in this context alone: the tower need not be frozen, and the cache
-                is cleared afterwards.
+            only_here: Whether weights stay the same in this context only: the tower need not be frozen, and the cache is
+                cleared afterwards.
         """
-        base: Any = cacheable_tower(model, frozen=not sampling) if self._works is not False else None
+        base: Any = cacheable_tower(model, frozen=not only_here) if self._works is not False else None
         if base is None or "get_image_features" in vars(base):
             yield
             return
@@ -82,7 +86,7 @@ class ImageFeatures:
             yield
         finally:
             del base.get_image_features
-            if sampling:
+            if only_here:
                 self.forget()
 
     def _features(self, original: Callable[..., Any], args: Any, kwargs: Any) -> Any:

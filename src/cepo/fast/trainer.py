@@ -4,7 +4,7 @@
 """
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -19,6 +19,7 @@ from trl.trainer.utils import split_pixel_values_by_grid, split_tensor_dict, uns
 from ..distillation.losses import DistillationBatch
 from ..scoring.forward import has_dropout
 from ..scoring.head import Head, sampled_log_probs
+from ..scoring.pipeline import LogProbs, Pipeline
 from ..scoring.requests import TOKEN_TYPES, Prompt, Request, distinct_prompts
 from ..trainer.batches import Batch, images_of_rows, known_images, prompts_of, select_rows, tokens_of
 from ..trainer.sharding import inner_model, is_sharded
@@ -64,6 +65,8 @@ class PromptSharing:
             trainer._generate_single_turn = partial(self._generate_single_turn, trainer._generate_single_turn)
             trainer._policy_log_probs = partial(self._policy_log_probs, trainer._policy_log_probs)
             trainer._distillation_batch = partial(self._distillation_batch, trainer._distillation_batch)
+        if trainer.args.shared_prompt != "never":
+            trainer._teachers.pipeline = partial(self._pipeline, trainer._teachers.pipeline)
 
     @property
     def _model(self) -> PreTrainedModel:
@@ -73,12 +76,29 @@ class PromptSharing:
         if self._trainer.accelerator.is_main_process:
             _logger.warning("%s", line)
 
+    # Teachers ---------------------------------------------------------------------------------------------------------
+
+    def _pipeline(self, original: Callable[..., Pipeline], *args: Any, **kwargs: Any) -> Pipeline:
+        """The pipeline, whose passes with the same weights run the vision tower once per image."""
+        pipeline = original(*args, **kwargs)
+        teachers = pipeline.teacher_log_probs
+        return replace(
+            pipeline,
+            log_probs=self._with_kept_features(pipeline.log_probs),
+            teacher_log_probs=None if teachers is None else self._with_kept_features(teachers),
+        )
+
+    def _with_kept_features(self, log_probs: LogProbs) -> LogProbs:
+        def score(prompts: Sequence[Prompt], requests: Sequence[Request]) -> list[Tensor]:
+            with self.features.kept(self._model, only_here=True):
+                return log_probs(prompts, requests)
+
+        return score
+
     # Batches ----------------------------------------------------------------------------------------------------------
 
     def _training_step(self, original: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run a frozen vision tower once per image in a training step."""
-        if is_sharded(self._trainer):
-            return original(*args, **kwargs)
         with self.features.kept(self._model):
             return original(*args, **kwargs)
 

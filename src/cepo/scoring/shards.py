@@ -183,6 +183,11 @@ class ZeROShards(_Shards):
             persistent[0].all_gather(persistent)
 
 
+def is_shard(weight: Tensor) -> bool:
+    """Whether this process holds a part of a weight (FSDP2, ZeRO-3)."""
+    return isinstance(weight, DTensor) or hasattr(weight, "ds_id")
+
+
 def whole_with_gradient(weight: Tensor) -> Tensor:
     """A weight gathered on every process, with gradient, for use outside of its layer's forward pass.
 
