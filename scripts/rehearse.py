@@ -24,11 +24,10 @@ holds; the CUDA context, cuDNN, NCCL and vLLM come on top. No recipe was run on 
 """
 UPDATE = ("loss", "update", "gradient norm", "optimizer")
 # The rows of the table.
-_VL2B, _VL4B, _TEXT = (
-    f"recipes/models/{name}.yaml" for name in ("qwen3-vl-2b-geometry3k", "qwen3-vl-4b-geometry3k", "qwen3-1.7b-math")
-)
+_VL2B, _VL4B, _VL8B, _VL32B = (f"recipes/models/qwen3-vl-{size}-geometry3k.yaml" for size in ("2b", "4b", "8b", "32b"))
+_TEXT = "recipes/models/qwen3-1.7b-math.yaml"
 _METHOD = {name: f"recipes/methods/{name}.yaml" for name in ("grpo", "cepo", "rlsd", "opsd", "sdpo")}
-_ON = {name: f"recipes/hardware/{name}.yaml" for name in ("gpu-24gb", "node-8-full", "nodes")}
+_ON = {name: f"recipes/hardware/{name}.yaml" for name in ("gpu-24gb", "node-8-full", "nodes", "nodes-64")}
 _ALL_WEIGHTS = ["use_peft=false", "learning_rate=1.0e-6"]
 RUNS = [
     [_VL2B, _METHOD["grpo"], "--trl"],
@@ -47,6 +46,10 @@ RUNS = [
     [_VL4B, _METHOD["cepo"], _ON["nodes"]],
     [_VL2B, _METHOD["grpo"], *_ALL_WEIGHTS, "--trl"],
     [_VL2B, _METHOD["cepo"], *_ALL_WEIGHTS],
+    [_VL8B, _METHOD["grpo"], _ON["node-8-full"], "--trl"],
+    [_VL8B, _METHOD["cepo"], _ON["node-8-full"]],
+    [_VL32B, _METHOD["grpo"], _ON["nodes-64"], "--trl"],
+    [_VL32B, _METHOD["cepo"], _ON["nodes-64"]],
     [_VL2B, _METHOD["grpo"], "--trl", "--zero_variance", "2", "5"],
     [_VL2B, _METHOD["cepo"], "--zero_variance", "2", "5"],
 ]
