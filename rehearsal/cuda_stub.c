@@ -2,6 +2,7 @@
    LD_PRELOADed, it runs torch's own CUDA code: devices, guards, streams, events, caching allocator, pinned memory.
    device.py computes on the same bytes what the kernels would compute. */
 #define _GNU_SOURCE
+#include <pthread.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,9 +14,12 @@ static __thread int last_error = 0;
 static size_t total = (size_t)141 << 30, used = 0;
 static uintptr_t counter = 0x100000;
 static long waits = 0;
+static void host_waits(void) { __atomic_add_fetch(&waits, 1, __ATOMIC_RELAXED); }
 API long cuda_stub_waits(void) { return waits; }  /* how often the host waited for the device */
 
-/* All allocations, so that cudaPointerGetAttributes tells device memory from host memory. */
+/* All allocations, so that cudaPointerGetAttributes tells device memory from host memory. The loader's thread for pinned
+   memory and autograd's thread allocate too. */
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 #define MAX 65536
 static struct { char *start; size_t size; int host; } table[MAX];
 static int count = 0;
@@ -29,27 +33,32 @@ static void *allocate(size_t size, int host) {
   /* Pages that are never written take no memory, so a large model fits. */
   void *p = mmap(0, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (p == MAP_FAILED) return 0;
+  pthread_mutex_lock(&lock);
   int i = 0;
   while (i < count && table[i].start) i++;
   if (i == MAX) abort();
   if (i == count) count++;
   table[i].start = p; table[i].size = size; table[i].host = host;
+  if (!host) used += size;
+  pthread_mutex_unlock(&lock);
   return p;
 }
 static int release(void *p) {
+  pthread_mutex_lock(&lock);
   int i = p ? find(p) : -1;
-  if (i < 0) return 0;
-  munmap(p, table[i].size);
-  if (!table[i].host) used -= table[i].size;
-  table[i].start = 0;
+  if (i >= 0) {
+    munmap(p, table[i].size);
+    if (!table[i].host) used -= table[i].size;
+    table[i].start = 0;
+  }
+  pthread_mutex_unlock(&lock);
   return 0;
 }
-static int handle(void **h) { *h = (void *)(counter += 64); return 0; }
+static int handle(void **h) { *h = (void *)__atomic_add_fetch(&counter, 64, __ATOMIC_RELAXED); return 0; }
 
 /* Memory */
 API int cudaMalloc(void **p, size_t n) {
   if (used + n > total || !(*p = allocate(n, 0))) return last_error = OUT_OF_MEMORY;
-  used += n;
   return 0;
 }
 API int cudaFree(void *p) { return release(p); }
@@ -61,7 +70,7 @@ static int copy(void *d, const void *s, size_t n, int kind) {
   if (kind != cudaMemcpyDeviceToDevice) memmove(d, s, n);
   return 0;
 }
-API int cudaMemcpy(void *d, const void *s, size_t n, int kind) { waits++; return copy(d, s, n, kind); }
+API int cudaMemcpy(void *d, const void *s, size_t n, int kind) { host_waits(); return copy(d, s, n, kind); }
 API int cudaMemcpyAsync(void *d, const void *s, size_t n, int kind, void *st) { return copy(d, s, n, kind); }
 API int cudaMemcpyPeerAsync(void *d, int dd, const void *s, int sd, size_t n, void *st) { memmove(d, s, n); return 0; }
 static int set(char *p, int value, size_t n) {
@@ -76,8 +85,10 @@ API int cudaMemset(void *d, int v, size_t n) { return set(d, v, n); }
 API int cudaMemsetAsync(void *d, int v, size_t n, void *st) { return set(d, v, n); }
 API int cudaPointerGetAttributes(struct cudaPointerAttributes *a, const void *p) {
   memset(a, 0, sizeof *a);
+  pthread_mutex_lock(&lock);
   int i = find(p);
   a->type = i < 0 ? cudaMemoryTypeUnregistered : table[i].host ? cudaMemoryTypeHost : cudaMemoryTypeDevice;
+  pthread_mutex_unlock(&lock);
   if (i >= 0) { a->devicePointer = (void *)p; a->hostPointer = table[i].host ? (void *)p : 0; }
   return 0;
 }
@@ -121,8 +132,8 @@ API const char *cudaGetErrorString(int e) { return e == OUT_OF_MEMORY ? "out of 
 API const char *cudaGetErrorName(int e) { return cudaGetErrorString(e); }
 
 /* Streams, events, kernels */
-API int cudaStreamSynchronize(void *s) { waits++; return 0; }
-API int cudaDeviceSynchronize(void) { waits++; return 0; }
+API int cudaStreamSynchronize(void *s) { host_waits(); return 0; }
+API int cudaDeviceSynchronize(void) { host_waits(); return 0; }
 API int cudaStreamCreate(void **s) { return handle(s); }
 API int cudaStreamCreateWithPriority(void **s, unsigned f, int p) { return handle(s); }
 API int cudaDeviceGetStreamPriorityRange(int *l, int *g) { *l = 0; *g = -5; return 0; }
@@ -131,7 +142,7 @@ API int cudaStreamIsCapturing(void *s, int *st) { *st = 0; return 0; }
 API int cudaStreamGetCaptureInfo(void *s, int *st, void *a, void *b, void *c, void *d, void *e) { *st = 0; return 0; }
 API int cudaEventCreate(void **e) { return handle(e); }
 API int cudaEventCreateWithFlags(void **e, unsigned f) { return handle(e); }
-API int cudaEventSynchronize(void *e) { waits++; return 0; }
+API int cudaEventSynchronize(void *e) { host_waits(); return 0; }
 API int cudaEventElapsedTime(float *ms, void *a, void *b) { *ms = 0; return 0; }
 API int cudaGetDriverEntryPointByVersion(const char *n, void **f, unsigned v, unsigned long long fl, int *st) {
   *f = 0;
