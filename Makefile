@@ -36,7 +36,7 @@ QUICK := -n 2 --dist loadfile -m "not (integration or browser or sharded or proc
 test: $(READY)  ## the quick tests: under 5 minutes on two cores
 	$(PYTEST) $(QUICK)
 
-test-integration: $(READY)  ## real training and commands, the long way: 20 minutes on two cores
+test-integration: $(READY)  ## real training and commands, the long way: 18 minutes on two cores
 	$(PYTEST) -n 2 --dist loadfile -m integration
 
 test-browser: $(READY)  ## the HTML pages in Chromium

@@ -270,7 +270,7 @@ def go(situation, folder, paths, data):
 
     def noted(pipeline, options, groups, wanted=None):
         found = plan(pipeline, options, groups, wanted)
-        if options is trainer.args:  # not those of a credit page
+        if wanted is not None:  # a credit page asks for all rollouts
             trainer.note_references(groups, found[0])
         return found
 
