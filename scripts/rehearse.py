@@ -77,7 +77,9 @@ def main() -> None:
     parser.add_argument("recipes", nargs="*", help="files of recipes/, and NAME=VALUE over them; none: all rows")
     parser.add_argument("--trl", action="store_true", help="TRL's GRPOTrainer with the same options")
     parser.add_argument("--lengths", type=float, nargs=2, default=(1500, 400), help="mean and deviation of completions")
-    parser.add_argument("--zero_variance", type=int, nargs=2, default=(0, 1), help="zero-variance groups, and all groups")
+    parser.add_argument(
+        "--zero_variance", type=int, nargs=2, default=(0, 1), help="zero-variance groups, and all groups"
+    )
     args = parser.parse_args()
     if not args.recipes:
         failed = [run for run in RUNS if subprocess.run([sys.executable, "-m", "scripts.rehearse", *run]).returncode]

@@ -40,7 +40,11 @@ def cacheable_tower(model: PreTrainedModel, *, frozen: bool = True) -> nn.Module
         return None
     parts = [child for child in base.children() if child is not base.language_model]
     weights = [weight for part in parts for weight in part.parameters()]
-    if any(map(has_dropout, parts)) or any(map(is_shard, weights)) or (frozen and any(w.requires_grad for w in weights)):
+    if (
+        any(map(has_dropout, parts))
+        or any(map(is_shard, weights))
+        or (frozen and any(w.requires_grad for w in weights))
+    ):
         return None
     return base
 
@@ -68,8 +72,8 @@ class ImageFeatures:
 
         Args:
             model: A model with a frozen tower; others run as ever.
-            only_here: Whether weights stay the same in this context only: the tower need not be frozen, and the cache is
-                cleared afterwards.
+            only_here: Whether weights stay the same in this context only: the tower need not be frozen, and the cache
+                is cleared afterwards.
         """
         base: Any = cacheable_tower(model, frozen=not only_here) if self._works is not False else None
         if base is None or "get_image_features" in vars(base):
