@@ -123,7 +123,7 @@ def test_a_killed_comparison_keeps_its_finished_runs(tmp_path):
             status = process.wait(600)
         if status != 2:
             break
-        assert said(cut).rstrip().endswith("wait for them, or name another --output_dir")
+        assert said(cut).rstrip().endswith("wait for them, or change --output_dir")
         time.sleep(1)
     assert status == 0, said(cut)
     assert finished.stat().st_mtime_ns == written
