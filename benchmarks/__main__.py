@@ -100,7 +100,8 @@ def _progress(part: str) -> Callable[[dict[str, Any]], None]:
     def say(row: dict[str, Any]) -> None:
         name = " ".join(str(row[key]) for key in LABELS if key in row)
         share = f", zero variance {row['zero_variance']:.0%}" if "zero_variance" in row else ""
-        print(f"[{time.perf_counter() - started:6.0f} s] {part}: {name}{share}", flush=True)
+        found = f", {row['ratio_to_trl_grpo']:.2f} of TRL's seconds" if "ratio_to_trl_grpo" in row else ""
+        print(f"[{time.perf_counter() - started:6.0f} s] {part}: {name}{share}{found}", flush=True)
 
     return say
 
