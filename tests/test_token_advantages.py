@@ -184,4 +184,4 @@ def test_a_trained_tower_runs_once_per_scorer(tmp_path, figures):
     tower.register_forward_pre_hook(lambda _, args, kwargs: counts.append(len(kwargs["grid_thw"])), with_kwargs=True)
     trainer.train()
     assert counts[-3:] == [2, 2, 2]
-    assert trainer._sharing.features._works is None  # never cached
+    assert not trainer._sharing.features._known  # no features outlive the passes, since weights change
