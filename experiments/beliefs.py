@@ -4,8 +4,9 @@
     python -m experiments.beliefs cepo-figures     # and a trained model
     python -m experiments.beliefs cepo-figures --variants default    # taught mistakes only: two minutes a model
 
-For each model: accuracy by variant, greedy and of 8 samples, and the share of correct readings of each label. Then the
-number written in each case with a taught mistake, if the numbers before it are correct.
+For each model: accuracy by variant, greedy and of 8 samples, the share of problems whose samples are all correct or all
+incorrect (zero-variance groups), and the share of correct readings of each label. Then the number written in each case
+with a taught mistake, if the numbers before it are correct.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from cepo.data.models import load_policy
 from cepo.data.sampling import Sampling
 from cepo.tasks.figures import Case, Problem, annotate, cases_of, figures_reward, policy_path, problem_of
 
-VARIANTS = ("default", "readings", "arithmetic", "easy", "long", "hard", "blank")
+VARIANTS = ("default", "readings", "arithmetic", "easy", "long", "hard", "sparse", "blank")
 
 
 def numbers_of(problem: Problem, text: str) -> list[str]:
@@ -73,7 +74,8 @@ def main() -> None:
     for name in (policy_path(), *options.models):
         model, processor = load_policy(name)
         print(f"\n{'shipped policy' if name == policy_path() else name}\n")
-        print(f"| variant | greedy | sampled | pass@{options.samples} | labels read |\n|---|---|---|---|---|")
+        print(f"| variant | greedy | sampled | pass@{options.samples} | zero-variance groups | labels read |")
+        print("|---|---|---|---|---|---|")
         of_default: list[Evaluation] = []
         problems: list[Problem] = []
         for variant in options.variants:
@@ -92,7 +94,8 @@ def main() -> None:
             asked = [problem_of(row) for row in data]
             if variant == "default":
                 of_default, problems = both, asked
-            cells = (both[0].accuracy, both[1].accuracy, both[1].pass_at(options.samples))
+            alike = Accuracy(tuple(float(share in (0.0, 1.0)) for share in both[1].accuracy.values))
+            cells = (both[0].accuracy, both[1].accuracy, both[1].pass_at(options.samples), alike)
             read = ", ".join(f"{share:.0%}" for share in labels_read(asked, both[0]))
             print(f"| {variant} | {' | '.join(map(str, cells))} | {read} |", flush=True)
         if not problems:

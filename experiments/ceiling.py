@@ -12,9 +12,10 @@ import time
 from scripts.make_figures_policy import Hint, Lesson, learn_solutions
 
 from cepo.data.evaluation import evaluate
+from cepo.data.loading import load_split
 from cepo.data.models import load_policy
 from cepo.data.sampling import Sampling
-from cepo.tasks.figures import figures_reward, load_figures, policy_path
+from cepo.tasks.figures import figures_reward, policy_path
 
 NUMBER = 100  # seed; the lessons of the shipped policy have lower numbers
 
@@ -24,9 +25,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=200, help="batches of 64 solutions")
     parser.add_argument("--learning_rate", type=float, default=1e-3)
     parser.add_argument("--num_problems", type=int, default=400)
+    parser.add_argument("--dataset_config", default="default", help="variant of the held-out problems")
     options = parser.parse_args()
     model, processor = load_policy(policy_path())
-    held_out = load_figures("test", options.num_problems)
+    held_out = load_split("figures", "test", config=options.dataset_config, size=options.num_problems)
 
     def greedy(when: str) -> None:
         found = evaluate(model, processor, held_out, Sampling(176, 0.0, batch_size=200), reward_func=figures_reward)

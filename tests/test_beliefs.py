@@ -11,6 +11,7 @@ from cepo import load_figures
 from cepo.data.loading import load_split
 from cepo.tasks.figures import cases_of, make_problem, problem_of
 from cepo.tasks.figures.beliefs import believed_label, believed_result
+from cepo.tasks.figures.problem import split_of
 from cepo.tasks.figures.solutions import reference_solution
 from cepo.tasks.figures.verifier import figures_reward
 
@@ -70,6 +71,15 @@ def test_belief_rate():
 def test_variants_with_one_kind_of_case(variant, kind):
     rows = load_split("figures", "test", config=variant, size=60)
     assert {case.kind for row in rows for case in cases_of(problem_of(row))} == {kind}
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_sparse_problems_have_the_numbers_of_cases_in_turn(split):
+    first, again = (load_split("figures", split, config="sparse", size=40) for _ in range(2))
+    found = [problem_of(row) for row in first]
+    assert [len(cases_of(problem)) for problem in found] == [0, 2, 2, 3, 3] * 8
+    assert {split_of(problem.start, problem.labels) for problem in found} == {split}
+    assert found == [problem_of(row) for row in again]
 
 
 def test_the_solution_column_has_correct_worked_solutions():

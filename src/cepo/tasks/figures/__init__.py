@@ -49,6 +49,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "hard": {"steps": (5, 5)},
     "readings": {"steps": (3, 4), "cases": ("reading",)},
     "arithmetic": {"steps": (3, 4), "cases": ("arithmetic",)},
+    "sparse": {"steps": (3, 4), "case_counts": (0, 2, 2, 3, 3)},
     "blank": {"steps": (3, 4), "blank": True},
 }
 

@@ -1,6 +1,8 @@
 """The figures task as a `datasets.Dataset` with TRL's columns."""
 
 from collections.abc import Collection, Mapping
+from collections.abc import Sequence as SequenceOf
+from functools import partial
 from typing import Any
 
 from datasets import Dataset, Features, Image, Sequence, Value
@@ -33,6 +35,7 @@ def load_figures(
     steps: tuple[int, int] = (3, 4),
     blank: bool = False,
     cases: Collection[CaseKind] = CASE_KINDS,
+    case_counts: SequenceOf[int] = (),
 ) -> Dataset:
     """`size` problems of a split of the figures task.
 
@@ -43,16 +46,22 @@ def load_figures(
         steps: Smallest and largest number of unknown angles (2 to 5).
         blank: Whether to leave out the printed numbers, the control for use of the image.
         cases: Kinds of cases; problems with other cases are left out.
+        case_counts: Numbers of cases of the problems, in turn; empty: any number.
 
     Returns:
         Columns `prompt` (conversation), `image` (112 x 64 pixels), `solution` (worked, ending with
         ``\\boxed{(62, 75, 43)}``), and the numbers in degrees: `start`, `labels` (printed) and `angles` (unknown).
     """
 
-    def wanted(problem: Problem) -> bool:
-        return all(case.kind in cases for case in cases_of(problem))
+    def wanted(problem: Problem, count: int | None) -> bool:
+        found = cases_of(problem)
+        return all(case.kind in cases for case in found) and count in (None, len(found))
 
-    problems = [make_problem(split, index, seed=seed, steps=steps, wanted=wanted) for index in range(size)]
+    counts = case_counts or (None,)
+    problems = [
+        make_problem(split, i, seed=seed, steps=steps, wanted=partial(wanted, count=counts[i % len(counts)]))
+        for i in range(size)
+    ]
     columns = {
         "prompt": [[{"role": "user", "content": problem.question}] for problem in problems],
         "image": [draw(problem, blank=blank) for problem in problems],
