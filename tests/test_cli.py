@@ -246,7 +246,7 @@ def test_an_invalid_option_is_an_error_on_one_line(
         (["explain", "--evidence_clip", "1.5"], "evidence_clip"),
         (["explain", "--from", "./nowhere"], "--from: no such folder: ./nowhere"),
         (["explain", "--statistics", "--num_generations", "1"], "at least 2"),
-        (["explain", "--dataset_config", "odd"], "easy, default, long, hard, readings, arithmetic, blank"),
+        (["explain", "--dataset_config", "odd"], "easy, default, long, hard, readings, arithmetic, sparse, blank"),
         (["evaluate", "--temperatures", "1,-1"], "must be 0"),
         (["evaluate", "--num_problem", "3"], "unknown option --num_problem; did you mean --num_problems?"),
         (["fly"], "fly"),
