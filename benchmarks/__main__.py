@@ -88,7 +88,9 @@ def _step(
 ) -> list[dict[str, Any]]:
     tasks = [step.paper_task(5, share, architecture, device, dtype) for share in (0.0, 0.4)]
     if options.quick:
-        return step.run(tasks, [("grpo", ""), ("cepo", "own_or_mixture")], repeats=1, canned=canned, say=say)
+        return step.run(
+            tasks, [("grpo", ""), ("cepo", "own_or_mixture")], repeats=options.repeats or 1, canned=canned, say=say
+        )
     if not canned:
         tasks.insert(0, step.default_task(8))
     return step.run(tasks, step.METHODS, repeats=options.repeats or 7, canned=canned, say=say)
