@@ -5,9 +5,8 @@ import math
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from functools import partial
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -107,12 +106,15 @@ def rehearse(
         stack.enter_context(patch.object(cepo.trainer.cepo_trainer, "final_answer", lambda text, _: str(len(text) % 6)))
         heard = Heard()
         logging.getLogger("cepo").addHandler(heard)
-        reward = partial(_half_right, recipe["num_generations"], *zero_variance)
-        reward.__name__ = "half_right"  # type: ignore[attr-defined]  # of which TRL makes names of metrics
         with gpu:
             model, processor, problems = _model_and_data(model_args)
             trainer = _trainer_class(gpu, trl, lengths)(
-                model, reward, args, problems, processing_class=processor, peft_config=get_peft_config(model_args)
+                model,
+                _half_right(recipe["num_generations"], *zero_variance),
+                args,
+                problems,
+                processing_class=processor,
+                peft_config=get_peft_config(model_args),
             )
             trainer.remove_callback(PrinterCallback)
             steps = _Steps(gpu)
@@ -191,9 +193,13 @@ def _model_and_data(model_args: Any) -> tuple[Any, Any, Dataset]:
     return model, processor if sees else processor.tokenizer, data
 
 
-def _half_right(size: int, alike: int, every: int, completions: list[Any], **kwargs: Any) -> list[float]:
-    """1 for every other rollout, but 0 in the first `alike` of each `every` groups of `size`."""
-    return [float(index % 2 and index // size % every >= alike) for index in range(len(completions))]
+def _half_right(size: int, alike: int, every: int) -> Callable[..., list[float]]:
+    """A reward of 1 for every other rollout, but of 0 in the first `alike` of each `every` groups of `size`."""
+
+    def half_right(completions: list[Any], **kwargs: Any) -> list[float]:
+        return [float(index % 2 and index // size % every >= alike) for index in range(len(completions))]
+
+    return half_right
 
 
 def _trainer_class(gpu: ShapesOnly, trl: bool, lengths: tuple[float, float]) -> type:

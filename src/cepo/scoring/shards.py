@@ -153,12 +153,6 @@ class ZeROShards(_Shards):
     def __init__(self, engine: Any):
         self._offload = engine.optimizer.parameter_offload
 
-    def forget_order(self) -> None:
-        """Reset DeepSpeed's record of the module order, by which it prefetches weights."""
-        coordinator = self._offload.get_param_coordinator()
-        if not coordinator.is_invalid_trace():
-            coordinator._invalidate_trace()
-
     def local(self, parameter: nn.Parameter) -> Tensor:
         return parameter.ds_tensor.data  # type: ignore[attr-defined]
 
@@ -173,7 +167,10 @@ class ZeROShards(_Shards):
         return nn.functional.pad(flat, (0, size - flat.numel()))
 
     def drop_gathered(self) -> None:
-        self.forget_order()
+        # DeepSpeed prefetches weights by its record of the module order, which is reset.
+        coordinator = self._offload.get_param_coordinator()
+        if not coordinator.is_invalid_trace():
+            coordinator._invalidate_trace()
         self._offload.partition_all_parameters()
 
     def _write(self, values: Mapping[nn.Parameter, Tensor]) -> None:
